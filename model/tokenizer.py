@@ -1,0 +1,128 @@
+"""Text to token ids and back: byte-level BPE by tiktoken, from GPT-2's ranks or a checkpoint's own."""
+
+import base64
+import binascii
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tiktoken
+
+from model.atomic import write_file
+
+END_OF_TEXT = "<|endoftext|>"
+PATTERN_NAME = "gpt2"
+# How GPT-2 cuts text into words before merging bytes, in the quick spelling that tiktoken has for it.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+DOWNLOAD_SECONDS = 60.0
+
+
+class Tokenizer:
+    """A byte-level vocabulary and one special token, end-of-text, whose id comes after all ranks.
+
+    Make one with `from_name` or `from_file`. Text is text: `<|endoftext|>` written by a user is encoded
+    letter by letter, and only `end_of_text` stands for the special token.
+    """
+
+    def __init__(self, ranks: dict[bytes, int], name: str) -> None:
+        """`ranks` maps every token's bytes to its id, which are 0 … len(ranks) - 1."""
+        self.end_of_text = len(ranks)
+        self.vocab_size = len(ranks) + 1
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+        )
+        self._absent = frozenset(byte for byte in range(256) if bytes([byte]) not in ranks)
+
+    @classmethod
+    def from_name(cls, name: str) -> "Tokenizer":
+        """Load the vocabulary that tiktoken knows as `name`; `gpt2` is the one supported.
+
+        tiktoken looks in the folder named by `TIKTOKEN_CACHE_DIR`, then downloads.
+        `ValueError` for another name, and when the files cannot be had.
+        """
+        if name != "gpt2":
+            raise ValueError(f"tokenizer {name!r} is not known: use gpt2 or the path of a ranks file")
+        encoding = _tiktoken_encoding(name)
+        ranks = {encoding.decode_single_token_bytes(i): i for i in range(encoding.eot_token)}
+        return cls(ranks, name)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Load ranks in tiktoken's form: on each line a token's bytes in base64 and its rank.
+
+        `OSError` when the file cannot be read, `ValueError` naming it when it is not such a file.
+        """
+        return cls(_read_ranks(Path(path)), Path(path).name)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`. `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none)."""
+        self._check(text)
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on several threads."""
+        for text in texts:
+            self._check(text)
+        return self._encoding.encode_ordinary_batch(list(texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, U+FFFD where their bytes are not UTF-8. `ValueError` for an id outside."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Bytes of token ids, exactly. `ValueError` for an id outside the vocabulary."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes of one token, which may be part of a character. `ValueError` for an id outside."""
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
+        return self._encoding.decode_single_token_bytes(token_id)
+
+    def save(self, path: str | Path) -> None:
+        """Write the ranks in tiktoken's form, all or nothing. `from_file` gives the same tokenizer back."""
+        lines = (base64.b64encode(self.token_bytes(i)) + b" %d\n" % i for i in range(self.end_of_text))
+        write_file(Path(path), b"".join(lines))
+
+    def _check(self, text: str) -> None:
+        # tiktoken panics on a byte that no token covers, and that cannot be caught as an Exception.
+        if self._absent and not self._absent.isdisjoint(text.encode("utf-8", errors="replace")):
+            raise ValueError("the text has a byte that this tokenizer's vocabulary lacks")
+
+
+def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
+    """`tiktoken.get_encoding`, given up after a while: its download has no time limit of its own."""
+    outcome: list[tiktoken.Encoding | Exception] = []
+
+    def load() -> None:
+        try:
+            outcome.append(tiktoken.get_encoding(name))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_SECONDS)
+    result = outcome[0] if outcome else TimeoutError()
+    if isinstance(result, Exception):
+        raise ValueError(
+            f"tokenizer {name!r} could not be loaded ({type(result).__name__}). Set TIKTOKEN_CACHE_DIR to a folder where tiktoken"
+            " has stored it, or give the path of a ranks file instead"
+        ) from result
+    return result
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            key, value = base64.b64decode(token, validate=True), int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(f"{path}, line {number}: not a token in base64 and its rank") from error
+        if key in ranks:
+            raise ValueError(f"{path}, line {number}: the token of rank {ranks[key]} again")
+        ranks[key] = value
+    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"{path}: ranks must be 0, 1, 2, … without a gap or a repeat")
+    return ranks
