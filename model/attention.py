@@ -1,0 +1,61 @@
+"""Attention with the score channel and weighted values (SPEC.md, "Attenuated block"; paper §2.4, eq. 8).
+
+Letters: B batch, S streams, N heads, H head width, D = N·H.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+from model.rotary import Rotation, rotate
+
+
+class Attend(Protocol):
+    """How queries meet keys: over the block itself, or over a cache that the block's keys are added to."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+        """Attention of q over k and v, (B,N,S,H) each, causal in stream order, scaled by 1/sqrt(H): (B,N,S,H)."""
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention within the block: torch's causal flash path, no mask is built."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over streams, biased by the cumulative score where the model forks."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.scored = bool(config.fork_layers)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
+        """(B,S,D) from normalised streams (B,S,D), their cumulative scores (B,S) and their rotation."""
+        q, k, v = self._heads(x)
+        q, k = rotate(q, by), rotate(k, by)
+        if self.scored:
+            q, k, v = score_channel(q, k, v, score)
+        y = attend(q.type_as(v), k.type_as(v), v)
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B,S,3,N,H)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+
+def score_channel(q: Tensor, k: Tensor, v: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spend the last channel of each head on the score bias c / sqrt(H), and weight values by P = exp(c).
+
+    q, k, v are (B,N,S,H), `score` (B,S). With 1 in the query's and c in the key's last channel the bias needs no mask.
+    """
+    c = score[:, None, :, None]
+    q = torch.cat((q[..., :-1], torch.ones_like(q[..., -1:])), dim=-1)
+    k = torch.cat((k[..., :-1], c.expand(-1, k.shape[1], -1, -1).to(k.dtype)), dim=-1)
+    return q, k, (v * c.exp()).type_as(v)

@@ -1,0 +1,34 @@
+"""From streams back to tokens: the output averagings (SPEC.md, "Output averaging"; paper §2.5, eq. 11 and 12).
+
+Letters: B batch, T tokens, S streams, D model width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.forking import Streams
+from model.segments import segment_counts, segment_logsumexp, segment_sum
+
+
+def residual_average(streams: Streams) -> Tensor:
+    """Eq. 12: Σ_j P_j x_j over each token's streams, not divided by ΣP; (B,T,D) float32."""
+    weighted = streams.score.exp()[:, :, None] * streams.x.float()
+    return segment_sum(weighted, streams.token_index, streams.tokens)
+
+
+def logit_average(streams: Streams, logits: Tensor) -> Tensor:
+    """Eq. 11: log of the mixture of the streams' softmaxes, weighted by P / ΣP.
+
+    `logits` (B,S,V) are the streams'; returns log-probabilities (B,T,V) float32.
+    """
+    joint = F.log_softmax(logits.float(), dim=-1) + streams.score[:, :, None]
+    total = segment_logsumexp(streams.score[:, :, None], streams.token_index, streams.tokens)
+    mixture = segment_logsumexp(joint, streams.token_index, streams.tokens)
+    return mixture - total.clamp(min=torch.finfo(torch.float32).min)  # a padded token has no streams: -inf stays -inf
+
+
+def rightmost(streams: Streams) -> Tensor:
+    """The original of each token alone, unweighted: (B,T,D)."""
+    last = segment_counts(streams.token_index, streams.tokens).cumsum(1) - 1
+    return streams.x.gather(1, last.clamp(min=0)[:, :, None].expand(-1, -1, streams.x.shape[2]))

@@ -1,0 +1,96 @@
+"""The sizes and switches of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+Activation = Literal["gelu", "gelu_tanh"]
+Averaging = Literal["residual", "logit", "rightmost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the shape of the weights and the arithmetic of the forward pass.
+
+    Raises `ValueError` naming the setting when a value cannot make a model.
+    """
+
+    vocab_size: int
+    """V, rows of the (tied) token embedding; may be padded above the tokenizer's vocabulary."""
+    block_size: int
+    """L, tokens of a training block; the budget is stated for a block of this length."""
+    max_block_size: int
+    """κ, streams that may leave a fork layer for a block of L tokens; κ = L keeps originals only."""
+    n_layer: int
+    """Attenuated blocks."""
+    n_head: int
+    """N, attention heads."""
+    n_embd: int
+    """D, width of the residual stream."""
+    fork_layers: tuple[int, ...] = ()
+    """Layers (from 0) that fork before they run; empty for the regular baseline."""
+    bias: bool = True
+    """Whether Linear and LayerNorm have a bias; the fork projection never has one."""
+    activation: Activation = "gelu"
+    """`gelu` is exact (the authors' PyTorch release), `gelu_tanh` the JAX code's approximation."""
+    averaging: Averaging = "residual"
+    """How a token's streams become its distribution (paper §2.5)."""
+    norm_before_averaging: bool = False
+    """With `residual`: final LayerNorm on each stream, none after the sum (the authors' first release)."""
+    copies: int = 1
+    """k of the copy-k baseline: every token starts as k streams; 1 is every other model."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "copies"):
+            _require(
+                _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "a whole number of at least 1", self
+            )
+        _require(_is_int(self.max_block_size) and self.max_block_size >= self.block_size, "max_block_size",
+                 f"a whole number of at least block_size ({self.block_size})", self)  # fmt: skip
+        _require(self.n_embd % (2 * self.n_head) == 0, "n_embd", f"a multiple of 2 * n_head ({2 * self.n_head})", self)
+        ordered = tuple(sorted(set(self.fork_layers)))
+        _require(self.fork_layers == ordered and all(0 <= layer < self.n_layer for layer in ordered), "fork_layers",
+                 f"rising layer numbers from 0 to {self.n_layer - 1}", self)  # fmt: skip
+        _require(self.activation in get_args(Activation), "activation", f"one of {get_args(Activation)}", self)
+        _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
+        _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
+        _require(self.copies == 1 or self.averaging == "rightmost", "averaging", "'rightmost' when copies > 1", self)
+
+    @property
+    def ratio(self) -> float:
+        """The ratio r = κ / L, streams per token that the budget allows."""
+        return self.max_block_size / self.block_size
+
+    @property
+    def head_width(self) -> int:
+        """H = D / N."""
+        return self.n_embd // self.n_head
+
+    @property
+    def max_ratio(self) -> int:
+        """2^(fork layers): from this ratio on every candidate survives under every rule."""
+        return 1 << len(self.fork_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy; `from_dict` is its inverse."""
+        return {**asdict(self), "fork_layers": list(self.fork_layers)}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Build from `to_dict`'s form. `ValueError` for an unknown or missing setting."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"unknown model settings: {', '.join(unknown)}")
+        try:
+            return cls(**{**settings, "fork_layers": tuple(settings.get("fork_layers", ()))})
+        except TypeError as error:
+            raise ValueError(f"model settings are incomplete or of the wrong type: {error}") from error
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(ok: bool, name: str, wanted: str, config: ModelConfig) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {wanted}, not {getattr(config, name)!r}")

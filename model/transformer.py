@@ -1,0 +1,191 @@
+"""The Thoughtbubbles transformer (SPEC.md, "Forward pass"), read from the leaves up.
+
+Letters: B batch, T tokens, S streams (S ≥ T), D model width, V vocabulary.
+"""
+
+import math
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention import Attend, Attention, causal_attention
+from model.averaging import logit_average, residual_average, rightmost
+from model.config import ModelConfig
+from model.forking import Fork, Streams, candidate_scores, fork
+from model.rotary import Rotation, fractions, rotation
+from model.selection import Rule, Selection
+
+
+class MLP(nn.Module):
+    """D → 4D → GELU → D."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,S,D) → (B,S,D)."""
+        return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """The attenuated block (paper §2.4): both residual updates are weighted by P = exp(c)."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
+        """(B,S,D) → (B,S,D), for streams with cumulative scores (B,S)."""
+        p = score.exp()[:, :, None]
+        x = x + self._attenuate(p, self.attn(self.ln_1(x), score, by, attend), x.dtype)
+        return x + self._attenuate(p, self.mlp(self.ln_2(x)), x.dtype)
+
+    def _attenuate(self, p: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
+        """P · update, multiplied in float32 and given back in the residual stream's own type."""
+        return (p * self.dropout(update)).to(dtype)  # type: ignore[no-any-return]
+
+
+class ForkingBlock(Block):
+    """A block that forks before it runs; its parameters have the authors' names."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__(config, dropout)
+        self.forking_ln = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.forking_score = nn.Linear(config.n_embd, 2, bias=False)
+        self.fork_embedding = nn.Parameter(torch.empty(config.n_embd))
+
+    def candidate_scores(self, x: Tensor, score: Tensor) -> Tensor:
+        """(B,2S) cumulative scores of the candidates that streams (B,S,D) with scores (B,S) make."""
+        return candidate_scores(x, score, self.forking_ln, self.forking_score)
+
+    def fork(self, layer: int, streams: Streams, selection: Selection) -> tuple[Streams, Fork]:
+        """The surviving streams and the record of what was decided."""
+        scores = self.candidate_scores(streams.x, streams.score)
+        streams, candidate = fork(streams, scores, self.fork_embedding, selection)
+        return streams, Fork(layer, streams.token_index, streams.score, candidate, scores)
+
+
+class Trunk(nn.Module):
+    """The modules that hold weights, under the authors' names."""
+
+    def __init__(self, config: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.h = nn.ModuleList(
+            (ForkingBlock if layer in config.fork_layers else Block)(config, dropout) for layer in range(config.n_layer)
+        )
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+class Thoughtbubbles(nn.Module):
+    """The model: token ids to logits, forking on the way.
+
+    `dropout` acts in train mode only, on the embeddings and on both residual branches of every block.
+    Weights are drawn by SPEC.md, "Initialisation", from torch's global generator.
+    """
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Trunk(config, dropout)
+        self.dropout = nn.Dropout(dropout)
+        initialise(self)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers in order; those that fork are `ForkingBlock`s."""
+        return list(self.transformer.h)  # type: ignore[arg-type]
+
+    @overload
+    def forward(
+        self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
+        return_forks: Literal[False] = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
+        return_forks: Literal[True],
+    ) -> tuple[Tensor, list[Fork]]: ...  # fmt: skip
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        rule: Rule = "causal",
+        ratio: float | None = None,
+        lengths: Tensor | None = None,
+        return_forks: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Fork]]:
+        """Logits (B,T,V) of token ids (B,T); log-probabilities where `averaging` is `logit`.
+
+        `rule` and `ratio` r choose the survivors (None: the model's κ / L); training uses `blockwise`, serving
+        `causal`. `lengths` (B,) are the tokens of each row, the rest being padding. With `return_forks`, one `Fork`
+        a fork layer follows. Raises `ValueError` for an unknown rule or a ratio below 1.
+        """
+        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio), lengths)
+        logits = self.readout(streams)
+        return (logits, forks) if return_forks else logits
+
+    def streams(self, ids: Tensor, selection: Selection, lengths: Tensor | None = None) -> tuple[Streams, list[Fork]]:
+        """The residual streams after the last layer, and what each fork layer decided."""
+        streams, forks = self.embed(ids, lengths), []
+        by = self.rotation(streams.token_index, streams.tokens)
+        for layer, block in enumerate(self.blocks):
+            if isinstance(block, ForkingBlock):
+                streams, record = block.fork(layer, streams, selection)
+                forks.append(record)
+                by = self.rotation(streams.token_index, streams.tokens)
+            x = block(streams.x, streams.score, by)
+            streams = Streams(x, streams.score, streams.token_index, streams.tokens)
+        return streams, forks
+
+    def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
+        """One stream a token, or k in the copy-k baseline, with c = 0; ids (B,T)."""
+        batch, tokens = ids.shape
+        token_index = torch.arange(tokens, device=ids.device).expand(batch, tokens)
+        if lengths is not None:
+            token_index = torch.where(token_index < lengths[:, None], token_index, tokens)
+        x = self.dropout(self.transformer.wte(ids))
+        if self.config.copies > 1:
+            x, token_index = (each.repeat_interleave(self.config.copies, dim=1) for each in (x, token_index))
+        return Streams(x, torch.zeros(token_index.shape, device=ids.device), token_index, tokens)
+
+    def rotation(self, token_index: Tensor, tokens: int, first: Tensor | int = 0) -> Rotation:
+        """Angles of the streams (B,S) of tokens that are numbered from `first`."""
+        positions = (token_index + first) + fractions(token_index, tokens)
+        return rotation(positions, self.config.head_width)
+
+    def readout(self, streams: Streams) -> Tensor:
+        """Logits (B,T,V), float32, of streams after the last layer (log-probabilities for `logit`)."""
+        norm = self.transformer.ln_f
+        if self.config.averaging == "logit":
+            return logit_average(streams, self._head(norm(streams.x)))
+        if self.config.averaging == "rightmost":
+            return self._head(norm(rightmost(streams)))
+        if self.config.norm_before_averaging:
+            streams = Streams(norm(streams.x), streams.score, streams.token_index, streams.tokens)
+            return self._head(residual_average(streams))
+        return self._head(norm(residual_average(streams).type_as(streams.x)))
+
+    def _head(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.transformer.wte.weight)
+
+
+def initialise(model: Thoughtbubbles) -> None:
+    """SPEC.md, "Initialisation": N(0, 0.02²), the residual projections divided by sqrt(2 · n_layer)."""
+    residual_std = 0.02 / math.sqrt(2 * model.config.n_layer)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, ForkingBlock):
+            nn.init.normal_(module.fork_embedding, std=model.config.n_embd**-0.5)
