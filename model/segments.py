@@ -19,11 +19,7 @@ from torch import Tensor
 
 try:
     import torch_scatter
-except (
-    ImportError,
-    OSError,
-    RuntimeError,
-):  # absent, or (OSError, RuntimeError) compiled against another torch or CUDA
+except (ImportError, OSError, RuntimeError):  # absent, or compiled against another torch or CUDA
     torch_scatter = None
 
 Backend = Literal["torch-scatter", "torch"]

@@ -1,0 +1,29 @@
+"""What every test may count on: one thread per core at most, torch's defaults restored, devices asked for by marker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+# Two threads: the small tensors of tests gain nothing from more, and machines with many cores lose.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    devices = torch.cuda.device_count()
+    for item in items:
+        for marker, needed in (("gpu", 1), ("multi_gpu", 2)):
+            if item.get_closest_marker(marker) and devices < needed:
+                item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA device(s), found {devices}"))
+
+
+@pytest.fixture(autouse=True)
+def torch_defaults() -> Iterator[None]:
+    """Each test starts from seed 0, and a default dtype that one sets does not reach the next."""
+    dtype = torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
