@@ -1,8 +1,24 @@
 """The Thoughtbubbles architecture on a single device (SPEC.md); imports nothing else of this project."""
 
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from model.config import ModelConfig
 from model.forking import Fork, Streams
 from model.selection import Rule, Selection, budget
+from model.tokenizer import Tokenizer
 from model.transformer import ForkingBlock, Thoughtbubbles
 
-__all__ = ["Fork", "ForkingBlock", "ModelConfig", "Rule", "Selection", "Streams", "Thoughtbubbles", "budget"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Fork",
+    "ForkingBlock",
+    "ModelConfig",
+    "Rule",
+    "Selection",
+    "Streams",
+    "Thoughtbubbles",
+    "Tokenizer",
+    "budget",
+    "load_checkpoint",
+    "save_checkpoint",
+]

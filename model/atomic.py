@@ -12,7 +12,7 @@ from pathlib import Path
 
 def write_file(path: Path, content: bytes) -> None:
     """Write `content` to `path`, replacing what was there in one step. `OSError` as `open` has it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -31,7 +31,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     A folder cannot be swapped for another in one portable step. What was at `path` is therefore kept
     as `latest_folder` finds it until the new one stands there.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -58,6 +58,11 @@ def _move(partial: Path, path: Path) -> None:
     partial.rename(path)
     _flush(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    # One name, so that what a stopped machine left is written over by the next attempt.
+    return path.with_name(f".{path.name}.partial")
 
 
 def _previous(path: Path) -> Path:

@@ -106,8 +106,8 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
     result = outcome[0] if outcome else TimeoutError()
     if isinstance(result, Exception):
         raise ValueError(
-            f"tokenizer {name!r} could not be loaded ({type(result).__name__}). Set TIKTOKEN_CACHE_DIR to a folder where tiktoken"
-            " has stored it, or give the path of a ranks file instead"
+            f"tokenizer {name!r} could not be loaded ({type(result).__name__}). Set TIKTOKEN_CACHE_DIR to a folder"
+            " where tiktoken has stored it, or give the path of a ranks file instead"
         ) from result
     return result
 

@@ -1,13 +1,14 @@
-import base64
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from model import tokenizer as module
-from model.tokenizer import Tokenizer
+import model.tokenizer as module
+from model import Tokenizer
 
+WriteRanks = Callable[[str, Iterable[bytes]], Path]
 GPT2_CACHE = Path(__file__).parents[3] / "shared" / "tiktoken"
 TEXTS = [
     "",
@@ -20,17 +21,6 @@ TEXTS = [
 ]
 
 
-def write_ranks(path: Path, tokens: list[bytes]) -> Path:
-    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
-    return path
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Tokenizer:
-    merges = [b"th", b"the", b" t", b" the", b"\xf0\x9f"]
-    return Tokenizer.from_file(write_ranks(tmp_path / "ranks.tiktoken", [bytes([b]) for b in range(256)] + merges))
-
-
 @pytest.fixture
 def gpt2(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     if not GPT2_CACHE.is_dir():
@@ -40,42 +30,42 @@ def gpt2(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_decoding_undoes_encoding(small: Tokenizer, text: str) -> None:
-    ids = small.encode(text)
-    assert small.decode(ids) == text
-    assert b"".join(small.token_bytes(i) for i in ids) == text.encode()
+def test_decoding_undoes_encoding(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert b"".join(tokenizer.token_bytes(i) for i in ids) == text.encode()
 
 
-def test_the_merges_are_used_and_stop_at_words(small: Tokenizer) -> None:
-    assert small.encode("the the") == [257, 259]
-    assert small.encode_batch(["the", "", " the"]) == [[257], [], [259]]
+def test_the_merges_are_used_and_stop_at_words(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("the the") == [257, 259]
+    assert tokenizer.encode_batch(["the", "", " the"]) == [[257], [], [259]]
 
 
-def test_end_of_text_follows_the_ranks_and_is_never_made_from_text(small: Tokenizer) -> None:
-    assert (small.end_of_text, small.vocab_size) == (261, 262)
-    assert small.end_of_text not in small.encode("<|endoftext|>")
-    assert small.decode([small.end_of_text]) == "<|endoftext|>"
+def test_end_of_text_follows_the_ranks_and_is_never_made_from_text(tokenizer: Tokenizer) -> None:
+    assert (tokenizer.end_of_text, tokenizer.vocab_size) == (261, 262)
+    assert tokenizer.end_of_text not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
 
 
-def test_half_a_character_decodes_to_a_replacement(small: Tokenizer) -> None:
-    assert small.decode_bytes([260]) == b"\xf0\x9f"
-    assert small.decode([260]) == "\N{REPLACEMENT CHARACTER}"
+def test_half_a_character_decodes_to_a_replacement(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode_bytes([260]) == b"\xf0\x9f"
+    assert tokenizer.decode([260]) == "\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize("token_id", [-1, 262])
-def test_ids_outside_are_refused(small: Tokenizer, token_id: int) -> None:
+def test_ids_outside_are_refused(tokenizer: Tokenizer, token_id: int) -> None:
     with pytest.raises(ValueError, match=f"{token_id} is outside the vocabulary of 262"):
-        small.decode([token_id])
+        tokenizer.decode([token_id])
 
 
-def test_saved_ranks_give_the_same_tokenizer(small: Tokenizer, tmp_path: Path) -> None:
-    small.save(tmp_path / "saved.tiktoken")
+def test_saved_ranks_give_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "saved.tiktoken")
     assert (tmp_path / "saved.tiktoken").read_bytes() == (tmp_path / "ranks.tiktoken").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ranks.tiktoken", "saved.tiktoken"]
 
 
-def test_a_vocabulary_without_some_bytes_refuses_them_alone(tmp_path: Path) -> None:
-    letters = Tokenizer.from_file(write_ranks(tmp_path / "letters", [b"a", b"b"]))
+def test_a_vocabulary_without_some_bytes_refuses_them_alone(write_ranks: WriteRanks) -> None:
+    letters = Tokenizer.from_file(write_ranks("letters", [b"a", b"b"]))
     assert letters.encode("abba") == [0, 1, 1, 0]
     for encode in (letters.encode, lambda text: letters.encode_batch(["ab", text])):
         with pytest.raises(ValueError, match="lacks"):
@@ -131,7 +121,9 @@ def test_a_download_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         Tokenizer.from_name("gpt2")
 
 
-def test_a_failed_save_leaves_the_old_ranks(small: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_ranks(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (tmp_path / "ranks.tiktoken").read_bytes()
 
     def fail(_descriptor: int) -> None:
@@ -139,6 +131,6 @@ def test_a_failed_save_leaves_the_old_ranks(small: Tokenizer, tmp_path: Path, mo
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        small.save(tmp_path / "ranks.tiktoken")
+        tokenizer.save(tmp_path / "ranks.tiktoken")
     assert (tmp_path / "ranks.tiktoken").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["ranks.tiktoken"]

@@ -1,0 +1,129 @@
+"""A checkpoint: one folder with everything that a model needs to run.
+
+    config.json               format version, model configuration, tokenizer, training provenance
+    model.safetensors         the weights under the authors' names (above 4 GB in shards, with an index)
+    tokenizer.tiktoken        the tokenizer's ranks
+
+Written whole or not at all. Nothing in it is code: no pickle is read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from model.atomic import latest_folder, new_folder
+from model.config import ModelConfig
+from model.tokenizer import PATTERN_NAME, Tokenizer
+from model.transformer import Thoughtbubbles
+from model.weights import SHARD_BYTES, read_weights, write_weights
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.tiktoken"
+MAX_PADDING = 127
+"""Rows that a vocabulary may be padded by, above the tokenizer's, to a multiple that hardware likes."""
+
+
+class CheckpointError(ValueError):
+    """A folder is not a checkpoint that this version can use; the message says which and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What `load_checkpoint` returns."""
+
+    model: Thoughtbubbles
+    """In evaluation mode."""
+    tokenizer: Tokenizer
+    provenance: dict[str, Any]
+    """How the weights came to be, as whoever saved them wrote it down."""
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: Thoughtbubbles,
+    tokenizer: Tokenizer,
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `folder`, replacing a checkpoint that is there; at every moment one of the two can be loaded.
+
+    Weights are stored as `dtype` (None: as they are), above `shard_bytes` bytes in shards. Raises `ValueError` when
+    the tokenizer does not fit the model or when something else than a checkpoint is at `folder`.
+    """
+    folder = Path(folder).resolve()
+    _check_vocabulary(model.config, tokenizer)
+    _check_replaceable(folder)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": model.config.to_dict(),
+        "tokenizer": _describe(tokenizer),
+        "provenance": dict(provenance),
+    }
+    with new_folder(folder) as partial:
+        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+        tokenizer.save(partial / TOKENIZER_FILE)
+        write_weights(partial, model.state_dict(), dtype or model.transformer.wte.weight.dtype, shard_bytes)
+
+
+def load_checkpoint(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Read a checkpoint, its weights to `device` as `dtype`. `CheckpointError` with the reason when that cannot be."""
+    folder = latest_folder(Path(folder))
+    try:
+        config = _read_config(folder)
+        tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+        if config["tokenizer"] != _describe(tokenizer):
+            raise ValueError(f"{TOKENIZER_FILE} is not the tokenizer that {CONFIG_FILE} describes")
+        model = empty_model(ModelConfig.from_dict(config["model"]))
+        _check_vocabulary(model.config, tokenizer)
+        model.load_state_dict(read_weights(folder, model.state_dict(), device, dtype), assign=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return Checkpoint(model=model.eval(), tokenizer=tokenizer, provenance=config["provenance"])
+
+
+def empty_model(config: ModelConfig) -> Thoughtbubbles:
+    """A model whose weights have shapes but no storage, to be given tensors by `load_state_dict(…, assign=True)`."""
+    with torch.device("meta"):
+        return Thoughtbubbles(config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ValueError("no such folder")
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    if not isinstance(config, dict) or "format_version" not in config:
+        raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: it has no format_version")
+    if config["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
+    parts = {"model", "tokenizer", "provenance"}
+    if set(config) != parts | {"format_version"} or not all(isinstance(config[part], dict) for part in parts):
+        raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
+    return config
+
+
+def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"file": TOKENIZER_FILE, "vocab_size": tokenizer.vocab_size, "pattern": PATTERN_NAME}
+
+
+def _check_replaceable(folder: Path) -> None:
+    # The tokenizer's file tells our checkpoints from others' folders, which may hold a config.json as well.
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / TOKENIZER_FILE).is_file()):
+        raise ValueError(f"{folder} exists and is not a checkpoint, so it is not replaced")
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_PADDING:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocab_size of {config.vocab_size},"
+            f" which must be equal or up to {MAX_PADDING} more"
+        )

@@ -1,0 +1,128 @@
+"""A model's tensors on disk: safetensors, in one file or in shards with an index in the Hugging Face form."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 4_000_000_000
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of one tensor before it is read."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+def write_weights(
+    folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the tensors of `state` as `dtype`; above `shard_bytes` bytes in shards, each at most that (or one tensor).
+
+    `ValueError` for a dtype that checkpoints do not store.
+    """
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
+    shards = _split(state, dtype.itemsize, shard_bytes)
+    files = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: state[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def read_weights(
+    folder: Path, expected: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Read exactly the tensors of `expected`, whose shapes alone count, to `device` as `dtype`.
+
+    `ValueError` or `safetensors.SafetensorError` with the reason when the files do not hold just these tensors,
+    whole and in one stored dtype. Headers are compared before any tensor is read.
+    """
+    files = _files(folder)
+    found = [header for file in files for header in _headers(file)]
+    check_shapes({header.name: header.shape for header in found}, expected)
+    _check_dtypes(found)
+    return {name: tensor.to(dtype) for file in files for name, tensor in _tensors(file, device)}
+
+
+def check_shapes(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> None:
+    """`ValueError` unless the names and shapes of `found` are those of the tensors a model expects."""
+    if missing := [name for name in expected if name not in found]:
+        raise ValueError(f"tensors are missing: {_some(missing)}")
+    if extra := [name for name in found if name not in expected]:
+        raise ValueError(f"tensors do not belong to this model: {_some(extra)}")
+    for name, shape in found.items():
+        if list(shape) != list(expected[name].shape):
+            raise ValueError(f"{name} has shape {list(shape)}, where the model has {list(expected[name].shape)}")
+
+
+def _split(state: Mapping[str, Tensor], itemsize: int, shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, tensor in state.items():
+        size = tensor.numel() * itemsize
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _shard_name(i: int, count: int) -> str:
+    return f"model-{i + 1:05}-of-{count:05}.safetensors"
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    if not (folder / INDEX).exists():
+        raise ValueError(f"neither {SINGLE} nor {INDEX} is there")
+    try:
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{INDEX} is not an index of shards") from error
+    count = len(names)
+    if names != {_shard_name(i, count) for i in range(count)}:
+        raise ValueError(f"{INDEX} does not name the shards 1 to {count}")
+    return [folder / name for name in sorted(names)]
+
+
+def _headers(file: Path) -> Iterator[Header]:
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (a safe_open is not a dict)
+            header = tensors.get_slice(name)
+            yield Header(name, header.get_shape(), header.get_dtype())
+
+
+def _tensors(file: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt", device=str(device)) as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            yield name, tensors.get_tensor(name)
+
+
+def _check_dtypes(found: list[Header]) -> None:
+    dtypes = sorted({header.dtype for header in found})
+    if len(dtypes) != 1 or dtypes[0] not in DTYPES:
+        raise ValueError(f"tensors are stored as {', '.join(dtypes)}, not all as one of {', '.join(DTYPES)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
