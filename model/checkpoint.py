@@ -77,7 +77,7 @@ def load_checkpoint(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
     """Read a checkpoint, its weights to `device` as `dtype`. `CheckpointError` with the reason when that cannot be."""
-    folder = latest_folder(Path(folder))
+    folder = latest_folder(Path(folder).resolve())
     try:
         config = _read_config(folder)
         tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
