@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
 Activation = Literal["gelu", "gelu_tanh"]
@@ -48,9 +49,10 @@ class ModelConfig:
         _require(_is_int(self.max_block_size) and self.max_block_size >= self.block_size, "max_block_size",
                  f"a whole number of at least block_size ({self.block_size})", self)  # fmt: skip
         _require(self.n_embd % (2 * self.n_head) == 0, "n_embd", f"a multiple of 2 * n_head ({2 * self.n_head})", self)
-        ordered = tuple(sorted(set(self.fork_layers)))
-        _require(self.fork_layers == ordered and all(0 <= layer < self.n_layer for layer in ordered), "fork_layers",
-                 f"rising layer numbers from 0 to {self.n_layer - 1}", self)  # fmt: skip
+        _require(_rising(self.fork_layers, self.n_layer), "fork_layers",
+                 f"a tuple of rising layer numbers from 0 to {self.n_layer - 1}", self)  # fmt: skip
+        for name in ("bias", "norm_before_averaging"):
+            _require(isinstance(getattr(self, name), bool), name, "true or false", self)
         _require(self.activation in get_args(Activation), "activation", f"one of {get_args(Activation)}", self)
         _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
@@ -81,14 +83,21 @@ class ModelConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(settings) - known):
             raise ValueError(f"unknown model settings: {', '.join(unknown)}")
+        layers = settings.get("fork_layers", ())
         try:
-            return cls(**{**settings, "fork_layers": tuple(settings.get("fork_layers", ()))})
+            return cls(**{**settings, "fork_layers": tuple(layers) if isinstance(layers, list) else layers})
         except TypeError as error:
-            raise ValueError(f"model settings are incomplete or of the wrong type: {error}") from error
+            raise ValueError(f"model settings are incomplete: {error}") from error
 
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _rising(layers: object, end: int) -> bool:
+    return (
+        isinstance(layers, tuple) and all(map(_is_int, layers)) and all(a < b for a, b in pairwise((-1, *layers, end)))
+    )
 
 
 def _require(ok: bool, name: str, wanted: str, config: ModelConfig) -> None:
