@@ -1,0 +1,58 @@
+"""`thoughtbubbles convert`: a checkpoint of ours from the authors' PyTorch release."""
+
+import argparse
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import empty_model, save_checkpoint
+from model.release import Release, read_release
+from model.tokenizer import Tokenizer
+from model.weights import DTYPES, check_shapes
+
+
+def convert(
+    source: str | Path, out: str | Path, tokenizer: Tokenizer, *, norm_before_averaging: bool | None = None
+) -> Release:
+    """Write the release at `source` as the checkpoint `out`, and return what was read.
+
+    Weights keep their dtype, or become float32 where they are of several. Raises `OSError` for a missing file and
+    `ValueError` with the reason: see `read_release` and `save_checkpoint`.
+    """
+    release = read_release(Path(source), norm_before_averaging=norm_before_averaging)
+    model = empty_model(release.config)
+    check_shapes({name: tensor.shape for name, tensor in release.state.items()}, model.state_dict())
+    dtypes = {tensor.dtype for tensor in release.state.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else torch.float32
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in release.state.items()}, assign=True)
+    provenance = {"converted_from": "the authors' PyTorch release", "settings": release.settings}
+    save_checkpoint(out, model, tokenizer, provenance)
+    return release
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("source", type=Path, help="the release: a folder with config.json, or a weights file beside it")
+    parser.add_argument("out", type=Path, help="the checkpoint folder to write")
+    parser.add_argument("--tokenizer", default="gpt2", help="gpt2, or the path of a tiktoken ranks file (%(default)s)")
+    parser.add_argument(
+        "--norm-before-averaging",
+        action=argparse.BooleanOptionalAction,
+        help="final LayerNorm before streams are averaged, as in the first release (on where config.json has a plan)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and say what was written and what was left out."""
+    named = args.tokenizer == "gpt2"
+    tokenizer = Tokenizer.from_name(args.tokenizer) if named else Tokenizer.from_file(args.tokenizer)
+    release = convert(args.source, args.out, tokenizer, norm_before_averaging=args.norm_before_averaging)
+    config = release.config
+    print(f"wrote {args.out}: {config.n_layer} layers, forks before {list(config.fork_layers)},", end=" ")
+    print(f"norm_before_averaging {config.norm_before_averaging},", end=" ")
+    print(f"{sum(tensor.numel() for tensor in release.state.values()):,} parameters")
+    for name, count in Counter(re.sub(r"\.\d+\.", ".*.", name) for name in release.dropped).items():
+        print(f"left out {name} ({count})")
+    return 0

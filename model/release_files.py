@@ -1,0 +1,138 @@
+"""Tensors by name out of what others write: safetensors, a pickled state dict, or a distributed checkpoint.
+
+The only place that reads pickles, and only such as can hold nothing but tensors and plain data.
+"""
+
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+INDEX = ".metadata"
+WEIGHTS = ("model.safetensors", "weights.safetensors", "model.pt", "model.pth")
+Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
+
+
+def read_tensors(
+    path: Path, rename: Callable[[Iterable[str]], Mapping[str, str]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of `path`, on the CPU under new names, and the old names of those left out.
+
+    `path` is a weights file, or a folder: a distributed checkpoint (itself or one folder in it), or with one of the
+    files `WEIGHTS`. `rename` is given all names, nested dictionaries joined by dots, and maps those to keep to the
+    new ones; the others, such as an optimizer's state, are not read where the format allows. `OSError` for a missing
+    file; `ValueError` naming the file that holds something else.
+    """
+    names, read = _open(_find(path))
+    renamed = rename(names)
+    tensors = read(renamed)
+    return {new: tensors[old] for old, new in renamed.items()}, sorted(set(names) - set(renamed))
+
+
+def _open(path: Path) -> tuple[list[str], Read]:
+    if path.name == INDEX:
+        return _open_distributed(path.parent)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    return list(state), lambda _names: state
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    candidates = [path / INDEX, *path.glob(f"*/{INDEX}"), *(path / name for name in WEIGHTS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"{path} is no distributed checkpoint and has none of {', '.join(WEIGHTS)}: name the weights file")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a state dict that can be read without running code from it") from error
+    return dict(_flat(content, ""))
+
+
+def _flat(content: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield prefix.removesuffix("."), content
+    if isinstance(content, Mapping):
+        for name, inner in content.items():
+            yield from _flat(inner, f"{prefix}{name}.")
+
+
+def _open_distributed(folder: Path) -> tuple[list[str], Read]:
+    reader = _Reader(folder)
+    stored = reader.read_metadata().state_dict_metadata
+    tensors = {name: item for name, item in stored.items() if isinstance(item, TensorStorageMetadata)}
+
+    def read(names: Iterable[str]) -> dict[str, Tensor]:
+        state = {name: torch.empty(tensors[name].size, dtype=tensors[name].properties.dtype) for name in names}
+        planner = DefaultLoadPlanner(flatten_state_dict=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(state, storage_reader=reader, planner=planner, no_dist=True)
+        return state
+
+    return list(tensors), read
+
+
+class _Reader(FileSystemReader):
+    """Torch's reader, which unpickles tensors with `weights_only` but its index without: here the index too is safe."""
+
+    def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:  # noqa: ANN401  (torch's signature)
+        path = Path(self.path) / INDEX
+        try:
+            with path.open("rb") as file:
+                metadata = _IndexUnpickler(file).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} is not the index of a distributed checkpoint: {error}") from error
+        if not isinstance(metadata, Metadata):
+            raise ValueError(f"{path} is not the index of a distributed checkpoint")
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Makes the plain classes that an index consists of, and no others."""
+
+    ALLOWED = frozenset(
+        {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
+        | {("torch.distributed.checkpoint.filesystem", "_StorageInfo")}
+        | {(module, "PosixPath") for module in ("pathlib", "pathlib._local")}
+        | {
+            ("torch.distributed.checkpoint.metadata", name)
+            for name in (
+                "BytesStorageMetadata",
+                "ChunkStorageMetadata",
+                "Metadata",
+                "MetadataIndex",
+                "StorageMeta",
+                "TensorProperties",
+                "TensorStorageMetadata",
+                "_MEM_FORMAT_ENCODING",
+            )
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  (pickle's signature)
+        if (module, name) in self.ALLOWED or (module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
