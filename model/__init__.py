@@ -1,6 +1,6 @@
 """The Thoughtbubbles architecture on a single device (SPEC.md); imports nothing else of this project."""
 
-from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, shipped_checkpoint
 from model.config import ModelConfig
 from model.forking import Fork, Streams
 from model.selection import Rule, Selection, budget
@@ -21,4 +21,5 @@ __all__ = [
     "budget",
     "load_checkpoint",
     "save_checkpoint",
+    "shipped_checkpoint",
 ]

@@ -25,6 +25,7 @@ from model.weights import SHARD_BYTES, read_weights, write_weights
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.tiktoken"
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 MAX_PADDING = 127
 """Rows that a vocabulary may be padded by, above the tokenizer's, to a multiple that hardware likes."""
 
@@ -89,6 +90,14 @@ def load_checkpoint(
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return Checkpoint(model=model.eval(), tokenizer=tokenizer, provenance=config["provenance"])
+
+
+def shipped_checkpoint() -> Path:
+    """The folder of the checkpoint in the repository. `ValueError` when there is none, or more than one."""
+    found = sorted(config.parent for config in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+    if len(found) != 1:
+        raise ValueError(f"{SHIPPED} holds {len(found)} checkpoints: name one")
+    return found[0]
 
 
 def empty_model(config: ModelConfig) -> Thoughtbubbles:

@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written and what was left out."""
-    named = args.tokenizer == "gpt2"
-    tokenizer = Tokenizer.from_name(args.tokenizer) if named else Tokenizer.from_file(args.tokenizer)
+    tokenizer = Tokenizer.from_name_or_file(args.tokenizer)
     release = convert(args.source, args.out, tokenizer, norm_before_averaging=args.norm_before_averaging)
     config = release.config
     print(f"wrote {args.out}: {config.n_layer} layers, forks before {list(config.fork_layers)},", end=" ")

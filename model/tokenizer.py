@@ -54,6 +54,11 @@ class Tokenizer:
         """
         return cls(_read_ranks(Path(path)), Path(path).name)
 
+    @classmethod
+    def from_name_or_file(cls, source: str) -> "Tokenizer":
+        """What a command line means by a tokenizer: the ranks file at `source` if there is one, else `from_name`."""
+        return cls.from_file(source) if Path(source).is_file() else cls.from_name(source)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none)."""
         self._check(text)

@@ -100,6 +100,13 @@ def test_gpt2_by_name(gpt2: Tokenizer, tmp_path: Path) -> None:
     assert [again.encode(text) for text in TEXTS] == gpt2.encode_batch(TEXTS)
 
 
+def test_a_command_line_names_a_file_or_a_vocabulary(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "gpt2")
+    assert Tokenizer.from_name_or_file(str(tmp_path / "gpt2")).vocab_size == tokenizer.vocab_size
+    with pytest.raises(ValueError, match="no-file' is not known: use gpt2 or the path of a ranks file"):
+        Tokenizer.from_name_or_file("no-file")
+
+
 def test_other_names_are_refused() -> None:
     with pytest.raises(ValueError, match="'cl100k_base' is not known"):
         Tokenizer.from_name("cl100k_base")

@@ -1,0 +1,151 @@
+"""The face of the project, seen by someone who imports it and by someone who types its command."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import thoughtbubbles
+from model import ModelConfig, Tokenizer, save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+IDS = torch.tensor([[5, 250, 17, 17]])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that knows bytes and nothing else."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    Tokenizer({bytes([byte]): byte for byte in range(256)}, "bytes").save(folder / "ranks")
+    config = ModelConfig(
+        vocab_size=257, block_size=16, max_block_size=32, n_layer=2, n_head=2, n_embd=16, fork_layers=(1,)
+    )
+    model = thoughtbubbles.Thoughtbubbles(config)
+    save_checkpoint(folder / "small", model, Tokenizer.from_file(folder / "ranks"), {})
+    return folder / "small"
+
+
+def test_the_public_names_are_these() -> None:
+    """The surface others build on; a change here is a change for them."""
+    assert thoughtbubbles.__all__ == [
+        "Engine",
+        "EngineConfig",
+        "ModelConfig",
+        "SamplingParams",
+        "Thoughtbubbles",
+        "Tokenizer",
+        "load",
+    ]
+    for name in thoughtbubbles.__all__:
+        assert getattr(thoughtbubbles, name).__name__ == name
+        assert name in dir(thoughtbubbles)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Bubble'"):
+        thoughtbubbles.Bubble  # noqa: B018
+    assert not hasattr(thoughtbubbles, "Bubble")
+
+
+def imported_by(statement: str) -> set[str]:
+    """The modules that a fresh Python holds after `statement`."""
+    script = f"import sys\n{statement}\nprint(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
+        .stdout.decode()
+        .split()
+    )
+
+
+def test_importing_the_face_imports_nothing_heavy() -> None:
+    modules = imported_by("import thoughtbubbles; thoughtbubbles.__version__; dir(thoughtbubbles)")
+    assert modules.isdisjoint({"torch", "model", "engine", "server", "training"})
+
+
+def test_a_command_does_not_import_the_others() -> None:
+    modules = imported_by(
+        "import thoughtbubbles\ntry: thoughtbubbles.main(['generate', '--help'])\nexcept SystemExit: pass"
+    )
+    assert "engine.command" in modules
+    assert modules.isdisjoint({"fastapi", "server", "training", "tokenizers"})
+
+
+def test_a_checkpoint_is_loaded(saved: Path) -> None:
+    model, tokenizer = thoughtbubbles.load(saved)
+    assert tokenizer.decode(tokenizer.encode("café")) == "café"
+    logits, forks = model(IDS, rule="causal", ratio=1.5, return_forks=True)
+    assert logits.shape == (1, 4, 257)
+    assert [fork.layer for fork in forks] == [1]
+    half, _ = thoughtbubbles.load(saved, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("command", thoughtbubbles.COMMANDS)
+def test_every_command_explains_its_arguments(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        thoughtbubbles.main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: thoughtbubbles {command}")
+    assert len(re.findall(r"^  \S", shown, re.MULTILINE)) > 2, "a command has more than --help"
+
+
+@pytest.mark.parametrize("argv", [[], ["sing"], ["convert"]])
+def test_a_command_line_that_makes_no_sense_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        thoughtbubbles.main(argv)
+    assert end.value.code == 2
+    assert "thoughtbubbles" in capsys.readouterr().err
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        thoughtbubbles.main(["--version"])
+    assert capsys.readouterr().out == f"thoughtbubbles {thoughtbubbles.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", thoughtbubbles.__version__)
+
+
+@pytest.mark.parametrize(
+    "argv", [["generate", "--checkpoint", "nowhere"], ["convert", "nowhere", "out", "--tokenizer", "none"]]
+)
+def test_a_mistake_is_told_in_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert thoughtbubbles.main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(r"thoughtbubbles: error: .*no.*\n", shown.err)
+
+
+def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_args: object) -> int:
+        raise KeyboardInterrupt
+
+    command = SimpleNamespace(add_arguments=lambda _parser: None, run=run)
+    monkeypatch.setitem(sys.modules, "engine.command", command)
+    assert thoughtbubbles.main(["generate"]) == 130
+
+
+@pytest.mark.parametrize("prompt", ["To be", ""])
+def test_generate_prints_what_the_oracle_makes(saved: Path, capsys: pytest.CaptureFixture[str], prompt: str) -> None:
+    from model.generate import generate
+
+    arguments = ["--checkpoint", str(saved), "--max-tokens", "8", "--temperature", "0", "--fork-ratio", "1.5"]
+    assert thoughtbubbles.main(["generate", prompt, *arguments]) == 0
+    model, tokenizer = thoughtbubbles.load(saved)
+    end = tokenizer.end_of_text
+    made = generate(model, tokenizer.encode(prompt) or [end], 8, ratio=1.5, temperature=0, end_of_text=end)
+    assert capsys.readouterr().out == prompt + tokenizer.decode(made).removesuffix("<|endoftext|>") + "\n"
+
+
+def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    examples = [block for block in blocks if "thoughtbubbles.load" in block]
+    if not examples:
+        pytest.skip("README.md has no example of thoughtbubbles.load yet")
+    monkeypatch.chdir(ROOT)
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,122 @@
+"""Thoughtbubbles: a transformer that forks its residual streams, its engine, server and training.
+
+    import thoughtbubbles
+    model, tokenizer = thoughtbubbles.load("checkpoints/…")
+
+The names below are imported when they are asked for, so that each use pays for what it needs and no more.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine import Engine, EngineConfig, SamplingParams
+    from model import ModelConfig, Thoughtbubbles, Tokenizer
+
+    __version__: str
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "ModelConfig",
+    "SamplingParams",
+    "Thoughtbubbles",
+    "Tokenizer",
+    "load",
+]
+
+FLOORS = {
+    "Engine": "engine",
+    "EngineConfig": "engine",
+    "ModelConfig": "model",
+    "SamplingParams": "engine",
+    "Thoughtbubbles": "model",
+    "Tokenizer": "model",
+}
+
+# command: (the module that has its add_arguments(parser) and run(args) -> int, its line of help)
+COMMANDS = {
+    "serve": ("server.__main__", "serve a checkpoint over HTTP"),
+    "generate": ("engine.command", "continue a text in the terminal"),
+    "prepare": ("training.data.prepare", "turn text files into training data"),
+    "train": ("training.train", "train a model"),
+    "evaluate": ("training.evaluate", "measure a checkpoint on held-out text"),
+    "convert": ("model.convert", "make a checkpoint from the authors' PyTorch release"),
+}
+
+
+class Command(Protocol):
+    """What the module of a command offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Give `parser` the command's own arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it and return the exit status; `ValueError` or `OSError` when what was asked cannot be done."""
+
+
+def load(
+    path: str | Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> "tuple[Thoughtbubbles, Tokenizer]":
+    """Read the checkpoint folder `path`: the model in evaluation mode on `device` as `dtype` (float32), the tokenizer.
+
+    Raises `model.CheckpointError`, a `ValueError`, with the reason when the folder is not such a checkpoint.
+    """
+    import torch  # noqa: PLC0415  (imported when asked for, like every name here)
+
+    from model import load_checkpoint  # noqa: PLC0415
+
+    checkpoint = load_checkpoint(path, device=device, dtype=dtype or torch.float32)
+    return checkpoint.model, checkpoint.tokenizer
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("thoughtbubbles")
+    if name in FLOORS:
+        return getattr(importlib.import_module(FLOORS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console command: 0 when it did what was asked, 2 with the reason when that cannot be done."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[0] if argv else "").parse_args(argv)
+    try:
+        return _module(args.command).run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"thoughtbubbles: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser of all commands, of which only `command` is imported and knows its arguments."""
+    parser = argparse.ArgumentParser(prog="thoughtbubbles", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('thoughtbubbles')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, line) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
+        if name == command:
+            _module(name).add_arguments(subparser)
+    return parser
+
+
+def _module(command: str) -> Command:
+    return cast(Command, importlib.import_module(COMMANDS[command][0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
