@@ -1,16 +1,14 @@
 # make serve    install what serving needs and serve the checkpoint in checkpoints/ on 127.0.0.1:8000
 # make test     install what tests need and run them all: lint, types, pytest
-# make scatter  compile torch-scatter against the installed torch (about seven minutes on two cores)
+# make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint and types alone
 # make clean    remove .venv and every cache
 #
 # What is done already is skipped: a stamp in .venv is as new as the last installation from pyproject.toml and
-# constraints.txt. Any of the settings below can be given: make serve PORT=8001
+# constraints.txt. PYTHON chooses the interpreter, ARGS goes to the command: make serve ARGS='--port 8001'
 
-PYTHON     ?= python3
-HOST       ?= 127.0.0.1
-PORT       ?= 8000
-CHECKPOINT ?= $(patsubst %/config.json,%,$(firstword $(wildcard checkpoints/*/config.json)))
+PYTHON ?= python3
+ARGS   ?=
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -21,7 +19,7 @@ PINS    := pyproject.toml constraints.txt
 .PHONY: serve test lint scatter clean
 
 serve: $(VENV)/.serve
-	@$(BIN)/thoughtbubbles serve --checkpoint $(CHECKPOINT) --host $(HOST) --port $(PORT)
+	@$(BIN)/thoughtbubbles serve $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest
@@ -34,7 +32,7 @@ lint: $(VENV)/.test
 # pip may hold a wheel compiled against another torch, which does not import: then it is compiled anew.
 scatter: $(VENV)/.serve
 	@$(BIN)/python -c 'import torch_scatter' 2>/dev/null || { \
-		echo 'Compiling torch-scatter: about seven minutes on two cores.'; \
+		echo 'Compiling torch-scatter: some five minutes.'; \
 		$(INSTALL) --quiet ninja wheel && $(INSTALL) --quiet --editable '.[scatter]' && \
 		{ $(BIN)/python -c 'import torch_scatter' 2>/dev/null || \
 			$(INSTALL) --quiet --no-cache-dir --force-reinstall --no-deps torch-scatter; }; }
