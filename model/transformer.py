@@ -164,7 +164,7 @@ class Thoughtbubbles(nn.Module):
         return rotation(positions, self.config.head_width)
 
     def readout(self, streams: Streams) -> Tensor:
-        """Logits (B,T,V), float32, of streams after the last layer (log-probabilities for `logit`)."""
+        """Logits (B,T,V) of streams after the last layer (for `logit` log-probabilities, always float32)."""
         norm = self.transformer.ln_f
         if self.config.averaging == "logit":
             return logit_average(streams, self._head(norm(streams.x)))
@@ -172,7 +172,7 @@ class Thoughtbubbles(nn.Module):
             return self._head(norm(rightmost(streams)))
         if self.config.norm_before_averaging:
             streams = Streams(norm(streams.x), streams.score, streams.token_index, streams.tokens)
-            return self._head(residual_average(streams))
+            return self._head(residual_average(streams).type_as(streams.x))
         return self._head(norm(residual_average(streams).type_as(streams.x)))
 
     def _head(self, x: Tensor) -> Tensor:
