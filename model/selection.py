@@ -25,7 +25,7 @@ _FORCED = 2**62
 _PAIRS_AT_ONCE = 2**23
 
 
-def budget(length: Length, kappa: int, block_size: int) -> Length:
+def budget(length: Length, kappa: Length | int, block_size: int) -> Length:
     """κ' = ceil(T · κ / L), the streams that `length` tokens may keep (paper §2.6), in integers."""
     return (length * kappa + block_size - 1) // block_size
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-# Two threads: the small tensors of tests gain nothing from more, and machines with many cores lose.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# One thread: the small tensors of tests gain nothing from more, and on a busy machine threads that wait for each other
+# made a test fifteen times slower.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

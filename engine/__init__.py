@@ -1,0 +1,26 @@
+"""Turns a Thoughtbubbles model into a service: continuous batching over a fork-state cache; synchronous."""
+
+from engine.config import EngineConfig
+from engine.engine import Completion, Engine
+from engine.errors import EngineError, InvalidRequest, QueueFull
+from engine.request import FinishReason, PromptReport, RequestUsage, TokenEvent
+from engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
+from engine.stats import EngineStats, StepReport
+
+__all__ = [
+    "MAX_LOGPROBS",
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineStats",
+    "FinishReason",
+    "ForkSelection",
+    "InvalidRequest",
+    "PromptReport",
+    "QueueFull",
+    "RequestUsage",
+    "SamplingParams",
+    "StepReport",
+    "TokenEvent",
+]

@@ -1,0 +1,42 @@
+"""What one more token does to its request: the text it adds, and whether it is the last."""
+
+from engine.request import FinishReason, Request, TokenEvent
+from engine.scoring import Scored
+
+
+def advance(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:
+    """Append a sampled token; the event of it, without usage. `scored` is its log-probability, when asked."""
+    request.output.append(token_id)
+    text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
+    logprob, top = scored or (None, ())
+    return TokenEvent(
+        request.id,
+        token_id,
+        text,
+        logprob,
+        top,
+        prompt=request.prompt_report if len(request.output) == 1 else None,
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+    )
+
+
+def banned(request: Request, end_of_text: int) -> list[int]:
+    """Tokens that may not be drawn yet, because of `min_tokens`."""
+    if len(request.output) >= request.params.min_tokens:
+        return []
+    return [*request.params.stop_token_ids, *([] if request.params.ignore_eos else [end_of_text])]
+
+
+def _read(request: Request, token_id: int, end_of_text: int) -> tuple[str, FinishReason | None, str | int | None]:
+    params, detokenizer = request.params, request.detokenizer
+    if token_id == end_of_text and not params.ignore_eos:
+        return detokenizer.flush(), "stop", None
+    if token_id in params.stop_token_ids:
+        return detokenizer.flush(), "stop", token_id
+    piece = detokenizer.push(token_id, may_stop=len(request.output) >= params.min_tokens)
+    if piece.stop is not None:
+        return piece.text, "stop", piece.stop
+    if len(request.output) == params.max_tokens:
+        return piece.text + detokenizer.flush(), "length", None
+    return piece.text, None, None

@@ -1,0 +1,32 @@
+"""The engine's own limits; the model's sizes are in `ModelConfig`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How much the engine takes on at once. Raises `ValueError` naming the setting."""
+
+    max_batch_size: int = 32
+    """Requests that run at once; the others wait."""
+    max_waiting: int = 1024
+    """Requests that may wait; one more is refused with `QueueFull`."""
+    max_model_len: int | None = None
+    """The context: most tokens of prompt and completion together (None: the model's block_size)."""
+    max_prefill_tokens: int = 2048
+    """Prompt tokens that one step may take in; a longer prompt gets a step of its own."""
+    cache_bytes: int = 1 << 30
+    """Memory of the fork-state cache's pages."""
+    page_size: int = 16
+    """Streams a page holds."""
+    seed: int = 0
+    """Where requests that bring no seed of their own get theirs from."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_prefill_tokens", "cache_bytes", "page_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_waiting < 0:
+            raise ValueError(f"max_waiting must be at least 0, not {self.max_waiting}")
+        if self.max_model_len is not None and self.max_model_len < 1:
+            raise ValueError(f"max_model_len must be at least 1, not {self.max_model_len}")

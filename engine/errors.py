@@ -1,0 +1,23 @@
+"""What the engine refuses, and why.
+
+EngineError
+├── InvalidRequest (also ValueError)   the request can never be served as it stands
+└── QueueFull                          it could be, later
+"""
+
+
+class EngineError(Exception):
+    """Any refusal by the engine."""
+
+
+class InvalidRequest(EngineError, ValueError):  # noqa: N818 (named as the stdlib's queue.Full is)
+    """A request that can never be served: `param` names the setting at fault, `code` the kind of fault."""
+
+    def __init__(self, message: str, *, param: str, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class QueueFull(EngineError):  # noqa: N818
+    """As many requests wait as `max_waiting` allows; try again when some have finished."""

@@ -1,0 +1,149 @@
+"""The nouns that scheduler, runner, engine and callers share: what is asked, its state, and what is told."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engine.detokenizer import Detokenizer
+from engine.fork_cache import ForkState
+from engine.sampling_params import SamplingParams
+from model import Selection
+
+FinishReason = Literal["stop", "length"]
+TopLogprobs = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What is told of the prompt, with the first event."""
+
+    token_logprobs: tuple[float | None, ...] = ()
+    """Log-probability of each prompt token; None for the first. Empty unless `prompt_logprobs` was asked."""
+    top_logprobs: tuple[TopLogprobs | None, ...] = ()
+    """The likeliest tokens at each place, best first."""
+    fork_counts: tuple[int, ...] = ()
+    """Streams of each prompt token after the last fork layer. Empty unless `return_fork_counts` was asked."""
+
+
+@dataclass(frozen=True)
+class RequestUsage:
+    """What a request took, told with its last event. Times are in seconds."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Prompt tokens that were taken from the cache."""
+    stream_tokens: int
+    """Stream-rows computed in the final segment."""
+    fork_count: int
+    """Streams beyond one a token that its tokens had after the last fork layer."""
+    budget_used_ratio: float
+    """Streams after the last fork layer over the budget."""
+    queue_seconds: float
+    """From arrival to the first step."""
+    prefill_seconds: float
+    """From the first step to the first token."""
+    decode_seconds: float
+    """From the first token to the last."""
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token more of a request, or its end."""
+
+    request_id: str
+    token_id: int | None
+    """The token; None where a request that generates nothing ends."""
+    text: str = ""
+    """Text that may be shown now; what could still become a stop string or half a character is held back."""
+    logprob: float | None = None
+    """Of the raw distribution; None unless asked."""
+    top_logprobs: TopLogprobs = ()
+    """The likeliest tokens, best first."""
+    fork_count: int | None = None
+    """The token's streams after the last fork layer; None unless asked."""
+    prompt: PromptReport | None = None
+    """On the first event, when something of the prompt was asked."""
+    finish_reason: FinishReason | None = None
+    """On the last event."""
+    stop_reason: str | int | None = None
+    """The stop string or stop token that ended it; None for end-of-text."""
+    usage: RequestUsage | None = None
+    """On the last event."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A request while the engine has it."""
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    selection: Selection
+    seed: int
+    detokenizer: Detokenizer
+    output: list[int] = field(default_factory=list)
+    state: ForkState | None = None
+    """What the cache holds of it: None while it waits, and always when it is recomputed."""
+    held: TokenEvent | None = None
+    """The event of the newest token, kept until the token's streams are known."""
+    prompt_report: PromptReport | None = None
+    stream_tokens: int = 0
+    streams: int = 0
+    """Live streams after the last fork layer."""
+    arrived: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    first_token: float | None = None
+
+    @property
+    def cached(self) -> bool:
+        """Whether it runs over the fork-state cache, or is recomputed for every token."""
+        return self.selection.rule == "causal"
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and output."""
+        return [*self.prompt, *self.output]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output."""
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens it may reach."""
+        return len(self.prompt) + self.params.max_tokens
+
+    @property
+    def pending(self) -> list[int]:
+        """The tokens that the next step computes."""
+        return self.tokens[self.state.tokens :] if self.state else self.tokens
+
+    @property
+    def wants_prompt_report(self) -> bool:
+        """Whether something of the prompt was asked and has not been computed."""
+        asked = self.params.prompt_logprobs is not None or self.params.return_fork_counts
+        return asked and self.prompt_report is None
+
+    def count(self, streams: int, computed: int) -> None:
+        """Note its live streams after the last fork layer, and how many a step computed there."""
+        self.streams = streams
+        self.stream_tokens += computed
+
+    def usage(self) -> RequestUsage:
+        """What it has taken so far."""
+        now = time.monotonic()
+        started = self.started or now
+        first = self.first_token or now
+        return RequestUsage(
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.output),
+            cached_tokens=0,
+            stream_tokens=self.stream_tokens,
+            fork_count=max(0, self.streams - self.num_tokens),
+            budget_used_ratio=self.streams / self.selection.budget(self.num_tokens),
+            queue_seconds=started - self.arrived,
+            prefill_seconds=first - started,
+            decode_seconds=now - first,
+        )

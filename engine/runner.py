@@ -1,0 +1,82 @@
+"""One step of a batch of requests: pending tokens in, logits of the next token out.
+
+Letters: R requests, V vocabulary.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from engine.cached_forward import CachedForward, Chunk, ForkTally
+from engine.fork_cache import ForkCache
+from engine.recompute import Recompute
+from engine.request import Request
+from engine.scoring import last_logits, prompt_report, score
+from model import Selection, Thoughtbubbles
+
+
+@dataclass
+class StepOutput:
+    """What one step computed."""
+
+    logits: Tensor
+    """(R,V) float32, of each request's next token."""
+    fork_counts: list[list[int]]
+    """For each request, the streams after the last fork layer of each token that was computed."""
+
+
+class Runner:
+    """Sends requests through the cache where their rule allows it, and through recomputation where not."""
+
+    def __init__(self, model: Thoughtbubbles, cache: ForkCache) -> None:
+        self.tally = ForkTally()
+        self._model = model
+        self._cached = CachedForward(model, cache, self.tally)
+        self._recompute = Recompute(model)
+
+    @torch.inference_mode()
+    def step(self, requests: list[Request]) -> StepOutput:
+        """Compute the pending tokens of all requests; those to be told of their prompt get their `prompt_report`."""
+        groups = defaultdict(list)
+        for place, request in enumerate(requests):
+            groups[None if request.cached else request.selection].append(place)
+        logits: dict[int, Tensor] = {}
+        fork_counts: dict[int, list[int]] = {}
+        for selection, places in groups.items():
+            group = [requests[place] for place in places]
+            rows, counts = self._step_recomputed(group, selection) if selection else self._step_cached(group)
+            logits.update(zip(places, rows, strict=True))
+            fork_counts.update(zip(places, counts, strict=True))
+        order = range(len(requests))
+        return StepOutput(torch.stack([logits[i] for i in order]), [fork_counts[i] for i in order])
+
+    def _step_cached(self, requests: list[Request]) -> tuple[Tensor, list[list[int]]]:
+        chunks = [_chunk(request) for request in requests]
+        streams = self._cached.extend(chunks)
+        ends = list(accumulate(len(chunk.ids) for chunk in chunks))
+        fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
+        for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
+            request.count(chunk.state.streams(-1), sum(counts))
+            if request.wants_prompt_report:
+                first, targets, top = end - len(chunk.ids), list(request.prompt[1:]), request.params.prompt_logprobs
+                scored = None if top is None else score(self._model, streams, targets, first, top)
+                request.prompt_report = prompt_report(scored, counts[: len(request.prompt)])
+        return last_logits(self._model, streams, [end - 1 for end in ends]), fork_counts
+
+    def _step_recomputed(self, requests: list[Request], selection: Selection) -> tuple[Tensor, list[list[int]]]:
+        logits, fork_counts = self._recompute.last_logits([r.tokens for r in requests], selection)
+        for request, counts in zip(requests, fork_counts, strict=True):
+            request.count(sum(counts), sum(counts))
+            if request.wants_prompt_report:
+                top = request.params.prompt_logprobs
+                scored = None if top is None else self._recompute.score(list(request.prompt), selection, top)
+                request.prompt_report = prompt_report(scored, counts[: len(request.prompt)])
+        return logits, fork_counts
+
+
+def _chunk(request: Request) -> Chunk:
+    assert request.state is not None, "a cached request runs with a state"
+    return Chunk(request.pending, request.state, request.selection)

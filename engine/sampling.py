@@ -1,0 +1,117 @@
+"""Logits to token ids, as pure functions on a batch.
+
+Letters: R requests, V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.sampling_params import SamplingParams
+
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+    """One request's logits (V,) after penalties and bias, in the order repetition, presence and frequency, bias."""
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
+        old = logits[seen]
+        logits = logits.index_put((seen,), torch.where(old > 0, old / params.repetition_penalty,
+                                                       old * params.repetition_penalty))  # fmt: skip
+    if output and (params.presence_penalty or params.frequency_penalty):
+        counts = Counter(output)
+        penalty = [params.presence_penalty + n * params.frequency_penalty for n in counts.values()]
+        logits = _add(logits, list(counts), [-p for p in penalty])
+    if params.logit_bias:
+        logits = _add(logits, list(params.logit_bias), list(params.logit_bias.values()))
+    return logits
+
+
+def ban(logits: Tensor, ids: list[int]) -> Tensor:
+    """Logits (V,) with these tokens made impossible."""
+    return logits.index_fill(0, torch.tensor(ids, device=logits.device, dtype=torch.int64), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How each of R requests picks its next token."""
+
+    temperature: Tensor
+    """(R,) 0 is greedy."""
+    top_k: Tensor
+    """(R,) 0 is off."""
+    top_p: Tensor
+    """(R,) 1 is off."""
+    min_p: Tensor
+    """(R,) 0 is off."""
+    seed: Tensor
+    """(R,) int64."""
+    position: Tensor
+    """(R,) int64: how many tokens the request has drawn before."""
+
+    @classmethod
+    def of(cls, params: list[SamplingParams], seeds: list[int], positions: list[int], device: torch.device) -> "Draw":
+        """The draw of these requests' parameters."""
+        floats = torch.tensor([[p.temperature, p.top_p, p.min_p] for p in params], device=device)
+        whole = torch.tensor([[p.top_k, s, n] for p, s, n in zip(params, seeds, positions, strict=True)], device=device)
+        return cls(floats[:, 0], whole[:, 0], floats[:, 1], floats[:, 2], whole[:, 1], whole[:, 2])
+
+
+def sample(logits: Tensor, draw: Draw) -> Tensor:
+    """Token ids (R,) from logits (R,V). A row's result depends on that row alone.
+
+    Gumbel's way: the largest of log p + noise is a sample of p. The noise is a function of seed, position and token.
+    """
+    greedy = draw.temperature == 0
+    if bool(greedy.all()):
+        return logits.argmax(1)
+    scaled = logits.float() / torch.where(greedy, 1.0, draw.temperature)[:, None]
+    noisy = restrict(scaled, draw) + gumbel(draw.seed, draw.position, logits.shape[1])
+    return torch.where(greedy, logits.argmax(1), noisy.argmax(1))
+
+
+def restrict(scaled: Tensor, draw: Draw) -> Tensor:
+    """Log-probabilities (R,V) with what top-k, top-p and min-p leave out at -inf, applied in this order."""
+    log_p = scaled.log_softmax(1)
+    if bool((draw.top_k > 0).any() | (draw.top_p < 1).any()):
+        ordered, order = log_p.sort(1, descending=True)
+        rank = torch.arange(log_p.shape[1], device=log_p.device)
+        ordered = ordered.masked_fill((draw.top_k[:, None] > 0) & (rank >= draw.top_k[:, None]), -torch.inf)
+        p = ordered.softmax(1)
+        ordered = ordered.masked_fill((p.cumsum(1) - p >= draw.top_p[:, None]) & (draw.top_p[:, None] < 1), -torch.inf)
+        log_p = torch.empty_like(log_p).scatter_(1, order, ordered)
+    return log_p.masked_fill(log_p < log_p.amax(1, keepdim=True) + draw.min_p[:, None].log(), -torch.inf)
+
+
+def gumbel(seed: Tensor, position: Tensor, vocabulary: int) -> Tensor:
+    """Gumbel noise (R,V), each a hash of seed (R,), position (R,) and token: the same in any batch, on any device."""
+    row = _mix(_mix(seed) + position)[:, None]
+    bits = _mix(row + torch.arange(vocabulary, device=seed.device))
+    uniform = ((bits >> 40 & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    return -(-uniform.log()).log()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's step and finaliser on int64, which wraps as uint64 would."""
+    x = x + _signed(_GOLDEN)
+    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """A logical shift to the right."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64)
+
+
+def _add(logits: Tensor, ids: list[int], values: list[float]) -> Tensor:
+    where = torch.tensor(ids, device=logits.device)
+    return logits.index_add(0, where, torch.tensor(values, device=logits.device, dtype=logits.dtype))

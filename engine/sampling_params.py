@@ -1,0 +1,92 @@
+"""What a request may ask of sampling and of forking."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engine.errors import InvalidRequest
+
+ForkSelection = Literal["causal", "dynamic", "fixed"]
+MAX_LOGPROBS = 20
+
+# setting: (lowest, highest, whether the lowest itself is allowed)
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "max_tokens": (0, math.inf, True),
+    "temperature": (0, 2, True),
+    "top_p": (0, 1, False),
+    "top_k": (0, math.inf, True),
+    "min_p": (0, 1, True),
+    "presence_penalty": (-2, 2, True),
+    "frequency_penalty": (-2, 2, True),
+    "repetition_penalty": (0, math.inf, False),
+    "min_tokens": (0, math.inf, True),
+    "logprobs": (0, MAX_LOGPROBS, True),
+    "prompt_logprobs": (0, MAX_LOGPROBS, True),
+    "fork_ratio": (1, math.inf, True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """One request's settings. Raises `InvalidRequest` naming the setting that is out of range."""
+
+    max_tokens: int = 16
+    """Most tokens to generate; 0 only scores the prompt."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_p: float = 1.0
+    """Keep the fewest tokens whose probabilities reach this."""
+    top_k: int = 0
+    """Keep this many tokens; 0 is off."""
+    min_p: float = 0.0
+    """Keep tokens of at least this share of the likeliest one's probability."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of every token generated so far."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time it was generated."""
+    repetition_penalty: float = 1.0
+    """Divides the positive, multiplies the negative logits of tokens in prompt or completion."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    seed: int | None = None
+    """The same request with the same seed gives the same tokens, alone or in any batch."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the completion."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the completion, beside end-of-text."""
+    include_stop: bool = False
+    """Whether the stop string is part of the text."""
+    min_tokens: int = 0
+    """Tokens to generate before anything may end the completion."""
+    ignore_eos: bool = False
+    """Whether end-of-text is a token like any other."""
+    logprobs: int | None = None
+    """Alternatives to report beside each generated token's log-probability; 0: the chosen token alone; None: off."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""
+    fork_ratio: float | None = None
+    """r, streams per token that the budget allows (None: the checkpoint's κ / L)."""
+    fork_selection: ForkSelection = "causal"
+    """The rule that picks survivors; `dynamic` and `fixed` recompute the whole sequence for every token."""
+
+    return_fork_counts: bool = False
+    """Whether events tell how many streams each token got; they then come one step later, when that is known."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high, inclusive) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (low < value <= high or (inclusive and value == low)):
+                bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
+                raise InvalidRequest(f"{name} must be {bounds}, not {value:g}", param=name)
+        if "" in self.stop:
+            raise InvalidRequest("stop must not contain an empty string", param="stop")
+        if self.fork_selection not in ("causal", "dynamic", "fixed"):
+            raise InvalidRequest(f"fork_selection must be causal, dynamic or fixed, not {self.fork_selection!r}",
+                                 param="fork_selection")  # fmt: skip
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether penalties or biases change what the model says."""
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return bool(penalties or self.logit_bias)

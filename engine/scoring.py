@@ -1,0 +1,60 @@
+"""Reading logits off streams: for the tokens that are wanted, in bounded memory.
+
+Letters: S streams, T tokens, W wanted tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from engine.request import PromptReport, TopLogprobs
+from model import Streams, Thoughtbubbles
+
+TOKENS_AT_ONCE = 128
+"""Tokens whose logits stand in memory together when a prompt is scored: 128 · V floats, whatever the prompt."""
+
+
+Scored = tuple[float, TopLogprobs]
+"""The log-probability of a token, and the likeliest tokens in its place."""
+
+
+def pick(streams: Streams, wanted: Tensor) -> Streams:
+    """The streams of the wanted tokens (W,), which rise, renumbered from 0; `streams` is one row (B = 1)."""
+    number = torch.full((streams.tokens + 1,), -1, device=wanted.device)
+    number[wanted] = torch.arange(len(wanted), device=wanted.device)
+    token_index = number[streams.token_index[0]]
+    kept = (token_index >= 0).nonzero()[:, 0]
+    return Streams(streams.x[:, kept], streams.score[:, kept], token_index[kept][None], len(wanted))
+
+
+def last_logits(model: Thoughtbubbles, streams: Streams, last: list[int]) -> Tensor:
+    """Logits (W,V) float32 of these tokens, which rise."""
+    if len(last) < streams.tokens:
+        streams = pick(streams, torch.tensor(last, device=streams.x.device))
+    return model.readout(streams)[0].float()
+
+
+def score(model: Thoughtbubbles, streams: Streams, targets: list[int], first: int, top: int) -> list[Scored]:
+    """The log-probability of each target, and the `top` likeliest: target i follows token `first` + i of `streams`."""
+    scored: list[Scored] = []
+    for start in range(0, len(targets), TOKENS_AT_ONCE):
+        some = targets[start : start + TOKENS_AT_ONCE]
+        tokens = torch.arange(first + start, first + start + len(some), device=streams.x.device)
+        scored += report(model.readout(pick(streams, tokens))[0], some, top)
+    return scored
+
+
+def report(logits: Tensor, chosen: list[int], top: int) -> list[Scored]:
+    """Log-probabilities of the chosen tokens under logits (W,V), and the `top` likeliest of each row, best first."""
+    log_p = logits.float().log_softmax(1)
+    own = log_p.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = log_p.topk(min(top, log_p.shape[1]), dim=1)
+    rows = zip(ids.tolist(), values.tolist(), strict=True)
+    return [(p, tuple(zip(i, v, strict=True))) for p, (i, v) in zip(own, rows, strict=True)]
+
+
+def prompt_report(scored: list[Scored] | None, fork_counts: list[int]) -> PromptReport:
+    """What is told of a prompt whose second and later tokens were scored (None: not asked)."""
+    if scored is None:
+        return PromptReport(fork_counts=tuple(fork_counts))
+    token_logprobs, top_logprobs = (None, *(p for p, _ in scored)), (None, *(top for _, top in scored))
+    return PromptReport(token_logprobs, top_logprobs, tuple(fork_counts))

@@ -1,0 +1,41 @@
+"""Numbers about the engine, for whoever exports them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.scheduler import Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """The engine now (gauges), and since it was made (`…_total`, which never fall)."""
+
+    num_requests_running: int
+    num_requests_waiting: int
+    cache_streams: int
+    """Live streams held, over all segments."""
+    cache_bytes: int
+    """Bytes of cache pages in use."""
+    cache_usage_ratio: float
+    """The fullest segment's share of pages in use, 0 … 1."""
+    prompt_tokens_total: int
+    generation_tokens_total: int
+    stream_tokens_total: int
+    """Stream-rows computed in the final segment."""
+    preemptions_total: int
+    forks_total: Mapping[int, int]
+    """For each fork layer, fork copies that survived it, under the causal rule."""
+    fork_deletions_total: Mapping[int, int]
+    """For each fork layer, streams that arrived and were not kept, under the causal rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one step did."""
+
+    phase: Phase
+    seconds: float
+    batch_size: int
+    """Requests in it."""
+    fork_counts: tuple[int, ...]
+    """Streams, after the last fork layer, of each token that was computed."""
