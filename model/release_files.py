@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -64,10 +65,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a state dict that can be read without running code from it") from error
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            raise ValueError(f"{path} is not a state dict that can be read without running code from it") from error
     return dict(_flat(content, ""))
 
 
@@ -83,16 +85,18 @@ def _open_distributed(folder: Path) -> tuple[list[str], Read]:
     reader = _Reader(folder)
     stored = reader.read_metadata().state_dict_metadata
     tensors = {name: item for name, item in stored.items() if isinstance(item, TensorStorageMetadata)}
+    return list(tensors), lambda names: _load(reader, {name: tensors[name] for name in names})
 
-    def read(names: Iterable[str]) -> dict[str, Tensor]:
-        state = {name: torch.empty(tensors[name].size, dtype=tensors[name].properties.dtype) for name in names}
-        planner = DefaultLoadPlanner(flatten_state_dict=False)
+
+def _load(reader: FileSystemReader, wanted: Mapping[str, TensorStorageMetadata]) -> dict[str, Tensor]:
+    try:
+        state = {name: torch.empty(item.size, dtype=item.properties.dtype) for name, item in wanted.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, storage_reader=reader, planner=planner, no_dist=True)
-        return state
-
-    return list(tensors), read
+            load(state, storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False), no_dist=True)
+    except (CheckpointException, Exception) as error:  # the former is a BaseException alone
+        raise ValueError(f"{reader.path}: the tensors of this distributed checkpoint cannot be read") from error
+    return state
 
 
 class _Reader(FileSystemReader):
@@ -103,7 +107,7 @@ class _Reader(FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = _IndexUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
+        except Exception as error:  # a damaged pickle can raise anything
             raise ValueError(f"{path} is not the index of a distributed checkpoint: {error}") from error
         if not isinstance(metadata, Metadata):
             raise ValueError(f"{path} is not the index of a distributed checkpoint")

@@ -186,6 +186,17 @@ def test_a_file_that_is_none_is_refused_by_name(release: Path, tokenizer: Tokeni
         convert(release, release.parent / "out", tokenizer)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "state-dict", "distributed"])
+def test_truncated_weights_are_refused_by_name(
+    release: Path, model: Thoughtbubbles, tokenizer: Tokenizer, form: str
+) -> None:
+    FORMATS[form](release, model.state_dict())
+    weights = max(release.iterdir(), key=lambda file: file.stat().st_size)
+    weights.write_bytes(weights.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=str(release)):
+        convert(release, release.parent / "out", tokenizer)
+
+
 @pytest.mark.parametrize("name", ["model.pt", ".metadata"])
 def test_code_in_a_pickle_is_not_run(release: Path, tokenizer: Tokenizer, name: str) -> None:
     class Attack:
