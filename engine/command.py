@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import ForkSelection, SamplingParams
 from model import load_checkpoint, shipped_checkpoint
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fork-ratio", type=float, help="streams per token that the budget allows (the checkpoint's)")
     parser.add_argument(
         "--fork-selection",
-        choices=("causal", "dynamic", "fixed"),
+        choices=get_args(ForkSelection),
         default=defaults.fork_selection,
         help="the rule that picks surviving streams (%(default)s)",
     )

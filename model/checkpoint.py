@@ -77,7 +77,11 @@ def save_checkpoint(
 def load_checkpoint(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
-    """Read a checkpoint, its weights to `device` as `dtype`. `CheckpointError` with the reason when that cannot be."""
+    """Read a checkpoint, its weights to `device` as `dtype`.
+
+    Raises `CheckpointError` with the reason when the folder is not one, `ValueError` for a device that is not here.
+    """
+    _check_device(device)
     folder = latest_folder(Path(folder).resolve())
     try:
         config = _read_config(folder)
@@ -118,6 +122,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if set(config) != parts | {"format_version"} or not all(isinstance(config[part], dict) for part in parts):
         raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
     return config
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from error
 
 
 def _describe(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -90,6 +90,11 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
+def test_a_device_that_is_not_here_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="device cuda:99 cannot be used: "):
+        load_checkpoint(folder, device="cuda:99")
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
