@@ -48,8 +48,8 @@ def files(floor: str) -> list[Path]:
 
 @pytest.mark.parametrize("floor", BELOW)
 def test_imports_follow_the_arrows(floor: str) -> None:
-    if not (ROOT / floor).is_dir():
-        pytest.skip(f"{floor}/ does not exist yet")
+    if floor == "clients" and not (ROOT / floor).is_dir():
+        pytest.skip("clients/ does not exist yet")
     assert files(floor)
     found = {str(path.relative_to(ROOT)): violations(floor, path.read_text(encoding="utf-8")) for path in files(floor)}
     assert not {path: modules for path, modules in found.items() if modules}
