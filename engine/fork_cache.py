@@ -68,7 +68,7 @@ class CacheUse:
 
 
 class ForkCache:
-    """Pages for every running request. Ask, then do: once `fits` has said that requests may grow, `grow` cannot fail."""
+    """Pages for every running request. Ask, then do: where `fits` says that requests may grow, `grow` does not fail."""
 
     def __init__(
         self, config: ModelConfig, *, rows: int, max_tokens: int, total_bytes: int, page_size: int, like: Tensor

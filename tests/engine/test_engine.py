@@ -1,0 +1,240 @@
+"""What a caller may count on: ends, seeds, aborts, refusals, and memory that comes back."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from engine import Completion, Engine, EngineConfig, EngineError, InvalidRequest, QueueFull, SamplingParams, TokenEvent
+from model import Thoughtbubbles, Tokenizer
+from tests.engine.conftest import MakeModel
+
+END_OF_TEXT = 256
+
+
+def complete(engine: Engine, prompt: list[int], **settings: object) -> Completion:
+    [completion] = engine.generate([prompt], SamplingParams(**settings))  # type: ignore[arg-type]
+    return completion
+
+
+def drain(engine: Engine) -> dict[str, list[TokenEvent]]:
+    told: dict[str, list[TokenEvent]] = {}
+    while engine.has_work:
+        for event in engine.step():
+            told.setdefault(event.request_id, []).append(event)
+    return told
+
+
+def test_length_ends_a_completion(engine: Engine) -> None:
+    completion = complete(engine, [1, 2], max_tokens=5, ignore_eos=True)
+    assert (len(completion.token_ids), completion.finish_reason, completion.stop_reason) == (5, "length", None)
+
+
+def test_end_of_text_ends_it_and_is_counted(engine: Engine) -> None:
+    completion = complete(engine, [1, 2], max_tokens=5, logit_bias={END_OF_TEXT: 100})
+    assert completion.token_ids == (END_OF_TEXT,)
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("", "stop", None)
+    usage = completion.events[-1].usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (2, 1)
+
+
+def test_end_of_text_is_text_when_ignored(engine: Engine) -> None:
+    completion = complete(engine, [1], max_tokens=2, logit_bias={END_OF_TEXT: 100}, ignore_eos=True)
+    assert (completion.text, completion.finish_reason) == ("<|endoftext|>" * 2, "length")
+
+
+def test_a_stop_token_ends_it_without_its_text(engine: Engine) -> None:
+    completion = complete(engine, [1], max_tokens=5, logit_bias={65: 100}, stop_token_ids=(65,))
+    assert (completion.token_ids, completion.text, completion.stop_reason) == ((65,), "", 65)
+
+
+def test_a_stop_string_over_several_tokens(engine: Engine) -> None:
+    completion = complete(engine, [1], max_tokens=9, logit_bias={65: 100}, stop=("AAA",))
+    assert (len(completion.token_ids), completion.text, completion.stop_reason) == (3, "", "AAA")
+
+
+def test_nothing_ends_it_before_min_tokens(engine: Engine) -> None:
+    bias = {END_OF_TEXT: 100.0, 65: 90.0, 66: 80.0}
+    completion = complete(engine, [1], max_tokens=9, logit_bias=bias, stop_token_ids=(65,), stop=("B",), min_tokens=3)
+    assert completion.token_ids == (66, 66, 66)
+    assert (completion.text, completion.stop_reason) == ("BB", "B")
+
+
+def test_nothing_is_generated_for_max_tokens_0(engine: Engine) -> None:
+    completion = complete(engine, [1, 2, 3], max_tokens=0, prompt_logprobs=0)
+    assert (completion.token_ids, completion.finish_reason) == ((), "length")
+    assert completion.events[0].prompt is not None
+
+
+def test_the_context_may_be_filled_to_its_end(engine: Engine) -> None:
+    completion = complete(engine, [1] * 63, max_tokens=1, ignore_eos=True, return_fork_counts=True)
+    assert len(completion.token_ids) == 1
+    with pytest.raises(InvalidRequest, match="context length is 64"):
+        complete(engine, [1] * 63, max_tokens=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["causal", "dynamic"])
+def test_fork_counts_are_each_tokens_own(rule: str, engine: Engine, model: Thoughtbubbles) -> None:
+    """Under `causal` a token's count is final; under `dynamic` it is told as it was when the token was newest."""
+    settings = {"max_tokens": 6, "ignore_eos": True, "return_fork_counts": True, "fork_selection": rule}
+    completion = complete(engine, [5, 6, 7], **settings)
+    tokens = [5, 6, 7, *completion.token_ids]
+    for n, event in enumerate(completion.events, start=4):
+        _, forks = model(torch.tensor([tokens[:n]]), rule=rule, return_forks=True)  # type: ignore[call-overload]
+        assert event.fork_count == (forks[-1].token_index == n - 1).sum()
+
+
+@pytest.mark.parametrize("rule", ["causal", "dynamic"])
+def test_a_seed_gives_the_same_alone_in_a_crowd_and_after_preemption(
+    rule: str, model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    settings = {"max_tokens": 20, "ignore_eos": True, "temperature": 1.3, "top_p": 0.9, "fork_selection": rule}
+    roomy = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22))
+    tight = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=250_000))
+    alone = [complete(roomy, p, seed=i, **settings).token_ids for i, p in enumerate(prompts)]
+    for engine in (roomy, tight):
+        for i, prompt in enumerate(prompts):
+            engine.add(str(i), prompt, SamplingParams(seed=i, **settings))  # type: ignore[arg-type]
+        told = drain(engine)
+        assert [Completion.of(told[str(i)]).token_ids for i in range(len(prompts))] == alone
+    assert rule == "dynamic" or tight.stats().preemptions_total > 0
+
+
+def test_without_a_seed_requests_differ(engine: Engine) -> None:
+    completions = engine.generate([[1]] * 4, SamplingParams(max_tokens=12, temperature=2))
+    assert len({c.token_ids for c in completions}) == 4
+
+
+def test_logprobs_are_of_the_raw_distribution(engine: Engine, model: Thoughtbubbles) -> None:
+    completion = complete(engine, [1, 2], max_tokens=1, logit_bias={65: 100}, temperature=0.1, logprobs=3)
+    [event] = completion.events
+    with torch.no_grad():
+        log_p = model(torch.tensor([[1, 2]]))[0, -1].log_softmax(0)
+    assert event.logprob == pytest.approx(log_p[65].item(), abs=1e-5)
+    assert [i for i, _ in event.top_logprobs] == log_p.topk(3).indices.tolist()
+
+
+def test_one_log_probability_may_be_asked_alone(engine: Engine) -> None:
+    [event] = complete(engine, [1, 2], max_tokens=1, logprobs=0).events
+    assert event.logprob is not None
+    assert event.top_logprobs == ()
+
+
+def test_padding_of_the_vocabulary_is_never_drawn(make_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = Engine(make_model(vocab_size=320), tokenizer)
+    completion = complete(engine, [1], max_tokens=60, temperature=2, ignore_eos=True)
+    assert max(completion.token_ids) < 257
+
+
+def test_random_admissions_and_aborts_leave_nothing_behind(engine: Engine, prompts: list[list[int]]) -> None:
+    dice = random.Random(7)
+    alive: set[str] = set()
+    outcomes: Counter[str] = Counter()
+    for n in range(200):
+        if dice.random() < 0.6:
+            rule = dice.choice(["causal", "causal", "dynamic"])
+            params = SamplingParams(max_tokens=dice.randint(0, 12), fork_ratio=dice.uniform(1, 8), fork_selection=rule,
+                                    return_fork_counts=dice.random() < 0.3)  # type: ignore[arg-type]  # fmt: skip
+            engine.add(str(n), dice.choice(prompts), params)
+            alive.add(str(n))
+        if alive and dice.random() < 0.3:
+            victim = dice.choice(sorted(alive))
+            assert engine.abort(victim)
+            assert not engine.abort(victim)
+            alive.remove(victim)
+            outcomes["aborted"] += 1
+        for event in engine.step():
+            assert event.request_id in alive, "an aborted request is told nothing more"
+            if event.finish_reason:
+                alive.remove(event.request_id)
+                outcomes["finished"] += 1
+        engine.cache.check_integrity()
+        stats = engine.stats()
+        assert stats.num_requests_running + stats.num_requests_waiting == len(alive)
+    outcomes["finished"] += sum(told[-1].finish_reason is not None for told in drain(engine).values())
+    assert outcomes["aborted"] > 20
+    assert outcomes["finished"] > 20
+    assert (engine.stats().cache_bytes, engine.stats().cache_streams) == (0, 0)
+
+
+def test_totals_are_the_sums_over_requests(engine: Engine, prompts: list[list[int]]) -> None:
+    completions = engine.generate(prompts, SamplingParams(max_tokens=7))
+    usages = [c.events[-1].usage for c in completions]
+    stats = engine.stats()
+    assert stats.prompt_tokens_total == sum(u.prompt_tokens for u in usages if u)
+    assert stats.generation_tokens_total == sum(u.completion_tokens for u in usages if u)
+    assert stats.stream_tokens_total == sum(u.stream_tokens for u in usages if u)
+
+
+@torch.no_grad()
+def test_fork_totals_are_the_models(engine: Engine, model: Thoughtbubbles) -> None:
+    prompt = list(range(40))
+    engine.generate([prompt], SamplingParams(max_tokens=0))
+    _, forks = model(torch.tensor([prompt]), return_forks=True)
+    stats, arrived = engine.stats(), 40
+    for fork in forks:
+        here = fork.token_index[0] < 40
+        copies = int((fork.candidate[0][here] % 2 == 0).sum())
+        assert stats.forks_total[fork.layer] == copies
+        assert stats.fork_deletions_total[fork.layer] == arrived - (int(here.sum()) - copies)
+        arrived = int(here.sum())
+
+
+def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    engine = Engine(model, tokenizer, EngineConfig(max_waiting=2))
+    for name in "ab":
+        engine.add(name, [1], SamplingParams())
+    with pytest.raises(QueueFull):
+        engine.add("c", [1], SamplingParams())
+    assert set(drain(engine)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "param", "code"),
+    [
+        ([], {}, "prompt", "invalid_value"),
+        ([257], {}, "prompt", "invalid_token_id"),
+        ([-1], {}, "prompt", "invalid_token_id"),
+        ([1], {"logit_bias": {999: 1.0}}, "logit_bias", "invalid_token_id"),
+        ([1], {"stop_token_ids": (257,)}, "stop_token_ids", "invalid_token_id"),
+        ([1], {"max_tokens": 64}, "max_tokens", "context_length_exceeded"),
+        ([1], {"fork_ratio": 8.5}, "fork_ratio", "invalid_value"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(
+    engine: Engine, prompt: list[int], settings: dict[str, object], param: str, code: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        engine.add("a", prompt, SamplingParams(**settings))  # type: ignore[arg-type]
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert not engine.has_work
+
+
+def test_forks_beyond_the_whole_cache_are_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=200_000))
+    complete(engine, [1] * 50, max_tokens=14)
+    with pytest.raises(InvalidRequest, match="fork-state cache"):
+        engine.add("a", [1] * 50, SamplingParams(max_tokens=14, fork_ratio=8))
+
+
+def test_a_refused_prompt_leaves_generate_without_work(engine: Engine) -> None:
+    with pytest.raises(EngineError):
+        engine.generate([[1], [999]], SamplingParams())
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("max_batch_size", 0), ("max_waiting", -1), ("max_model_len", 0), ("page_size", 0), ("cache_bytes", 0)],
+)
+def test_engine_settings_name_themselves(setting: str, value: int) -> None:
+    with pytest.raises(ValueError, match=setting):
+        EngineConfig(**{setting: value})
+
+
+def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="cache_bytes must be at least"):
+        Engine(model, tokenizer, EngineConfig(cache_bytes=1000))

@@ -1,0 +1,122 @@
+"""Who runs next: first come, first served, within the batch and the pages; the last to come is preempted first."""
+
+import pytest
+import torch
+
+from engine import EngineConfig, QueueFull, SamplingParams
+from engine.detokenizer import Detokenizer
+from engine.fork_cache import ForkCache
+from engine.request import Request
+from engine.scheduler import Scheduler
+from model import ModelConfig, Selection, Tokenizer
+
+CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2, n_head=1, n_embd=8, fork_layers=(1,))
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")
+
+
+def scheduler(requests_of_memory: float = 10, **settings: int) -> Scheduler:
+    """With memory for so many requests of 32 tokens."""
+    one = 8 * 4 * (2 * 8 * 4 + 8) + 16 * 4 * (2 * 8 * 4)
+    cache = ForkCache(CONFIG, rows=8, max_tokens=32, total_bytes=int(requests_of_memory * one), page_size=4,
+                      like=torch.zeros(()))  # fmt: skip
+    return Scheduler(EngineConfig(**{"max_batch_size": 8, **settings}), cache)
+
+
+def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal") -> Request:
+    selection = Selection.of(CONFIG, rule)  # type: ignore[arg-type]
+    params = SamplingParams(max_tokens=max_tokens)
+    return Request(name, (1,) * prompt, params, selection, 0, Detokenizer(TOKENIZER))
+
+
+def run(it: Scheduler) -> tuple[str, str]:
+    """Plan a step and take its tokens as computed, each with the most streams it may have."""
+    plan = it.schedule()
+    for each in plan.requests:
+        if each.state:
+            before = each.state.tokens
+            for segment in range(2):
+                ends = [(t + 1) << segment for t in range(before, each.num_tokens)]
+                it.cache.grow(each.state, segment, ends)
+        each.output.append(1)
+    it.cache.check_integrity()
+    return plan.phase, "".join(each.id for each in plan.requests)
+
+
+def test_new_requests_are_taken_in_before_anyone_decodes() -> None:
+    it = scheduler()
+    it.add(request("a"))
+    assert run(it) == ("prefill", "a")
+    assert run(it) == ("decode", "a")
+    it.add(request("b"))
+    assert run(it) == ("prefill", "b")
+    assert run(it) == ("decode", "ab")
+
+
+def test_the_batch_is_bounded() -> None:
+    it = scheduler(max_batch_size=2)
+    for name in "abc":
+        it.add(request(name))
+    assert run(it) == ("prefill", "ab")
+    assert run(it) == ("decode", "ab")
+    it.remove(it.running[0])
+    assert run(it) == ("prefill", "c")
+
+
+def test_a_prefill_step_is_bounded_but_takes_at_least_one() -> None:
+    it = scheduler(max_prefill_tokens=10)
+    for name, tokens in [("a", 20), ("b", 6), ("c", 4), ("d", 1)]:
+        it.add(request(name, prompt=tokens))
+    assert [run(it)[1] for _ in range(3)] == ["a", "bc", "d"]
+
+
+def test_nobody_is_admitted_without_pages() -> None:
+    it = scheduler(requests_of_memory=1.2)
+    it.add(request("a", prompt=24))
+    it.add(request("b", prompt=24))
+    assert run(it) == ("prefill", "a")
+    assert run(it) == ("decode", "a")
+    it.remove(it.running[0])
+    assert run(it) == ("prefill", "b")
+
+
+def test_the_last_to_come_is_preempted_and_comes_back_first() -> None:
+    it = scheduler(requests_of_memory=1.2)
+    for name in "abc":
+        it.add(request(name, prompt=10, max_tokens=22))
+    assert run(it) == ("prefill", "abc")
+    seen = [run(it)[1] for _ in range(12)]
+    assert seen[0] == "abc"
+    assert seen[-1] == "a"
+    assert "ab" in seen
+    assert it.preemptions == 2
+    assert [each.id for each in it.waiting] == ["b", "c"]
+    assert all(each.state is None for each in it.waiting)
+    it.remove(it.running[0])
+    assert run(it)[1].startswith("b")
+
+
+def test_a_request_without_cache_needs_no_pages() -> None:
+    it = scheduler(requests_of_memory=1)
+    it.add(request("a", prompt=24))
+    it.add(request("d", prompt=24, rule="dynamic"))
+    assert run(it) == ("prefill", "ad")
+    assert it.running[1].state is None
+
+
+def test_removing_frees_pages_whether_running_or_waiting() -> None:
+    it = scheduler()
+    first, second = request("a"), request("b")
+    it.add(first)
+    run(it)
+    it.add(second)
+    it.remove(second)
+    it.remove(first)
+    assert it.cache.use().bytes == 0
+    assert not it.schedule().requests
+
+
+def test_a_full_queue_refuses() -> None:
+    it = scheduler(max_waiting=1)
+    it.add(request("a"))
+    with pytest.raises(QueueFull):
+        it.add(request("b"))
