@@ -3,6 +3,7 @@
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, shipped_checkpoint
 from model.config import ModelConfig
 from model.forking import Fork, Streams
+from model.segments import backend as segments_backend
 from model.selection import Rule, Selection, budget
 from model.tokenizer import Tokenizer
 from model.transformer import ForkingBlock, Thoughtbubbles
@@ -21,5 +22,6 @@ __all__ = [
     "budget",
     "load_checkpoint",
     "save_checkpoint",
+    "segments_backend",
     "shipped_checkpoint",
 ]
