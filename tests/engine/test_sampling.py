@@ -100,7 +100,8 @@ def test_banned_tokens_are_impossible() -> None:
     ("setting", "value"),
     [
         ("max_tokens", -1), ("temperature", 2.1), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0),
-        ("top_p", 1.5), ("top_k", -1), ("top_k", 2**31), ("seed", 2**63), ("seed", -(2**63) - 1), ("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", -3),
+        ("top_p", 1.5), ("top_k", -1), ("top_k", 2**31),
+        ("seed", 2**63), ("seed", -(2**63) - 1), ("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", -3),
         ("repetition_penalty", 0), ("min_tokens", -1), ("logprobs", 21), ("prompt_logprobs", -1), ("fork_ratio", 0.5),
         ("stop", ("a", "")), ("fork_selection", "blockwise"),
     ],
