@@ -322,6 +322,7 @@ def test_budget_is_exact(length: int, kappa: int, block_size: int) -> None:
     wanted = math.ceil(Fraction(length * kappa, block_size))
     assert budget(length, kappa, block_size) == wanted
     assert budget(torch.tensor([length]), kappa, block_size).tolist() == [wanted]
+    assert budget(torch.tensor([length]), torch.tensor([kappa]), block_size).tolist() == [wanted]
 
 
 CONFIG = ModelConfig(vocab_size=5, block_size=10, max_block_size=25, n_layer=2, n_head=1, n_embd=2, fork_layers=(0, 1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import Fork, ForkingBlock, ModelConfig, Rule, Selection, Streams, Thoughtbubbles
+from model import Fork, ForkingBlock, ModelConfig, Rule, Selection, Thoughtbubbles
 from model.rotary import Rotation, rotation
 from model.selection import select
 
@@ -140,7 +140,7 @@ def assert_by_hand(config: ModelConfig, rule: Rule, ratio: float | None = None) 
         wanted, tokens = Plain(model).forking(ids, Selection.of(config, rule, ratio))
     assert [fork.token_index[fork.token_index < len(ids)].tolist() for fork in forks] == tokens
     torch.testing.assert_close(logits[0], wanted.float(), atol=2e-5, rtol=1e-5)
-    return forks  # type: ignore[no-any-return]
+    return forks
 
 
 @every_averaging
@@ -420,7 +420,7 @@ def test_a_model_in_half_precision_runs_throughout(config: ModelConfig) -> None:
     wanted = build(config)(ids)
     found = build(config).bfloat16()(ids)
     assert found.dtype == (torch.float32 if config.averaging == "logit" else torch.bfloat16)
-    assert (found.float() - wanted).norm() < 0.2 * wanted.norm()
+    assert (found.float() - wanted).norm() < 0.5 * wanted.norm()
 
 
 # Compilation and names.
@@ -454,9 +454,10 @@ def test_tensors_have_the_authors_names() -> None:
     }  # fmt: skip
 
 
-def test_streams_start_at_their_embedding_with_score_zero() -> None:
-    model, ids = build(CONFIG), torch.tensor([[4, 2, 4], [1, 0, 0]])
-    streams: Streams = model.embed(ids, torch.tensor([3, 1]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streams_start_at_their_embedding_with_score_zero(dtype: torch.dtype) -> None:
+    model, ids = build(CONFIG).to(dtype), torch.tensor([[4, 2, 4], [1, 0, 0]])
+    streams = model.embed(ids, torch.tensor([3, 1]))
     assert torch.equal(streams.x, model.transformer.wte.weight[ids])
     assert streams.token_index.tolist() == [[0, 1, 2], [0, 3, 3]]
     assert streams.score.tolist() == [[0.0] * 3] * 2
