@@ -127,8 +127,8 @@ class Thoughtbubbles(nn.Module):
         """Logits (B,T,V) of token ids (B,T); log-probabilities where `averaging` is `logit`.
 
         `rule` and `ratio` r choose the survivors (None: the model's κ / L); training uses `blockwise`, serving
-        `causal`. `lengths` (B,) are the tokens of each row, the rest being padding. With `return_forks`, one `Fork`
-        a fork layer follows. Raises `ValueError` for an unknown rule or a ratio below 1.
+        `causal`. `lengths` (B,), 1 … T, are the tokens of each row, the rest being padding. With `return_forks`, one
+        `Fork` a fork layer follows. Raises `ValueError` for an unknown rule, a ratio below 1 or T = 0.
         """
         streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio), lengths)
         logits = self.readout(streams)
@@ -148,8 +148,10 @@ class Thoughtbubbles(nn.Module):
         return streams, forks
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
-        """One stream a token, or k in the copy-k baseline, with c = 0; ids (B,T)."""
+        """One stream a token, or k in the copy-k baseline, with c = 0; ids (B,T). `ValueError` when T is 0."""
         batch, tokens = ids.shape
+        if tokens == 0:
+            raise ValueError("ids must hold at least one token a row")
         token_index = torch.arange(tokens, device=ids.device).expand(batch, tokens)
         if lengths is not None:
             token_index = torch.where(token_index < lengths[:, None], token_index, tokens)

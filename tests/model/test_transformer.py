@@ -462,3 +462,9 @@ def test_streams_start_at_their_embedding_with_score_zero(dtype: torch.dtype) ->
     assert streams.token_index.tolist() == [[0, 1, 2], [0, 3, 3]]
     assert streams.score.tolist() == [[0.0] * 3] * 2
     assert (streams.score.dtype, streams.tokens) == (torch.float32, 3)
+
+
+def test_a_row_without_tokens_is_refused() -> None:
+    model = Thoughtbubbles(ModelConfig(vocab_size=8, block_size=4, max_block_size=8, n_layer=1, n_head=1, n_embd=8))
+    with pytest.raises(ValueError, match="ids"):
+        model(torch.zeros((1, 0), dtype=torch.int64))
