@@ -1,6 +1,6 @@
 """Attention of new streams over the fork-state cache (SPEC.md, "Attenuated block").
 
-Letters: R requests, S new streams of all of them, M of the one with most, K keys, N heads, H head width.
+Letters: R requests, S new streams of all of them, M of one, K keys of one, N heads, H head width.
 """
 
 from dataclasses import dataclass
@@ -8,67 +8,87 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from engine.fork_cache import ForkState
 from engine.packing import Packing
-from engine.pages import NO_CANDIDATE, SegmentPages
+from engine.pages import NO_CANDIDATE, SegmentPages, Slots
 from model.attention import Attend
 
 
 @dataclass(frozen=True)
+class RequestView:
+    """One request's new streams in a segment, and what they attend to."""
+
+    new: slice
+    """Its new streams among those of all requests."""
+    held: int
+    """Streams that were there before this step."""
+    slots: Slots
+    """Where its K streams lie, the new ones last."""
+    mask: Tensor | None
+    """(M,K) which keys each new stream sees, causal in stream order; None where it is plain causal or sees all."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether there is nothing but the new streams."""
+        return self.held == 0
+
+
+@dataclass(frozen=True)
 class SegmentView:
-    """The new streams of one step in one segment, and where they and the streams before them lie in the cache."""
+    """The new streams of one step in one segment, laid end to end, and where they lie in the cache."""
 
     pages: SegmentPages
     packing: Packing
-    held: Tensor
-    """(R,) streams that were there before this step."""
+    requests: list[RequestView]
     new_slots: Tensor
     """(S,) where the new streams' keys and values go."""
-    key_slots: Tensor | None
-    """(R,K) the slots a request's streams attend to; None when nothing was held before this step."""
-    mask: Tensor | None
-    """(R,1,M,K) which keys each new stream sees, causal in stream order; None where every one sees all."""
 
     @classmethod
-    def of(cls, pages: SegmentPages, rows: list[int], held: list[int], packing: Packing) -> "SegmentView":
-        """The view of `packing`'s new streams for requests in these rows that held so many before."""
-        total = [before + new for before, new in zip(held, packing.counts, strict=True)]
-        slots = pages.slots(rows, max(total))
-        before = torch.tensor(held, device=slots.device)
-        new_slots = slots[packing.request, before[packing.request] + packing.place]
-        if not any(held):
-            return cls(pages, packing, before, new_slots, None, None)
-        if len(rows) == 1 and packing.counts == [1]:
-            return cls(pages, packing, before, new_slots, slots, None)
-        last = before[:, None] + torch.arange(max(packing.counts), device=slots.device)  # each stream sees itself
-        mask = torch.arange(max(total), device=slots.device) <= last[:, :, None]
-        return cls(pages, packing, before, new_slots, slots, mask[:, None])
+    def of(cls, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> "SegmentView":
+        """The view for requests that held so many streams before and have grown since."""
+        requests, new_slots, start = [], [], 0
+        for state, before in zip(states, held, strict=True):
+            total = state.streams(pages.segment.index)
+            slots = pages.slots(state.pages[pages.segment.index], total)
+            new = total - before
+            requests.append(RequestView(slice(start, start + new), before, slots, _mask(before, new, device)))
+            new_slots.append(_indices(slots, device)[before:])
+            start += new
+        packing = Packing.of([each.new.stop - each.new.start for each in requests], device)
+        return cls(pages, packing, requests, torch.cat(new_slots))
 
     def prior_scores(self) -> Tensor | None:
         """The grid scores of all candidates before this step, (R,P), `NO_CANDIDATE` where there is none."""
-        if self.key_slots is None:
+        if all(each.fresh for each in self.requests):
             return None
-        there = torch.arange(self.key_slots.shape[1], device=self.held.device) < self.held[:, None]
-        scores = self.pages.read_scores(self.key_slots)
-        return scores.masked_fill(~there[:, :, None], NO_CANDIDATE).flatten(1).long()
+        scores = [self.pages.read_scores(each.slots)[: each.held].flatten() for each in self.requests]
+        return pad_sequence(scores, batch_first=True, padding_value=NO_CANDIDATE).long()
 
     def attend(self, layer: int) -> Attend:
         """The attention of one layer: store the new keys and values, then look at all that came before."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (1,N,S,H) each
-            q, k, v = (each[0].transpose(0, 1) for each in (q, k, v))  # (S,N,H)
-            self.pages.write(layer, self.new_slots, k, v)
-            if self.key_slots is None:
-                y = _attention(self.packing.pad(q), self.packing.pad(k), self.packing.pad(v), None, causal=True)
-            else:
-                keys, values = self.pages.read(layer, self.key_slots)
-                y = _attention(self.packing.pad(q), keys, values, self.mask, causal=False)
-            return self.packing.pack(y).transpose(0, 1)[None]
+            self.pages.write(layer, self.new_slots, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            return torch.cat([self._attend_one(layer, each, q, k, v) for each in self.requests], dim=2)
 
         return attend
 
+    def _attend_one(self, layer: int, request: RequestView, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(1,N,M,H) of one request."""
+        q = q[:, :, request.new]
+        if request.fresh:
+            return F.scaled_dot_product_attention(q, k[:, :, request.new], v[:, :, request.new], is_causal=True)
+        keys, values = (each.transpose(0, 1)[None] for each in self.pages.read(layer, request.slots))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=request.mask)
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-    """(R,M,N,H) queries over (R,K,N,H) keys and values."""
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
+
+def _mask(held: int, new: int, device: torch.device) -> Tensor | None:
+    if held == 0 or new == 1:
+        return None
+    return torch.ones(new, held + new, dtype=torch.bool, device=device).tril(held)
+
+
+def _indices(slots: Slots, device: torch.device) -> Tensor:
+    return torch.arange(slots.start, slots.stop, device=device) if isinstance(slots, slice) else slots

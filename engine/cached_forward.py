@@ -108,9 +108,7 @@ class CachedForward:
         for chunk, first, forks in zip(step.chunks, step.first.tolist(), alive.tolist(), strict=True):
             ends = [copies * (first + i + 1) + forks[i] for i in range(len(chunk.ids))]
             self.cache.grow(chunk.state, index, ends)
-        new = [chunk.state.streams(index) - before for chunk, before in zip(step.chunks, held, strict=True)]
-        packing = Packing.of(new, step.position.device)
-        return SegmentView.of(pages, [chunk.state.row for chunk in step.chunks], held, packing)
+        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, step.position.device)
 
     def _fork(self, into: Segment, streams: Streams, step: _Step, view: SegmentView) -> tuple[Streams, Tensor]:
         """Fork into a segment: the survivors, and for each request its forks up to each new token, (R,M)."""

@@ -53,7 +53,6 @@ class Engine:
         self.max_model_len = self.config.max_model_len or model.config.block_size
         self.cache = ForkCache(
             model.config,
-            rows=self.config.max_batch_size,
             max_tokens=self.max_model_len,
             total_bytes=self.config.cache_bytes,
             page_size=self.config.page_size,

@@ -33,8 +33,6 @@ def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list
 class ForkState:
     """What the cache holds of one request."""
 
-    row: int
-    """Its row in the page tables."""
     pages: list[list[int]]
     """For each segment its pages, in stream order."""
     ends: list[list[int]]
@@ -70,10 +68,8 @@ class CacheUse:
 class ForkCache:
     """Pages for every running request. Ask, then do: where `fits` says that requests may grow, `grow` does not fail."""
 
-    def __init__(
-        self, config: ModelConfig, *, rows: int, max_tokens: int, total_bytes: int, page_size: int, like: Tensor
-    ) -> None:
-        """At most `rows` requests at once, in `total_bytes` on the device and in the type of `like`.
+    def __init__(self, config: ModelConfig, *, max_tokens: int, total_bytes: int, page_size: int, like: Tensor) -> None:
+        """Pages of `total_bytes` together, on the device and in the type of `like`.
 
         `ValueError` naming `cache_bytes` when not one request of `max_tokens` at the model's ratio would fit.
         """
@@ -85,15 +81,14 @@ class ForkCache:
         if total_bytes < needed:
             raise ValueError(f"cache_bytes must be at least {needed} for one request of {max_tokens} tokens")
         self.segments = [
-            SegmentPages(config, s, pages=n * total_bytes // needed, page_size=page_size, rows=rows, like=like)
+            SegmentPages(config, s, pages=n * total_bytes // needed, page_size=page_size, like=like)
             for s, n in zip(segments(config), pages, strict=True)
         ]
-        self._free_rows = list(range(rows))
         self._open: list[ForkState] = []
 
     def open(self) -> ForkState:
-        """An empty state. The caller knows that a row is free."""
-        state = ForkState(self._free_rows.pop(), [[] for _ in self.segments], [[] for _ in self.segments])
+        """An empty state."""
+        state = self._empty()
         self._open.append(state)
         return state
 
@@ -102,11 +97,10 @@ class ForkCache:
         self._open.remove(state)
         for segment, held in zip(self.segments, state.pages, strict=True):
             segment.release(held)
-        self._free_rows.append(state.row)
 
     def pages_needed(self, selection: Selection, tokens: int, state: ForkState | None = None) -> list[int]:
         """The pages of each segment that a request may take to grow to `tokens` tokens, beyond those of `state`."""
-        state = state or ForkState(-1, [[] for _ in self.segments], [[] for _ in self.segments])
+        state = state or self._empty()
         added = (tokens - state.tokens) * self.config.copies
         most = most_streams(self.config, selection, tokens)
         streams = [min(state.streams(i) + (added << i), n) for i, n in enumerate(most)]
@@ -126,7 +120,7 @@ class ForkCache:
 
     def grow(self, state: ForkState, segment: int, ends: Sequence[int]) -> None:
         """Make room in a segment for the streams of more tokens, told as streams up to each token."""
-        self.segments[segment].grow(state.row, state.pages[segment], ends[-1])
+        self.segments[segment].grow(state.pages[segment], ends[-1])
         state.ends[segment].extend(ends)
 
     def use(self) -> CacheUse:
@@ -145,4 +139,6 @@ class ForkCache:
             for state in self._open:
                 assert len(state.pages[i]) == pages.pages_for(state.streams(i)), f"segment {i}: pages without streams"
                 assert len(state.ends[i]) == state.tokens, f"segment {i}: tokens missing"
-        assert len({state.row for state in self._open} | set(self._free_rows)) == len(self._open) + len(self._free_rows)
+
+    def _empty(self) -> ForkState:
+        return ForkState([[] for _ in self.segments], [[] for _ in self.segments])

@@ -1,11 +1,11 @@
 """The pages of one segment: where keys, values and candidate scores of live streams are kept.
 
 A slot is the place of one stream; page p has slots p·page_size … (p+1)·page_size - 1.
-Letters: S streams, N heads, H head width, R requests, K key slots.
+Letters: S streams, N heads, H head width, K slots of one request.
 """
 
-import heapq
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from model import ModelConfig
 
 NO_CANDIDATE = torch.iinfo(torch.int32).min
 """A score below every real one, where a forced candidate stands or none: it never counts as higher."""
+
+
+Slots = slice | Tensor
+"""Slots of one request: a slice where its pages lie side by side, else one index a stream."""
 
 
 @dataclass(frozen=True)
@@ -33,74 +37,88 @@ class Segment:
 
 
 class SegmentPages:
-    """A fixed pool of pages, and each row's page table."""
+    """A fixed pool of pages, shared by all requests.
 
-    def __init__(
-        self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, rows: int, like: Tensor
-    ) -> None:
-        """Room for `pages` pages on the device and in the type of `like`, shared by `rows` requests."""
+    A request's pages lie side by side where that can be had: then its keys are one slice, and attention reads them in
+    place instead of gathering a copy, which costs more than the attention itself.
+    """
+
+    def __init__(self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, like: Tensor) -> None:
+        """Room for `pages` pages, on the device and in the type of `like`."""
         self.segment = segment
         self.page_size = page_size
         self.pages = pages
         shape = (len(segment.layers), pages * page_size, config.n_head, config.head_width)
-        self._keys = like.new_zeros(shape)
+        self._keys = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
         self._values = like.new_zeros(shape)
         self._scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
-        self._table = torch.zeros((rows, pages), dtype=torch.int64, device=like.device)
-        self._free = list(range(pages))  # a heap: low pages first keep a lone request's slots side by side
+        self._free = [True] * pages
+        self.free = pages
         self.page_bytes = page_size * segment.slot_bytes(config, like.element_size())
-
-    @property
-    def free(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._free)
 
     def pages_for(self, streams: int) -> int:
         """Pages that so many streams of one request take."""
         return -(-streams // self.page_size)
 
-    def grow(self, row: int, held: list[int], streams: int) -> None:
-        """Give a row pages until it can hold `streams`; `held` is extended. The caller asked before."""
-        first = len(held)
-        held += [heapq.heappop(self._free) for _ in range(self.pages_for(streams) - first)]
-        self._table[row, first : len(held)] = torch.tensor(held[first:], dtype=torch.int64)
+    def grow(self, held: list[int], streams: int) -> None:
+        """Add pages to those that a request holds, until they hold `streams`. The caller asked before."""
+        while len(held) < self.pages_for(streams):
+            page = self._next(held)
+            self._free[page] = False
+            self.free -= 1
+            held.append(page)
 
     def release(self, held: list[int]) -> None:
         """Take pages back; `held` is emptied."""
         for page in held:
-            heapq.heappush(self._free, page)
+            self._free[page] = True
+        self.free += len(held)
         held.clear()
 
-    def slots(self, rows: list[int], streams: int) -> Tensor:
-        """The slots of the first `streams` streams of each row, (R,K); beyond a row's own streams any slot."""
-        pages = self._table[rows, : self.pages_for(streams)]
-        slots = pages[:, :, None] * self.page_size + torch.arange(self.page_size, device=pages.device)
-        return slots.flatten(1)[:, :streams]
+    def slots(self, held: list[int], streams: int) -> Slots:
+        """Where the first `streams` streams lie in these pages."""
+        first = held[0] * self.page_size
+        if held[-1] - held[0] == len(held) - 1 and held == sorted(held):
+            return slice(first, first + streams)
+        within = torch.arange(self.page_size)
+        pages = torch.tensor(held)[:, None]
+        return (pages * self.page_size + within).flatten()[:streams].to(self._keys.device)
+
+    def _next(self, held: list[int]) -> int:
+        """The page after the last one, if it is free; else the middle of the widest gap, to leave all room to grow."""
+        if held and held[-1] + 1 < self.pages and self._free[held[-1] + 1]:
+            return held[-1] + 1
+        gaps = [list(gap) for free, gap in groupby(range(self.pages), self._free.__getitem__) if free]
+        widest = max(gaps, key=len)
+        return widest[0] if len(widest) == self.pages else widest[len(widest) // 2]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (S,N,H) of a layer at slots (S,)."""
         self._keys[layer - self.segment.layers.start].index_copy_(0, slots, keys)
         self._values[layer - self.segment.layers.start].index_copy_(0, slots, values)
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (R,K,N,H) of a layer at slots (R,K)."""
-        at, flat = (
-            layer - self.segment.layers.start,
-            slots.flatten(),
-        )  # index_select is several times quicker than [slots]
-        shape = (*slots.shape, *self._keys.shape[2:])
-        return self._keys[at].index_select(0, flat).view(shape), self._values[at].index_select(0, flat).view(shape)
+    def read(self, layer: int, slots: Slots) -> tuple[Tensor, Tensor]:
+        """Keys and values (K,N,H) of a layer at K slots."""
+        at = layer - self.segment.layers.start
+        return _at(self._keys[at], slots), _at(self._values[at], slots)
 
     def write_scores(self, slots: Tensor, scores: Tensor) -> None:
         """Store the grid scores (S,2) of the candidates that streams at slots (S,) made."""
         self._scores[slots] = scores.to(torch.int32)
 
-    def read_scores(self, slots: Tensor) -> Tensor:
-        """Grid scores (R,K,2) of the candidates that streams at slots (R,K) made."""
-        return self._scores.index_select(0, slots.flatten()).view(*slots.shape, 2)
+    def read_scores(self, slots: Slots) -> Tensor:
+        """Grid scores (K,2) of the candidates that streams at K slots made."""
+        return _at(self._scores, slots)
 
     def check(self, held: list[list[int]]) -> None:
         """Assert that each page is free or held once."""
-        assert sorted([*self._free, *(page for pages in held for page in pages)]) == list(range(self.pages)), (
+        taken = [page for pages in held for page in pages]
+        free = [page for page, is_free in enumerate(self._free) if is_free]
+        assert sorted([*free, *taken]) == list(range(self.pages)), (
             f"segment {self.segment.index}: pages lost or held twice"
         )
+        assert self.free == len(free), f"segment {self.segment.index}: free pages miscounted"
+
+
+def _at(stored: Tensor, slots: Slots) -> Tensor:
+    return stored[slots] if isinstance(slots, slice) else stored.index_select(0, slots)

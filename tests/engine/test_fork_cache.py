@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from engine.fork_cache import ForkCache, most_streams, segments
+from engine.fork_cache import ForkCache, ForkState, most_streams, segments
 from model import ModelConfig, Selection
 
 CONFIG = ModelConfig(
@@ -12,8 +13,8 @@ CONFIG = ModelConfig(
 CAUSAL = Selection.of(CONFIG, "causal")
 
 
-def make(total_bytes: int = 1 << 20, rows: int = 4) -> ForkCache:
-    return ForkCache(CONFIG, rows=rows, max_tokens=32, total_bytes=total_bytes, page_size=4, like=torch.zeros(()))
+def make(total_bytes: int = 1 << 20) -> ForkCache:
+    return ForkCache(CONFIG, max_tokens=32, total_bytes=total_bytes, page_size=4, like=torch.zeros(()))
 
 
 def test_segments_are_the_layers_between_forks() -> None:
@@ -57,25 +58,43 @@ def test_fits_adds_up_what_several_need() -> None:
     assert not cache.ever_fits([free + 1, 0, 0])
 
 
+def fill(cache: ForkCache, state: ForkState, streams: int, mark: int) -> Tensor:
+    """Grow segment 1 to `streams` streams, write keys for the new ones, and return these."""
+    pages, before = cache.segments[1], state.streams(1)
+    cache.grow(state, 1, [streams])
+    slots = pages.slots(state.pages[1], streams)
+    where = (torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[before:]
+    keys = torch.randn(streams - before, 2, 8)
+    pages.write(3, where, keys, -keys)
+    pages.write_scores(where, torch.full((streams - before, 2), mark))
+    return keys
+
+
 def test_streams_are_read_where_they_were_written() -> None:
+    """Also when pages of several requests had to be mixed."""
+    cache = make(80_000)
+    states = [cache.open() for _ in range(3)]
+    written: list[list[Tensor]] = [[], [], []]
+    for streams in range(3, 3 * cache.segments[1].pages, 3):
+        for i, state in enumerate(states):
+            if cache.segments[1].free:
+                written[i].append(fill(cache, state, streams, i))
+    kinds = set()
+    for i, state in enumerate(states):
+        slots = cache.segments[1].slots(state.pages[1], state.streams(1))
+        keys, values = cache.segments[1].read(3, slots)
+        assert torch.equal(keys, torch.cat(written[i]))
+        assert torch.equal(values, -keys)
+        assert (cache.segments[1].read_scores(slots) == i).all()
+        kinds.add(type(slots))
+    assert kinds == {slice, Tensor}, "the test should see pages side by side and pages apart"
+
+
+def test_a_lone_request_lies_side_by_side_to_the_last_page() -> None:
     cache = make()
-    a, b = cache.open(), cache.open()
-    pages = cache.segments[1]
-    written = {}
-    for n, (state, count) in enumerate([(a, 3), (b, 6), (a, 9), (b, 10)]):
-        before = state.streams(1)
-        cache.grow(state, 1, [count])
-        slots = pages.slots([state.row], count)[0, before:]
-        keys = torch.randn(count - before, 2, 8)
-        pages.write(3, slots, keys, -keys)
-        pages.write_scores(slots, torch.full((count - before, 2), n))
-        written[state.row, n] = keys
-    slots = pages.slots([a.row, b.row], 10)
-    keys, values = pages.read(3, slots)
-    wanted_a, wanted_b = (torch.cat([written[s.row, n] for n in order]) for s, order in [(a, (0, 2)), (b, (1, 3))])
-    assert torch.equal(keys[0, :9], wanted_a)
-    assert torch.equal(values[1], -wanted_b)
-    assert pages.read_scores(slots)[1, :, 0].tolist() == [1] * 6 + [3] * 4
+    state, pages = cache.open(), cache.segments[1]
+    cache.grow(state, 1, [pages.pages * pages.page_size])
+    assert isinstance(pages.slots(state.pages[1], 7), slice)
 
 
 def test_a_lost_page_is_found_out() -> None:

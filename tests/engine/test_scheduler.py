@@ -17,7 +17,7 @@ TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")
 def scheduler(requests_of_memory: float = 10, **settings: int) -> Scheduler:
     """With memory for so many requests of 32 tokens."""
     one = 8 * 4 * (2 * 8 * 4 + 8) + 16 * 4 * (2 * 8 * 4)
-    cache = ForkCache(CONFIG, rows=8, max_tokens=32, total_bytes=int(requests_of_memory * one), page_size=4,
+    cache = ForkCache(CONFIG, max_tokens=32, total_bytes=int(requests_of_memory * one), page_size=4,
                       like=torch.zeros(()))  # fmt: skip
     return Scheduler(EngineConfig(**{"max_batch_size": 8, **settings}), cache)
 
