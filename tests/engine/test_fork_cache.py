@@ -75,18 +75,17 @@ def test_streams_are_read_where_they_were_written() -> None:
     cache = make(80_000)
     states = [cache.open() for _ in range(3)]
     written: list[list[Tensor]] = [[], [], []]
+    kinds = set()
     for streams in range(3, 3 * cache.segments[1].pages, 3):
         for i, state in enumerate(states):
             if cache.segments[1].free:
                 written[i].append(fill(cache, state, streams, i))
-    kinds = set()
-    for i, state in enumerate(states):
-        slots = cache.segments[1].slots(state.pages[1], state.streams(1))
-        keys, values = cache.segments[1].read(3, slots)
-        assert torch.equal(keys, torch.cat(written[i]))
-        assert torch.equal(values, -keys)
-        assert (cache.segments[1].read_scores(slots) == i).all()
-        kinds.add(type(slots))
+            slots = cache.segments[1].slots(state.pages[1], state.streams(1))
+            keys, values = cache.segments[1].read(3, slots)
+            assert torch.equal(keys, torch.cat(written[i]))
+            assert torch.equal(values, -keys)
+            assert (cache.segments[1].read_scores(slots) == i).all()
+            kinds.add(type(slots))
     assert kinds == {slice, Tensor}, "the test should see pages side by side and pages apart"
 
 
