@@ -1,0 +1,138 @@
+"""Every answer that is not a success, in OpenAI's form (API.md §4).
+
+ApiError                    status, type, code and param of one answer
+├── bad_request(…)          400, the client's mistake
+├── not_found(…)            404, unknown model, path or completion
+├── too_large(…)            413
+├── queue_full(…)           429, with Retry-After
+├── unavailable(…)          503, with Retry-After
+├── cancelled()             499, ended through the cancel route
+└── engine_failed()         500, the last answer of this process
+"""
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+REPEATED_INPUT = 200
+"""Most characters of the client's own input that an error repeats."""
+RETRY_SECONDS = 1
+"""What a client is told to wait for a server that is starting or stopping."""
+
+
+class ApiError(Exception):
+    """An answer that is not a success; raised anywhere on the way, written once by `answer`.
+
+    `retry_after` in seconds; `useless` tells OpenAI's client not to send the same thing again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        retry_after: int | None = None,
+        useless: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+        self.useless = useless
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The wire form, the same in an answer and in a stream."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def refusal(self) -> bool:
+        """Whether this turns a request away, rather than ends one that was taken."""
+        return self.code not in {"cancelled", "engine_failed"}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a client needs to know about trying again."""
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return headers | ({"x-should-retry": "false"} if self.useless else {})
+
+
+def clipped(text: str) -> str:
+    """A client's own input as an error repeats it: never long."""
+    return text if len(text) <= REPEATED_INPUT else text[: REPEATED_INPUT - 1] + "…"
+
+
+def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
+    """The client's mistake: 400."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def not_found(message: str, code: str, param: str | None = None) -> ApiError:
+    """Something by a name that nothing has: 404."""
+    return ApiError(404, message, code=code, param=param)
+
+
+def too_large(limit: int) -> ApiError:
+    """A body above `limit` bytes: 413."""
+    return ApiError(413, f"The request body is larger than the {limit} bytes that are read.", code="request_too_large")
+
+
+def queue_full(message: str, retry_after: int) -> ApiError:
+    """As many wait as may: 429, to come back in `retry_after` seconds."""
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=retry_after)
+
+
+def unavailable(reason: str) -> ApiError:
+    """No request is taken at present, for `reason` (one word, which is also the code): 503."""
+    message = f"The server takes no request at present: it is {reason}."
+    return ApiError(503, message, kind="server_error", code=reason, retry_after=RETRY_SECONDS)
+
+
+def cancelled() -> ApiError:
+    """What a request's own client sees when another call cancels it."""
+    return ApiError(499, "The request was cancelled.", code="cancelled", useless=True)
+
+
+def engine_failed() -> ApiError:
+    """The engine raised: this process answers nothing more, and ends."""
+    message = "The engine failed; the server is going down."
+    return ApiError(500, message, kind="server_error", code="engine_failed", useless=True)
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The response that carries `error`."""
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+    """Exception handler for `ApiError`."""
+    assert isinstance(error, ApiError)
+    if error.refusal:
+        request.app.state.service.metrics.rejected.labels(reason=error.code).inc()
+    return answer(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Exception handler for what the router itself refuses: an unknown path, or a method a path does not have."""
+    assert isinstance(error, HTTPException)
+    route = clipped(f"{request.method} {request.url.path}")
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return JSONResponse(
+        ApiError(error.status_code, f"{route} is not a route of this server.", code=code).body,
+        error.status_code,
+        error.headers,
+    )
+
+
+async def on_unexpected(_request: Request, _error: Exception) -> JSONResponse:
+    """Exception handler for our own mistakes: the client learns that, and no more."""
+    message = "The server met an unexpected condition."
+    return answer(ApiError(500, message, kind="server_error", code="internal_error", useless=True))
