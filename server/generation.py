@@ -1,0 +1,78 @@
+"""One client's request while the engine works on it, as the event loop sees it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from engine import SamplingParams, TokenEvent
+from server.errors import ApiError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """One sequence for the engine: one prompt and one choice of it."""
+
+    request_id: str
+    """Unique in this process."""
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    params: SamplingParams
+    """How to go on from there."""
+
+
+@dataclass(eq=False)
+class Generation:
+    """The engine requests of one client request: an iterator over their events, in the order they were made.
+
+    Lives on the event loop. Whoever iterates does so inside `with`: leaving the block gives up what still runs, so
+    that a client which goes away holds no page of the cache beyond the step at hand.
+    """
+
+    name: str
+    """The client request's id, unique in this process."""
+    requests: Sequence[EngineRequest]
+    give_up: Callable[[Self], None]
+    """Called once, when the block is left, with `unfinished` as it then stands."""
+    arrived: float = field(default_factory=time.monotonic)
+    """When the client asked, on the monotonic clock."""
+
+    def __post_init__(self) -> None:
+        self.unfinished = {request.request_id for request in self.requests}
+        self._inbox: asyncio.Queue[TokenEvent | ApiError] = asyncio.Queue()
+
+    def put(self, event: TokenEvent) -> None:
+        """Hand over the next event of one of the requests."""
+        if event.finish_reason is not None:
+            self.unfinished.discard(event.request_id)
+        self._inbox.put_nowait(event)
+
+    def fail(self, error: ApiError) -> None:
+        """End all requests with `error`, which the iterator raises once the events before it are read."""
+        self.unfinished.clear()
+        self._inbox.put_nowait(error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if not self.unfinished and self._inbox.empty():
+            raise StopAsyncIteration
+        item = await self._inbox.get()
+        if isinstance(item, ApiError):
+            raise item
+        return item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what still runs; nothing when all has finished, or the second time."""
+        self.give_up(self)

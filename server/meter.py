@@ -1,0 +1,119 @@
+"""What the engine's thread counts: so that accepted = finished + running + waiting in every census it publishes."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from engine import EngineStats, StepReport, TokenEvent
+from server.histograms import Histograms
+from server.loading import ServedModel
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+DRAIN_WINDOW = 64
+"""Finished requests over which the drain rate is measured."""
+LONGEST_RETRY_SECONDS = 120
+"""OpenAI's client ignores a longer Retry-After."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """Requests and engine numbers at one moment between two steps, to be read from any thread."""
+
+    up: bool
+    """Whether the engine still runs."""
+    model: ServedModel
+    """What it runs."""
+    stats: EngineStats
+    """The engine's own numbers."""
+    accepted: int
+    """Requests that the engine ever took."""
+    finished: Mapping[str, int]
+    """Those that are done, by reason."""
+
+
+@dataclass
+class _Clock:
+    arrived: float
+    last_token: float | None = None
+
+
+class Meter:
+    """Counts and times requests. `census` may be read from anywhere; all else belongs to the engine's thread."""
+
+    def __init__(self, histograms: Histograms) -> None:
+        self.census: Census | None = None
+        """The latest, replaced whole; None until the engine is loaded."""
+        self._model: ServedModel | None = None
+        self._histograms = histograms
+        self._accepted = 0
+        self._finished = dict.fromkeys(FINISH_REASONS, 0)
+        self._clocks: dict[str, _Clock] = {}
+        self._finish_times: deque[float] = deque(maxlen=DRAIN_WINDOW)
+
+    def load(self, model: ServedModel, stats: EngineStats) -> None:
+        """The engine is there."""
+        self._model = model
+        self.publish(stats)
+
+    def accept(self, request_ids: Sequence[str], arrived: float) -> None:
+        """The engine took these; their client asked at `arrived` (monotonic seconds)."""
+        self._accepted += len(request_ids)
+        self._clocks |= {request_id: _Clock(arrived) for request_id in request_ids}
+
+    def step(self, events: Sequence[TokenEvent], report: StepReport | None) -> None:
+        """The engine took a step, which made `events`; without a `report` there was nothing it could do."""
+        if report is None:
+            return
+        now = time.monotonic()
+        self._histograms.step_duration.labels(phase=report.phase).observe(report.seconds)
+        self._histograms.step_batch_size.observe(report.batch_size)
+        for streams in report.fork_counts:
+            self._histograms.streams_per_token.observe(streams)
+        for event in events:
+            self._time_token(event, now)
+            if event.finish_reason is not None:
+                self._finish(event, event.finish_reason, now)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """These were given up before their end."""
+        self._finished["abort"] += len(request_ids)
+        for request_id in request_ids:
+            del self._clocks[request_id]
+
+    def fail(self) -> None:
+        """The engine is gone, and with it whatever was running or waiting."""
+        self._finished["error"] += self._accepted - sum(self._finished.values())
+        self._clocks.clear()
+        if self.census is not None:
+            self.publish(replace(self.census.stats, num_requests_running=0, num_requests_waiting=0), up=False)
+
+    def publish(self, stats: EngineStats, *, up: bool = True) -> None:
+        """Make a census of this moment."""
+        assert self._model is not None
+        self.census = Census(
+            up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished)
+        )
+
+    def seconds_to_drain(self, stats: EngineStats) -> int:
+        """Whole seconds until the requests that wait have had their turn, at the rate measured lately."""
+        if len(self._finish_times) < 2:
+            return 1
+        seconds_each = (time.monotonic() - self._finish_times[0]) / len(self._finish_times)
+        return min(max(1, math.ceil(stats.num_requests_waiting * seconds_each)), LONGEST_RETRY_SECONDS)
+
+    def _time_token(self, event: TokenEvent, now: float) -> None:
+        clock = self._clocks[event.request_id]
+        if clock.last_token is None:
+            self._histograms.time_to_first_token.observe(now - clock.arrived)
+        else:
+            self._histograms.inter_token_latency.observe(now - clock.last_token)
+        clock.last_token = now
+
+    def _finish(self, event: TokenEvent, reason: str, now: float) -> None:
+        self._finished[reason] += 1
+        self._finish_times.append(now)
+        self._histograms.e2e_request_latency.observe(now - self._clocks.pop(event.request_id).arrived)
+        assert event.usage is not None  # the last event of every request carries it
+        self._histograms.observe_usage(event.usage)

@@ -1,0 +1,15 @@
+"""What is running: this project's version and what it computes with."""
+
+from importlib.metadata import version
+
+import torch
+
+from model import segments_backend
+
+VERSION = version("thoughtbubbles")
+
+
+def build_info(device: str) -> dict[str, str]:
+    """Version, torch, and on `device` what sums over a token's streams: torch-scatter or torch."""
+    backend = segments_backend(device)
+    return {"version": VERSION, "torch": torch.__version__, "device": device, "segments_backend": backend}
