@@ -1,0 +1,113 @@
+"""The wire form of one completion: its chunks while it runs, and the whole when it has ended (API.md §2 and §3)."""
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from engine import RequestUsage, TokenEvent
+from server.choices import Choice, Delta
+from server.loading import ServedModel
+from server.logprobs import logprobs_object, printed
+from server.planning import Plan
+from server.schemas import Json
+from server.version import VERSION
+
+
+class Completion:
+    """Takes the engine's events for one plan and says what the client is told."""
+
+    def __init__(self, name: str, plan: Plan, served: ServedModel) -> None:
+        self._plan = plan
+        self._request = plan.request
+        token_bytes = served.tokenizer.token_bytes
+        self._print = lru_cache(maxsize=4096)(lambda token_id: printed(token_bytes(token_id)))
+        self._choices = [Choice(sequence.prompt, plan.request, token_bytes) for sequence in plan.sequences]
+        self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
+        self._deltas: list[list[Delta]] = [[] for _ in plan.sequences]
+        self._usages: list[RequestUsage] = []
+        self._head: Json = {
+            "id": name,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": served.name,
+            "system_fingerprint": f"thoughtbubbles-{VERSION}",
+        }
+
+    def add(self, event: TokenEvent) -> None:
+        """Keep an event for `whole`."""
+        index, delta = self._feed(event)
+        self._deltas[index].append(delta)
+
+    def whole(self) -> Json:
+        """The answer to a request that is not streamed, once every sequence has ended."""
+        choices = [
+            self._choice_object(index, Delta.join(self._deltas[sequence]))
+            for index, sequence in enumerate(self._best())
+        ]
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def chunks(self, event: TokenEvent) -> Iterator[Json]:
+        """What a stream tells of an event: one chunk, or nothing while text is held back."""
+        index, delta = self._feed(event)
+        if delta:
+            yield {**self._head, "choices": [self._choice_object(index, delta)], **self._usage_so_far()}
+
+    def last_chunks(self) -> Iterator[Json]:
+        """What a stream tells when every sequence has ended: the usage, if asked for."""
+        options = self._request.stream_options
+        if options is not None and options.include_usage:
+            yield {**self._head, "choices": [], "usage": self._usage()}
+
+    def _feed(self, event: TokenEvent) -> tuple[int, Delta]:
+        if event.usage is not None:
+            self._usages.append(event.usage)
+        index = self._index[event.request_id]
+        return index, self._choices[index].feed(event)
+
+    def _best(self) -> Sequence[int]:
+        """The sequences to return: of each prompt's candidates those of highest mean log-probability, best first."""
+        step = self._request.candidates
+        if step == self._request.n:
+            return range(len(self._choices))
+        return [
+            index
+            for start in range(0, len(self._choices), step)
+            for index in sorted(range(start, start + step), key=lambda each: -self._choices[each].mean_logprob)[
+                : self._request.n
+            ]
+        ]
+
+    def _choice_object(self, index: int, delta: Delta) -> Json:
+        tokens = [*delta.echoed, *delta.tokens]
+        choice: Json = {
+            "index": index,
+            "text": delta.text,
+            "logprobs": None if self._request.logprobs is None else logprobs_object(tokens, self._print),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in delta.tokens]
+        if delta.prompt_ids is not None:
+            choice["prompt_token_ids"] = delta.prompt_ids
+        if self._request.return_fork_counts:
+            choice["fork_counts"] = [token.fork_count for token in tokens]
+        return choice
+
+    def _usage_so_far(self) -> Json:
+        options = self._request.stream_options
+        if options is None or not (options.include_usage or options.continuous_usage_stats):
+            return {}
+        return {"usage": self._usage() if options.continuous_usage_stats else None}
+
+    def _usage(self) -> Json:
+        """Each prompt counted once; cache and stream figures of the sequences that have ended."""
+        prompt_tokens = sum(map(len, self._plan.prompts))
+        completion_tokens = sum(choice.completion_tokens for choice in self._choices)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in self._usages)},
+            "stream_tokens": sum(usage.stream_tokens for usage in self._usages),
+        }
