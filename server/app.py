@@ -1,0 +1,46 @@
+"""The ASGI application: routes, what wraps them, and the worker's life."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from sse_starlette.sse import AppStatus
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from server import operation_routes, routes, tokenizer_routes
+from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
+from server.middleware import BodyLimit, RequestId
+from server.service import Service
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's name for an answer that nobody is there to get."""
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The application of `service`, whose worker starts and stops with the application's lifespan."""
+    # Else sse-starlette cuts every stream half a second after SIGTERM.
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        await service.worker.stop()
+
+    app = FastAPI(title="Thoughtbubbles", lifespan=lifespan, openapi_url=None)
+    app.state.service = service
+    for each in (routes, tokenizer_routes, operation_routes):
+        app.include_router(each.router)
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, on_unexpected)
+    # Outside the application, whose own answer to an unexpected error no middleware of it sees.
+    return RequestId(BodyLimit(app, service.settings.max_body_bytes))
+
+
+async def _on_disconnect(request: Request, _error: Exception) -> Response:
+    request.app.state.service.metrics.disconnects.inc()
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

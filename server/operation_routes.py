@@ -1,0 +1,38 @@
+"""What operators and their tools ask: is it alive, is it ready, what is it, how is it doing (API.md §5, §7)."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server.errors import unavailable
+from server.schemas import Json
+from server.service import Serving
+from server.version import build_info
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> Json:
+    """200 while the process lives."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(service: Serving) -> Json:
+    """200 when a completion would be served now; else 503 with the reason."""
+    reason = service.worker.unready(service.settings.stall_seconds)
+    if reason is not None:
+        raise unavailable(reason)
+    return {"status": "ready"}
+
+
+@router.get("/version")
+async def version(service: Serving) -> Json:
+    """What runs, and what it computes with."""
+    return {**build_info(service.worker.model.device)}
+
+
+@router.get("/metrics")
+async def metrics(service: Serving) -> Response:
+    """Prometheus' text."""
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

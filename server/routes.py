@@ -1,0 +1,104 @@
+"""POST /v1/completions and what belongs to it (API.md §1 to §3, §5)."""
+
+import asyncio
+import uuid
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+
+from server.completions import Completion
+from server.disconnect import while_connected
+from server.errors import clipped, not_found
+from server.generation import Generation
+from server.loading import ServedModel
+from server.planning import Plan, plan
+from server.schemas import CompletionRequest, Json
+from server.service import Serving
+from server.streaming import CompletionStream
+from server.validation import parse
+
+LONGEST_HEADER = 1000
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=None)
+async def create_completion(request: Request, service: Serving) -> Response:
+    """Complete prompts: whole, or as a stream."""
+    served = service.worker.model
+    name = f"cmpl-{uuid.uuid4().hex}"
+    # JSON and text may be long: not on the event loop.
+    planned = await asyncio.to_thread(_plan, name, await request.body(), served)
+    headers = _ignored_parameters(planned.request)
+    completion = Completion(name, planned, served)
+    with ExitStack() as stack:
+        generation = stack.enter_context(service.worker.submit(name, planned.sequences))
+        if not planned.request.stream:
+            await while_connected(request, _collect(completion, generation))
+            body = await asyncio.to_thread(lambda: to_json(completion.whole()))
+            return Response(body, media_type="application/json", headers=headers)
+        first = await while_connected(request, anext(generation))
+        stack.pop_all()  # the stream gives the generation up from here on
+        return CompletionStream(
+            completion,
+            generation,
+            first,
+            metrics=service.metrics,
+            headers=headers,
+            keep_alive_seconds=service.settings.keep_alive_seconds,
+        )
+
+
+@router.post("/v1/completions/{name}/cancel")
+async def cancel_completion(name: str, service: Serving) -> Json:
+    """End a completion that runs; its own client gets an error."""
+    if not service.worker.cancel(name):
+        raise not_found(f"No completion {clipped(name)!r} is running.", "not_found", "id")
+    return {"id": name, "cancelled": True}
+
+
+@router.get("/v1/models")
+async def list_models(service: Serving) -> Json:
+    """The served model, in a list of one."""
+    return {"object": "list", "data": [_model_object(service.worker.model)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(name: str, service: Serving) -> Json:
+    """The served model, by its name."""
+    served = service.worker.model
+    if name != served.name:
+        raise not_found(f"The model {clipped(name)!r} does not exist.", "model_not_found", "model")
+    return _model_object(served)
+
+
+def _plan(name: str, body: bytes, served: ServedModel) -> Plan:
+    return plan(name, parse(body, CompletionRequest), served)
+
+
+def _ignored_parameters(request: CompletionRequest) -> dict[str, str]:
+    """A header that names the unknown fields, which lm-eval passes on from its own settings."""
+    extra: dict[str, Any] = request.model_extra or {}
+    names = ", ".join(quote(name) for name in extra)
+    return {"x-ignored-parameters": names[:LONGEST_HEADER]} if extra else {}
+
+
+async def _collect(completion: Completion, generation: Generation) -> None:
+    async for event in generation:
+        completion.add(event)
+
+
+def _model_object(served: ServedModel) -> Json:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "thoughtbubbles",
+        "max_model_len": served.max_model_len,
+        "fork_layers": list(served.config.fork_layers),
+        "block_size": served.config.block_size,
+        "max_block_size": served.config.max_block_size,
+        "parameters": served.parameters,
+    }

@@ -1,0 +1,59 @@
+"""Text to token ids and back over HTTP, so that clients need no copy of the vocabulary (API.md §5)."""
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request
+
+from model import Tokenizer
+from server.schemas import DetokenizeRequest, Json, TokenizeRequest
+from server.service import Serving
+from server.validation import parse
+from server.vocabulary import check_ids, encode
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, service: Serving) -> Json:
+    """Token ids of a text."""
+    served = service.worker.model
+    body = await request.body()
+    tokens = await asyncio.to_thread(_tokens, body, served.tokenizer)
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": served.max_model_len}
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, service: Serving) -> Json:
+    """The text of token ids."""
+    tokenizer = service.worker.model.tokenizer
+    return {"prompt": await asyncio.to_thread(_text, await request.body(), tokenizer)}
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: Serving) -> Json:
+    """What lm-eval asks of a tokenizer: the names of its special tokens."""
+    tokenizer = service.worker.model.tokenizer
+    return {
+        "eos_token": _end_of_text(tokenizer),
+        "bos_token": None,
+        "pad_token": None,
+        "eos_token_id": tokenizer.end_of_text,
+        "vocab_size": tokenizer.vocab_size,
+    }
+
+
+def _tokens(body: bytes, tokenizer: Tokenizer) -> Sequence[int]:
+    text = parse(body, TokenizeRequest).prompt
+    # In a text the special token's name is text; alone it is the token, for lm-eval learns its id so.
+    return [tokenizer.end_of_text] if text == _end_of_text(tokenizer) else encode("prompt", text, tokenizer)
+
+
+def _text(body: bytes, tokenizer: Tokenizer) -> str:
+    tokens = parse(body, DetokenizeRequest).tokens
+    check_ids("tokens", tokens, tokenizer)
+    return tokenizer.decode(tokens)
+
+
+def _end_of_text(tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([tokenizer.end_of_text])
