@@ -1,0 +1,27 @@
+"""A small corpus and the settings of a run that takes a moment."""
+
+import json
+from pathlib import Path
+
+from model import ModelConfig
+from training.config import TrainConfig
+
+VOCAB = 320
+SUBJECTS = ("the cat", "a bubble", "every token", "the old house", "nobody", "a thought")
+VERBS = ("forks", "sleeps on", "is not", "remembers", "follows")
+TEXTS = [f"{s} {v} {o}.\nThen {o} {v} {s}…" for s in SUBJECTS for v in VERBS for o in SUBJECTS]
+HELD_OUT = TEXTS[::40]
+
+MODEL = ModelConfig(
+    vocab_size=VOCAB, block_size=16, max_block_size=24, n_layer=2, n_head=2, n_embd=16, fork_layers=(1,)
+)
+TRAIN = TrainConfig(
+    steps=6, batch_size=2, accumulation=2, learning_rate=1e-2, warmup_steps=2, decay_fraction=0.5, dropout=0.1,
+    validate_every=4, save_every=100, log_every=2,
+)  # fmt: skip
+
+
+def write_json_lines(path: Path, texts: list[str]) -> Path:
+    """`texts` as JSON lines."""
+    path.write_text("".join(json.dumps({"text": text, "source": "test"}) + "\n" for text in texts), encoding="utf-8")
+    return path

@@ -1,0 +1,115 @@
+"""Documents to token files: nothing is lost, what is wrong is named, and tiktoken cuts text as the trained BPE does."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import Tokenizer
+from tests.training.harness import HELD_OUT, SUBJECTS, TEXTS, VERBS, VOCAB, write_json_lines
+from training.data.prepare import prepare
+from training.data.token_file import Index, read_tokens
+from training.data.vocabulary import _printable_bytes, tiktoken_ranks, train_byte_pairs
+
+
+def documents_of(folder: Path, split: str) -> list[str]:
+    """What a token file says, cut at its end-of-text ids."""
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.tiktoken")
+    texts: list[list[int]] = []
+    for token in read_tokens(folder, split).tolist():
+        if token == tokenizer.end_of_text:
+            texts.append([])
+        else:
+            texts[-1].append(token)
+    return [tokenizer.decode(ids) for ids in texts]
+
+
+def test_every_document_comes_back_in_order_after_an_end_of_text(data: Path) -> None:
+    assert documents_of(data, "train") == TEXTS
+    assert documents_of(data, "val") == HELD_OUT
+
+
+def test_the_index_says_what_the_files_hold(data: Path) -> None:
+    index = Index.read(data)
+    content = (data / "val.bin").read_bytes()
+    assert (index.dtype, index.vocab_size) == ("uint16", VOCAB)
+    assert index.val.tokens == len(content) // 2
+    assert index.val.bytes == sum(len(text.encode()) for text in HELD_OUT)
+    assert index.val.documents == len(HELD_OUT)
+    assert index.val.sha256 == hashlib.sha256(content).hexdigest()
+    assert list(index.train.sources) == ["train.jsonl"]
+
+
+def test_gzipped_lines_and_text_files_mix_under_a_given_vocabulary(data: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"text": "one"}\n\n{"text": "two \\u00e9"}\n'))
+    plain = tmp_path / "b.txt"
+    plain.write_text("three\nlines\n", encoding="utf-8")
+    prepare([packed, plain], [plain], tmp_path / "out", str(data / "tokenizer.tiktoken"))
+    assert documents_of(tmp_path / "out", "train") == ["one", "two é", "three\nlines\n"]
+    assert (tmp_path / "out" / "tokenizer.tiktoken").read_bytes() == (data / "tokenizer.tiktoken").read_bytes()
+
+
+def test_a_written_out_end_of_text_in_a_document_is_text(data: Path, tmp_path: Path) -> None:
+    source = write_json_lines(tmp_path / "a.jsonl", ["x<|endoftext|>y"])
+    prepare([source], [source], tmp_path / "out", str(data / "tokenizer.tiktoken"))
+    assert documents_of(tmp_path / "out", "train") == ["x<|endoftext|>y"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b'{"text": "fine"}\n{"text": ', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"txt": "no"}\n', r"a\.jsonl:1: a document needs a string field 'text'"),
+        ("a.jsonl", b'["text"]\n', r"a\.jsonl:1: a document needs"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl: .*utf-8"),
+        ("a.txt", b"\xff\xfe", r"a\.txt: .*utf-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "cut short"}\n' * 99)[:-20], r"a\.jsonl\.gz: .*end"),
+        ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz: Not a gzipped file"),
+        ("a.jsonl", b"\n", "no documents"),
+    ],
+)
+def test_bad_input_is_refused_by_name(data: Path, tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        prepare([tmp_path / name], [tmp_path / name], tmp_path / "out", str(data / "tokenizer.tiktoken"))
+    with pytest.raises(ValueError, match=r"has no index\.json"):
+        Index.read(tmp_path / "out")  # a half-prepared folder does not pass for a whole one
+
+
+@pytest.mark.parametrize(("size", "reason"), [(257, "at least 258"), (100_000, "more than this text can fill")])
+def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path, size: int, reason: str) -> None:
+    source = write_json_lines(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(ValueError, match=reason):
+        prepare([source], [source], tmp_path / "out", size)
+
+
+def test_a_truncated_token_file_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text((data / "index.json").read_text())
+    (tmp_path / "val.bin").write_bytes((data / "val.bin").read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"val\.bin holds \d+ tokens where index\.json says"):
+        read_tokens(tmp_path, "val")
+
+
+LEARNER = train_byte_pairs([*TEXTS, "naïve café — 東京 №５ 😀😀 \r\n\t it's they'll"], 400)
+RANKS = tiktoken_ranks(LEARNER)
+BYTES = _printable_bytes()
+TOKENIZER = Tokenizer({token: rank for rank, token in enumerate(RANKS)}, "test")
+
+
+@given(st.text() | st.lists(st.sampled_from([*SUBJECTS, *VERBS, " ", "\n", "é", "😀", "'s"])).map("".join))
+def test_tiktoken_cuts_text_as_the_trained_vocabulary_does(text: str) -> None:
+    learnt = [bytes(BYTES[c] for c in token) for token in LEARNER.encode(text).tokens]
+    assert [TOKENIZER.token_bytes(i) for i in TOKENIZER.encode(text)] == learnt
+    assert b"".join(learnt) == text.encode()
+
+
+def test_the_ranks_are_all_bytes_and_then_the_merges() -> None:
+    assert RANKS[:256] == [bytes([b]) for b in range(256)]
+    assert len(RANKS) == len(set(RANKS)) > 300
+    for rank in range(256, len(RANKS)):
+        cuts = [(RANKS[rank][:i], RANKS[rank][i:]) for i in range(1, len(RANKS[rank]))]
+        assert any(left in RANKS[:rank] and right in RANKS[:rank] for left, right in cuts)
