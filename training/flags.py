@@ -1,0 +1,32 @@
+"""Command-line flags from the fields of a frozen config: one flag a field, and only those given change a recipe."""
+
+import argparse
+from dataclasses import fields, replace
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+
+
+def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
+    """A flag for every field of the dataclass `config`, left out of the namespace where it is not given."""
+    group = parser.add_argument_group(f"settings of {config.__name__}, where the recipe's shall not do")
+    hints = get_type_hints(config)
+    for field in fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, **_parsing(hints[field.name]))
+
+
+def override(config: Config, args: argparse.Namespace) -> Config:
+    """`config` with the fields that `args` gives. Raises `ValueError` as the config's own validation does."""
+    names = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(args).items() if name in names}
+    return replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})  # type: ignore[type-var]
+
+
+def _parsing(hint: object) -> dict[str, Any]:
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is tuple:
+        return {"type": get_args(hint)[0], "nargs": "*"}
+    choices = get_args(hint)
+    return {"choices": choices} if choices else {"type": hint}

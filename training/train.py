@@ -1,0 +1,36 @@
+"""`train`: a recipe, a prepared folder and changes on the command line in; checkpoints out."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model import ModelConfig
+from training.config import TrainConfig
+from training.flags import add_field_flags, override
+from training.recipes import RECIPES
+from training.stopping import stop_on_signal
+from training.trainer import Trainer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `train`."""
+    parser.add_argument("--recipe", choices=RECIPES, default="shipped", help="where settings come from (%(default)s)")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made")
+    parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, the state and the log")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_field_flags(parser, ModelConfig)
+    add_field_flags(parser, TrainConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as asked; 0, also when a signal asked for an early, clean end."""
+    model_config, config = RECIPES[args.recipe]()
+    model_config, config = override(model_config, args), override(config, args)
+    with stop_on_signal() as stopping:
+        device = torch.device(args.device)
+        trainer = Trainer(model_config, config, data=args.data, out=args.out, device=device, resume=args.resume)
+        trainer.run(stopping)
+    print(f"stopped after step {trainer.step} of {config.steps}; {args.out}")
+    return 0
