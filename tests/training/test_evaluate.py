@@ -1,0 +1,58 @@
+"""The command `evaluate`, on a model whose loss is known."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import Thoughtbubbles, Tokenizer, save_checkpoint
+from tests.training.harness import HELD_OUT, MODEL, VOCAB, write_json_lines
+from training.__main__ import main
+
+
+@pytest.fixture
+def uniform(data: Path, tmp_path: Path) -> Path:
+    """A checkpoint that finds every token equally likely: its (tied) embedding is zero."""
+    model = Thoughtbubbles(MODEL)
+    torch.nn.init.zeros_(model.transformer.wte.weight)
+    save_checkpoint(tmp_path / "uniform", model, Tokenizer.from_file(data / "tokenizer.tiktoken"), {})
+    return tmp_path / "uniform"
+
+
+def test_the_scores_of_a_uniform_model(
+    uniform: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_json_lines(tmp_path / "val.jsonl", HELD_OUT)
+    assert main(["evaluate", str(uniform), "--data", str(text), "--positions", "4", "--json"]) == 0
+    rows = {(row["measure"], row["rule"]): row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    tokens = json.loads((data / "index.json").read_text())["val"]["tokens"] - len(HELD_OUT)
+    size = sum(len(text.encode()) for text in HELD_OUT)
+    assert {measure for measure, _ in rows} == {"packed", "rolling", "prefix"}
+    assert {rule for measure, rule in rows if measure == "prefix"} == {"fixed", "dynamic", "causal"}
+    for row in rows.values():
+        assert row["loss"] == pytest.approx(math.log(VOCAB))
+        assert row["perplexity"] == pytest.approx(VOCAB)
+    for rule in ("blockwise", "fixed", "dynamic", "causal"):
+        assert rows["rolling", rule]["tokens"] == tokens
+        assert rows["rolling", rule]["bits_per_byte"] == pytest.approx(tokens * math.log2(VOCAB) / size)
+        assert rows["packed", rule]["tokens"] == tokens + len(HELD_OUT) - 1  # each end-of-text but the first
+        assert rows["packed", rule]["bytes"] == size
+    assert rows["prefix", "causal"]["tokens"] == 4
+
+
+def test_the_table_has_a_line_for_each_measure_and_rule(
+    uniform: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_json_lines(tmp_path / "val.jsonl", HELD_OUT)
+    assert main(["evaluate", str(uniform), "--data", str(text), "--rules", "causal"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["measure", "rule", "loss", "perplexity", "bits/byte", "tokens", "bytes"]
+    assert [line[:2] for line in lines[1:]] == [["packed", "causal"], ["rolling", "causal"]]
+    assert float(lines[1][2]) == pytest.approx(math.log(VOCAB), abs=1e-4)
+
+
+def test_what_cannot_be_evaluated_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path), "--data", str(tmp_path / "none.jsonl")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,28 @@
+"""`python -m training prepare|train|evaluate`: the floor's commands without the rest of the application."""
+
+import argparse
+import sys
+
+from training import evaluate, train
+from training.data import prepare
+
+COMMANDS = {"prepare": prepare, "train": train, "evaluate": evaluate}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 2 and the reason on standard error when what was asked cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m training")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(subparsers.add_parser(name, help=(module.__doc__ or "").split("\n", maxsplit=1)[0]))
+    args = parser.parse_args(argv)
+    try:
+        status: int = COMMANDS[args.command].run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
