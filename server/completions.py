@@ -23,7 +23,7 @@ class Completion:
         self._print = lru_cache(maxsize=4096)(lambda token_id: printed(token_bytes(token_id)))
         self._choices = [Choice(sequence.prompt, plan.request, token_bytes) for sequence in plan.sequences]
         self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
-        self._deltas: list[list[Delta]] = [[] for _ in plan.sequences]
+        self._events: list[TokenEvent] = []
         self._usages: list[RequestUsage] = []
         self._head: Json = {
             "id": name,
@@ -35,15 +35,15 @@ class Completion:
 
     def add(self, event: TokenEvent) -> None:
         """Keep an event for `whole`."""
-        index, delta = self._feed(event)
-        self._deltas[index].append(delta)
+        self._events.append(event)
 
     def whole(self) -> Json:
-        """The answer to a request that is not streamed, once every sequence has ended."""
-        choices = [
-            self._choice_object(index, Delta.join(self._deltas[sequence]))
-            for index, sequence in enumerate(self._best())
-        ]
+        """The answer to a request that is not streamed, once every sequence has ended; all the work is done here."""
+        deltas: list[list[Delta]] = [[] for _ in self._choices]
+        for event in self._events:
+            index, delta = self._feed(event)
+            deltas[index].append(delta)
+        choices = [self._choice_object(place, Delta.join(deltas[index])) for place, index in enumerate(self._best())]
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     def chunks(self, event: TokenEvent) -> Iterator[Json]:

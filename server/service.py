@@ -1,14 +1,13 @@
 """What the routes of one server share."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
-from engine import Engine
-from server.loading import ServedModel, load_model
+from server.engine_thread import Load
+from server.loading import load_model
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.worker import Worker
@@ -26,7 +25,7 @@ class Service:
     """Counts."""
 
     @classmethod
-    def create(cls, settings: ServerSettings, load: Callable[[], tuple[Engine, ServedModel]] | None = None) -> Self:
+    def create(cls, settings: ServerSettings, load: Load | None = None) -> Self:
         """A server that does not run yet. `load` in place of `settings.checkpoint` gives it another engine."""
         metrics = Metrics()
         worker = Worker(load or partial(load_model, settings), metrics.meter)

@@ -19,7 +19,7 @@ class ServerSettings:
     model_name: Annotated[str | None, "name the model is served under (the checkpoint folder's)"] = None
     device: Annotated[str, "torch device the model runs on, such as cpu or cuda"] = "cpu"
     dtype: Annotated[str, "precision of weights and activations: float32 or bfloat16"] = "float32"
-    threads: Annotated[int | None, "CPU threads that torch computes with (torch's own choice)"] = None
+    threads: Annotated[int | None, "CPU threads that torch computes with (one fewer than torch would)"] = None
     max_model_len: Annotated[int | None, "most tokens of prompt and completion (those of a training block)"] = None
     max_batch_size: Annotated[int, "most requests computed in one step"] = 32
     max_waiting: Annotated[int, "most requests that wait for a place in the batch; more are refused"] = 1024

@@ -59,14 +59,20 @@ class CompletionStream(EventSourceResponse):
 
 async def _told(completion: Completion, generation: Generation, first: TokenEvent) -> AsyncIterator[str]:
     try:
-        # An echoed prompt with its log-probabilities is the one chunk that can be long.
-        for text in await asyncio.to_thread(lambda: [to_text(chunk) for chunk in completion.chunks(first)]):
+        for text in await _texts(completion, first):
             yield text
         async for event in generation:
-            for chunk in completion.chunks(event):
-                yield to_text(chunk)
+            for text in await _texts(completion, event):
+                yield text
         for chunk in completion.last_chunks():
             yield to_text(chunk)
     except ApiError as error:
         yield to_text(error.body)
     yield DONE
+
+
+async def _texts(completion: Completion, event: TokenEvent) -> list[str]:
+    """What is told of an event. A prompt with its log-probabilities can be long, and is written off the event loop."""
+    if event.prompt is None:
+        return [to_text(chunk) for chunk in completion.chunks(event)]
+    return await asyncio.to_thread(lambda: [to_text(chunk) for chunk in completion.chunks(event)])

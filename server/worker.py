@@ -1,37 +1,31 @@
-"""The engine's own thread: the event loop sends commands and gets events, and neither waits for the other."""
+"""The event loop's side of the engine: who waits for what, and whether anything can be served."""
 
 import asyncio
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from engine import Engine, InvalidRequest, QueueFull, TokenEvent
+from engine import TokenEvent
 from server import errors
+from server.engine_thread import EngineThread, Load
 from server.generation import EngineRequest, Generation
 from server.loading import ServedModel
 from server.meter import Meter
 
 logger = logging.getLogger(__name__)
 
-Command = Callable[[Engine], None]
+STOP_SECONDS = 5.0
+"""How long the last step may take at the end."""
 
 
 class Worker:
-    """Loads a model and runs its engine, on one thread; everything public is called on the event loop.
+    """Hands requests to the engine's thread and its events to their generations. Belongs to the event loop."""
 
-    The engine belongs to the thread alone. What the thread tells travels as one call per step through the loop's
-    `call_soon_threadsafe`; what it is told travels through a queue that it empties between steps.
-    """
-
-    def __init__(self, load: Callable[[], tuple[Engine, ServedModel]], meter: Meter) -> None:
-        self._load = load
-        self._meter = meter
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._generations: dict[str, Generation] = {}
-        self._model: ServedModel | None = None
-        self._step_began: float | None = None
+    def __init__(self, load: Load, meter: Meter) -> None:
+        self.draining = False
+        """Whether new requests are refused, while the others go on."""
+        self.failure: Exception | None = None
+        """What ended the engine's thread, in loading or in a step."""
         self.loaded = asyncio.Event()
         """Set once `model` is there."""
         self.failed = asyncio.Event()
@@ -39,22 +33,17 @@ class Worker:
         self.idle = asyncio.Event()
         """Set while no client is being served."""
         self.idle.set()
-        self.draining = False
-        self.failure: Exception | None = None
-        """What ended the thread, if something did: while loading (`model` was never there) or in a step."""
-
-    # On the event loop.
+        self._model: ServedModel | None = None
+        self._generations: dict[str, Generation] = {}  # by request id, while the request runs
+        self._thread = EngineThread(load, meter, self)
 
     def start(self) -> None:
-        """Begin to load, on the running event loop's behalf."""
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        """Begin to load the engine."""
         self._thread.start()
 
-    async def stop(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 (a thread cannot be cancelled)
-        """End the thread after its present step, waiting `timeout` seconds for it."""
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join, timeout)
+    async def stop(self) -> None:
+        """End the engine's thread."""
+        await self._thread.stop(STOP_SECONDS)
 
     @property
     def model(self) -> ServedModel:
@@ -65,7 +54,7 @@ class Worker:
 
     def unready(self, stall_seconds: float) -> str | None:
         """In one word why nothing can be served now; None when it can. A longer step than `stall_seconds` stalls."""
-        began = self._step_began
+        began = self._thread.step_began
         if self.failure is not None:
             return "failed"
         if self.draining:
@@ -87,7 +76,7 @@ class Worker:
         generation = Generation(name, requests, self._give_up)
         self._generations |= dict.fromkeys(generation.unfinished, generation)
         self.idle.clear()
-        self._commands.put(lambda engine: self._admit(engine, generation))
+        self._thread.admit(generation)
         return generation
 
     def cancel(self, name: str) -> bool:
@@ -99,99 +88,44 @@ class Worker:
         found.fail(errors.cancelled())
         return True
 
-    def _forget(self, request_id: str) -> bool:
-        """Drop a request from the registry. False when it was not in it."""
-        known = self._generations.pop(request_id, None) is not None
-        if not self._generations:
-            self.idle.set()
-        return known
+    def on_loaded(self, model: ServedModel) -> None:
+        """Serve from now on."""
+        self._model = model
+        self.loaded.set()
 
-    def _give_up(self, generation: Generation) -> None:
-        left = [request_id for request_id in generation.unfinished if self._forget(request_id)]
-        if left:
-            self._commands.put(lambda engine: self._abort(engine, left))
-
-    def _deliver(self, events: Sequence[TokenEvent]) -> None:
+    def on_events(self, events: Sequence[TokenEvent]) -> None:
+        """Hand each event to the generation that waits for it, if it has not been given up since."""
         for event in events:
             generation = self._generations.get(event.request_id)
-            if generation is None:  # given up since
+            if generation is None:
                 continue
             if event.finish_reason is not None:
                 self._forget(event.request_id)
             generation.put(event)
 
-    def _refuse(self, generation: Generation, error: errors.ApiError) -> None:
+    def on_refusal(self, generation: Generation, error: errors.ApiError) -> None:
+        """End a generation that never began."""
         for request_id in generation.unfinished:
             self._forget(request_id)
         generation.fail(error)
 
-    def _on_loaded(self, model: ServedModel) -> None:
-        self._model = model
-        self.loaded.set()
-
-    def _on_failure(self, failure: Exception) -> None:
+    def on_failure(self, failure: Exception) -> None:
+        """End every generation, and serve no more."""
         self.failure = failure
         if self._model is not None:  # what went wrong while loading is for whoever waits for it to say
             logger.error("the engine failed", exc_info=failure)
         for generation in set(self._generations.values()):
-            self._refuse(generation, errors.engine_failed())
+            self.on_refusal(generation, errors.engine_failed())
         self.failed.set()
 
-    # On the engine's thread.
+    def _give_up(self, generation: Generation) -> None:
+        left = [request_id for request_id in generation.unfinished if self._forget(request_id)]
+        if left:
+            self._thread.abort(left)
 
-    def _run(self) -> None:
-        try:
-            engine, model = self._load()
-            self._meter.load(model, engine.stats())
-            self._post(self._on_loaded, model)
-            while self._obey(engine):
-                self._step(engine)
-        except Exception as failure:
-            self._meter.fail()
-            self._post(self._on_failure, failure)
-
-    def _obey(self, engine: Engine) -> bool:
-        """Carry out the commands that wait; with nothing to compute, sleep until one comes. False means stop."""
-        while not self._commands.empty() or not engine.has_work:
-            command = self._commands.get()
-            if command is None:
-                return False
-            command(engine)
-            self._meter.publish(engine.stats())
-        return True
-
-    def _step(self, engine: Engine) -> None:
-        self._step_began = time.monotonic()
-        events = engine.step()
-        self._step_began = None
-        # Counted before they are told: a client that has its answer finds it in /metrics.
-        self._meter.step(events, engine.last_step)
-        self._meter.publish(engine.stats())
-        if events:
-            self._post(self._deliver, events)
-
-    def _admit(self, engine: Engine, generation: Generation) -> None:
-        added: list[str] = []
-        try:
-            for request in generation.requests:
-                engine.add(request.request_id, request.prompt, request.params)
-                added.append(request.request_id)
-        except InvalidRequest as refusal:
-            error = errors.bad_request(str(refusal), refusal.code, refusal.param)
-        except QueueFull as refusal:
-            error = errors.queue_full(str(refusal), self._meter.seconds_to_drain(engine.stats()))
-        else:
-            self._meter.accept(added, generation.arrived)
-            return
-        for request_id in added:
-            engine.abort(request_id)
-        self._post(self._refuse, generation, error)
-
-    def _abort(self, engine: Engine, request_ids: Sequence[str]) -> None:
-        self._meter.abort([each for each in request_ids if engine.abort(each)])
-
-    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop is closed: nobody is left to be told
-            logger.debug("an event of the engine came after the event loop's end")
+    def _forget(self, request_id: str) -> bool:
+        """Drop a request from those that run. False when it was not among them."""
+        known = self._generations.pop(request_id, None) is not None
+        if not self._generations:
+            self.idle.set()
+        return known

@@ -83,7 +83,7 @@ class Running:
 
     def wait_until_asked(self) -> None:
         """Wait until a command of a client's lies before the engine, which a held step keeps from taking it."""
-        eventually(lambda: self.service.worker._commands.qsize() == 1)
+        eventually(lambda: self.service.worker._thread._commands.qsize() == 1)
 
     def error(self, status: int, **body: object) -> Json:
         """The error object of a completion that is expected to fail."""

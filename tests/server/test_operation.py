@@ -146,8 +146,8 @@ def test_nothing_is_served_before_the_model_is_loaded(make_service: MakeService)
 
     async def run() -> None:
         service, _ = make_service()
-        loading, load = threading.Event(), service.worker._load
-        service.worker._load = lambda: load() if loading.wait(30) else None
+        loading, load = threading.Event(), service.worker._thread._load
+        service.worker._thread._load = lambda: load() if loading.wait(30) else None
         app = create_app(service)
         service.worker.start()
         transport = httpx.ASGITransport(app)
