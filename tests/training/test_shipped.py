@@ -1,0 +1,24 @@
+"""The checkpoint in the repository is what the recipe `shipped` makes, and small enough to stay there."""
+
+from pathlib import Path
+
+from model import load_checkpoint
+from training.recipes import shipped
+from training.trainer import _FREE_ON_RESUME
+
+FOLDER = Path(__file__).parents[2] / "checkpoints" / "thoughtbubbles-11m"
+
+
+def test_the_checkpoint_says_it_was_made_by_the_recipe() -> None:
+    checkpoint = load_checkpoint(FOLDER)
+    model, train = shipped()
+    made = checkpoint.provenance["training"]
+    assert checkpoint.model.config == model
+    assert {name: made[name] for name in made.keys() - _FREE_ON_RESUME} == {
+        name: value for name, value in train.to_dict().items() if name not in _FREE_ON_RESUME
+    }
+    assert checkpoint.provenance["step"] == train.steps
+
+
+def test_the_checkpoint_is_at_most_24_megabytes() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 24_000_000
