@@ -50,8 +50,8 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
     """
     folder = settings.checkpoint or shipped_checkpoint()
     checkpoint = load_checkpoint(folder, device=settings.device, dtype=getattr(torch, settings.dtype))
-    # With every core computing, the threads of a step wait at each operation for the one that the event loop displaced:
-    # on two cores that made decoding ten times slower.
+    # A thread for every core means that each operation of a step waits for the thread that something else displaced:
+    # on two cores, beside another busy process, that made decoding ten times slower.
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
     config = EngineConfig(
         max_batch_size=settings.max_batch_size,
