@@ -6,6 +6,7 @@ from engine.errors import EngineError, InvalidRequest, QueueFull
 from engine.request import FinishReason, PromptReport, RequestUsage, TokenEvent
 from engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
 from engine.stats import EngineStats, StepReport
+from engine.threads import set_threads
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -23,4 +24,5 @@ __all__ = [
     "SamplingParams",
     "StepReport",
     "TokenEvent",
+    "set_threads",
 ]

@@ -1,0 +1,13 @@
+"""How many threads torch computes with on a CPU."""
+
+import torch
+
+
+def set_threads(threads: int | None = None) -> None:
+    """Compute with `threads` threads; None: one fewer than torch would take, and at least one.
+
+    With every core computing, the threads of a step wait at each operation for the one that anything else displaced,
+    an event loop or a neighbour: measured on two busy cores, decoding then fell to a tenth. A core left over prevents
+    that, and costs a single request next to nothing, since its decode waits for memory.
+    """
+    torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
