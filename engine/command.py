@@ -7,6 +7,7 @@ from typing import get_args
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.sampling_params import ForkSelection, SamplingParams
+from engine.threads import set_threads
 from model import load_checkpoint, shipped_checkpoint
 
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         fork_ratio=args.fork_ratio,
         fork_selection=args.fork_selection,
     )
+    set_threads()
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
     engine = Engine(checkpoint.model, checkpoint.tokenizer, EngineConfig(max_batch_size=1))
     prompt = checkpoint.tokenizer.encode(args.prompt) or [checkpoint.tokenizer.end_of_text]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams, set_threads
 from model import ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, shipped_checkpoint
 from server.settings import ServerSettings
 
@@ -50,9 +50,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
     """
     folder = settings.checkpoint or shipped_checkpoint()
     checkpoint = load_checkpoint(folder, device=settings.device, dtype=getattr(torch, settings.dtype))
-    # A thread for every core means that each operation of a step waits for the thread that something else displaced:
-    # on two cores, beside another busy process, that made decoding ten times slower.
-    torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
+    set_threads(settings.threads)
     config = EngineConfig(
         max_batch_size=settings.max_batch_size,
         max_waiting=settings.max_waiting,
