@@ -9,7 +9,9 @@ Config = TypeVar("Config")
 
 def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
     """A flag for every field of the dataclass `config`, left out of the namespace where it is not given."""
-    group = parser.add_argument_group(f"settings of {config.__name__}, where the recipe's shall not do")
+    group = parser.add_argument_group(
+        f"settings of {config.__name__} in place of the recipe's (module {config.__module__} explains them)"
+    )
     hints = get_type_hints(config)
     for field in fields(config):
         flag = "--" + field.name.replace("_", "-")
