@@ -1,0 +1,32 @@
+"""The lines that head every result: where, when and with what command it was measured."""
+
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+
+def header() -> str:
+    """Machine, date, versions and command."""
+    script = Path(sys.argv[0]).stem
+    command = shlex.join(["python", "-m", f"benchmarks.{script}", *sys.argv[1:]])
+    return "\n".join(
+        [
+            f"# {machine()}",
+            f"# {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, torch {torch.__version__}",
+            f"# {command}",
+        ]
+    )
+
+
+def machine() -> str:
+    """The accelerator's name, or the processor's and how many threads torch uses."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
