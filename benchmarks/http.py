@@ -51,9 +51,9 @@ def main() -> None:
             rate = clients * args.max_tokens / (time.perf_counter() - start)
         first = sorted(1000 * stream.arrivals[0] for stream in streams)
         gaps = [b - a for stream in streams for a, b in zip(stream.arrivals, stream.arrivals[1:], strict=False)]
-        last = first[int(0.99 * len(first))]
-        print(f"{clients:7}  {rate:8.0f}  {statistics.median(first):18.1f}  {last:6.1f}"
-              f"  {1000 * statistics.median(gaps):14.2f}  {engine:21.0f}  {rate / engine:5.2f}", flush=True)  # fmt: skip
+        last, gap = first[int(0.99 * len(first))], 1000 * statistics.median(gaps)
+        print(f"{clients:7}  {rate:8.0f}  {statistics.median(first):18.1f}  {last:6.1f}  {gap:14.2f}  {engine:21.0f}"
+              f"  {rate / engine:5.2f}", flush=True)  # fmt: skip
 
 
 def _engine_rate(checkpoint: str, clients: int, max_tokens: int) -> float:

@@ -160,5 +160,5 @@ def _count_higher(grid: Tensor, token_index: Tensor, free: Tensor) -> tuple[Tens
 
 def _count_prior(grid: Tensor, prior: Tensor) -> Tensor:
     """For each candidate (B,C), the prior candidates (B,P) that are not lower."""
-    ascending = prior.sort(dim=1).values
-    return prior.shape[1] - torch.searchsorted(ascending, grid.contiguous())
+    rows = max(1, _PAIRS_AT_ONCE // max(1, prior.numel()))
+    return torch.cat([(prior[:, None] >= some[:, :, None]).sum(2) for some in grid.split(rows, dim=1)], dim=1)
