@@ -8,12 +8,12 @@ and after. The median of five such timings is printed, and the lowest and highes
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import replace
 
 import torch
 
+from benchmarks.header import header
 from model import ModelConfig, Thoughtbubbles
 from training.config import TrainConfig
 from training.flags import add_field_flags, override
@@ -29,8 +29,7 @@ def main() -> None:
     model_config, config = RECIPES[args.recipe]()
     model_config, config = override(model_config, args), override(config, args)
     regular = replace(model_config, fork_layers=(), max_block_size=model_config.block_size)
-    print(f"# {' '.join(sys.argv)}")
-    print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {config.precision}, {model_config}")
+    print(f"{header()}\n# {config.precision}, {model_config}")
     for batch_size in args.batch_sizes:
         for name, case in (("thoughtbubbles", model_config), ("regular", regular)):
             measure(name, case, replace(config, batch_size=batch_size), args)
