@@ -81,8 +81,9 @@ def _plan(name: str, body: bytes, served: ServedModel) -> Plan:
 def _ignored_parameters(request: CompletionRequest) -> dict[str, str]:
     """A header that names the unknown fields, which lm-eval passes on from its own settings."""
     extra: dict[str, Any] = request.model_extra or {}
-    names = ", ".join(quote(name) for name in extra)
-    return {"x-ignored-parameters": names[:LONGEST_HEADER]} if extra else {}
+    names = ", ".join(quote(name) for name in extra)[:LONGEST_HEADER]
+    # A header's value that ends in a space, cut there or after an empty name, is none: the connection would break.
+    return {"x-ignored-parameters": names.rstrip()} if extra else {}
 
 
 async def _collect(completion: Completion, generation: Generation) -> None:

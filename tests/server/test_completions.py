@@ -158,6 +158,10 @@ def test_unknown_fields_are_named_and_otherwise_ignored(server: Running) -> None
     assert response.status_code == 200
     assert response.headers["x-ignored-parameters"] == "do_sample, x%0D%0Aset-cookie%3A%20y"
     assert "x-ignored-parameters" not in server.client.post("/v1/completions", json={"max_tokens": 1}).headers
+    # A name may be empty, and the header is cut between two names: its value never ends in a space.
+    for names, told in ((["x", ""], "x,"), (["y" * 999, "z"], "y" * 999 + ",")):
+        response = server.client.post("/v1/completions", json={"max_tokens": 1, **dict.fromkeys(names, 1)})
+        assert response.headers["x-ignored-parameters"] == told
 
 
 def test_the_whole_context_can_be_used(server: Running) -> None:
