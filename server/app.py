@@ -12,7 +12,9 @@ from starlette.types import ASGIApp
 from server import operation_routes, routes, tokenizer_routes
 from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
 from server.middleware import BodyLimit, RequestId
+from server.openapi import DescribedApp, refusals
 from server.service import Service
+from server.version import VERSION
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's name for an answer that nobody is there to get."""
@@ -29,10 +31,11 @@ def create_app(service: Service) -> ASGIApp:
         yield
         await service.worker.stop()
 
-    app = FastAPI(title="Thoughtbubbles", lifespan=lifespan, openapi_url=None)
+    # No pages of FastAPI's own: they load scripts from elsewhere.
+    app = DescribedApp(title="Thoughtbubbles", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     for each in (routes, tokenizer_routes, operation_routes):
-        app.include_router(each.router)
+        app.include_router(each.router, responses=refusals(500))
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

@@ -1,9 +1,11 @@
 """What operators and their tools ask: is it alive, is it ready, what is it, how is it doing (API.md §5, §7)."""
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server.errors import unavailable
+from server.openapi import refusals
 from server.schemas import Json
 from server.service import Serving
 from server.version import build_info
@@ -17,7 +19,7 @@ async def health() -> Json:
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@router.get("/ready", responses=refusals(503))
 async def ready(service: Serving) -> Json:
     """200 when a completion would be served now; else 503 with the reason."""
     reason = service.worker.unready(service.settings.stall_seconds)
@@ -26,13 +28,13 @@ async def ready(service: Serving) -> Json:
     return {"status": "ready"}
 
 
-@router.get("/version")
+@router.get("/version", responses=refusals(503))
 async def version(service: Serving) -> Json:
     """What runs, and what it computes with."""
     return {**build_info(service.worker.model.device)}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
     """Prometheus' text."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -14,6 +14,7 @@ from server.disconnect import while_connected
 from server.errors import clipped, not_found
 from server.generation import Generation
 from server.loading import ServedModel
+from server.openapi import STREAMED, refusals, takes
 from server.planning import Plan, plan
 from server.schemas import CompletionRequest, Json
 from server.service import Serving
@@ -24,7 +25,12 @@ LONGEST_HEADER = 1000
 router = APIRouter()
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    responses=STREAMED | refusals(400, 404, 413, 429, 499, 503),
+    openapi_extra=takes(CompletionRequest),
+)
 async def create_completion(request: Request, service: Serving) -> Response:
     """Complete prompts: whole, or as a stream."""
     served = service.worker.model
@@ -51,7 +57,7 @@ async def create_completion(request: Request, service: Serving) -> Response:
         )
 
 
-@router.post("/v1/completions/{name}/cancel")
+@router.post("/v1/completions/{name}/cancel", responses=refusals(404))
 async def cancel_completion(name: str, service: Serving) -> Json:
     """End a completion that runs; its own client gets an error."""
     if not service.worker.cancel(name):
@@ -59,13 +65,13 @@ async def cancel_completion(name: str, service: Serving) -> Json:
     return {"id": name, "cancelled": True}
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=refusals(503))
 async def list_models(service: Serving) -> Json:
     """The served model, in a list of one."""
     return {"object": "list", "data": [_model_object(service.worker.model)]}
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=refusals(404, 503))
 async def get_model(name: str, service: Serving) -> Json:
     """The served model, by its name."""
     served = service.worker.model

@@ -33,14 +33,23 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64), BeforeValidator(_listed)]
+Stop = Annotated[str, Field(min_length=1)]
+StopList = Annotated[list[Stop], Field(max_length=64)]
+StopStrings = Annotated[StopList, BeforeValidator(_listed, json_schema_input_type=Stop | StopList)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class RequestBody(BaseModel):
     """A JSON object: null means absent, no type is converted, unknown fields are kept apart in `model_extra`."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="allow",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     @model_validator(mode="before")
     @classmethod

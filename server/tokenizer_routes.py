@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 
 from model import Tokenizer
+from server.openapi import refusals, takes
 from server.schemas import DetokenizeRequest, Json, TokenizeRequest
 from server.service import Serving
 from server.validation import parse
@@ -14,7 +15,7 @@ from server.vocabulary import check_ids, encode
 router = APIRouter()
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", responses=refusals(400, 413, 503), openapi_extra=takes(TokenizeRequest))
 async def tokenize(request: Request, service: Serving) -> Json:
     """Token ids of a text."""
     served = service.worker.model
@@ -23,14 +24,14 @@ async def tokenize(request: Request, service: Serving) -> Json:
     return {"tokens": tokens, "count": len(tokens), "max_model_len": served.max_model_len}
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", responses=refusals(400, 413, 503), openapi_extra=takes(DetokenizeRequest))
 async def detokenize(request: Request, service: Serving) -> Json:
     """The text of token ids."""
     tokenizer = service.worker.model.tokenizer
     return {"prompt": await asyncio.to_thread(_text, await request.body(), tokenizer)}
 
 
-@router.get("/tokenizer_info")
+@router.get("/tokenizer_info", responses=refusals(503))
 async def tokenizer_info(service: Serving) -> Json:
     """What lm-eval asks of a tokenizer: the names of its special tokens."""
     tokenizer = service.worker.model.tokenizer
