@@ -1,5 +1,6 @@
 """The Thoughtbubbles architecture on a single device (SPEC.md); imports nothing else of this project."""
 
+from model.chat import ChatTemplate
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, shipped_checkpoint
 from model.config import ModelConfig
 from model.forking import Fork, Streams
@@ -9,6 +10,7 @@ from model.tokenizer import Tokenizer
 from model.transformer import ForkingBlock, Thoughtbubbles
 
 __all__ = [
+    "ChatTemplate",
     "Checkpoint",
     "CheckpointError",
     "Fork",

@@ -3,6 +3,7 @@
     config.json               format version, model configuration, tokenizer, training provenance
     model.safetensors         the weights under the authors' names (above 4 GB in shards, with an index)
     tokenizer.tiktoken        the tokenizer's ranks
+    chat_template.jinja       how a conversation is written for it, if it was tuned on conversations
 
 Written whole or not at all. Nothing in it is code: no pickle is read.
 """
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from model.atomic import latest_folder, new_folder
+from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.tokenizer import PATTERN_NAME, Tokenizer
 from model.transformer import Thoughtbubbles
@@ -25,6 +27,7 @@ from model.weights import SHARD_BYTES, read_weights, write_weights
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.tiktoken"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 MAX_PADDING = 127
 """Rows that a vocabulary may be padded by, above the tokenizer's, to a multiple that hardware likes."""
@@ -43,6 +46,8 @@ class Checkpoint:
     tokenizer: Tokenizer
     provenance: dict[str, Any]
     """How the weights came to be, as whoever saved them wrote it down."""
+    chat_template: str | None = None
+    """How a conversation is written for it (`ChatTemplate`); None for a model of plain text."""
 
 
 def save_checkpoint(
@@ -52,16 +57,20 @@ def save_checkpoint(
     provenance: Mapping[str, Any],
     dtype: torch.dtype | None = None,
     *,
+    chat_template: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write `folder`, replacing a checkpoint that is there; at every moment one of the two can be loaded.
 
     Weights are stored as `dtype` (None: as they are), above `shard_bytes` bytes in shards. Raises `ValueError` when
-    the tokenizer does not fit the model or when something else than a checkpoint is at `folder`.
+    the tokenizer does not fit the model, `chat_template` does not parse, or something else than a checkpoint is at
+    `folder`.
     """
     folder = Path(folder).resolve()
     _check_vocabulary(model.config, tokenizer)
     _check_replaceable(folder)
+    if chat_template is not None:
+        _check_template(chat_template.encode())
     config = {
         "format_version": FORMAT_VERSION,
         "model": model.config.to_dict(),
@@ -71,6 +80,8 @@ def save_checkpoint(
     with new_folder(folder) as partial:
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
         tokenizer.save(partial / TOKENIZER_FILE)
+        if chat_template is not None:
+            (partial / CHAT_TEMPLATE_FILE).write_bytes(chat_template.encode())
         write_weights(partial, model.state_dict(), dtype or model.transformer.wte.weight.dtype, shard_bytes)
 
 
@@ -90,10 +101,13 @@ def load_checkpoint(
             raise ValueError(f"{TOKENIZER_FILE} is not the tokenizer that {CONFIG_FILE} describes")
         model = empty_model(ModelConfig.from_dict(config["model"]))
         _check_vocabulary(model.config, tokenizer)
+        chat_template = _read_template(folder)
         model.load_state_dict(read_weights(folder, model.state_dict(), device, dtype), assign=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    return Checkpoint(model=model.eval(), tokenizer=tokenizer, provenance=config["provenance"])
+    return Checkpoint(
+        model=model.eval(), tokenizer=tokenizer, provenance=config["provenance"], chat_template=chat_template
+    )
 
 
 def shipped_checkpoint() -> Path:
@@ -122,6 +136,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if set(config) != parts | {"format_version"} or not all(isinstance(config[part], dict) for part in parts):
         raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
     return config
+
+
+def _read_template(folder: Path) -> str | None:
+    file = folder / CHAT_TEMPLATE_FILE
+    if not file.exists():
+        return None
+    template = file.read_bytes()
+    _check_template(template)
+    return template.decode()
+
+
+def _check_template(template: bytes) -> None:
+    try:
+        ChatTemplate(template.decode())
+    except ValueError as error:
+        raise ValueError(f"{CHAT_TEMPLATE_FILE} is not a template: {error}") from error
 
 
 def _check_device(device: torch.device | str) -> None:

@@ -78,6 +78,32 @@ def test_a_missing_shard_is_refused(tmp_path: Path, model: Thoughtbubbles, token
         load_checkpoint(tmp_path / "sharded")
 
 
+TEMPLATE = "{% for m in messages %}\r\n{{ m.content }} 🫧{% endfor %}\n"
+
+
+def test_a_chat_template_is_a_file_of_the_folder(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    save_checkpoint(tmp_path / "chat", model, tokenizer, {}, chat_template=TEMPLATE)
+    assert (tmp_path / "chat" / "chat_template.jinja").read_bytes() == TEMPLATE.encode()
+    assert load_checkpoint(tmp_path / "chat").chat_template == TEMPLATE
+    save_checkpoint(tmp_path / "chat", model, tokenizer, {})
+    assert load_checkpoint(tmp_path / "chat").chat_template is None
+
+
+@pytest.mark.parametrize("template", [b"{% for %}", b"\xff"])
+def test_a_chat_template_that_does_not_parse_is_refused(folder: Path, template: bytes) -> None:
+    (folder / "chat_template.jinja").write_bytes(template)
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        load_checkpoint(folder)
+
+
+def test_a_chat_template_that_does_not_parse_is_not_saved(
+    tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not a template: line 1"):
+        save_checkpoint(tmp_path / "chat", model, tokenizer, {}, chat_template="{% for %}")
+    assert not (tmp_path / "chat").exists()
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.tiktoken"])
 def test_a_missing_file_is_refused(folder: Path, file: str) -> None:
     (folder / file).unlink()
