@@ -3,6 +3,7 @@
 from engine.config import EngineConfig
 from engine.engine import Completion, Engine
 from engine.errors import EngineError, InvalidRequest, QueueFull
+from engine.fork_cache import most_streams
 from engine.request import FinishReason, PromptReport, RequestUsage, TokenEvent
 from engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
 from engine.stats import EngineStats, StepReport
@@ -24,5 +25,6 @@ __all__ = [
     "SamplingParams",
     "StepReport",
     "TokenEvent",
+    "most_streams",
     "set_threads",
 ]

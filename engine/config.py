@@ -9,8 +9,9 @@ class EngineConfig:
 
     max_batch_size: int = 32
     """Requests that run at once; the others wait."""
-    max_waiting: int = 1024
-    """Requests that may wait; one more is refused with `QueueFull`."""
+    max_waiting_streams: int = 1 << 18
+    """The most streams, after the last fork layer, that the tokens of those who wait may have. A request beyond is
+    refused with `QueueFull`, unless it would wait alone."""
     max_model_len: int | None = None
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
     max_prefill_tokens: int = 2048
@@ -23,10 +24,8 @@ class EngineConfig:
     """Where requests that bring no seed of their own get theirs from."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_prefill_tokens", "cache_bytes", "page_size"):
+        for name in ("max_batch_size", "max_waiting_streams", "max_prefill_tokens", "cache_bytes", "page_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_waiting < 0:
-            raise ValueError(f"max_waiting must be at least 0, not {self.max_waiting}")
         if self.max_model_len is not None and self.max_model_len < 1:
             raise ValueError(f"max_model_len must be at least 1, not {self.max_model_len}")

@@ -20,4 +20,4 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 (named as the stdli
 
 
 class QueueFull(EngineError):  # noqa: N818
-    """As many requests wait as `max_waiting` allows; try again when some have finished."""
+    """Those who wait need as many streams as `max_waiting_streams` allows; try again when some have had their turn."""

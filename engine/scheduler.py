@@ -1,6 +1,5 @@
 """Continuous batching: who runs in the next step. Requests join and leave between any two steps. No torch in here."""
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +8,7 @@ from engine.config import EngineConfig
 from engine.errors import QueueFull
 from engine.fork_cache import ForkCache
 from engine.request import Request
+from engine.waiting import Waiting
 
 Phase = Literal["prefill", "decode"]
 
@@ -28,14 +28,21 @@ class Scheduler:
 
     config: EngineConfig
     cache: ForkCache
-    waiting: deque[Request] = field(default_factory=deque)
+    waiting: Waiting = field(init=False)
     running: list[Request] = field(default_factory=list)
     preemptions: int = 0
 
+    def __post_init__(self) -> None:
+        self.waiting = Waiting(self.cache.config)
+
     def add(self, request: Request) -> None:
-        """Queue a request. Raises `QueueFull` when `max_waiting` requests wait."""
-        if len(self.waiting) >= self.config.max_waiting:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting, and max_waiting allows no more")
+        """Queue a request. Raises `QueueFull` when with it those who wait would need over `max_waiting_streams`."""
+        streams = self.waiting.streams + self.waiting.streams_of(request)
+        if self.waiting and streams > self.config.max_waiting_streams:
+            raise QueueFull(
+                f"{len(self.waiting)} requests are waiting; with this one they would need {streams} streams, and "
+                f"max_waiting_streams allows {self.config.max_waiting_streams}"
+            )
         self.waiting.append(request)
 
     def schedule(self) -> Plan:
@@ -57,7 +64,7 @@ class Scheduler:
         admitted: list[Request] = []
         tokens = 0
         while self.waiting and len(self.running) < self.config.max_batch_size:
-            request = self.waiting[0]
+            request = self.waiting.first
             tokens += request.num_tokens
             if admitted and tokens > self.config.max_prefill_tokens:
                 break

@@ -12,6 +12,8 @@ class EngineStats:
 
     num_requests_running: int
     num_requests_waiting: int
+    num_streams_waiting: int
+    """The most streams, after the last fork layer, that the tokens of those who wait may have."""
     cache_streams: int
     """Live streams held, over all segments."""
     cache_bytes: int
@@ -22,6 +24,8 @@ class EngineStats:
     generation_tokens_total: int
     stream_tokens_total: int
     """Stream-rows computed in the final segment."""
+    admitted_streams_total: int
+    """What `num_streams_waiting` counted of requests that got a place in the batch, each time they got one."""
     preemptions_total: int
     forks_total: Mapping[int, int]
     """For each fork layer, fork copies that survived it, under the causal rule."""

@@ -23,8 +23,8 @@ class ServedModel:
     """Text to token ids and back."""
     max_model_len: int
     """The context: most tokens of prompt and completion together."""
-    max_waiting: int
-    """Most engine requests that can wait at once."""
+    max_waiting_streams: int
+    """Most streams that those who wait may need."""
     parameters: int
     """Weights, the tied head counted once."""
     device: str
@@ -53,7 +53,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
     set_threads(settings.threads)
     config = EngineConfig(
         max_batch_size=settings.max_batch_size,
-        max_waiting=settings.max_waiting,
+        max_waiting_streams=settings.max_waiting_streams,
         max_model_len=settings.max_model_len,
         cache_bytes=settings.cache_bytes,
     )
@@ -64,7 +64,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         config=checkpoint.model.config,
         tokenizer=checkpoint.tokenizer,
         max_model_len=engine.max_model_len,
-        max_waiting=settings.max_waiting,
+        max_waiting_streams=settings.max_waiting_streams,
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         device=settings.device,
     )

@@ -12,7 +12,7 @@ from server.loading import ServedModel
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
 DRAIN_WINDOW = 64
-"""Finished requests over which the drain rate is measured."""
+"""Admissions over which the drain rate is measured."""
 LONGEST_RETRY_SECONDS = 120
 """OpenAI's client ignores a longer Retry-After."""
 
@@ -50,7 +50,7 @@ class Meter:
         self._accepted = 0
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
         self._clocks: dict[str, _Clock] = {}
-        self._finish_times: deque[float] = deque(maxlen=DRAIN_WINDOW)
+        self._admissions: deque[tuple[float, int]] = deque(maxlen=DRAIN_WINDOW)  # when, and streams admitted by then
 
     def load(self, model: ServedModel, stats: EngineStats) -> None:
         """The engine is there."""
@@ -87,21 +87,27 @@ class Meter:
         self._finished["error"] += self._accepted - sum(self._finished.values())
         self._clocks.clear()
         if self.census is not None:
-            self.publish(replace(self.census.stats, num_requests_running=0, num_requests_waiting=0), up=False)
+            self.publish(
+                replace(self.census.stats, num_requests_running=0, num_requests_waiting=0, num_streams_waiting=0),
+                up=False,
+            )
 
     def publish(self, stats: EngineStats, *, up: bool = True) -> None:
         """Make a census of this moment."""
         assert self._model is not None
+        if not self._admissions or stats.admitted_streams_total > self._admissions[-1][1]:
+            self._admissions.append((time.monotonic(), stats.admitted_streams_total))
         self.census = Census(
             up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished)
         )
 
     def seconds_to_drain(self, stats: EngineStats) -> int:
-        """Whole seconds until the requests that wait have had their turn, at the rate measured lately."""
-        if len(self._finish_times) < 2:
+        """Whole seconds until the streams that wait have had their turn, at the rate measured lately."""
+        if len(self._admissions) < 2:
             return 1
-        seconds_each = (time.monotonic() - self._finish_times[0]) / len(self._finish_times)
-        return min(max(1, math.ceil(stats.num_requests_waiting * seconds_each)), LONGEST_RETRY_SECONDS)
+        (since, before), (_, now) = self._admissions[0], self._admissions[-1]
+        seconds_each = (time.monotonic() - since) / (now - before)
+        return min(max(1, math.ceil(stats.num_streams_waiting * seconds_each)), LONGEST_RETRY_SECONDS)
 
     def _time_token(self, event: TokenEvent, now: float) -> None:
         clock = self._clocks[event.request_id]
@@ -113,7 +119,6 @@ class Meter:
 
     def _finish(self, event: TokenEvent, reason: str, now: float) -> None:
         self._finished[reason] += 1
-        self._finish_times.append(now)
         self._histograms.e2e_request_latency.observe(now - self._clocks.pop(event.request_id).arrived)
         assert event.usage is not None  # the last event of every request carries it
         self._histograms.observe_usage(event.usage)

@@ -14,6 +14,7 @@ from server.version import build_info
 GAUGES: Mapping[str, str] = {
     "num_requests_running": "Requests in the batch.",
     "num_requests_waiting": "Requests that wait for a place in the batch.",
+    "num_streams_waiting": "Most streams after the last fork layer that the tokens of those who wait may have.",
     "cache_usage_ratio": "Share of the fork-state cache's pages in use, from 0 to 1.",
     "cache_streams": "Streams whose keys and values the fork-state cache holds.",
     "cache_bytes": "Memory of the fork-state cache's pages in use.",

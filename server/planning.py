@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine import SamplingParams
-from model import Tokenizer
+from engine import SamplingParams, most_streams
+from model import Selection, Tokenizer
 from server.errors import bad_request, clipped, not_found
 from server.generation import EngineRequest
 from server.loading import ServedModel
@@ -102,9 +102,18 @@ def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], s
             f" the prompt and {request.max_tokens} for the completion."
         )
         raise bad_request(message, "context_length_exceeded", "prompt")
-    choices = len(prompts) * request.candidates
-    if choices > served.max_waiting:
-        message = f"Invalid 'prompt': at most {served.max_waiting} choices fit this server's queue, but got {choices}."
+    _check_room(request, prompts, served)
+
+
+def _check_room(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
+    """All choices of a request are taken in together or not at all: more than could ever wait are its own mistake."""
+    selection = Selection.of(served.config, request.fork_selection, request.fork_ratio)
+    needed = request.candidates * sum(most_streams(served.config, selection, len(ids))[-1] for ids in prompts)
+    if len(prompts) * request.candidates > 1 and needed > served.max_waiting_streams:
+        message = (
+            f"Invalid 'prompt': its choices need {needed} streams to wait, but this server's queue has"
+            f" {served.max_waiting_streams}."
+        )
         raise bad_request(message, "array_above_max_length", "prompt")
 
 

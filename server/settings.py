@@ -22,7 +22,9 @@ class ServerSettings:
     threads: Annotated[int | None, "CPU threads that torch computes with (one fewer than torch would)"] = None
     max_model_len: Annotated[int | None, "most tokens of prompt and completion (those of a training block)"] = None
     max_batch_size: Annotated[int, "most requests computed in one step"] = 32
-    max_waiting: Annotated[int, "most requests that wait for a place in the batch; more are refused"] = 1024
+    max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
+        1 << 18
+    )
     cache_bytes: Annotated[int, "memory of the fork-state cache"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
     keep_alive_seconds: Annotated[float, "a silent stream sends a comment this often"] = 15.0
@@ -36,7 +38,7 @@ class ServerSettings:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
         for name in (
             "threads",
-            "max_waiting",
+            "max_waiting_streams",
             "max_body_bytes",
             "keep_alive_seconds",
             "stall_seconds",

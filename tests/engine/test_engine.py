@@ -184,7 +184,7 @@ def test_fork_totals_are_the_models(engine: Engine, model: Thoughtbubbles) -> No
 
 
 def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
-    engine = Engine(model, tokenizer, EngineConfig(max_waiting=2))
+    engine = Engine(model, tokenizer, EngineConfig(max_waiting_streams=4))
     for name in "ab":
         engine.add(name, [1], SamplingParams())
     with pytest.raises(QueueFull):
@@ -228,7 +228,7 @@ def test_a_refused_prompt_leaves_generate_without_work(engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("max_batch_size", 0), ("max_waiting", -1), ("max_model_len", 0), ("page_size", 0), ("cache_bytes", 0)],
+    [("max_batch_size", 0), ("max_waiting_streams", 0), ("max_model_len", 0), ("page_size", 0), ("cache_bytes", 0)],
 )
 def test_engine_settings_name_themselves(setting: str, value: int) -> None:
     with pytest.raises(ValueError, match=setting):

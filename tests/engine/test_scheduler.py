@@ -116,7 +116,33 @@ def test_removing_frees_pages_whether_running_or_waiting() -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    it = scheduler(max_waiting=1)
+    """At ratio 2, four tokens may have eight streams and two have four: forks count, and so does a prompt's length."""
+    it = scheduler(max_waiting_streams=13)
     it.add(request("a"))
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match="16 streams"):
         it.add(request("b"))
+    it.add(request("c", prompt=2))
+    assert it.waiting.streams == 12
+
+
+def test_whoever_would_wait_alone_is_never_refused() -> None:
+    it = scheduler(max_waiting_streams=1)
+    it.add(request("a"))
+    run(it)
+    it.add(request("b"))
+    with pytest.raises(QueueFull):
+        it.add(request("c", prompt=1))
+    run(it)
+    it.add(request("c"))
+    assert it.waiting.taken_streams == 16
+
+
+def test_streams_that_wait_are_told_through_preemption_and_removal() -> None:
+    it = scheduler(requests_of_memory=1.2)
+    for name in "abc":
+        it.add(request(name, prompt=10, max_tokens=22))
+    while not it.preemptions:
+        run(it)
+    assert it.waiting.streams == 2 * it.waiting.first.num_tokens > 20
+    it.remove(it.waiting.first)
+    assert it.waiting.streams == 2 * sum(each.num_tokens for each in it.waiting)

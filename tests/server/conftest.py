@@ -65,11 +65,14 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
 
     def make(settings: ServerSettings) -> tuple[GatedEngine, ServedModel]:
         config = EngineConfig(
-            max_batch_size=settings.max_batch_size, max_waiting=settings.max_waiting, cache_bytes=1 << 22, page_size=4
+            max_batch_size=settings.max_batch_size,
+            max_waiting_streams=settings.max_waiting_streams,
+            cache_bytes=1 << 22,
+            page_size=4,
         )
         served = ServedModel(
             name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=CONTEXT,
-            max_waiting=settings.max_waiting, parameters=1, device="cpu",
+            max_waiting_streams=settings.max_waiting_streams, parameters=1, device="cpu",
         )  # fmt: skip
         return GatedEngine(model, tokenizer, config), served
 
@@ -81,7 +84,7 @@ def make_service(make_engine: MakeEngine) -> MakeService:
     """A server that does not run yet, and its engine."""
 
     def make(**settings: object) -> tuple[Service, GatedEngine]:
-        limits = ServerSettings(**{"max_batch_size": 8, "max_waiting": 32, **settings})
+        limits = ServerSettings(**{"max_batch_size": 8, "max_waiting_streams": 1024, **settings})
         made = make_engine(limits)
         return Service.create(limits, lambda: made), made[0]
 

@@ -84,7 +84,7 @@ def test_a_prompt_of_no_known_form(server: Running, prompt: object) -> None:
         ({"stop": ["a"] * 65}, "stop", "array_above_max_length"),
         ({"stop": ["a", ""]}, "stop[1]", "empty_string"),
         ({"prompt": ["a"] * 1025}, "prompt", "array_above_max_length"),
-        ({"prompt": ["a"] * 17, "n": 2}, "prompt", "array_above_max_length"),
+        ({"prompt": ["a"] * 257, "n": 2}, "prompt", "array_above_max_length"),
         ({"prompt": []}, "prompt", "empty_array"),
         ({"prompt": [[1], []]}, "prompt[1]", "empty_array"),
         ({"prompt": [257]}, "prompt[0]", "invalid_token_id"),
@@ -163,7 +163,7 @@ def test_a_body_over_the_limit(serve: Serve) -> None:
 
 
 def test_a_full_queue(serve: Serve) -> None:
-    with serve(max_batch_size=1, max_waiting=2) as server, ThreadPoolExecutor() as pool:
+    with serve(max_batch_size=1, max_waiting_streams=4) as server, ThreadPoolExecutor() as pool:
 
         def post(**body: object) -> Future[httpx.Response]:
             return pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)

@@ -145,7 +145,7 @@ def test_a_port_in_use_is_one_clear_line(port: int, refusal: Callable[..., str])
         (["--checkpoint", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
         (["--dtype", "int3"], "dtype must be float32 or bfloat16, not 'int3'"),
         (["--port", "70000"], "port must be from 0 to 65535, not 70000"),
-        (["--max-waiting", "0"], "max_waiting must be above 0, not 0"),
+        (["--max-waiting-streams", "0"], "max_waiting_streams must be above 0, not 0"),
         (["--device", "toaster"], "device toaster cannot be used"),
     ],
 )

@@ -23,8 +23,9 @@ def test_the_defaults_are_the_same_on_the_command_line() -> None:
 def test_every_setting_has_an_option_of_its_type() -> None:
     given = {
         "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",
-        "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5, "max_waiting": 6, "cache_bytes": 7,
-        "max_body_bytes": 8, "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "drain_seconds": 2.5,
+        "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5,
+        "max_waiting_streams": 6, "cache_bytes": 7, "max_body_bytes": 8,
+        "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "drain_seconds": 2.5,
     }  # fmt: skip
     assert set(given) == {setting.name for setting in fields(ServerSettings)}
     line = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -33,8 +34,8 @@ def test_every_setting_has_an_option_of_its_type() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", -1), ("port", 65536), ("dtype", "float64"), ("threads", 0), ("max_waiting", 0), ("max_body_bytes", 0),
-     ("keep_alive_seconds", 0), ("stall_seconds", -1), ("drain_seconds", float("nan"))],
+    [("port", -1), ("port", 65536), ("dtype", "float64"), ("threads", 0), ("max_waiting_streams", 0),
+     ("max_body_bytes", 0), ("keep_alive_seconds", 0), ("stall_seconds", -1), ("drain_seconds", float("nan"))],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):

@@ -1,0 +1,57 @@
+"""The requests that wait for a place in the batch, and how much they will ask of it. No torch in here."""
+
+from collections import deque
+from collections.abc import Iterator
+
+from engine.fork_cache import most_streams
+from engine.request import Request
+from model import ModelConfig
+
+
+class Waiting:
+    """First come, first served; measured in streams, for prompts differ in length and in their forks."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.streams = 0
+        """The most streams that the present tokens of those who wait may have after the last fork layer."""
+        self.taken_streams = 0
+        """Of those taken out by `popleft` so far, each as often as it was; never falls."""
+        self._config = config
+        self._line: deque[Request] = deque()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._line)
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    @property
+    def first(self) -> Request:
+        """Whose turn it is."""
+        return self._line[0]
+
+    def streams_of(self, request: Request) -> int:
+        """The most streams that its present tokens may have after the last fork layer."""
+        return most_streams(self._config, request.selection, request.num_tokens)[-1]
+
+    def append(self, request: Request) -> None:
+        """To the end of the line."""
+        self._line.append(request)
+        self.streams += self.streams_of(request)
+
+    def appendleft(self, request: Request) -> None:
+        """To its head: it had its turn already."""
+        self._line.appendleft(request)
+        self.streams += self.streams_of(request)
+
+    def popleft(self) -> Request:
+        """Take the first one out."""
+        request = self._line.popleft()
+        self.streams -= self.streams_of(request)
+        self.taken_streams += self.streams_of(request)
+        return request
+
+    def remove(self, request: Request) -> None:
+        """Let one leave without its turn."""
+        self._line.remove(request)
+        self.streams -= self.streams_of(request)
