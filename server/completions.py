@@ -16,18 +16,23 @@ from server.version import VERSION
 class Completion:
     """Takes the engine's events for one plan and says what the client is told."""
 
+    WHOLE = CHUNK = "text_completion"
+    """The name of the object told, whole or in chunks."""
+
     def __init__(self, name: str, plan: Plan, served: ServedModel) -> None:
-        self._plan = plan
+        self.name = name
+        """The id that the client is told."""
+        self.plan = plan
+        """What is generated."""
         self._request = plan.request
-        token_bytes = served.tokenizer.token_bytes
-        self._print = lru_cache(maxsize=4096)(lambda token_id: printed(token_bytes(token_id)))
-        self._choices = [Choice(sequence.prompt, plan.request, token_bytes) for sequence in plan.sequences]
+        self._token_bytes = served.tokenizer.token_bytes
+        self._print = lru_cache(maxsize=4096)(lambda token_id: printed(self._token_bytes(token_id)))
+        self._choices = [Choice(sequence.prompt, plan.request, self._token_bytes) for sequence in plan.sequences]
         self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
         self._events: list[TokenEvent] = []
         self._usages: list[RequestUsage] = []
         self._head: Json = {
             "id": name,
-            "object": "text_completion",
             "created": int(time.time()),
             "model": served.name,
             "system_fingerprint": f"thoughtbubbles-{VERSION}",
@@ -43,20 +48,34 @@ class Completion:
         for event in self._events:
             index, delta = self._feed(event)
             deltas[index].append(delta)
-        choices = [self._choice_object(place, Delta.join(deltas[index])) for place, index in enumerate(self._best())]
-        return {**self._head, "choices": choices, "usage": self._usage()}
+        choices = [
+            self._choice_object(place, joined, self._whole_content(joined))
+            for place, joined in enumerate(Delta.join(deltas[index]) for index in self._best())
+        ]
+        return {**self._head, "object": self.WHOLE, "choices": choices, "usage": self._usage()}
 
     def chunks(self, event: TokenEvent) -> Iterator[Json]:
         """What a stream tells of an event: one chunk, or nothing while text is held back."""
         index, delta = self._feed(event)
         if delta:
-            yield {**self._head, "choices": [self._choice_object(index, delta)], **self._usage_so_far()}
+            choice = self._choice_object(index, delta, self._chunk_content(index, delta))
+            yield {**self._head, "object": self.CHUNK, "choices": [choice], **self._usage_so_far()}
 
     def last_chunks(self) -> Iterator[Json]:
         """What a stream tells when every sequence has ended: the usage, if asked for."""
         options = self._request.stream_options
         if options is not None and options.include_usage:
-            yield {**self._head, "choices": [], "usage": self._usage()}
+            yield {**self._head, "object": self.CHUNK, "choices": [], "usage": self._usage()}
+
+    def _whole_content(self, whole: Delta) -> Json:
+        """A choice's text and log-probabilities in this wire form."""
+        tokens = [*whole.echoed, *whole.tokens]
+        logprobs = None if self._request.logprobs is None else logprobs_object(tokens, self._print)
+        return {"text": whole.text, "logprobs": logprobs}
+
+    def _chunk_content(self, _index: int, delta: Delta) -> Json:
+        """What `delta` adds to the choice `_index`, in this wire form."""
+        return self._whole_content(delta)
 
     def _feed(self, event: TokenEvent) -> tuple[int, Delta]:
         if event.usage is not None:
@@ -77,12 +96,10 @@ class Completion:
             ]
         ]
 
-    def _choice_object(self, index: int, delta: Delta) -> Json:
-        tokens = [*delta.echoed, *delta.tokens]
+    def _choice_object(self, index: int, delta: Delta, content: Json) -> Json:
         choice: Json = {
             "index": index,
-            "text": delta.text,
-            "logprobs": None if self._request.logprobs is None else logprobs_object(tokens, self._print),
+            **content,
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
@@ -91,7 +108,7 @@ class Completion:
         if delta.prompt_ids is not None:
             choice["prompt_token_ids"] = delta.prompt_ids
         if self._request.return_fork_counts:
-            choice["fork_counts"] = [token.fork_count for token in tokens]
+            choice["fork_counts"] = [token.fork_count for token in (*delta.echoed, *delta.tokens)]
         return choice
 
     def _usage_so_far(self) -> Json:
@@ -102,7 +119,7 @@ class Completion:
 
     def _usage(self) -> Json:
         """Each prompt counted once; cache and stream figures of the sequences that have ended."""
-        prompt_tokens = sum(map(len, self._plan.prompts))
+        prompt_tokens = sum(map(len, self.plan.prompts))
         completion_tokens = sum(choice.completion_tokens for choice in self._choices)
         return {
             "prompt_tokens": prompt_tokens,

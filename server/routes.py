@@ -2,26 +2,19 @@
 
 import asyncio
 import uuid
-from contextlib import ExitStack
-from typing import Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
-from pydantic_core import to_json
 
 from server.completions import Completion
-from server.disconnect import while_connected
 from server.errors import clipped, not_found
-from server.generation import Generation
 from server.loading import ServedModel
 from server.openapi import STREAMED, refusals, takes
 from server.planning import Plan, plan
+from server.responding import respond
 from server.schemas import CompletionRequest, Json
 from server.service import Serving
-from server.streaming import CompletionStream
 from server.validation import parse
 
-LONGEST_HEADER = 1000
 router = APIRouter()
 
 
@@ -37,24 +30,7 @@ async def create_completion(request: Request, service: Serving) -> Response:
     name = f"cmpl-{uuid.uuid4().hex}"
     # JSON and text may be long: not on the event loop.
     planned = await asyncio.to_thread(_plan, name, await request.body(), served)
-    headers = _ignored_parameters(planned.request)
-    completion = Completion(name, planned, served)
-    with ExitStack() as stack:
-        generation = stack.enter_context(service.worker.submit(name, planned.sequences))
-        if not planned.request.stream:
-            await while_connected(request, _collect(completion, generation))
-            body = await asyncio.to_thread(lambda: to_json(completion.whole()))
-            return Response(body, media_type="application/json", headers=headers)
-        first = await while_connected(request, anext(generation))
-        stack.pop_all()  # the stream gives the generation up from here on
-        return CompletionStream(
-            completion,
-            generation,
-            first,
-            metrics=service.metrics,
-            headers=headers,
-            keep_alive_seconds=service.settings.keep_alive_seconds,
-        )
+    return await respond(request, service, Completion(name, planned, served), planned.request.model_extra or ())
 
 
 @router.post("/v1/completions/{name}/cancel", responses=refusals(404))
@@ -82,19 +58,6 @@ async def get_model(name: str, service: Serving) -> Json:
 
 def _plan(name: str, body: bytes, served: ServedModel) -> Plan:
     return plan(name, parse(body, CompletionRequest), served)
-
-
-def _ignored_parameters(request: CompletionRequest) -> dict[str, str]:
-    """A header that names the unknown fields, which lm-eval passes on from its own settings."""
-    extra: dict[str, Any] = request.model_extra or {}
-    names = ", ".join(quote(name) for name in extra)[:LONGEST_HEADER]
-    # A header's value that ends in a space, cut there or after an empty name, is none: the connection would break.
-    return {"x-ignored-parameters": names.rstrip()} if extra else {}
-
-
-async def _collect(completion: Completion, generation: Generation) -> None:
-    async for event in generation:
-        completion.add(event)
 
 
 def _model_object(served: ServedModel) -> Json:

@@ -66,23 +66,17 @@ class StreamOptions(RequestBody):
     """Usage so far in every chunk."""
 
 
-class CompletionRequest(RequestBody):
-    """Body of POST /v1/completions. A field that is absent or null has the value given here."""
+class GenerationRequest(RequestBody):
+    """What any request to generate may say. A field that is absent or null has the value given here."""
 
     model: str = ""
     """The served model's name; empty means that model."""
-    prompt: Prompt = ""
-    """Text or token ids, one or many; nothing means the end-of-text token."""
-    max_tokens: int = Field(16, ge=0)
-    """Most tokens generated for each choice; 0 scores the prompt."""
     temperature: float = Field(1.0, ge=0, le=2)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the fewest tokens that hold this much probability."""
     n: int = Field(1, ge=1, le=128)
     """Choices for each prompt."""
-    best_of: int | None = None
-    """Choices computed for each prompt, of which the n of highest mean log-probability are returned."""
     seed: int | None = Field(None, ge=-INT64, le=INT64 - 1)
     """The same request with the same seed gives the same tokens."""
     stop: StopStrings = []
@@ -91,18 +85,12 @@ class CompletionRequest(RequestBody):
     """Answer in server-sent events."""
     stream_options: StreamOptions | None = None
     """Only with `stream`."""
-    logprobs: int | None = Field(None, ge=0, le=20)
-    """Log-probabilities of the chosen token and of this many others."""
-    echo: bool = False
-    """Return the prompt before the completion."""
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     """Subtracted once from the logit of every token that has been generated."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Subtracted as often as the token has been generated."""
     logit_bias: dict[str, Bias] = {}
     """Added to the logits of these token ids."""
-    suffix: str | None = None
-    """Not supported: the model writes forwards."""
     user: str | None = None
     """Of no consequence here."""
     top_k: int = Field(0, ge=-1)
@@ -127,6 +115,23 @@ class CompletionRequest(RequestBody):
     """The selection rule (SPEC.md)."""
     return_fork_counts: bool = False
     """Add `fork_counts` to each choice."""
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: Prompt = ""
+    """Text or token ids, one or many; nothing means the end-of-text token."""
+    max_tokens: int = Field(16, ge=0)
+    """Most tokens generated for each choice; 0 scores the prompt."""
+    best_of: int | None = None
+    """Choices computed for each prompt, of which the n of highest mean log-probability are returned."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Log-probabilities of the chosen token and of this many others."""
+    echo: bool = False
+    """Return the prompt before the completion."""
+    suffix: str | None = None
+    """Not supported: the model writes forwards."""
 
     @property
     def prompts(self) -> Sequence[str | Sequence[int]]:
