@@ -1,7 +1,11 @@
 """Command-line flags from the fields of a frozen config: one flag a field, and only those given change a recipe."""
 
 import argparse
+import ast
+import inspect
+import textwrap
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
@@ -9,13 +13,23 @@ Config = TypeVar("Config")
 
 def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
     """A flag for every field of the dataclass `config`, left out of the namespace where it is not given."""
-    group = parser.add_argument_group(
-        f"settings of {config.__name__} in place of the recipe's (module {config.__module__} explains them)"
-    )
-    hints = get_type_hints(config)
+    group = parser.add_argument_group(f"settings of {config.__name__}, in place of the recipe's")
+    hints, prose = get_type_hints(config), field_prose(config)
     for field in fields(config):
         flag = "--" + field.name.replace("_", "-")
-        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, **_parsing(hints[field.name]))
+        parsing = _parsing(hints[field.name])
+        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=prose[field.name], **parsing)
+
+
+def field_prose(config: type[Any]) -> dict[str, str]:
+    """The line of prose under each field of the dataclass `config`, as argparse's help takes it."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: ast.literal_eval(prose.value).replace("%", "%%")
+        for field, prose in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(prose, ast.Expr)
+    }
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:

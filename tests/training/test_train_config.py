@@ -1,7 +1,7 @@
 """Settings of a run: what cannot be is refused by name, and the command line changes what it names."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from model import ModelConfig
 from tests.training.harness import MODEL, TRAIN
 from training.config import TrainConfig
-from training.flags import add_field_flags, override
+from training.flags import add_field_flags, field_prose, override
 from training.recipes import RECIPES
 
 
@@ -55,3 +55,8 @@ def test_every_recipe_forks_within_twice_its_block(name: str) -> None:
     assert model.fork_layers
     assert model.ratio == 2
     assert train.precision in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("config", [ModelConfig, TrainConfig])
+def test_every_flag_says_what_it_does(config: type) -> None:
+    assert field_prose(config).keys() == {field.name for field in fields(config)}
