@@ -33,9 +33,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. `OSError` saying so when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
+    # Connections inherit it. asyncio would set it on them, but not on those of a socket that does not name its protocol:
+    # the second packet of each answer then waits 40 ms for the client to acknowledge the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
