@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
-    # Connections inherit it. asyncio would set it on them, but not on those of a socket that does not name its protocol:
+    # Connections inherit it. asyncio would set it on them, but not where the socket does not name its protocol:
     # the second packet of each answer then waits 40 ms for the client to acknowledge the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
