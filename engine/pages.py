@@ -80,9 +80,9 @@ class SegmentPages:
         first = held[0] * self.page_size
         if held[-1] - held[0] == len(held) - 1 and held == sorted(held):
             return slice(first, first + streams)
-        within = torch.arange(self.page_size)
-        pages = torch.tensor(held)[:, None]
-        return (pages * self.page_size + within).flatten()[:streams].to(self._keys.device)
+        within = torch.arange(self.page_size, device=self._keys.device)
+        pages = torch.tensor(held, device=self._keys.device)[:, None]
+        return (pages * self.page_size + within).flatten()[:streams]
 
     def _next(self, held: list[int]) -> int:
         """The page after the last one, if it is free; else the middle of the widest gap, to leave all room to grow."""
