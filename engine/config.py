@@ -20,8 +20,8 @@ class EngineConfig:
     """Memory of the fork-state cache's pages."""
     page_size: int = 16
     """Streams a page holds."""
-    seed: int = 0
-    """Where requests that bring no seed of their own get theirs from."""
+    seed: int | None = None
+    """Where requests that bring no seed of their own get theirs from (None: from chance)."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_waiting_streams", "max_prefill_tokens", "cache_bytes", "page_size"):

@@ -1,5 +1,6 @@
 """The engine: requests in, token events out, one synchronous step at a time. It knows nothing of HTTP or of threads."""
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.checks import check_request
 from engine.completion import advance, banned
 from engine.config import EngineConfig
 from engine.detokenizer import Detokenizer
@@ -62,7 +64,7 @@ class Engine:
         self.last_step: StepReport | None = None
         self._runner = Runner(model, self.cache)
         self._requests: dict[str, Request] = {}
-        self._seeds = torch.Generator().manual_seed(self.config.seed)
+        self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = 0
 
     @property
@@ -74,9 +76,9 @@ class Engine:
         """Queue a request. Raises `InvalidRequest` naming the setting, or `QueueFull`."""
         if request_id in self._requests:
             raise InvalidRequest(f"a request {request_id!r} is already here", param="request_id")
-        self._check(prompt, params)
+        check_request(prompt, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
         selection = Selection.of(self.model.config, params.fork_selection, params.fork_ratio)
-        seed = params.seed if params.seed is not None else int(torch.randint(2**62, (), generator=self._seeds))
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
         request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer)
         if not self.cache.ever_fits(self.cache.pages_needed(selection, request.max_tokens)):
@@ -149,28 +151,6 @@ class Engine:
             forks_total=dict(tally.forks),
             fork_deletions_total=dict(tally.deletions),
         )
-
-    def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        """`InvalidRequest` for what only the model can tell to be wrong."""
-        vocabulary, forks = self.tokenizer.vocab_size, self.model.config.max_ratio
-        if not prompt:
-            raise InvalidRequest("prompt must have at least one token", param="prompt")
-        for param, ids in (
-            ("prompt", prompt),
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            if wrong := [i for i in ids if not 0 <= i < vocabulary]:
-                raise InvalidRequest(f"{param} has token id {wrong[0]}, and the largest is {vocabulary - 1}",
-                                     param=param, code="invalid_token_id")  # fmt: skip
-        if len(prompt) + params.max_tokens > self.max_model_len:
-            raise InvalidRequest(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
-                f"{len(prompt) + params.max_tokens} tokens ({len(prompt)} in the prompt, {params.max_tokens} for the "
-                "completion). Please reduce the prompt or max_tokens.",
-                param="max_tokens", code="context_length_exceeded")  # fmt: skip
-        if params.fork_ratio is not None and params.fork_ratio > forks:
-            raise InvalidRequest(f"fork_ratio must be at most {forks}, which keeps every fork", param="fork_ratio")
 
     def _settle(self, requests: list[Request], output: StepOutput) -> list[TokenEvent]:
         """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""

@@ -71,7 +71,7 @@ def test_nothing_is_generated_for_max_tokens_0(engine: Engine) -> None:
 def test_the_context_may_be_filled_to_its_end(engine: Engine) -> None:
     completion = complete(engine, [1] * 63, max_tokens=1, ignore_eos=True, return_fork_counts=True)
     assert len(completion.token_ids) == 1
-    with pytest.raises(InvalidRequest, match="context length is 64"):
+    with pytest.raises(InvalidRequest, match="context is 64"):
         complete(engine, [1] * 63, max_tokens=2)
 
 
