@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from server import operation_routes, routes, tokenizer_routes
+from server import chat_routes, operation_routes, routes, tokenizer_routes
 from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
 from server.middleware import BodyLimit, RequestId
 from server.openapi import DescribedApp, refusals
@@ -34,7 +34,7 @@ def create_app(service: Service) -> ASGIApp:
     # No pages of FastAPI's own: they load scripts from elsewhere.
     app = DescribedApp(title="Thoughtbubbles", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    for each in (routes, tokenizer_routes, operation_routes):
+    for each in (routes, chat_routes, tokenizer_routes, operation_routes):
         app.include_router(each.router, responses=refusals(500))
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams, set_threads
-from model import ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, shipped_checkpoint
+from model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, shipped_checkpoint
 from server.settings import ServerSettings
 
 
@@ -29,6 +29,8 @@ class ServedModel:
     """Weights, the tied head counted once."""
     device: str
     """Where it runs."""
+    chat_template: ChatTemplate | None = None
+    """From a conversation to a prompt; None where the checkpoint has none."""
     created: int = field(default_factory=lambda: int(time.time()))
     """When it was loaded, in seconds since 1970."""
 
@@ -67,6 +69,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_waiting_streams=settings.max_waiting_streams,
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         device=settings.device,
+        chat_template=None if checkpoint.chat_template is None else ChatTemplate(checkpoint.chat_template),
     )
 
 

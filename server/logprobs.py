@@ -41,7 +41,7 @@ def logprobs_object(tokens: Sequence[Token], print_token: Print) -> Json:
     """The arrays, as long as `tokens`."""
     return {
         "tokens": [print_token(token.token_id) for token in tokens],
-        "token_logprobs": [None if token.logprob is None else _finite(token.logprob) for token in tokens],
+        "token_logprobs": [None if token.logprob is None else finite(token.logprob) for token in tokens],
         "top_logprobs": [_top(token, print_token) for token in tokens],
         "text_offset": [token.offset for token in tokens],
     }
@@ -58,8 +58,9 @@ def _top(token: Token, print_token: Print) -> dict[str, float] | None:
         name = print_token(token_id)
         if name not in top or logprob > top[name]:
             top[name] = logprob
-    return {name: _finite(logprob) for name, logprob in top.items()}
+    return {name: finite(logprob) for name, logprob in top.items()}
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """`logprob` as JSON can say it."""
     return LEAST if logprob == -math.inf else logprob

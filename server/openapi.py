@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.chat_schemas import ChatRequest
 from server.schemas import CompletionRequest, DetokenizeRequest, Json, RequestBody, TokenizeRequest
 
 REFERENCE = "#/components/schemas/{model}"
@@ -75,7 +76,7 @@ def _complete(document: Json) -> None:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     bodies: list[tuple[type[RequestBody], Any]] = [
-        (body, "validation") for body in (CompletionRequest, TokenizeRequest, DetokenizeRequest)
+        (body, "validation") for body in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
     ]
     _, made = models_json_schema(bodies, ref_template=REFERENCE)
     for name, schema in made["$defs"].items():

@@ -34,13 +34,15 @@ async def detokenize(request: Request, service: Serving) -> Json:
 @router.get("/tokenizer_info", responses=refusals(503))
 async def tokenizer_info(service: Serving) -> Json:
     """What lm-eval asks of a tokenizer: the names of its special tokens."""
-    tokenizer = service.worker.model.tokenizer
+    served = service.worker.model
+    tokenizer = served.tokenizer
     return {
         "eos_token": _end_of_text(tokenizer),
         "bos_token": None,
         "pad_token": None,
         "eos_token_id": tokenizer.end_of_text,
         "vocab_size": tokenizer.vocab_size,
+        "chat_template": None if served.chat_template is None else served.chat_template.source,
     }
 
 

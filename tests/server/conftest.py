@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from engine import EngineConfig
-from model import ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
+from model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
 from server.app import create_app
 from server.lifecycle import listen
 from server.loading import ServedModel
@@ -22,6 +22,7 @@ from server.settings import ServerSettings
 from tests.server.harness import GatedEngine, MakeEngine, MakeService, Running, Serve, eventually
 
 CONTEXT = 64
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}a:"
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +74,7 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
         served = ServedModel(
             name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=CONTEXT,
             max_waiting_streams=settings.max_waiting_streams, parameters=1, device="cpu",
+            chat_template=ChatTemplate(CHAT_TEMPLATE),
         )  # fmt: skip
         return GatedEngine(model, tokenizer, config), served
 
