@@ -1,0 +1,98 @@
+"""Prometheus itself scrapes a running server, and its own linter finds nothing in what it reads."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.harness import Running, Serve, eventually
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="prometheus and promtool (Debian's package prometheus) are not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def used(serve: Serve) -> Iterator[Running]:
+    """A server that has answered, refused, streamed to the end and been left."""
+    with serve() as server:
+        server.complete(prompt=["a", "bc"], n=2, max_tokens=5, fork_ratio=4)
+        server.error(400, n=0)
+        body = {"prompt": "stream", "max_tokens": 9, "stream": True, "logit_bias": {"65": 100}}
+        assert server.client.post("/v1/completions", json=body).status_code == 200
+        server.engine.hold(after=1)
+        with server.client.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_lines())
+        server.engine.let_go()
+        eventually(lambda: 'finished_total{finish_reason="abort"} 1.0' in server.client.get("/metrics").text)
+        yield server
+
+
+def test_promtool_finds_nothing(used: Running) -> None:
+    metrics = used.client.get("/metrics").content
+    checked = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, check=False)
+    assert (checked.stdout + checked.stderr).decode() == ""
+    assert checked.returncode == 0
+
+
+@pytest.fixture
+def prometheus(used: Running, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A Prometheus whose one target is the server."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "scrape_configs:\n"
+        "  - job_name: thoughtbubbles\n"
+        "    scrape_interval: 200ms\n"
+        "    scrape_timeout: 200ms\n"
+        f"    static_configs: [{{targets: ['{used.url.removeprefix('http://')}']}}]\n"
+    )
+    command = [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+        httpx.Client(base_url=f"http://{address}", timeout=10) as client,
+    ):
+        try:
+            eventually(lambda: answers(client))
+            yield client
+        finally:
+            process.terminate()
+
+
+def answers(client: httpx.Client) -> bool:
+    """Whether it has come up."""
+    try:
+        return client.get("/-/ready").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def value(prometheus: httpx.Client, query: str) -> float | None:
+    """The latest value of a query with one answer; None while there is none."""
+    found = prometheus.get("/api/v1/query", params={"query": query}).json()["data"]["result"]
+    return float(found[0]["value"][1]) if found else None
+
+
+def test_prometheus_scrapes_the_server(used: Running, prometheus: httpx.Client) -> None:
+    eventually(lambda: value(prometheus, "up") == 1)
+    (target,) = prometheus.get("/api/v1/targets").json()["data"]["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+    tokens = used.engine.stats().generation_tokens_total
+    assert tokens > 0
+    eventually(lambda: value(prometheus, "thoughtbubbles_generation_tokens_total") == tokens)
+    tokens += used.complete(prompt="more", max_tokens=7)["usage"]["completion_tokens"]
+    eventually(lambda: value(prometheus, "thoughtbubbles_generation_tokens_total") == tokens)
+    assert value(prometheus, 'thoughtbubbles_request_finished_total{finish_reason="abort"}') == 1
+    assert value(prometheus, "thoughtbubbles_streams_per_token_sum") == used.engine.stats().stream_tokens_total
