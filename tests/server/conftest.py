@@ -9,19 +9,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 import uvicorn
 
 from engine import EngineConfig
-from model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
+from model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
 from server.app import create_app
 from server.lifecycle import listen
 from server.loading import ServedModel
 from server.service import Service
 from server.settings import ServerSettings
-from tests.server.harness import GatedEngine, MakeEngine, MakeService, Running, Serve, eventually
+from tests.server.harness import CONTEXT, GatedEngine, MakeEngine, MakeService, Running, Serve, eventually, random_model
 
-CONTEXT = 64
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}a:"
 
 
@@ -35,21 +33,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def model() -> Thoughtbubbles:
-    """Random, unsure of the next token, its forks lively; the vocabulary is padded by seven."""
-    torch.manual_seed(0)
-    model = Thoughtbubbles(
-        ModelConfig(
-            vocab_size=264, block_size=CONTEXT, max_block_size=2 * CONTEXT, n_layer=3, n_head=2, n_embd=32,
-            fork_layers=(1, 2),
-        )
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "fork" in name:
-                parameter.normal_(std=0.5)
-            elif "wte" in name:
-                parameter.normal_(std=0.2)
-    return model
+    """Random; the vocabulary is padded by seven."""
+    return random_model(264)
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,24 @@
 """What tests of the server work with: an engine that can be held up, and a server that listens."""
 
+import json
 import math
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import torch
 
 from engine import Engine, EngineConfig, TokenEvent
-from model import Thoughtbubbles, Tokenizer
+from model import ModelConfig, Thoughtbubbles, Tokenizer
 from server.loading import ServedModel
 from server.service import Service
 from server.settings import ServerSettings
 
+CONTEXT = 64
 Json = dict[str, Any]
 
 
@@ -103,3 +106,54 @@ def eventually(true: Callable[[], bool], seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.005)
+
+
+@contextmanager
+def events(server: Running, **body: object) -> Iterator[Iterator[str]]:
+    """What the data lines of a stream hold, as they come."""
+    with server.client.stream("POST", "/v1/completions", json={"stream": True, **body}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+
+
+def chunks(server: Running, **body: object) -> list[Json]:
+    with events(server, **body) as told:
+        *parts, last = told
+    assert last == "[DONE]"
+    return [json.loads(part) for part in parts]
+
+
+def joined(parts: list[Json], index: int) -> Json:
+    """One choice of a stream, put together as a client would."""
+    mine = [choice for part in parts for choice in part["choices"] if choice["index"] == index]
+    assert all(choice["finish_reason"] is None for choice in mine[:-1])
+    whole = {**mine[-1], "text": "".join(choice["text"] for choice in mine)}
+    for name in ("token_ids", "fork_counts"):
+        if name in whole:
+            whole[name] = [each for choice in mine for each in choice[name]]
+    if "prompt_token_ids" in mine[0]:
+        whole["prompt_token_ids"] = mine[0]["prompt_token_ids"]
+    if whole["logprobs"] is not None:
+        whole["logprobs"] = {
+            name: [each for choice in mine for each in choice["logprobs"][name]] for name in whole["logprobs"]
+        }
+    return whole
+
+
+def random_model(vocab_size: int) -> Thoughtbubbles:
+    """A tiny model, unsure of the next token, its forks lively."""
+    torch.manual_seed(0)
+    model = Thoughtbubbles(
+        ModelConfig(
+            vocab_size=vocab_size, block_size=CONTEXT, max_block_size=2 * CONTEXT, n_layer=3, n_head=2, n_embd=32,
+            fork_layers=(1, 2),
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "fork" in name:
+                parameter.normal_(std=0.5)
+            elif "wte" in name:
+                parameter.normal_(std=0.2)
+    return model

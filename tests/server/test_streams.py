@@ -2,50 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.harness import Json, Running, Serve
+from tests.server.harness import Json, Running, Serve, chunks, events, joined
 
 BYTES = st.integers(0, 255)
 EMOJI = {str(byte): 8 for byte in "🫧é".encode()}
-
-
-@contextmanager
-def events(server: Running, **body: object) -> Iterator[Iterator[str]]:
-    """What the data lines of a stream hold, as they come."""
-    with server.client.stream("POST", "/v1/completions", json={"stream": True, **body}) as response:
-        assert response.status_code == 200
-        assert response.headers["content-type"].startswith("text/event-stream")
-        yield (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
-
-
-def chunks(server: Running, **body: object) -> list[Json]:
-    with events(server, **body) as told:
-        *parts, last = told
-    assert last == "[DONE]"
-    return [json.loads(part) for part in parts]
-
-
-def joined(parts: list[Json], index: int) -> Json:
-    """One choice of a stream, put together as a client would."""
-    mine = [choice for part in parts for choice in part["choices"] if choice["index"] == index]
-    assert all(choice["finish_reason"] is None for choice in mine[:-1])
-    whole = {**mine[-1], "text": "".join(choice["text"] for choice in mine)}
-    for name in ("token_ids", "fork_counts"):
-        if name in whole:
-            whole[name] = [each for choice in mine for each in choice[name]]
-    if "prompt_token_ids" in mine[0]:
-        whole["prompt_token_ids"] = mine[0]["prompt_token_ids"]
-    if whole["logprobs"] is not None:
-        whole["logprobs"] = {
-            name: [each for choice in mine for each in choice["logprobs"][name]] for name in whole["logprobs"]
-        }
-    return whole
 
 
 def assert_streams_alike(server: Running, **body: object) -> None:
