@@ -90,6 +90,8 @@ class CachedForward:
                 streams, alive = self._fork(pages.segment, streams, step, view)
             view = self._grow(pages, step, alive)
             streams = self._run(pages.segment, streams, step, view)
+        for chunk in chunks:
+            self.cache.extend(chunk.state, chunk.ids)
         return streams
 
     def _run(self, segment: Segment, streams: Streams, step: _Step, view: SegmentView) -> Streams:

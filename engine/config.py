@@ -18,6 +18,8 @@ class EngineConfig:
     """Prompt tokens that one step may take in; a longer prompt gets a step of its own."""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages."""
+    prefix_caching: bool = True
+    """Whether requests start from what earlier ones left of the same tokens."""
     page_size: int = 16
     """Streams a page holds."""
     seed: int | None = None

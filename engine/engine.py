@@ -59,6 +59,7 @@ class Engine:
             total_bytes=self.config.cache_bytes,
             page_size=self.config.page_size,
             like=model.transformer.wte.weight.detach(),
+            retain=self.config.prefix_caching,
         )
         self.scheduler = Scheduler(self.config, self.cache)
         self.last_step: StepReport | None = None
@@ -148,6 +149,8 @@ class Engine:
             stream_tokens_total=self._stream_tokens,
             admitted_streams_total=self.scheduler.waiting.taken_streams,
             preemptions_total=self.scheduler.preemptions,
+            prefix_cache_queries_total=self.scheduler.prefix_queries,
+            prefix_cache_hits_total=self.scheduler.prefix_hits,
             forks_total=dict(tally.forks),
             fork_deletions_total=dict(tally.deletions),
         )

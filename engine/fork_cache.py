@@ -3,16 +3,18 @@
 For each request and segment the cache holds, in pages of a fixed pool, the keys and values of its live streams at
 every layer of the segment, and the grid scores of the two candidates that each stream made at the fork which ends the
 segment, the deleted ones too. What `causal` gives a token never changes afterwards (SPEC.md, "Selection rules"), so
-nothing here is ever revised.
+nothing here is ever revised, and what one request leaves serves any other that begins with the same tokens under the
+same budget: whole pages are shared by count, and of one that is cut a copy is made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor
 
 from engine.pages import Segment, SegmentPages
+from engine.prefix_index import PrefixIndex
 from model import ModelConfig, Selection
 
 
@@ -31,8 +33,12 @@ def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list
 
 @dataclass(eq=False)
 class ForkState:
-    """What the cache holds of one request."""
+    """What the cache holds of one sequence."""
 
+    kappa: int
+    """κ of the budget that chose its streams; under another they would be others."""
+    ids: list[int]
+    """Its tokens."""
     pages: list[list[int]]
     """For each segment its pages, in stream order."""
     ends: list[list[int]]
@@ -41,7 +47,7 @@ class ForkState:
     @property
     def tokens(self) -> int:
         """Tokens held."""
-        return len(self.ends[0])
+        return len(self.ids)
 
     def streams(self, segment: int) -> int:
         """Live streams held in a segment."""
@@ -54,8 +60,17 @@ class ForkState:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The beginning of a cached state that a request may start from."""
+
+    source: ForkState
+    state: ForkState
+    """What of it would be shared: its tokens and streams up to the cut, and its whole pages."""
+
+
+@dataclass(frozen=True)
 class CacheUse:
-    """How full the cache is."""
+    """How full the cache is with what running requests hold; the rest is free, or can be had for the asking."""
 
     streams: int
     """Live streams held, over all segments."""
@@ -66,14 +81,27 @@ class CacheUse:
 
 
 class ForkCache:
-    """Pages for every running request. Ask, then do: where `fits` says that requests may grow, `grow` does not fail."""
+    """Pages for every running request. Ask, then do: where `fits` says that requests may grow, `grow` does not fail.
 
-    def __init__(self, config: ModelConfig, *, max_tokens: int, total_bytes: int, page_size: int, like: Tensor) -> None:
-        """Pages of `total_bytes` together, on the device and in the type of `like`.
+    What requests leave is retained, the longest unused of it given up first, when pages are wanted.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        max_tokens: int,
+        total_bytes: int,
+        page_size: int,
+        like: Tensor,
+        retain: bool = True,
+    ) -> None:
+        """Pages of `total_bytes` together, on the device and in the type of `like`; `retain` whether to share prefixes.
 
         `ValueError` naming `cache_bytes` when not one request of `max_tokens` at the model's ratio would fit.
         """
         self.config = config
+        self.page_size = page_size
         streams = most_streams(config, Selection.of(config, "causal"), max_tokens)
         pages = [-(-n // page_size) for n in streams]
         slot_bytes = [s.slot_bytes(config, like.element_size()) for s in segments(config)]
@@ -84,23 +112,48 @@ class ForkCache:
             SegmentPages(config, s, pages=n * total_bytes // needed, page_size=page_size, like=like)
             for s, n in zip(segments(config), pages, strict=True)
         ]
+        self._retain = retain
         self._open: list[ForkState] = []
+        self._retained: list[ForkState] = []
+        self._index: PrefixIndex[ForkState] = PrefixIndex()
 
-    def open(self) -> ForkState:
-        """An empty state."""
-        state = self._empty()
+    def find(self, selection: Selection, ids: Sequence[int]) -> Prefix | None:
+        """The longest beginning of `ids` that a state holds under this budget."""
+        found = self._index.find(selection.max_block_size, ids)
+        if found is None:
+            return None
+        source, tokens = found
+        ends = [each[:tokens] for each in source.ends]
+        pages = [held[: cut[-1] // self.page_size] for held, cut in zip(source.pages, ends, strict=True)]
+        return Prefix(source, ForkState(source.kappa, source.ids[:tokens], pages, ends))
+
+    def open(self, selection: Selection, prefix: Prefix | None = None) -> ForkState:
+        """A state to extend: empty, or with the tokens of a prefix, for which the pages must be there."""
+        if prefix is None:
+            state = self._empty(selection.max_block_size)
+        else:
+            state = self._share(prefix)
+            self._index.grow(state.kappa, state, prefix.state.ids)
         self._open.append(state)
         return state
 
     def close(self, state: ForkState) -> None:
-        """Free all that a state holds; it must not be used again."""
+        """The request runs no more. Its pages can be had by others from now on; until then its tokens can be found."""
         self._open.remove(state)
         for segment, held in zip(self.segments, state.pages, strict=True):
-            segment.release(held)
+            segment.retire(held)
+        self._retained.append(state)
+        if not self._retain or not state.ids:
+            self._drop(state)
+
+    def clear(self) -> None:
+        """Give up all that is retained."""
+        for state in list(self._retained):
+            self._drop(state)
 
     def pages_needed(self, selection: Selection, tokens: int, state: ForkState | None = None) -> list[int]:
         """The pages of each segment that a request may take to grow to `tokens` tokens, beyond those of `state`."""
-        state = state or self._empty()
+        state = state or self._empty(selection.max_block_size)
         added = (tokens - state.tokens) * self.config.copies
         most = most_streams(self.config, selection, tokens)
         streams = [min(state.streams(i) + (added << i), n) for i, n in enumerate(most)]
@@ -108,11 +161,14 @@ class ForkCache:
             pages.pages_for(n) - len(held) for pages, n, held in zip(self.segments, streams, state.pages, strict=True)
         ]
 
-    def fits(self, needs: Iterable[Sequence[int]]) -> bool:
-        """Whether all these needs of pages can be met at once, now."""
-        return all(
-            sum(need) <= pages.free for pages, need in zip(self.segments, zip(*needs, strict=True), strict=False)
-        )
+    def fits(self, needs: Sequence[Sequence[int]], spare: Prefix | None = None) -> bool:
+        """Whether all these needs of pages can be met at once; gives up what is retained, but not `spare`, for that."""
+        while not self._free(needs):
+            victims = [state for state in self._retained if spare is None or state is not spare.source]
+            if not victims:
+                return False
+            self._drop(victims[0])
+        return True
 
     def ever_fits(self, need: Sequence[int]) -> bool:
         """Whether an empty cache could meet this need."""
@@ -123,22 +179,50 @@ class ForkCache:
         self.segments[segment].grow(state.pages[segment], ends[-1])
         state.ends[segment].extend(ends)
 
+    def extend(self, state: ForkState, ids: Sequence[int]) -> None:
+        """Note the tokens whose streams every segment now holds; from here on they can be found."""
+        self._index.grow(state.kappa, state, ids)
+
     def use(self) -> CacheUse:
         """How full the cache is now."""
-        held = [pages.pages - pages.free for pages in self.segments]
         return CacheUse(
             streams=sum(state.streams(i) for state in self._open for i in range(len(self.segments))),
-            bytes=sum(n * pages.page_bytes for n, pages in zip(held, self.segments, strict=True)),
-            ratio=max(n / pages.pages for n, pages in zip(held, self.segments, strict=True)),
+            bytes=sum(pages.live * pages.page_bytes for pages in self.segments),
+            ratio=max(pages.live / pages.pages for pages in self.segments),
         )
 
     def check_integrity(self) -> None:
-        """Assert that every page is free or held by one open state, and holds no more than the state's streams need."""
+        """Assert that pages are held by open and retained states, and by each no more than its streams need."""
         for i, pages in enumerate(self.segments):
-            pages.check([state.pages[i] for state in self._open])
-            for state in self._open:
+            pages.check([state.pages[i] for state in self._open], [state.pages[i] for state in self._retained])
+            for state in (*self._open, *self._retained):
                 assert len(state.pages[i]) == pages.pages_for(state.streams(i)), f"segment {i}: pages without streams"
                 assert len(state.ends[i]) == state.tokens, f"segment {i}: tokens missing"
 
-    def _empty(self) -> ForkState:
-        return ForkState([[] for _ in self.segments], [[] for _ in self.segments])
+    def _free(self, needs: Sequence[Sequence[int]]) -> bool:
+        return all(
+            sum(need) <= pages.free for pages, need in zip(self.segments, zip(*needs, strict=True), strict=False)
+        )
+
+    def _share(self, prefix: Prefix) -> ForkState:
+        """A new state with a prefix's streams: whole pages shared, the one that was cut copied."""
+        state = ForkState(prefix.state.kappa, [], prefix.state.pages, prefix.state.ends)
+        for i, (segment, held) in enumerate(zip(self.segments, state.pages, strict=True)):
+            segment.share(held)
+            whole = len(held)
+            segment.grow(held, state.streams(i))
+            if len(held) > whole:
+                segment.copy(prefix.source.pages[i][whole], to=held[whole])
+        if prefix.source in self._retained:  # used again, so the last to be given up
+            self._retained.remove(prefix.source)
+            self._retained.append(prefix.source)
+        return state
+
+    def _drop(self, state: ForkState) -> None:
+        self._retained.remove(state)
+        self._index.remove(state.kappa, state)
+        for segment, held in zip(self.segments, state.pages, strict=True):
+            segment.release(held)
+
+    def _empty(self, kappa: int) -> ForkState:
+        return ForkState(kappa, [], [[] for _ in self.segments], [[] for _ in self.segments])

@@ -4,8 +4,9 @@ A slot is the place of one stream; page p has slots p·page_size … (p+1)·page
 Letters: S streams, N heads, H head width, K slots of one request.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ class Segment:
 
 
 class SegmentPages:
-    """A fixed pool of pages, shared by all requests.
+    """A fixed pool of pages, which requests share by count where their tokens begin alike.
+
+    A page has holders, who keep it, and among them runners, whose requests are being served.
 
     A request's pages lie side by side where that can be had: then its keys are one slice, and attention reads them in
     place instead of gathering a copy, which costs more than the attention itself.
@@ -52,8 +55,12 @@ class SegmentPages:
         self._keys = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
         self._values = like.new_zeros(shape)
         self._scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
-        self._free = [True] * pages
+        self._holders = [0] * pages
+        self._runners = [0] * pages
         self.free = pages
+        """Pages that nobody holds."""
+        self.live = 0
+        """Pages that some running request holds."""
         self.page_bytes = page_size * segment.slot_bytes(config, like.element_size())
 
     def pages_for(self, streams: int) -> int:
@@ -61,19 +68,38 @@ class SegmentPages:
         return -(-streams // self.page_size)
 
     def grow(self, held: list[int], streams: int) -> None:
-        """Add pages to those that a request holds, until they hold `streams`. The caller asked before."""
+        """Add pages to those that a running request holds, until they hold `streams`. The caller asked before."""
         while len(held) < self.pages_for(streams):
             page = self._next(held)
-            self._free[page] = False
-            self.free -= 1
+            self.share([page])
             held.append(page)
 
-    def release(self, held: list[int]) -> None:
-        """Take pages back; `held` is emptied."""
-        for page in held:
-            self._free[page] = True
-        self.free += len(held)
-        held.clear()
+    def share(self, pages: list[int]) -> None:
+        """Let one more running request hold these pages."""
+        for page in pages:
+            self.free -= self._holders[page] == 0
+            self.live += self._runners[page] == 0
+            self._holders[page] += 1
+            self._runners[page] += 1
+
+    def retire(self, pages: list[int]) -> None:
+        """The request that holds these pages runs no more."""
+        for page in pages:
+            self._runners[page] -= 1
+            self.live -= self._runners[page] == 0
+
+    def release(self, pages: list[int]) -> None:
+        """A holder that has retired lets these pages go."""
+        for page in pages:
+            self._holders[page] -= 1
+            self.free += self._holders[page] == 0
+
+    def copy(self, page: int, to: int) -> None:
+        """Copy what a page holds."""
+        source, target = (slice(p * self.page_size, (p + 1) * self.page_size) for p in (page, to))
+        for stored in (self._keys, self._values):
+            stored[:, target] = stored[:, source]
+        self._scores[target] = self._scores[source]
 
     def slots(self, held: list[int], streams: int) -> Slots:
         """Where the first `streams` streams lie in these pages."""
@@ -86,9 +112,9 @@ class SegmentPages:
 
     def _next(self, held: list[int]) -> int:
         """The page after the last one, if it is free; else the middle of the widest gap, to leave all room to grow."""
-        if held and held[-1] + 1 < self.pages and self._free[held[-1] + 1]:
+        if held and held[-1] + 1 < self.pages and self._holders[held[-1] + 1] == 0:
             return held[-1] + 1
-        gaps = [list(gap) for free, gap in groupby(range(self.pages), self._free.__getitem__) if free]
+        gaps = [list(gap) for holders, gap in groupby(range(self.pages), self._holders.__getitem__) if holders == 0]
         widest = max(gaps, key=len)
         return widest[0] if len(widest) == self.pages else widest[len(widest) // 2]
 
@@ -110,14 +136,13 @@ class SegmentPages:
         """Grid scores (K,2) of the candidates that streams at K slots made."""
         return _at(self._scores, slots)
 
-    def check(self, held: list[list[int]]) -> None:
-        """Assert that each page is free or held once."""
-        taken = [page for pages in held for page in pages]
-        free = [page for page, is_free in enumerate(self._free) if is_free]
-        assert sorted([*free, *taken]) == list(range(self.pages)), (
-            f"segment {self.segment.index}: pages lost or held twice"
-        )
-        assert self.free == len(free), f"segment {self.segment.index}: free pages miscounted"
+    def check(self, running: list[list[int]], retired: list[list[int]]) -> None:
+        """Assert that pages are held by just these holders, whose pages are given."""
+        name = f"segment {self.segment.index}"
+        runners, holders = (Counter(chain.from_iterable(each)) for each in (running, [*running, *retired]))
+        assert [runners[page] for page in range(self.pages)] == self._runners, f"{name}: pages lost or held twice"
+        assert [holders[page] for page in range(self.pages)] == self._holders, f"{name}: pages lost or held twice"
+        assert (self.live, self.free) == (len(runners), self.pages - len(holders)), f"{name}: pages miscounted"
 
 
 def _at(stored: Tensor, slots: Slots) -> Tensor:

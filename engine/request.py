@@ -88,6 +88,8 @@ class Request:
     held: TokenEvent | None = None
     """The event of the newest token, kept until the token's streams are known."""
     prompt_report: PromptReport | None = None
+    cached_tokens: int | None = None
+    """Tokens it started from when it first ran."""
     stream_tokens: int = 0
     streams: int = 0
     """Live streams after the last fork layer."""
@@ -139,7 +141,7 @@ class Request:
         return RequestUsage(
             prompt_tokens=len(self.prompt),
             completion_tokens=len(self.output),
-            cached_tokens=0,
+            cached_tokens=self.cached_tokens or 0,
             stream_tokens=self.stream_tokens,
             fork_count=max(0, self.streams - self.num_tokens),
             budget_used_ratio=self.streams / self.selection.budget(self.num_tokens),

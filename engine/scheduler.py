@@ -6,7 +6,8 @@ from typing import Literal
 
 from engine.config import EngineConfig
 from engine.errors import QueueFull
-from engine.fork_cache import ForkCache
+from engine.fork_cache import ForkCache, ForkState, Prefix
+from engine.prefix_index import BLOCK, common_prefix
 from engine.request import Request
 from engine.waiting import Waiting
 
@@ -31,6 +32,8 @@ class Scheduler:
     waiting: Waiting = field(init=False)
     running: list[Request] = field(default_factory=list)
     preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
     def __post_init__(self) -> None:
         self.waiting = Waiting(self.cache.config)
@@ -65,16 +68,53 @@ class Scheduler:
         tokens = 0
         while self.waiting and len(self.running) < self.config.max_batch_size:
             request = self.waiting.first
-            tokens += request.num_tokens
-            if admitted and tokens > self.config.max_prefill_tokens:
+            prefix = self._find(request)
+            held = prefix.state.tokens if prefix else 0
+            tokens += request.num_tokens - held
+            if admitted and (
+                tokens > self.config.max_prefill_tokens or self._gains_by_waiting(request, held, admitted)
+            ):
                 break
-            if not self._fits([*self.running, request], ahead=1 if self.running else 0):
+            if not self._open(request, prefix):
                 break
             self.running.append(self.waiting.popleft())
             admitted.append(request)
-        for request in admitted:
-            request.state = self.cache.open() if request.cached else None
         return admitted
+
+    def _find(self, request: Request) -> Prefix | None:
+        """What the cache has of its tokens; the last is left to compute, for its logits."""
+        return self.cache.find(request.selection, request.tokens[:-1]) if self._shares(request) else None
+
+    def _gains_by_waiting(self, request: Request, held: int, admitted: list[Request]) -> bool:
+        """Whether a step later it could start from what one of these computes, as the choices of one prompt can."""
+        if not self._shares(request):
+            return False
+        others = [other for other in admitted if other.selection == request.selection]
+        return any(common_prefix(request.tokens[:-1], other.tokens) - held >= BLOCK for other in others)
+
+    def _shares(self, request: Request) -> bool:
+        """Whether it may start from a prefix; a report of its prompt needs all of that computed."""
+        return self.config.prefix_caching and request.cached and not request.wants_prompt_report
+
+    def _open(self, request: Request, found: Prefix | None) -> bool:
+        """Give a request its state, from a prefix or, where that leaves too little room, empty; False if none fits."""
+        if not request.cached:
+            return True
+        ahead = 1 if self.running else 0
+        running = [self._need(each, each.state, ahead) for each in self.running if each.cached]
+        for prefix in dict.fromkeys((found, None)):
+            need = self._need(request, prefix.state if prefix else None, ahead)
+            if self.cache.fits([*running, need], spare=prefix):
+                request.state = self.cache.open(request.selection, prefix)
+                self._count(request, request.state.tokens)
+                return True
+        return False
+
+    def _count(self, request: Request, held: int) -> None:
+        self.prefix_queries += request.num_tokens
+        self.prefix_hits += held
+        if request.cached_tokens is None:
+            request.cached_tokens = held
 
     def _make_room(self) -> None:
         """Preempt by recomputation: a victim gives back its pages and later starts again with the tokens it has."""
@@ -84,13 +124,14 @@ class Scheduler:
             self.waiting.appendleft(victim)
             self.preemptions += 1
 
-    def _fits(self, requests: Iterable[Request], ahead: int = 0) -> bool:
-        """Whether these can compute the tokens they have, and `ahead` more, in the pages that are free."""
-        return self.cache.fits([self._need(request, ahead) for request in requests if request.cached])
+    def _fits(self, requests: Iterable[Request]) -> bool:
+        """Whether these can compute the tokens they have in the pages that are free."""
+        return self.cache.fits([self._need(request, request.state) for request in requests if request.cached])
 
-    def _need(self, request: Request, ahead: int) -> Sequence[int]:
+    def _need(self, request: Request, state: ForkState | None, ahead: int = 0) -> Sequence[int]:
+        """Pages to compute the tokens that a request has, and `ahead` more, on from a state."""
         tokens = min(request.num_tokens + ahead, request.max_tokens)
-        return self.cache.pages_needed(request.selection, tokens, request.state)
+        return self.cache.pages_needed(request.selection, tokens, state)
 
     def _release(self, request: Request) -> None:
         if request.state:

@@ -26,6 +26,10 @@ class EngineStats:
     """Stream-rows computed in the final segment."""
     admitted_streams_total: int
     """What `num_streams_waiting` counted of requests that got a place in the batch, each time they got one."""
+    prefix_cache_queries_total: int
+    """Tokens of sequences that were looked for in the cache."""
+    prefix_cache_hits_total: int
+    """Of those, tokens that were found."""
     preemptions_total: int
     forks_total: Mapping[int, int]
     """For each fork layer, fork copies that survived it, under the causal rule."""

@@ -35,11 +35,12 @@ def test_no_more_pages_than_bytes() -> None:
 
 def test_pages_are_taken_as_streams_come_and_all_come_back() -> None:
     cache = make()
-    state = cache.open()
+    state = cache.open(CAUSAL)
     assert cache.pages_needed(CAUSAL, 5) == [2, 3, 3]
     for segment, ends in enumerate([[1, 2, 3, 4, 5], [2, 4, 5, 6, 8], [1, 3, 4, 7, 9]]):
         cache.grow(state, segment, ends)
     assert [len(pages) for pages in state.pages] == [2, 2, 3]
+    cache.extend(state, [7] * 5)
     assert cache.pages_needed(CAUSAL, 6, state) == [0, 1, 0]
     assert state.fork_counts(3) == [1, 3, 2]
     assert cache.use().streams == 5 + 8 + 9
@@ -47,6 +48,9 @@ def test_pages_are_taken_as_streams_come_and_all_come_back() -> None:
     cache.close(state)
     cache.check_integrity()
     assert (cache.use().streams, cache.use().bytes, cache.use().ratio) == (0, 0, 0)
+    cache.clear()
+    cache.check_integrity()
+    assert all(pages.free == pages.pages for pages in cache.segments)
 
 
 def test_fits_adds_up_what_several_need() -> None:
@@ -73,7 +77,7 @@ def fill(cache: ForkCache, state: ForkState, streams: int, mark: int) -> Tensor:
 def test_streams_are_read_where_they_were_written() -> None:
     """Also when pages of several requests had to be mixed."""
     cache = make(80_000)
-    states = [cache.open() for _ in range(3)]
+    states = [cache.open(CAUSAL) for _ in range(3)]
     written: list[list[Tensor]] = [[], [], []]
     kinds = set()
     for streams in range(3, 3 * cache.segments[1].pages, 3):
@@ -91,14 +95,14 @@ def test_streams_are_read_where_they_were_written() -> None:
 
 def test_a_lone_request_lies_side_by_side_to_the_last_page() -> None:
     cache = make()
-    state, pages = cache.open(), cache.segments[1]
+    state, pages = cache.open(CAUSAL), cache.segments[1]
     cache.grow(state, 1, [pages.pages * pages.page_size])
     assert isinstance(pages.slots(state.pages[1], 7), slice)
 
 
 def test_a_lost_page_is_found_out() -> None:
     cache = make()
-    state = cache.open()
+    state = cache.open(CAUSAL)
     cache.grow(state, 0, [1])
     state.pages[0].append(state.pages[0][0])
     with pytest.raises(AssertionError, match="lost or held twice"):

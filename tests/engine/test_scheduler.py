@@ -25,7 +25,7 @@ def scheduler(requests_of_memory: float = 10, **settings: int) -> Scheduler:
 def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal") -> Request:
     selection = Selection.of(CONFIG, rule)  # type: ignore[arg-type]
     params = SamplingParams(max_tokens=max_tokens)
-    return Request(name, (1,) * prompt, params, selection, 0, Detokenizer(TOKENIZER))
+    return Request(name, (ord(name),) * prompt, params, selection, 0, Detokenizer(TOKENIZER))
 
 
 def run(it: Scheduler) -> tuple[str, str]:
@@ -37,7 +37,8 @@ def run(it: Scheduler) -> tuple[str, str]:
             for segment in range(2):
                 ends = [(t + 1) << segment for t in range(before, each.num_tokens)]
                 it.cache.grow(each.state, segment, ends)
-        each.output.append(1)
+            it.cache.extend(each.state, each.pending)
+        each.output.append(ord(each.id))
     it.cache.check_integrity()
     return plan.phase, "".join(each.id for each in plan.requests)
 

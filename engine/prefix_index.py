@@ -1,0 +1,64 @@
+"""Which cached state begins with the tokens of a new request.
+
+States are found by the hashes of their blocks of tokens, each hash taking in those before it, and the match is then
+counted token by token: what is shared may end anywhere, and equal hashes of other tokens do no harm. No torch in here.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice, takewhile
+from operator import eq
+from typing import Generic, Protocol, TypeVar
+
+BLOCK = 16
+"""Tokens of a block; beginnings shorter than one are not looked for."""
+
+
+class Tokens(Protocol):
+    """Something that holds the state of a sequence."""
+
+    ids: list[int]
+    """Its tokens, which only ever grow at the end."""
+
+
+State = TypeVar("State", bound=Tokens)
+
+
+class PrefixIndex(Generic[State]):
+    """Finds, for tokens, the state that shares their longest beginning. `kind` keeps apart what must not be shared."""
+
+    def __init__(self) -> None:
+        self._by_hash: dict[int, State] = {}
+
+    def grow(self, kind: Hashable, state: State, ids: Sequence[int]) -> None:
+        """Append tokens to a state that the index knows, or gets to know."""
+        before = len(state.ids) // BLOCK
+        state.ids.extend(ids)
+        if len(state.ids) // BLOCK > before:
+            self._by_hash.update(dict.fromkeys(islice(_hashes(kind, state.ids), before, None), state))
+
+    def remove(self, kind: Hashable, state: State) -> None:
+        """Forget a state."""
+        for key in _hashes(kind, state.ids):
+            if self._by_hash.get(key) is state:
+                del self._by_hash[key]
+
+    def find(self, kind: Hashable, ids: Sequence[int]) -> tuple[State, int] | None:
+        """A state that begins as `ids` do, and for how many tokens; None when not for a block."""
+        found = list(takewhile(lambda state: state is not None, map(self._by_hash.get, _hashes(kind, ids))))
+        if not found or found[-1] is None:
+            return None
+        shared = common_prefix(found[-1].ids, ids)
+        return (found[-1], shared) if shared >= BLOCK else None
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(takewhile(bool, map(eq, a, b)))
+
+
+def _hashes(kind: Hashable, ids: Sequence[int]) -> Iterator[int]:
+    """A hash for each whole block, of it and all before it."""
+    key = hash(kind)
+    for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+        key = hash((key, *ids[start : start + BLOCK]))
+        yield key
