@@ -1,5 +1,6 @@
 """Other people's clients, against real servers."""
 
+import base64
 import re
 import signal
 import subprocess
@@ -8,16 +9,39 @@ from collections.abc import Iterator
 
 import pytest
 
+from model import Thoughtbubbles, Tokenizer
 from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
-    checkpoint,
     make_engine,
     make_service,
-    model,
     serve,
     server,
     shared_server,
-    tokenizer,
 )
+from tests.server.harness import random_model
+
+PIECES = [
+    *(bytes([byte]) for byte in range(256)),
+    *"é ü 🫧 👩 \u200d 東 東京 ab abc bc the \ufffd".encode().split(b" "),
+    # Cut within characters, and across them.
+    *("🫧".encode()[:2], "🫧".encode()[:3], "🫧".encode()[1:], "🫧".encode()[2:], "🫧".encode()[3:] + b"a"),
+    *(b"b" + "é".encode()[:1], "é".encode()[1:] + b" ", "東".encode()[:2], "京".encode()[1:] + "🫧".encode()[:1]),
+    *(b" the", b" a", b"  ", b"\n\n", b"\xff\xfe", b"c\x80"),
+]
+"""What a vocabulary may hold: every byte, characters of several, merges of words, halves and what joins them."""
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """`PIECES` and end-of-text."""
+    path = tmp_path_factory.mktemp("ranks") / "pieces.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(PIECES)))
+    return Tokenizer.from_file(path)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> Thoughtbubbles:
+    """Random; the vocabulary is padded by five."""
+    return random_model(tokenizer.vocab_size + 5)
 
 
 @pytest.fixture(scope="session")
