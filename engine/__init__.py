@@ -4,7 +4,8 @@ from engine.config import EngineConfig
 from engine.engine import Completion, Engine
 from engine.errors import EngineError, InvalidRequest, QueueFull
 from engine.fork_cache import most_streams
-from engine.request import FinishReason, PromptReport, RequestUsage, TokenEvent
+from engine.prompt_report import PromptReport
+from engine.request import FinishReason, RequestUsage, TokenEvent
 from engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
 from engine.stats import EngineStats, StepReport
 from engine.threads import set_threads

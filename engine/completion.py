@@ -1,7 +1,7 @@
 """What one more token does to its request: the text it adds, and whether it is the last."""
 
+from engine.prompt_report import Scored
 from engine.request import FinishReason, Request, TokenEvent
-from engine.scoring import Scored
 
 
 def advance(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:

@@ -14,12 +14,13 @@ from engine.config import EngineConfig
 from engine.detokenizer import Detokenizer
 from engine.errors import EngineError, InvalidRequest
 from engine.fork_cache import ForkCache
+from engine.prompt_report import Scored
 from engine.request import FinishReason, Request, TokenEvent
 from engine.runner import Runner, StepOutput
 from engine.sampling import Draw, ban, penalise, sample
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
-from engine.scoring import Scored, report
+from engine.scoring import report
 from engine.stats import EngineStats, StepReport
 from model import Selection, Thoughtbubbles, Tokenizer
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from engine.scoring import Scored, pick, report
+from engine.prompt_report import Scores
+from engine.scoring import pick, report
 from model import Selection, Streams, Thoughtbubbles
 
 SEQUENCES_AT_ONCE = 16
@@ -29,16 +30,16 @@ class Recompute:
         counts = [row[row < n].bincount().tolist() for row, n in zip(streams.token_index, lengths, strict=True)]
         return self.model.readout(_last_bubbles(streams, lengths))[0].float(), counts
 
-    def score(self, prompt: list[int], selection: Selection, top: int) -> list[Scored]:
+    def score(self, prompt: list[int], selection: Selection, top: int) -> Scores:
         """The log-probabilities of the prompt's second and later tokens, each from the prefix before it alone: what it
         would have been drawn from, since a later token may change what these rules chose before.
         """
-        scored: list[Scored] = []
+        scores = Scores()
         for start in range(1, len(prompt), SEQUENCES_AT_ONCE):
             targets = prompt[start : start + SEQUENCES_AT_ONCE]
             prefixes = [prompt[: start + i] for i in range(len(targets))]
-            scored += report(self.last_logits(prefixes, selection)[0], targets, top)
-        return scored
+            scores.extend(report(self.last_logits(prefixes, selection)[0], targets, top))
+        return scores
 
 
 def _last_bubbles(streams: Streams, lengths: Tensor) -> Streams:

@@ -6,23 +6,11 @@ from typing import Literal
 
 from engine.detokenizer import Detokenizer
 from engine.fork_cache import ForkState
+from engine.prompt_report import PromptReport, TopLogprobs
 from engine.sampling_params import SamplingParams
 from model import Selection
 
 FinishReason = Literal["stop", "length"]
-TopLogprobs = tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class PromptReport:
-    """What is told of the prompt, with the first event."""
-
-    token_logprobs: tuple[float | None, ...] = ()
-    """Log-probability of each prompt token; None for the first. Empty unless `prompt_logprobs` was asked."""
-    top_logprobs: tuple[TopLogprobs | None, ...] = ()
-    """The likeliest tokens at each place, best first."""
-    fork_counts: tuple[int, ...] = ()
-    """Streams of each prompt token after the last fork layer. Empty unless `return_fork_counts` was asked."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from engine.cached_forward import CachedForward, Chunk, ForkTally
 from engine.fork_cache import ForkCache
+from engine.prompt_report import PromptReport
 from engine.recompute import Recompute
 from engine.request import Request
-from engine.scoring import last_logits, prompt_report, score
+from engine.scoring import last_logits, score
 from model import Selection, Thoughtbubbles
 
 
@@ -62,8 +63,8 @@ class Runner:
             request.count(chunk.state.streams(-1), sum(counts))
             if request.wants_prompt_report:
                 first, targets, top = end - len(chunk.ids), list(request.prompt[1:]), request.params.prompt_logprobs
-                scored = None if top is None else score(self._model, streams, targets, first, top)
-                request.prompt_report = prompt_report(scored, counts[: len(request.prompt)])
+                scores = None if top is None else score(self._model, streams, targets, first, top)
+                request.prompt_report = PromptReport(scores, tuple(counts[: len(request.prompt)]))
         return last_logits(self._model, streams, [end - 1 for end in ends]), fork_counts
 
     def _step_recomputed(self, requests: list[Request], selection: Selection) -> tuple[Tensor, list[list[int]]]:
@@ -72,8 +73,8 @@ class Runner:
             request.count(sum(counts), sum(counts))
             if request.wants_prompt_report:
                 top = request.params.prompt_logprobs
-                scored = None if top is None else self._recompute.score(list(request.prompt), selection, top)
-                request.prompt_report = prompt_report(scored, counts[: len(request.prompt)])
+                scores = None if top is None else self._recompute.score(list(request.prompt), selection, top)
+                request.prompt_report = PromptReport(scores, tuple(counts[: len(request.prompt)]))
         return logits, fork_counts
 
 

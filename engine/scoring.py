@@ -6,15 +6,13 @@ Letters: S streams, T tokens, W wanted tokens, V vocabulary.
 import torch
 from torch import Tensor
 
-from engine.request import PromptReport, TopLogprobs
+from engine.prompt_report import Scored, Scores
 from model import Streams, Thoughtbubbles
 
 TOKENS_AT_ONCE = 128
-"""Tokens whose logits stand in memory together when a prompt is scored: 128 · V floats, whatever the prompt."""
-
-
-Scored = tuple[float, TopLogprobs]
-"""The log-probability of a token, and the likeliest tokens in its place."""
+"""Tokens whose logits stand in memory together when a prompt is scored. Prompts are scored one after the other, so that
+logits and log-probabilities take 2 · 128 · V · 4 bytes, however many prompts there are and however long. The `logit`
+averaging has logits of every stream, and takes up to `max_ratio` + 1 times as much."""
 
 
 def pick(streams: Streams, wanted: Tensor) -> Streams:
@@ -33,14 +31,14 @@ def last_logits(model: Thoughtbubbles, streams: Streams, last: list[int]) -> Ten
     return model.readout(streams)[0].float()
 
 
-def score(model: Thoughtbubbles, streams: Streams, targets: list[int], first: int, top: int) -> list[Scored]:
+def score(model: Thoughtbubbles, streams: Streams, targets: list[int], first: int, top: int) -> Scores:
     """The log-probability of each target, and the `top` likeliest: target i follows token `first` + i of `streams`."""
-    scored: list[Scored] = []
+    scores = Scores()
     for start in range(0, len(targets), TOKENS_AT_ONCE):
         some = targets[start : start + TOKENS_AT_ONCE]
         tokens = torch.arange(first + start, first + start + len(some), device=streams.x.device)
-        scored += report(model.readout(pick(streams, tokens))[0], some, top)
-    return scored
+        scores.extend(report(model.readout(pick(streams, tokens))[0], some, top))
+    return scores
 
 
 def report(logits: Tensor, chosen: list[int], top: int) -> list[Scored]:
@@ -50,11 +48,3 @@ def report(logits: Tensor, chosen: list[int], top: int) -> list[Scored]:
     values, ids = log_p.topk(min(top, log_p.shape[1]), dim=1)
     rows = zip(ids.tolist(), values.tolist(), strict=True)
     return [(p, tuple(zip(i, v, strict=True))) for p, (i, v) in zip(own, rows, strict=True)]
-
-
-def prompt_report(scored: list[Scored] | None, fork_counts: list[int]) -> PromptReport:
-    """What is told of a prompt whose second and later tokens were scored (None: not asked)."""
-    if scored is None:
-        return PromptReport(fork_counts=tuple(fork_counts))
-    token_logprobs, top_logprobs = (None, *(p for p, _ in scored)), (None, *(top for _, top in scored))
-    return PromptReport(token_logprobs, top_logprobs, tuple(fork_counts))

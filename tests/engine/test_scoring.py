@@ -1,0 +1,60 @@
+"""Scoring prompts takes bounded memory: few logits at once, and little of a prompt until its answer is written."""
+
+import pytest
+from torch import Tensor
+
+from engine import Engine, SamplingParams, scoring
+from model import Streams, Thoughtbubbles
+
+AT_ONCE = 8
+PROMPTS = [[(7 * i + place * place) % 256 for place in range(40)] for i in range(8)]
+ASK = {"prompt_logprobs": 3, "temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture
+def largest(model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens that every set of logits was made for."""
+    made: list[int] = []
+    readout = model.readout
+
+    def recorded(streams: Streams) -> Tensor:
+        logits = readout(streams)
+        made.append(logits.shape[0] * logits.shape[1])
+        return logits
+
+    monkeypatch.setattr(model, "readout", recorded)
+    return made
+
+
+def test_few_logits_stand_in_memory_together(
+    engine: Engine, largest: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine.generate(PROMPTS, SamplingParams(max_tokens=3, **ASK))
+    assert max(largest) == 39, "one chunk holds a whole prompt of this length"
+    largest.clear()
+    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", AT_ONCE)
+    parts = engine.generate(PROMPTS, SamplingParams(max_tokens=3, **ASK))
+    assert max(largest) == AT_ONCE == len(PROMPTS), "neither more of a prompt nor more than each one's last token"
+    for one, other in zip(whole, parts, strict=True):
+        told, same = one.events[0].prompt, other.events[0].prompt
+        assert list(told.scores.own) == pytest.approx(list(same.scores.own), abs=1e-5)
+        assert told.scores.ids == same.scores.ids
+
+
+def test_the_rules_without_a_cache_score_few_prefixes_at_once(engine: Engine, largest: list[int]) -> None:
+    engine.generate(PROMPTS[:2], SamplingParams(max_tokens=0, fork_selection="dynamic", **ASK))
+    assert max(largest) == 16
+
+
+@pytest.mark.parametrize("top", [0, 3, 20])
+def test_what_is_kept_of_a_prompt_is_small(engine: Engine, top: int) -> None:
+    [completion] = engine.generate([PROMPTS[0]], SamplingParams(max_tokens=0, prompt_logprobs=top))
+    scores = completion.events[0].prompt.scores
+    kept = sum(len(column) * column.itemsize for column in (scores.own, scores.ids, scores.values))
+    assert kept == 39 * (4 + 8 * top)
+
+
+def test_a_prompt_of_one_token_has_nothing_to_score(engine: Engine) -> None:
+    [completion] = engine.generate([[5]], SamplingParams(max_tokens=0, prompt_logprobs=2))
+    report = completion.events[0].prompt
+    assert (report.token_logprobs, report.top_logprobs) == ((None,), (None,))
