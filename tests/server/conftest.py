@@ -53,8 +53,9 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
         config = EngineConfig(
             max_batch_size=settings.max_batch_size,
             max_waiting_streams=settings.max_waiting_streams,
-            cache_bytes=1 << 22,
+            cache_bytes=min(settings.cache_bytes, 1 << 22),
             page_size=4,
+            seed=0,
         )
         served = ServedModel(
             name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=CONTEXT,

@@ -84,9 +84,9 @@ class Running:
         assert response.status_code == 200, response.text
         return response.json()
 
-    def wait_until_asked(self) -> None:
-        """Wait until a command of a client's lies before the engine, which a held step keeps from taking it."""
-        eventually(lambda: self.service.worker._thread._commands.qsize() == 1)
+    def wait_until_asked(self, commands: int = 1) -> None:
+        """Wait until commands of clients lie before the engine, which a held step keeps from taking them."""
+        eventually(lambda: self.service.worker._thread._commands.qsize() == commands)
 
     def error(self, status: int, **body: object) -> Json:
         """The error object of a completion that is expected to fail."""
