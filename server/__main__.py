@@ -2,9 +2,10 @@
 
 import argparse
 import asyncio
+import os
 import sys
 
-from server.settings import ServerSettings, add_arguments
+from server.sources import add_arguments, read_settings
 
 ENGINE_FAILURE = 1
 USAGE_ERROR = 2
@@ -15,20 +16,23 @@ def run(args: argparse.Namespace) -> int:
 
     `ValueError` or `OSError` saying which setting, checkpoint or port cannot be had.
     """
-    settings = ServerSettings.from_arguments(args)
+    settings = read_settings(args, os.environ)
     # Here, so that --help and a wrong setting need not wait for torch.
     from server.app import create_app  # noqa: PLC0415
     from server.lifecycle import listen, serve  # noqa: PLC0415
+    from server.logs import writing  # noqa: PLC0415
     from server.service import Service  # noqa: PLC0415
 
-    with listen(settings.host, settings.port) as listener:
-        service = Service.create(settings)
+    service = Service.create(settings)
+    with writing(settings.log_format), listen(settings.host, settings.port) as listener:
         asyncio.run(serve(service, create_app(service), listener))
-    if service.worker.failure is None:
-        return 0
-    if not service.worker.loaded.is_set():
+    if service.worker.failure is not None and not service.worker.loaded.is_set():
         raise service.worker.failure
-    return ENGINE_FAILURE
+    code = 0 if service.worker.failure is None else ENGINE_FAILURE
+    if service.worker.stuck:
+        sys.stdout.flush()
+        os._exit(code)  # an orderly end would wait for the thread
+    return code
 
 
 def main() -> int:

@@ -6,18 +6,23 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from server import chat_routes, operation_routes, routes, tokenizer_routes
 from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
-from server.middleware import BodyLimit, RequestId
+from server.exchange import Exchanges
+from server.logs import log_exchange
+from server.middleware import BodyLimit, KeyCheck
 from server.openapi import DescribedApp, refusals
 from server.service import Service
 from server.version import VERSION
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's name for an answer that nobody is there to get."""
+EXPOSED_HEADERS = ("x-request-id", "x-ignored-parameters", "x-should-retry", "retry-after")
+"""What a page of another origin may read."""
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -40,8 +45,19 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, on_unexpected)
-    # Outside the application, whose own answer to an unexpected error no middleware of it sees.
-    return RequestId(BodyLimit(app, service.settings.max_body_bytes))
+    return _wrapped(app, service)
+
+
+def _wrapped(app: ASGIApp, service: Service) -> ASGIApp:
+    """What holds for every request: around the application, whose middleware sees no answer to an unexpected error."""
+    settings = service.settings
+    app = BodyLimit(app, settings.max_body_bytes, settings.body_timeout_seconds)
+    app = KeyCheck(app, service.keys, service.metrics.rejected)
+    if settings.cors_origins:
+        # Outside the keys: a browser asks first, and shows none.
+        app = CORSMiddleware(app, settings.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",),
+                             expose_headers=EXPOSED_HEADERS)  # fmt: skip
+    return Exchanges(app, log_exchange, *service.tracing)
 
 
 async def _on_disconnect(request: Request, _error: Exception) -> Response:

@@ -49,6 +49,7 @@ class EngineThread:
         self._meter = meter
         self._listener = listener
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -56,18 +57,24 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def stop(self, seconds: float) -> None:
-        """End after the present step, and wait so long for it."""
+    async def stop(self, seconds: float) -> bool:
+        """End after the present step, and wait so long for it. False when it has not returned by then."""
         self._commands.put(None)
-        await asyncio.to_thread(self._thread.join, seconds)
+        await asyncio.to_thread(self._thread.join, 0 if self._abandoned else seconds)
+        return not self._thread.is_alive()
 
     def admit(self, generation: Generation) -> None:
         """Give the engine all of the generation's requests, or none."""
         self._commands.put(lambda engine: self._admit(engine, generation))
 
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """Free what these requests hold; nothing more is told of them."""
-        self._commands.put(lambda engine: self._abort(engine, request_ids))
+    def abort(self, request_ids: Sequence[str], reason: str) -> None:
+        """Free what these requests hold, and count them under `reason`; nothing more is told of them."""
+        self._commands.put(lambda engine: self._abort(engine, request_ids, reason))
+
+    def abandon(self) -> None:
+        """Count on it no more, because a step does not return. Should it ever, nothing is told of it."""
+        self._abandoned = True
+        self._meter.fail()
 
     def _run(self) -> None:
         try:
@@ -76,6 +83,8 @@ class EngineThread:
             self._tell(self._listener.on_loaded, model)
             while self._obey(engine):
                 self._step(engine)
+                if self._abandoned:
+                    return
         except Exception as failure:
             self._meter.fail()
             self._tell(self._listener.on_failure, failure)
@@ -94,6 +103,8 @@ class EngineThread:
         self.step_began = time.monotonic()
         events = engine.step()
         self.step_began = None
+        if self._abandoned:
+            return
         # Counted before they are told: a client that has its answer finds it in /metrics.
         self._meter.step(events, engine.last_step)
         self._meter.publish(engine.stats())
@@ -117,8 +128,8 @@ class EngineThread:
             engine.abort(request_id)
         self._tell(self._listener.on_refusal, generation, error)
 
-    def _abort(self, engine: Engine, request_ids: Sequence[str]) -> None:
-        self._meter.abort([request_id for request_id in request_ids if engine.abort(request_id)])
+    def _abort(self, engine: Engine, request_ids: Sequence[str], reason: str) -> None:
+        self._meter.abort([request_id for request_id in request_ids if engine.abort(request_id)], reason)
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

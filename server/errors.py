@@ -2,10 +2,14 @@
 
 ApiError                    status, type, code and param of one answer
 ├── bad_request(…)          400, the client's mistake
+├── no_key()                401, no API key or a wrong one
 ├── not_found(…)            404, unknown model, path or completion
+├── too_slow(…)             408, the body did not arrive in time
+├── timed_out(…)            408, the answer was not done in time
 ├── too_large(…)            413
 ├── queue_full(…)           429, with Retry-After
 ├── unavailable(…)          503, with Retry-After
+├── cut_off()               503, the server stopped before the answer was done
 ├── cancelled()             499, ended through the cancel route
 └── engine_failed()         500, the last answer of this process
 """
@@ -21,11 +25,15 @@ REPEATED_INPUT = 200
 RETRY_SECONDS = 1
 """What a client is told to wait for a server that is starting or stopping."""
 
+UNREAD = frozenset({"request_timeout", "request_too_large"})
+"""Codes of answers that come before the body has been read; the connection cannot be used again."""
+
 
 class ApiError(Exception):
     """An answer that is not a success; raised anywhere on the way, written once by `answer`.
 
-    `retry_after` in seconds; `useless` tells OpenAI's client not to send the same thing again.
+    `retry_after` in seconds; `useless` tells OpenAI's client not to send the same thing again; `refusal` says that it
+    turns a request away, rather than ends one that was taken.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after: int | None = None,
         useless: bool = False,
+        refusal: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -47,6 +56,7 @@ class ApiError(Exception):
         self.param = param
         self.retry_after = retry_after
         self.useless = useless
+        self.refusal = refusal
 
     @property
     def body(self) -> dict[str, Any]:
@@ -54,15 +64,12 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
-    def refusal(self) -> bool:
-        """Whether this turns a request away, rather than ends one that was taken."""
-        return self.code not in {"cancelled", "engine_failed"}
-
-    @property
     def headers(self) -> dict[str, str]:
-        """What a client needs to know about trying again."""
+        """What a client needs to know about trying again, and whether the rest of its body will be read."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return headers | ({"x-should-retry": "false"} if self.useless else {})
+        headers |= {"x-should-retry": "false"} if self.useless else {}
+        headers |= {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return headers | ({"connection": "close"} if self.code in UNREAD else {})
 
 
 def clipped(text: str) -> str:
@@ -75,9 +82,26 @@ def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, code=code, param=param)
 
 
+def no_key() -> ApiError:
+    """No API key, or a wrong one, where one is needed: 401."""
+    message = "Incorrect API key provided. Send one that this server knows as 'Authorization: Bearer KEY'."
+    return ApiError(401, message, code="invalid_api_key", useless=True)
+
+
 def not_found(message: str, code: str, param: str | None = None) -> ApiError:
     """Something by a name that nothing has: 404."""
     return ApiError(404, message, code=code, param=param)
+
+
+def too_slow(seconds: float) -> ApiError:
+    """A body that did not arrive within `seconds`: 408."""
+    return ApiError(408, f"The request body did not arrive within {seconds:g} seconds.", code="request_timeout")
+
+
+def timed_out(seconds: float) -> ApiError:
+    """An answer that was not done within `seconds`: 408. The same again would take as long, and the load is there."""
+    message = f"The request took longer than the {seconds:g} seconds that this server allows."
+    return ApiError(408, message, kind="server_error", code="timeout", useless=True, refusal=False)
 
 
 def too_large(limit: int) -> ApiError:
@@ -96,15 +120,21 @@ def unavailable(reason: str) -> ApiError:
     return ApiError(503, message, kind="server_error", code=reason, retry_after=RETRY_SECONDS)
 
 
+def cut_off() -> ApiError:
+    """The server stops and waits no longer for the answer: 503."""
+    message = "The server stopped before the answer was done."
+    return ApiError(503, message, kind="server_error", code="draining", retry_after=RETRY_SECONDS, refusal=False)
+
+
 def cancelled() -> ApiError:
     """What a request's own client sees when another call cancels it."""
-    return ApiError(499, "The request was cancelled.", code="cancelled", useless=True)
+    return ApiError(499, "The request was cancelled.", code="cancelled", useless=True, refusal=False)
 
 
 def engine_failed() -> ApiError:
     """The engine raised: this process answers nothing more, and ends."""
     message = "The engine failed; the server is going down."
-    return ApiError(500, message, kind="server_error", code="engine_failed", useless=True)
+    return ApiError(500, message, kind="server_error", code="engine_failed", useless=True, refusal=False)
 
 
 def answer(error: ApiError) -> JSONResponse:

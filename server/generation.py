@@ -1,13 +1,14 @@
 """One client's request while the engine works on it, as the event loop sees it."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from engine import SamplingParams, TokenEvent
+from engine import RequestUsage, SamplingParams, TokenEvent
 from server.errors import ApiError
 
 
@@ -35,23 +36,41 @@ class Generation:
     """The client request's id, unique in this process."""
     requests: Sequence[EngineRequest]
     give_up: Callable[[Self], None]
-    """Called once, when the block is left, with `unfinished` as it then stands."""
+    """Called once, when the block is left while some are `unfinished`."""
     arrived: float = field(default_factory=time.monotonic)
     """When the client asked, on the monotonic clock."""
 
     def __post_init__(self) -> None:
         self.unfinished = {request.request_id for request in self.requests}
+        self.usages: list[RequestUsage] = []
+        """What those that ended by themselves took, in the order of their ends."""
+        self.finish_reasons: list[str] = []
+        """Why requests ended: one for each that ended by itself, one for all that were ended together."""
         self._inbox: asyncio.Queue[TokenEvent | ApiError] = asyncio.Queue()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expire(self, seconds: float, end: Callable[[Self], None]) -> None:
+        """Call `end` when so many seconds after its arrival it has not been closed."""
+        if math.isfinite(seconds):
+            left = self.arrived + seconds - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(left, end, self)
 
     def put(self, event: TokenEvent) -> None:
         """Hand over the next event of one of the requests."""
         if event.finish_reason is not None:
+            assert event.usage is not None  # the last event of every request carries it
             self.unfinished.discard(event.request_id)
+            self.usages.append(event.usage)
+            self.finish_reasons.append(event.finish_reason)
         self._inbox.put_nowait(event)
 
-    def fail(self, error: ApiError) -> None:
-        """End all requests with `error`, which the iterator raises once the events before it are read."""
+    def fail(self, error: ApiError, reason: str | None = None) -> None:
+        """End all requests with `error`, which the iterator raises once the events before it are read.
+
+        `reason` says why they ended; None when they never began.
+        """
         self.unfinished.clear()
+        self.finish_reasons += [] if reason is None else [reason]
         self._inbox.put_nowait(error)
 
     def __aiter__(self) -> Self:
@@ -75,4 +94,9 @@ class Generation:
 
     def close(self) -> None:
         """Give up what still runs; nothing when all has finished, or the second time."""
-        self.give_up(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.unfinished:
+            self.give_up(self)
+            self.unfinished.clear()
+            self.finish_reasons.append("abort")

@@ -3,19 +3,21 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.connections import connections_within
 from server.service import Service
 from server.version import build_info
 from server.worker import Worker
 
 FLUSH_SECONDS = 2
 """What the last bytes may take after the last token."""
+WATCH_SECONDS = 0.25
+"""How often the watchdog looks."""
 FAREWELL_SECONDS = 1.0
 """How long a failed server still says so, to its clients and on /ready."""
 
@@ -45,42 +47,65 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGINT or a failure, which `service.worker.failure` then holds.
 
-    After a signal new requests are refused and those that run may finish, for `drain_seconds`.
+    After a signal new requests are refused and those that run may finish, for `drain_seconds` or until a second one;
+    what runs then is ended with an error.
     """
-    worker = service.worker
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=FLUSH_SECONDS)
-    server = _Server(config)
-    stopping = _on_stop_signal()
+    worker, settings = service.worker, service.settings
+    server = _Server(_config(app, settings.body_timeout_seconds))
+    stopping, hurrying = _stop_signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    announcing = asyncio.create_task(_announce(service, listener))
-    await _first_of(stopping.wait(), worker.failed.wait())
-    announcing.cancel()
+    beside = [
+        asyncio.create_task(_announce(service, listener)),
+        asyncio.create_task(_watch(worker, settings.watchdog_seconds)),
+    ]
+    await _first_of(stopping, worker.failed)
     if worker.failure is None:
-        await _drain(worker, service.settings.drain_seconds)
-    elif worker.loaded.is_set():
+        worker.draining = True
+        await _first_of(worker.idle, hurrying, worker.failed, seconds=settings.drain_seconds)
+        worker.cut_off()
+    if worker.failure is not None and worker.loaded.is_set():
         await asyncio.sleep(FAREWELL_SECONDS)
+    for task in beside:
+        task.cancel()
     server.should_exit = True
     await serving
 
 
-def _on_stop_signal() -> asyncio.Event:
-    stopping = asyncio.Event()
+def _config(app: ASGIApp, head_seconds: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=connections_within(head_seconds),
+        log_config=None,  # server.logs writes what uvicorn says
+        access_log=False,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+    )
+
+
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first and by the second of the signals that stop a server."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    return stopping
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return first, second
 
 
-async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(*events: asyncio.Event, seconds: float | None = None) -> None:
+    """Wait for one of these, or so long."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
 
 
-async def _drain(worker: Worker, seconds: float) -> None:
-    worker.draining = True
-    with suppress(TimeoutError):
-        await asyncio.wait_for(worker.idle.wait(), seconds)
+async def _watch(worker: Worker, seconds: float) -> None:
+    """Give the engine up when a step takes longer than this: nothing else can end it, and its clients would wait."""
+    while worker.step_seconds <= seconds:  # noqa: ASYNC110 (a thread that hangs sets no event)
+        await asyncio.sleep(WATCH_SECONDS)
+    worker.abandon()
 
 
 async def _announce(service: Service, listener: socket.socket) -> None:

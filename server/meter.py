@@ -10,7 +10,7 @@ from engine import EngineStats, StepReport, TokenEvent
 from server.histograms import Histograms
 from server.loading import ServedModel
 
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "abort", "error", "timeout")
 DRAIN_WINDOW = 64
 """Admissions over which the drain rate is measured."""
 LONGEST_RETRY_SECONDS = 120
@@ -76,9 +76,9 @@ class Meter:
             if event.finish_reason is not None:
                 self._finish(event, event.finish_reason, now)
 
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """These were given up before their end."""
-        self._finished["abort"] += len(request_ids)
+    def abort(self, request_ids: Sequence[str], reason: str) -> None:
+        """These were ended before their end, by their client (`abort`) or by the clock (`timeout`)."""
+        self._finished[reason] += len(request_ids)
         for request_id in request_ids:
             del self._clocks[request_id]
 

@@ -1,56 +1,65 @@
 """What holds for every request, as pure ASGI: a wrapper that buffers would hide a client's leaving (API.md §8)."""
 
-import re
-import uuid
+import asyncio
 
-from starlette.datastructures import Headers, MutableHeaders
+from prometheus_client import Counter
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import too_large
+from server.errors import answer, no_key, too_large, too_slow
+from server.keys import ApiKeys
 
-REQUEST_ID = "x-request-id"
-PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
+OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"})
+"""Routes that need no key: they tell nothing of anybody's requests, and probes have none."""
 
 
-class RequestId:
-    """Every answer carries `x-request-id`: the client's own where it is printable and short, else a new one."""
+class KeyCheck:
+    """A request without one of `keys`, where there are any, goes no further than this."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, rejected: Counter) -> None:
         self._app = app
+        self._keys = keys
+        self._rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add the header to the response's start."""
-        if scope["type"] != "http":
+        """Answer 401, or pass the request on."""
+        shown = Headers(scope=scope).get("authorization", "") if scope["type"] == "http" else ""
+        if scope["type"] != "http" or scope["path"] in OPEN or self._keys.admit(shown.encode("latin-1")):
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if PLAIN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
+        error = no_key()
+        self._rejected.labels(reason=error.code).inc()
+        await answer(error)(scope, receive, send)
 
 
 class BodyLimit:
-    """A body longer than `limit` bytes is refused while it is read."""
+    """A body longer than `length` bytes, or one that takes longer than `seconds`, is refused while it is read."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, length: int, seconds: float) -> None:
         self._app = app
-        self._limit = limit
+        self._length = length
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raise the 413 from `receive`, so that whoever reads the body answers with it."""
-        length = 0
+        """Raise the refusal from `receive`, so that whoever reads the body answers with it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length, due = 0, asyncio.get_running_loop().time() + self._seconds
+        reading = True
 
-        async def receive_within_limit() -> Message:
-            nonlocal length
-            message = await receive()
+        async def receive_within_limits() -> Message:
+            nonlocal length, reading
+            try:
+                # What comes after the body is the client's leaving, and has no limit.
+                async with asyncio.timeout_at(due if reading else None):
+                    message = await receive()
+            except TimeoutError:
+                raise too_slow(self._seconds) from None
+            reading = message.get("more_body", False)
             length += len(message.get("body", b""))
-            if length > self._limit:
-                raise too_large(self._limit)
+            if length > self._length:
+                raise too_large(self._length)
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        await self._app(scope, receive_within_limits, send)

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from server.completions import Completion
 from server.disconnect import while_connected
+from server.exchange import Exchange
 from server.generation import Generation
 from server.service import Service
 from server.streaming import CompletionStream
@@ -23,8 +24,12 @@ async def respond(request: Request, service: Service, completion: Completion, ig
     The body of `request` must have been read. `ApiError` for what ends it before anything is told.
     """
     headers = _ignored_parameters(ignored)
+    exchange = Exchange.of(request.scope)
+    if service.settings.log_prompts:
+        exchange.prompts = [service.worker.model.tokenizer.decode(ids) for ids in completion.plan.prompts]
     with ExitStack() as stack:
-        generation = stack.enter_context(service.worker.submit(completion.name, completion.plan.sequences))
+        generation = service.worker.submit(completion.name, completion.plan.sequences, exchange.arrived)
+        exchange.generation = stack.enter_context(generation)
         if not completion.plan.request.stream:
             await while_connected(request, _collect(completion, generation))
             body = await asyncio.to_thread(lambda: to_json(completion.whole()))

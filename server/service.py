@@ -1,5 +1,6 @@
 """What the routes of one server share."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Self
@@ -7,9 +8,12 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from server.engine_thread import Load
+from server.exchange import Exchange
+from server.keys import ApiKeys
 from server.loading import load_model
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.tracing import exporting_to
 from server.worker import Worker
 
 
@@ -23,13 +27,24 @@ class Service:
     """Runs the engine."""
     metrics: Metrics
     """Counts."""
+    keys: ApiKeys
+    """Who may ask."""
+    tracing: Sequence[Callable[[Exchange], None]]
+    """What makes traces of exchanges: nothing, unless asked."""
 
     @classmethod
     def create(cls, settings: ServerSettings, load: Load | None = None) -> Self:
-        """A server that does not run yet. `load` in place of `settings.checkpoint` gives it another engine."""
+        """A server that does not run yet. `load` in place of `settings.checkpoint` gives it another engine.
+
+        `OSError` or `ValueError` for a file of keys that cannot be read or has none, or for traces
+        without the packages that make them.
+        """
+        file = settings.api_keys_file
+        keys = settings.api_keys if file is None else settings.api_keys | ApiKeys.read(file)
         metrics = Metrics()
-        worker = Worker(load or partial(load_model, settings), metrics.meter)
-        return cls(settings=settings, metrics=metrics, worker=worker)
+        tracing = [] if settings.otel_endpoint is None else [exporting_to(settings.otel_endpoint)]
+        worker = Worker(load or partial(load_model, settings), metrics.meter, settings.request_timeout_seconds)
+        return cls(settings=settings, metrics=metrics, worker=worker, keys=keys, tracing=tracing)
 
 
 def _of(request: Request) -> Service:

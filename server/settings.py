@@ -1,9 +1,22 @@
-"""Everything an operator can set, in one frozen object read from the command line."""
+"""Everything an operator can set, in one frozen object; `server.sources` says where its values come from."""
 
-import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_type_hints
+from typing import Annotated
+
+from server.keys import NO_KEYS, ApiKeys
+
+POSITIVE = (
+    "threads",
+    "max_waiting_streams",
+    "max_body_bytes",
+    "body_timeout_seconds",
+    "request_timeout_seconds",
+    "keep_alive_seconds",
+    "stall_seconds",
+    "watchdog_seconds",
+    "drain_seconds",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,42 +40,36 @@ class ServerSettings:
     )
     cache_bytes: Annotated[int, "memory of the fork-state cache"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
+    body_timeout_seconds: Annotated[float, "a request's head must arrive within this time, and so must its body"] = 30.0
+    request_timeout_seconds: Annotated[float, "a request that takes longer ends with an error; inf: none does"] = 600.0
     keep_alive_seconds: Annotated[float, "a silent stream sends a comment this often"] = 15.0
     stall_seconds: Annotated[float, "a step longer than this makes /ready fail"] = 60.0
+    watchdog_seconds: Annotated[float, "a step longer than this ends the server with an error; inf: none does"] = 300.0
     drain_seconds: Annotated[float, "on SIGTERM, how long running requests may take to finish"] = 30.0
+    api_keys_file: Annotated[
+        Path | None,
+        "file of API keys, one a line, # begins a comment (no key is needed); more come from the variable"
+        " THOUGHTBUBBLES_API_KEYS alone, with commas between them. With keys every route needs one but /, /health,"
+        " /ready, /version, /metrics and /openapi.json",
+    ] = None
+    cors_origins: Annotated[
+        tuple[str, ...], "origins whose pages may read answers, with commas between them, or * (none)"
+    ] = ()
+    log_format: Annotated[str, "how a log line is written: text or json"] = "text"
+    log_prompts: Annotated[bool, "write prompts to the log"] = False
+    otel_endpoint: Annotated[
+        str | None, "URL of an OpenTelemetry collector that gets traces over HTTP (none); needs the otel extra"
+    ] = None
+    api_keys: Annotated[ApiKeys, "keys from the environment: on a command line others see them"] = NO_KEYS
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
         if self.dtype not in {"float32", "bfloat16"}:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
-        for name in (
-            "threads",
-            "max_waiting_streams",
-            "max_body_bytes",
-            "keep_alive_seconds",
-            "stall_seconds",
-            "drain_seconds",
-        ):
+        if self.log_format not in {"text", "json"}:
+            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """The settings of a parsed command line."""
-        return cls(**{setting.name: getattr(arguments, setting.name) for setting in fields(cls)})
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` one option for every setting."""
-    hints = get_type_hints(ServerSettings, include_extras=True)
-    for setting in fields(ServerSettings):
-        kind, prose = get_args(hints[setting.name])
-        shown = "" if setting.default is None else " (%(default)s)"
-        option = f"--{setting.name.replace('_', '-')}"
-        parser.add_argument(option, type=_parser_of(kind), default=setting.default, help=prose + shown)
-
-
-def _parser_of(kind: Any) -> Any:  # noqa: ANN401 (a type, or a union of one with None)
-    return next((each for each in get_args(kind) if each is not type(None)), kind)

@@ -21,7 +21,7 @@ STOP_SECONDS = 5.0
 class Worker:
     """Hands requests to the engine's thread and its events to their generations. Belongs to the event loop."""
 
-    def __init__(self, load: Load, meter: Meter) -> None:
+    def __init__(self, load: Load, meter: Meter, request_timeout_seconds: float) -> None:
         self.draining = False
         """Whether new requests are refused, while the others go on."""
         self.failure: Exception | None = None
@@ -33,7 +33,10 @@ class Worker:
         self.idle = asyncio.Event()
         """Set while no client is being served."""
         self.idle.set()
+        self.stuck = False
+        """Whether the engine's thread is in a step that does not return, at the end or for the watchdog."""
         self._model: ServedModel | None = None
+        self._request_timeout_seconds = request_timeout_seconds
         self._generations: dict[str, Generation] = {}  # by request id, while the request runs
         self._thread = EngineThread(load, meter, self)
 
@@ -43,7 +46,7 @@ class Worker:
 
     async def stop(self) -> None:
         """End the engine's thread."""
-        await self._thread.stop(STOP_SECONDS)
+        self.stuck = not await self._thread.stop(STOP_SECONDS)
 
     @property
     def model(self) -> ServedModel:
@@ -52,28 +55,34 @@ class Worker:
             raise errors.unavailable("starting")
         return self._model
 
+    @property
+    def step_seconds(self) -> float:
+        """How long the step at hand has been running; 0 between steps."""
+        began = self._thread.step_began
+        return 0.0 if began is None else time.monotonic() - began
+
     def unready(self, stall_seconds: float) -> str | None:
         """In one word why nothing can be served now; None when it can. A longer step than `stall_seconds` stalls."""
-        began = self._thread.step_began
         if self.failure is not None:
             return "failed"
         if self.draining:
             return "draining"
         if self._model is None:
             return "starting"
-        return "stalled" if began is not None and time.monotonic() - began > stall_seconds else None
+        return "stalled" if self.step_seconds > stall_seconds else None
 
-    def submit(self, name: str, requests: Sequence[EngineRequest]) -> Generation:
+    def submit(self, name: str, requests: Sequence[EngineRequest], arrived: float) -> Generation:
         """Ask the engine for `requests`, all or none of which it takes; `cancel` knows them by `name`.
 
-        `ApiError` when it takes nothing at present; that it is full, or that it cannot serve these, comes as an
-        `ApiError` from the generation.
+        The request's time runs from `arrived`, on the monotonic clock. `ApiError` when nothing is taken at present;
+        that the engine is full, cannot serve these, or took too long, comes as an `ApiError` from the generation.
         """
         if self.failure is not None:
             raise errors.engine_failed()
         if self.draining:
             raise errors.unavailable("draining")
-        generation = Generation(name, requests, self._give_up)
+        generation = Generation(name, requests, self._give_up, arrived)
+        generation.expire(self._request_timeout_seconds, self._time_out)
         self._generations |= dict.fromkeys(generation.unfinished, generation)
         self.idle.clear()
         self._thread.admit(generation)
@@ -84,9 +93,18 @@ class Worker:
         found = next((each for each in self._generations.values() if each.name == name), None)
         if found is None:
             return False
-        self._give_up(found)
-        found.fail(errors.cancelled())
+        self._end(found, errors.cancelled(), "abort")
         return True
+
+    def cut_off(self) -> None:
+        """End every generation, because the server waits no longer."""
+        for generation in set(self._generations.values()):
+            self._end(generation, errors.cut_off(), "abort")
+
+    def abandon(self) -> None:
+        """Give the engine up, because its step does not return."""
+        self._thread.abandon()
+        self.on_failure(TimeoutError(f"a step has not returned for {self.step_seconds:.0f} seconds"))
 
     def on_loaded(self, model: ServedModel) -> None:
         """Serve from now on."""
@@ -111,17 +129,31 @@ class Worker:
 
     def on_failure(self, failure: Exception) -> None:
         """End every generation, and serve no more."""
+        if self.failure is not None:
+            return
         self.failure = failure
         if self._model is not None:  # what went wrong while loading is for whoever waits for it to say
             logger.error("the engine failed", exc_info=failure)
         for generation in set(self._generations.values()):
-            self.on_refusal(generation, errors.engine_failed())
+            self._end(generation, errors.engine_failed(), "error")
         self.failed.set()
 
+    def _time_out(self, generation: Generation) -> None:
+        if generation.unfinished:
+            self._end(generation, errors.timed_out(self._request_timeout_seconds), "timeout")
+
     def _give_up(self, generation: Generation) -> None:
+        self._drop(generation, "abort")
+
+    def _end(self, generation: Generation, error: errors.ApiError, reason: str) -> None:
+        """Drop what still runs of it, and tell its client why."""
+        self._drop(generation, reason)
+        generation.fail(error, reason)
+
+    def _drop(self, generation: Generation, reason: str) -> None:
         left = [request_id for request_id in generation.unfinished if self._forget(request_id)]
         if left:
-            self._thread.abort(left)
+            self._thread.abort(left, reason)
 
     def _forget(self, request_id: str) -> bool:
         """Drop a request from those that run. False when it was not among them."""

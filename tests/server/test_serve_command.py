@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-import server.service
 from server.__main__ import add_arguments, main, run
-from tests.server.harness import GatedEngine, MakeEngine, eventually
+from server.service import Service
+from server.settings import ServerSettings
+from tests.server.harness import GatedEngine, MakeEngine, Running, eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ def port() -> int:
         return listener.getsockname()[1]
 
 
-Client = Callable[[httpx.Client, GatedEngine], object]
+Client = Callable[[Running], object]
 RunBeside = Callable[..., tuple[int, object]]
 
 
@@ -43,23 +44,25 @@ def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPat
     """Run the command here, where signals arrive, and a client beside it: the exit code and the client's result."""
 
     def both(client: Client, *given: str) -> tuple[int, object]:
-        engines: Future = Future()
+        original = Service.create
+        services: Future[tuple[Service, GatedEngine]] = Future()
 
-        def load(settings: object) -> tuple:
+        def create(settings: ServerSettings) -> Service:
             made = make_engine(settings)
-            engines.set_result(made[0])
-            return made
+            services.set_result((original(settings, lambda: made), made[0]))
+            return services.result()[0]
 
         def beside() -> object:
-            engine = engines.result(30)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+            service, engine = services.result(30)
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, timeout=30) as http:
                 eventually(lambda: http.get("/ready").status_code == 200)
                 try:
-                    return client(http, engine)
+                    return client(Running(url, service, engine, http))
                 finally:
                     engine.let_go()
 
-        monkeypatch.setattr(server.service, "load_model", load)
+        monkeypatch.setattr(Service, "create", create)
         with ThreadPoolExecutor() as pool:
             told = pool.submit(beside)
             code = run(arguments("--port", str(port), *given))
@@ -75,7 +78,8 @@ def streaming(http: httpx.Client, **body: object) -> Iterator[Iterator[str]]:
 
 
 def test_sigterm_lets_running_streams_finish_and_takes_no_more(run_beside: RunBeside) -> None:
-    def client(http: httpx.Client, engine: GatedEngine) -> list[str]:
+    def client(server: Running) -> list[str]:
+        http, engine = server.client, server.engine
         engine.hold(after=1)
         with streaming(http, max_tokens=20, ignore_eos=True) as lines:
             told = [next(lines)]
@@ -97,22 +101,35 @@ def test_sigterm_lets_running_streams_finish_and_takes_no_more(run_beside: RunBe
     assert '"finish_reason":"length"' in told[-2]
 
 
-def test_a_stream_that_does_not_end_is_cut_at_the_deadline(run_beside: RunBeside) -> None:
-    def client(http: httpx.Client, engine: GatedEngine) -> bool:
+@pytest.mark.parametrize(("signals", "drain_seconds"), [(1, "0.1"), (2, "600")])
+def test_who_runs_at_the_deadline_or_at_a_second_sigterm_is_told(
+    run_beside: RunBeside, signals: int, drain_seconds: str
+) -> None:
+    def client(server: Running) -> tuple[list[str], httpx.Response]:
+        http, engine = server.client, server.engine
         engine.hold(after=1)
-        with streaming(http, max_tokens=20, ignore_eos=True) as lines:
+        url = f"{server.url}/v1/completions"
+        with streaming(http, max_tokens=20, ignore_eos=True) as lines, ThreadPoolExecutor() as pool:
             next(lines)
             engine.wait_until_held()
-            os.kill(os.getpid(), signal.SIGTERM)
-            with contextlib.suppress(httpx.RemoteProtocolError):
-                return "data: [DONE]" in list(lines)
-            return False
+            whole = pool.submit(httpx.post, url, json={"max_tokens": 20}, timeout=30)
+            server.wait_until_asked()
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+                eventually(lambda: http.get("/ready").status_code == 503)
+            return list(lines), whole.result(30)
 
-    assert run_beside(client, "--drain-seconds", "0.1") == (0, False)
+    code, (lines, whole) = run_beside(client, "--drain-seconds", drain_seconds)
+    assert code == 0
+    assert '"code":"draining"' in lines[-2]
+    assert lines[-1] == "data: [DONE]"
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "draining")
+    assert whole.headers["retry-after"] == "1"
 
 
 def test_a_failed_engine_ends_the_process_with_1(run_beside: RunBeside, caplog: pytest.LogCaptureFixture) -> None:
-    def client(http: httpx.Client, engine: GatedEngine) -> tuple[int, str]:
+    def client(server: Running) -> tuple[int, str]:
+        http, engine = server.client, server.engine
         engine.fault = RuntimeError("a tensor burst")
         answer = http.post("/v1/completions", json={})
         return answer.status_code, http.get("/ready").json()["error"]["code"]
@@ -174,4 +191,4 @@ def test_the_command_serves_and_says_how_to_try_it(checkpoint: Path) -> None:
         assert streamed.endswith("data: [DONE]\n\n")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        assert process.stderr.read() == ""
+        assert [re.search(r"status=(\d+)", line).group(1) for line in process.stderr] == ["400", "200"]

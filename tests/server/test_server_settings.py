@@ -1,4 +1,4 @@
-"""The settings and their command line, which is one option for each."""
+"""The settings and where they come from: the command line before the environment before a file."""
 
 import argparse
 from dataclasses import fields
@@ -6,46 +6,125 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import ServerSettings, add_arguments
+from server.keys import ApiKeys
+from server.settings import ServerSettings
+from server.sources import PREFIX, add_arguments, read_settings
+
+GIVEN = {
+    "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",
+    "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5, "max_waiting_streams": 6,
+    "cache_bytes": 7, "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
+    "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
+    "api_keys_file": Path("keys"), "cors_origins": ("https://a", "https://b"), "log_format": "json",
+    "log_prompts": True, "otel_endpoint": "http://c",
+}  # fmt: skip
+WRITTEN = {**GIVEN, "cors_origins": "https://a, https://b", "log_prompts": "true"}
 
 
-def parsed(*given: str) -> ServerSettings:
+def parsed(*given: str, environment: dict[str, str] | None = None) -> ServerSettings:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return ServerSettings.from_arguments(parser.parse_args(given))
+    return read_settings(parser.parse_args(given), environment or {})
 
 
-def test_the_defaults_are_the_same_on_the_command_line() -> None:
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """All settings in a file; TOML's own types."""
+    file = tmp_path / "server.toml"
+    told = {**WRITTEN, "cors_origins": ["https://a", "https://b"], "watchdog_seconds": 11}
+    quoted = {name: f'"{value}"' if isinstance(value, str | Path) else value for name, value in told.items()}
+    quoted["log_prompts"] = "true"
+    file.write_text("".join(f"{name} = {value}\n" for name, value in quoted.items()))
+    return file
+
+
+def test_what_is_not_said_has_its_default() -> None:
     assert parsed() == ServerSettings()
     assert ServerSettings().host == "127.0.0.1", "reachable from this machine alone, unless told otherwise"
+    assert ServerSettings().cors_origins == ()
 
 
-def test_every_setting_has_an_option_of_its_type() -> None:
-    given = {
-        "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",
-        "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5,
-        "max_waiting_streams": 6, "cache_bytes": 7, "max_body_bytes": 8,
-        "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "drain_seconds": 2.5,
-    }  # fmt: skip
-    assert set(given) == {setting.name for setting in fields(ServerSettings)}
-    line = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    assert parsed(*line) == ServerSettings(**given)
+def test_every_setting_can_be_said_everywhere(toml: Path) -> None:
+    assert {*GIVEN, "api_keys"} == {setting.name for setting in fields(ServerSettings)}
+    line = [f"--{name.replace('_', '-')}={value}" for name, value in WRITTEN.items() if name != "log_prompts"]
+    assert parsed(*line, "--log-prompts") == ServerSettings(**GIVEN)
+    variables = {PREFIX + name.upper(): str(value) for name, value in WRITTEN.items()}
+    assert parsed(environment={**variables, "PATH": "/bin"}) == ServerSettings(**GIVEN)
+    assert parsed("--config", str(toml)) == ServerSettings(**GIVEN)
+    assert parsed(environment={f"{PREFIX}CONFIG": str(toml)}) == ServerSettings(**GIVEN)
+
+
+def test_the_command_line_outdoes_the_environment_which_outdoes_the_file(toml: Path) -> None:
+    settings = parsed(
+        "--config", str(toml), "--port", "11", "--no-log-prompts",
+        environment={f"{PREFIX}PORT": "12", f"{PREFIX}HOST": "from.the.environment"},
+    )  # fmt: skip
+    assert (settings.port, settings.host, settings.model_name) == (11, "from.the.environment", "m")
+    assert not settings.log_prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("prot = 1", "unknown settings: prot"),
+        ("[server]\nport = 1", "unknown settings: server"),
+        ('api_keys = "a"', "unknown settings: api_keys"),
+        ('port = "1"', "port in .* must be an integer, not '1'"),
+        ("port = true", "port in .* must be an integer, not True"),
+        ("stall_seconds = 'soon'", "stall_seconds in .* must be a number"),
+        ("log_prompts = 1", "log_prompts in .* must be true or false"),
+        ("cors_origins = [1]", r"cors_origins in .* must be strings, not \[1\]"),
+        ("port = ", "is not TOML"),
+        ("port = 70000", "port must be from 0 to 65535"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_by_name(text: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        parsed("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("PROT", "1", "the environment has unknown settings: THOUGHTBUBBLES_PROT"),
+        ("PORT", "x", "THOUGHTBUBBLES_PORT must be an integer, not 'x'"),
+        ("LOG_PROMPTS", "1", "THOUGHTBUBBLES_LOG_PROMPTS must be true or false, not '1'"),
+        ("API_KEYS", " , ", "THOUGHTBUBBLES_API_KEYS has no API key"),
+        ("CONFIG", "/nowhere.toml", "/nowhere.toml"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_refused_by_name(name: str, value: str, reason: str) -> None:
+    with pytest.raises((ValueError, OSError), match=reason):
+        parsed(environment={PREFIX + name: value})
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", -1), ("port", 65536), ("dtype", "float64"), ("threads", 0), ("max_waiting_streams", 0),
-     ("max_body_bytes", 0), ("keep_alive_seconds", 0), ("stall_seconds", -1), ("drain_seconds", float("nan"))],
+    [("port", -1), ("port", 65536), ("dtype", "float64"), ("log_format", "xml"), ("threads", 0),
+     ("max_waiting_streams", 0), ("max_body_bytes", 0), ("body_timeout_seconds", 0), ("request_timeout_seconds", -1),
+     ("keep_alive_seconds", 0), ("stall_seconds", -1), ("watchdog_seconds", 0), ("drain_seconds", float("nan"))],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):
         ServerSettings(**{name: value})
 
 
-def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_come_from_the_environment_and_are_in_no_copy_of_the_settings() -> None:
+    settings = parsed(environment={f"{PREFIX}API_KEYS": "sk-one, sk-two"})
+    assert settings.api_keys == ApiKeys.of(["sk-two", "sk-one"], "here")
+    assert "sk-" not in repr(settings)
+    with pytest.raises(SystemExit):
+        parsed("--api-keys", "sk-one")
+
+
+def test_help_explains_every_setting() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     text = " ".join(parser.format_help().split())
     for setting in fields(ServerSettings):
-        option = f"--{setting.name.replace('_', '-')} {setting.name.upper()} "
-        assert text.partition(option)[2][:1].isalpha(), setting.name
+        assert f"{PREFIX}{setting.name.upper()}" in text
+        if setting.name != "api_keys":
+            assert f"--{setting.name.replace('_', '-')}" in text
+    assert "--port PORT port to listen on; 0 takes any free one (8000) [THOUGHTBUBBLES_PORT]" in text

@@ -1,0 +1,141 @@
+"""Where settings come from: the command line before the environment before a TOML file, into one `ServerSettings`."""
+
+import argparse
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from server.keys import ApiKeys
+from server.settings import ServerSettings
+
+PREFIX = "THOUGHTBUBBLES_"
+CONFIG = PREFIX + "CONFIG"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How values of one type are written."""
+
+    words: str
+    """What a message calls one."""
+    from_text: Callable[[str], Any]
+    """From a command line or a variable. `ValueError` when it is none."""
+    in_toml: tuple[type, ...] = ()
+    """The types it may have in TOML; none where it may not stand there."""
+    from_toml: Callable[[Any], Any] = lambda value: value
+    """From one of these types. `ValueError` when it is none."""
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ValueError
+    return text.lower() == "true"
+
+
+def _strings(values: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError
+    return tuple(values)
+
+
+def _keys(text: str) -> ApiKeys:
+    return ApiKeys.of(text.split(","), f"{PREFIX}API_KEYS")
+
+
+KINDS: Mapping[Any, Kind] = {
+    str: Kind("a string", str, (str,)),
+    int: Kind("an integer", int, (int,)),
+    float: Kind("a number", float, (float, int), float),
+    bool: Kind("true or false", _boolean, (bool,)),
+    Path: Kind("a path", Path, (str,), Path),
+    tuple[str, ...]: Kind("strings", lambda text: tuple(map(str.strip, text.split(","))), (list,), _strings),
+    ApiKeys: Kind("keys", _keys),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one option for every setting but the keys, each naming its variable."""
+    parser.allow_abbrev = False  # --api-keys KEY would be a file's name, and shown by the error that it is not there
+    parser.add_argument(
+        "--config", type=Path, help=f"TOML file of settings, with the names below and _ for - [{CONFIG}]"
+    )
+    for setting, kind, prose in _options():
+        told = "" if setting.default in (None, ()) else f" ({_written(setting.default)})"
+        form: dict[str, Any] = {"type": kind.from_text, "metavar": setting.name.upper()}
+        if isinstance(setting.default, bool):
+            form = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            default=argparse.SUPPRESS,  # what is not given leaves room for the environment and the file
+            help=f"{prose}{told} [{PREFIX}{setting.name.upper()}]".replace("%", "%%"),
+            **form,
+        )
+
+
+def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
+    """The settings of a parsed command line, of the variables that begin with THOUGHTBUBBLES_, and of the TOML file.
+
+    `ValueError` naming what is unknown or of the wrong type; `OSError` when the file cannot be read.
+    """
+    given = {setting.name: getattr(arguments, setting.name) for setting, *_ in _options() if setting.name in arguments}
+    file = arguments.config or environment.get(CONFIG)
+    return ServerSettings(**(({} if file is None else _from_file(Path(file))) | _from_environment(environment) | given))
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    kinds = {PREFIX + setting.name.upper(): (setting.name, kind) for setting, kind, _ in _settings()}
+    given = [name for name in environment if name.startswith(PREFIX) and name != CONFIG]
+    _refuse_unknown(given, kinds, "the environment")
+    return {kinds[name][0]: _read(name, kinds[name][1], environment[name]) for name in given}
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not TOML: {error}") from None
+    kinds = {setting.name: kind for setting, kind, _ in _options()}
+    _refuse_unknown(given, kinds, str(file))
+    return {name: _read_toml(f"{name} in {file}", kinds[name], value) for name, value in given.items()}
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], source: str) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{source} has unknown settings: {', '.join(unknown)}; see thoughtbubbles serve --help")
+
+
+def _read(name: str, kind: Kind, text: str) -> object:
+    try:
+        return kind.from_text(text)
+    except ValueError as error:
+        # A list of keys says itself what is wrong with it, without repeating one.
+        raise ValueError(str(error) if kind.words == "keys" else f"{name} must be {kind.words}, not {text!r}") from None
+
+
+def _read_toml(name: str, kind: Kind, value: object) -> object:
+    try:
+        if type(value) not in kind.in_toml:
+            raise ValueError
+        return kind.from_toml(value)
+    except ValueError:
+        raise ValueError(f"{name} must be {kind.words}, not {value!r}") from None
+
+
+def _settings() -> Iterator[tuple[Field[Any], Kind, str]]:
+    """Every setting, its kind and its prose."""
+    hints = get_type_hints(ServerSettings, include_extras=True)
+    for setting in fields(ServerSettings):
+        annotated, prose = get_args(hints[setting.name])
+        kind = KINDS.get(annotated) or next(KINDS[each] for each in get_args(annotated) if each in KINDS)
+        yield setting, kind, prose
+
+
+def _options() -> Iterator[tuple[Field[Any], Kind, str]]:
+    """Those that a command line or a file may have."""
+    return (each for each in _settings() if each[1].in_toml)
+
+
+def _written(default: object) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
