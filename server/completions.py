@@ -38,6 +38,11 @@ class Completion:
             "system_fingerprint": f"thoughtbubbles-{VERSION}",
         }
 
+    @property
+    def long(self) -> bool:
+        """Whether it tells log-probabilities of prompts, which are many."""
+        return self._request.echo and self._request.logprobs is not None
+
     def add(self, event: TokenEvent) -> None:
         """Keep an event for `whole`."""
         self._events.append(event)

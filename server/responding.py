@@ -14,6 +14,7 @@ from server.exchange import Exchange
 from server.generation import Generation
 from server.service import Service
 from server.streaming import CompletionStream
+from server.writing import write_alone
 
 LONGEST_HEADER = 1000
 
@@ -32,7 +33,8 @@ async def respond(request: Request, service: Service, completion: Completion, ig
         exchange.generation = stack.enter_context(generation)
         if not completion.plan.request.stream:
             await while_connected(request, _collect(completion, generation))
-            body = await asyncio.to_thread(lambda: to_json(completion.whole()))
+            write = write_alone if completion.long else asyncio.to_thread
+            body = await write(lambda: to_json(completion.whole()))
             return Response(body, media_type="application/json", headers=headers)
         first = await while_connected(request, anext(generation))
         stack.pop_all()  # the stream gives the generation up from here on

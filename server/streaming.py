@@ -1,6 +1,5 @@
 """Server-sent events: the first is awaited before the status goes out, the rest follow as they are made (API.md §3)."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 from pydantic_core import to_json
@@ -13,6 +12,7 @@ from server.errors import ApiError
 from server.generation import Generation
 from server.metrics import Metrics
 from server.schemas import Json
+from server.writing import write_alone
 
 # A named event, or data that is not JSON, breaks OpenAI's client; a comment every client skips.
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")
@@ -75,4 +75,4 @@ async def _texts(completion: Completion, event: TokenEvent) -> list[str]:
     """What is told of an event. A prompt with its log-probabilities can be long, and is written off the event loop."""
     if event.prompt is None:
         return [to_text(chunk) for chunk in completion.chunks(event)]
-    return await asyncio.to_thread(lambda: [to_text(chunk) for chunk in completion.chunks(event)])
+    return await write_alone(lambda: [to_text(chunk) for chunk in completion.chunks(event)])

@@ -1,0 +1,32 @@
+"""Long answers are written one at a time, and nobody else waits for them."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from server import writing
+from tests.server.harness import Running
+
+LONG = {"prompt": "long", "max_tokens": 1, "echo": True, "logprobs": 2}
+
+
+@pytest.fixture
+def busy() -> Iterator[threading.Event]:
+    """The lane writes an answer until this is set."""
+    done = threading.Event()
+    writing._lane.submit(done.wait, 30)
+    yield done
+    done.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_long_answers_wait_their_turn(server: Running, busy: threading.Event, stream: bool) -> None:
+    with ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(server.client.post, "/v1/completions", json=LONG | {"stream": stream})
+        assert server.complete(prompt="short", max_tokens=3)["usage"]["completion_tokens"] == 3
+        assert server.complete(prompt="short", max_tokens=0, echo=True)["choices"][0]["text"] == "short"
+        assert not asked.done()
+        busy.set()
+        assert "token_logprobs" in asked.result(30).text
