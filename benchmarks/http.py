@@ -75,7 +75,7 @@ def _server(checkpoint: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server", "--checkpoint", checkpoint, "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603 (our own command)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (our own command)
         try:
             _wait_until_ready(address := f"http://127.0.0.1:{port}")
             yield address
