@@ -39,8 +39,9 @@ def create_app(service: Service) -> ASGIApp:
     # No pages of FastAPI's own: they load scripts from elsewhere.
     app = DescribedApp(title="Thoughtbubbles", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    for each in (routes, chat_routes, tokenizer_routes, operation_routes):
-        app.include_router(each.router, responses=refusals(500))
+    for each in (routes, chat_routes, tokenizer_routes):
+        app.include_router(each.router, responses=refusals(401, 500))
+    app.include_router(operation_routes.router, responses=refusals(500))
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

@@ -21,7 +21,9 @@ STREAMED: Responses = {200: {"content": {"text/event-stream": {}}}}
 
 MEANINGS: Mapping[int, str] = {
     400: "A mistake in the request",
+    401: "No API key, or a wrong one, where keys are set",
     404: "Nothing has this name",
+    408: "The body did not arrive in time, or the answer was not done in time",
     413: "The body is larger than the server reads",
     429: "As many requests wait as may",
     499: "Ended through the cancel route",

@@ -21,7 +21,7 @@ router = APIRouter()
 @router.post(
     "/v1/completions",
     response_model=None,
-    responses=STREAMED | refusals(400, 404, 413, 429, 499, 503),
+    responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
     openapi_extra=takes(CompletionRequest),
 )
 async def create_completion(request: Request, service: Serving) -> Response:

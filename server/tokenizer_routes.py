@@ -15,7 +15,7 @@ from server.vocabulary import check_ids, encode
 router = APIRouter()
 
 
-@router.post("/tokenize", responses=refusals(400, 413, 503), openapi_extra=takes(TokenizeRequest))
+@router.post("/tokenize", responses=refusals(400, 408, 413, 503), openapi_extra=takes(TokenizeRequest))
 async def tokenize(request: Request, service: Serving) -> Json:
     """Token ids of a text."""
     served = service.worker.model
@@ -24,7 +24,7 @@ async def tokenize(request: Request, service: Serving) -> Json:
     return {"tokens": tokens, "count": len(tokens), "max_model_len": served.max_model_len}
 
 
-@router.post("/detokenize", responses=refusals(400, 413, 503), openapi_extra=takes(DetokenizeRequest))
+@router.post("/detokenize", responses=refusals(400, 408, 413, 503), openapi_extra=takes(DetokenizeRequest))
 async def detokenize(request: Request, service: Serving) -> Json:
     """The text of token ids."""
     tokenizer = service.worker.model.tokenizer

@@ -1,8 +1,10 @@
 """Schemathesis sends what the served OpenAPI document allows, and what it forbids: every answer is a documented one."""
 
 import asyncio
+from collections.abc import Iterator
 
 import httpx
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
@@ -15,9 +17,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from server.app import create_app
+from server.keys import ApiKeys
+from server.middleware import OPEN
 from server.service import Service
 from server.settings import ServerSettings
-from tests.server.harness import Json, Running
+from tests.server.harness import Json, Running, Serve
 
 CHECKS = [
     not_a_server_error,
@@ -40,6 +44,13 @@ def served_document() -> Json:
     return asyncio.run(fetch()).json()
 
 
+@pytest.fixture(scope="module")
+def shared_server(serve: Serve) -> Iterator[Running]:
+    """Its context is short: answers to conversations fill it, and what they say is nothing to this test."""
+    with serve(max_model_len=24, max_waiting_streams=100) as running:
+        yield running
+
+
 document = schemathesis.openapi.from_dict(served_document())
 
 
@@ -53,3 +64,11 @@ document = schemathesis.openapi.from_dict(served_document())
 )
 def test_every_answer_is_documented(case: schemathesis.Case, server: Running) -> None:
     case.call_and_validate(base_url=server.url, checks=CHECKS)
+
+
+def test_where_a_key_is_needed_is_documented(serve: Serve) -> None:
+    with serve(api_keys=ApiKeys.of(["sk-right"], "here")) as server:
+        for path, operations in served_document()["paths"].items():
+            for method, operation in operations.items():
+                refused = server.client.request(method, path).status_code == 401
+                assert refused == (path not in OPEN) == ("401" in operation["responses"]), path

@@ -58,7 +58,7 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
             seed=0,
         )
         served = ServedModel(
-            name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=CONTEXT,
+            name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=settings.max_model_len or CONTEXT,
             max_waiting_streams=settings.max_waiting_streams, parameters=1, device="cpu",
             chat_template=ChatTemplate(CHAT_TEMPLATE),
         )  # fmt: skip
