@@ -1,4 +1,4 @@
-"""The same request with the same seed gives the same tokens: alone, in a crowd, and after preemption."""
+"""The same request with the same seed gives the same tokens: alone, in a crowd, from cached prefixes, preempted."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,13 +47,14 @@ def all_at_once(server: Running) -> list[list[list[int]]]:
         return [each.result() for each in (first, *others)]
 
 
-def test_alone_in_a_crowd_and_after_preemption(serve: Serve) -> None:
+def test_alone_in_a_crowd_from_cached_prefixes_and_preempted(serve: Serve) -> None:
     room = {"max_batch_size": CROWD + 1, "max_waiting_streams": 10_000}
     with serve(**room) as server:
         alone = [told(server.complete(**body)) for body in REQUESTS]
-        before = server.engine.steps
+        steps, hits = server.engine.steps, server.engine.stats().prefix_cache_hits_total
         assert all_at_once(server) == alone
-        assert server.engine.steps - before < 2 * LONGEST, "the crowd was not computed together"
+        assert server.engine.steps - steps < 2 * LONGEST, "the crowd was not computed together"
+        assert server.engine.stats().prefix_cache_hits_total > hits + CROWD, "each prompt was there before"
         assert server.engine.stats().preemptions_total == 0
     with serve(**room, cache_bytes=1 << 18) as tight:
         assert all_at_once(tight) == alone
