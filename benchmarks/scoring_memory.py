@@ -42,6 +42,7 @@ WIDTH = 32
 ANSWER = 8
 """Tokens that each client gets besides: no answer is written before all prompts have been scored."""
 MIB = 1 << 20
+ROUNDS = 3
 CACHE_BYTES = 256 * MIB
 
 
@@ -136,9 +137,9 @@ def _wait_until_ready(address: str) -> None:
 
 
 def _peak(address: str, memory: Memory, args: argparse.Namespace, top: int | None) -> int:
-    """The server's peak while all clients are answered. A first round, not counted, lets its heap settle."""
-    for _ in range(2):
-        memory.reset()
+    """The server's peak over rounds in which all clients are answered: a heap that goes on growing would show."""
+    memory.reset()
+    for _ in range(ROUNDS):
         asyncio.run(_load(address, args, top))
     return memory.peak()
 
