@@ -73,7 +73,9 @@ def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPat
 
 @contextlib.contextmanager
 def streaming(http: httpx.Client, **body: object) -> Iterator[Iterator[str]]:
-    with http.stream("POST", "/v1/completions", json={"stream": True, **body}) as response:
+    # Every token a letter: half a character would not be told before the next token, for which the engine may be held.
+    letters = {"logit_bias": {"65": 100}}
+    with http.stream("POST", "/v1/completions", json={"stream": True, **letters, **body}) as response:
         yield (line for line in response.iter_lines() if line)
 
 
