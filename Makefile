@@ -2,6 +2,7 @@
 # make test     install what tests need and run them all: lint, types, pytest
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint and types alone
+# make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #
 # What is done already is skipped: a stamp in .venv is as new as the last installation from pyproject.toml and
@@ -16,7 +17,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
 PINS    := pyproject.toml constraints.txt
 
-.PHONY: serve test lint scatter clean
+.PHONY: serve test lint scatter audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -37,6 +38,10 @@ scatter: $(VENV)/.serve
 		{ $(BIN)/python -c 'import torch_scatter' 2>/dev/null || \
 			$(INSTALL) --quiet --no-cache-dir --force-reinstall --no-deps torch-scatter; }; }
 	@$(BIN)/python -c 'import torch_scatter; print("torch-scatter", torch_scatter.__version__)'
+
+audit: $(VENV)/.serve
+	@$(INSTALL) --quiet pip-audit
+	$(BIN)/python -m pip_audit --disable-pip --no-deps --requirement constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
