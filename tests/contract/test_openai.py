@@ -11,7 +11,7 @@ import pytest
 from server.keys import ApiKeys
 from tests.server.harness import Json, Running, Serve, eventually
 
-GO_ON = {"ignore_eos": True}
+GO_ON = {"ignore_eos": True, "logit_bias": {"65": 100}}  # and a letter each time, which is told at once
 Pause = Callable[[Callable[[], object]], list[float]]
 
 

@@ -54,7 +54,7 @@ def test_errors_have_their_class(client: openai.OpenAI) -> None:
 
 def test_a_cancelled_stream_raises(client: openai.OpenAI, server: Running) -> None:
     server.engine.hold(after=1)
-    with client.completions.create(model="tiny", prompt="a", max_tokens=9, stream=True) as stream:
+    with client.completions.create(model="tiny", prompt="a", logit_bias={"65": 100}, stream=True) as stream:
         server.client.post(f"/v1/completions/{next(stream).id}/cancel")
         with pytest.raises(openai.APIError, match="cancelled"):
             next(stream)
