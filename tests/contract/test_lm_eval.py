@@ -11,7 +11,7 @@ from model.generate import generate
 from tests.server.harness import Json
 
 DATA = Path(__file__).parent / "data"
-EVALS = Path(__file__).parents[2].parent / "shared" / "evals"
+EVALS = Path(__file__).parents[3] / "shared" / "evals"
 MAX_LENGTH = 128
 """Of prompt and generated token; a longer text is scored in windows."""
 MAX_TOKENS = 20
