@@ -51,7 +51,7 @@ async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None
     what runs then is ended with an error.
     """
     worker, settings = service.worker, service.settings
-    server = _Server(_config(app, settings.body_timeout_seconds))
+    server = _Server(uvicorn_config(app, settings.body_timeout_seconds))
     stopping, hurrying = _stop_signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     beside = [
@@ -71,7 +71,8 @@ async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None
     await serving
 
 
-def _config(app: ASGIApp, head_seconds: float) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, head_seconds: float) -> uvicorn.Config:
+    """How uvicorn serves `app`: a request's head must arrive within `head_seconds`."""
     return uvicorn.Config(
         app,
         http=connections_within(head_seconds),

@@ -23,6 +23,8 @@ COUNTERS: Mapping[str, str] = {
     "prompt_tokens_total": "Prompt tokens computed.",
     "generation_tokens_total": "Tokens generated.",
     "stream_tokens_total": "Streams computed in the last segment, for prompt and generated tokens.",
+    "prefix_cache_queries_total": "Prompt tokens looked up among what earlier requests left.",
+    "prefix_cache_hits_total": "Prompt tokens found there, which were not computed again.",
     "preemptions_total": "Requests put back to wait because the cache was full.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {

@@ -1,9 +1,12 @@
 """A tiny model behind a real server on a free port of this machine."""
 
+import argparse
 import asyncio
 import base64
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +16,24 @@ import uvicorn
 
 from engine import EngineConfig
 from model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
+from server.__main__ import add_arguments, run
 from server.app import create_app
-from server.lifecycle import listen
+from server.lifecycle import listen, uvicorn_config
 from server.loading import ServedModel
 from server.service import Service
 from server.settings import ServerSettings
-from tests.server.harness import CONTEXT, GatedEngine, MakeEngine, MakeService, Running, Serve, eventually, random_model
+from tests.server.harness import (
+    CONTEXT,
+    Client,
+    GatedEngine,
+    MakeEngine,
+    MakeService,
+    RunBeside,
+    Running,
+    Serve,
+    eventually,
+    random_model,
+)  # fmt: skip
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}a:"
 
@@ -87,7 +102,7 @@ def serve(make_service: MakeService) -> Serve:
     def run(**settings: object) -> Iterator[Running]:
         service, engine = make_service(**settings)
         listener = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="critical", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn_config(create_app(service), service.settings.body_timeout_seconds))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -118,3 +133,43 @@ def server(shared_server: Running) -> Iterator[Running]:
     assert shared_server.service.worker.failure is None
     eventually(lambda: not shared_server.engine.has_work)
     assert shared_server.engine.stats().cache_streams == 0
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPatch) -> RunBeside:
+    """Run the command here, where signals arrive, and a client beside it: the exit code and the client's result."""
+
+    def both(client: Client, *given: str) -> tuple[int, object]:
+        original = Service.create
+        services: Future[tuple[Service, GatedEngine]] = Future()
+
+        def create(settings: ServerSettings) -> Service:
+            made = make_engine(settings)
+            services.set_result((original(settings, lambda: made), made[0]))
+            return services.result()[0]
+
+        def beside() -> object:
+            service, engine = services.result(30)
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, timeout=30) as http:
+                eventually(lambda: http.get("/ready").status_code == 200)
+                try:
+                    return client(Running(url, service, engine, http))
+                finally:
+                    engine.let_go()
+
+        monkeypatch.setattr(Service, "create", create)
+        with ThreadPoolExecutor() as pool:
+            told = pool.submit(beside)
+            parser = argparse.ArgumentParser()
+            add_arguments(parser)
+            code = run(parser.parse_args(["--port", str(port), *given]))
+            return code, told.result(30)
+
+    return both

@@ -98,6 +98,8 @@ class Running:
 Serve = Callable[..., AbstractContextManager[Running]]
 MakeEngine = Callable[[ServerSettings], tuple[GatedEngine, ServedModel]]
 MakeService = Callable[..., tuple[Service, GatedEngine]]
+Client = Callable[[Running], object]
+RunBeside = Callable[..., tuple[int, object]]
 
 
 def eventually(true: Callable[[], bool], seconds: float = 30) -> None:

@@ -1,6 +1,5 @@
 """`thoughtbubbles serve` from its first line to its exit code."""
 
-import argparse
 import contextlib
 import os
 import re
@@ -9,66 +8,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from server.__main__ import add_arguments, main, run
-from server.service import Service
-from server.settings import ServerSettings
-from tests.server.harness import GatedEngine, MakeEngine, Running, eventually
+from server.__main__ import main
+from tests.server.harness import RunBeside, Running, eventually
 
 ROOT = Path(__file__).parents[2]
-
-
-def arguments(*given: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(given)
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-Client = Callable[[Running], object]
-RunBeside = Callable[..., tuple[int, object]]
-
-
-@pytest.fixture
-def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPatch) -> RunBeside:
-    """Run the command here, where signals arrive, and a client beside it: the exit code and the client's result."""
-
-    def both(client: Client, *given: str) -> tuple[int, object]:
-        original = Service.create
-        services: Future[tuple[Service, GatedEngine]] = Future()
-
-        def create(settings: ServerSettings) -> Service:
-            made = make_engine(settings)
-            services.set_result((original(settings, lambda: made), made[0]))
-            return services.result()[0]
-
-        def beside() -> object:
-            service, engine = services.result(30)
-            url = f"http://127.0.0.1:{port}"
-            with httpx.Client(base_url=url, timeout=30) as http:
-                eventually(lambda: http.get("/ready").status_code == 200)
-                try:
-                    return client(Running(url, service, engine, http))
-                finally:
-                    engine.let_go()
-
-        monkeypatch.setattr(Service, "create", create)
-        with ThreadPoolExecutor() as pool:
-            told = pool.submit(beside)
-            code = run(arguments("--port", str(port), *given))
-            return code, told.result(30)
-
-    return both
 
 
 @contextlib.contextmanager
@@ -83,7 +32,7 @@ def test_sigterm_lets_running_streams_finish_and_takes_no_more(run_beside: RunBe
     def client(server: Running) -> list[str]:
         http, engine = server.client, server.engine
         engine.hold(after=1)
-        with streaming(http, max_tokens=20, ignore_eos=True) as lines:
+        with streaming(http, max_tokens=20) as lines:
             told = [next(lines)]
             engine.wait_until_held()
             os.kill(os.getpid(), signal.SIGTERM)
@@ -111,7 +60,7 @@ def test_who_runs_at_the_deadline_or_at_a_second_sigterm_is_told(
         http, engine = server.client, server.engine
         engine.hold(after=1)
         url = f"{server.url}/v1/completions"
-        with streaming(http, max_tokens=20, ignore_eos=True) as lines, ThreadPoolExecutor() as pool:
+        with streaming(http, max_tokens=20) as lines, ThreadPoolExecutor() as pool:
             next(lines)
             engine.wait_until_held()
             whole = pool.submit(httpx.post, url, json={"max_tokens": 20}, timeout=30)
