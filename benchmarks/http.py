@@ -8,14 +8,9 @@ time to first token, the median inter-token time, and the engine's own tokens a 
 
 import argparse
 import asyncio
-import contextlib
 import json
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +18,7 @@ import httpx
 import torch
 
 from benchmarks.header import header
+from benchmarks.serving import serving
 from engine import Engine, EngineConfig, SamplingParams, set_threads
 from model import load_checkpoint, shipped_checkpoint
 
@@ -44,7 +40,7 @@ def main() -> None:
     print("clients  tokens/s  first token p50 ms  p99 ms  inter-token ms  engine alone tokens/s  share")
     for clients in args.clients:
         engine = _engine_rate(checkpoint, clients, args.max_tokens)
-        with _server(checkpoint) as address:
+        with serving("--checkpoint", checkpoint) as (address, _):
             asyncio.run(_load(address, clients, max_tokens=8))
             start = time.perf_counter()
             streams = asyncio.run(_load(address, clients, args.max_tokens))
@@ -66,30 +62,6 @@ def _engine_rate(checkpoint: str, clients: int, max_tokens: int) -> float:
     start = time.perf_counter()
     engine.generate(prompts, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
     return clients * max_tokens / (time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def _server(checkpoint: str) -> Iterator[str]:
-    """A server of its own process on a free port; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--checkpoint", checkpoint, "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (our own command)
-        try:
-            _wait_until_ready(address := f"http://127.0.0.1:{port}")
-            yield address
-        finally:
-            process.terminate()
-
-
-def _wait_until_ready(address: str) -> None:
-    for _ in range(600):
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/ready").status_code == httpx.codes.OK:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"{address} was not ready within a minute")
 
 
 async def _load(address: str, clients: int, max_tokens: int) -> list[Stream]:

@@ -114,10 +114,10 @@ def queue_full(message: str, retry_after: int) -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=retry_after)
 
 
-def unavailable(reason: str) -> ApiError:
+def unavailable(reason: str, *, refusal: bool = True) -> ApiError:
     """No request is taken at present, for `reason` (one word, which is also the code): 503."""
     message = f"The server takes no request at present: it is {reason}."
-    return ApiError(503, message, kind="server_error", code=reason, retry_after=RETRY_SECONDS)
+    return ApiError(503, message, kind="server_error", code=reason, retry_after=RETRY_SECONDS, refusal=refusal)
 
 
 def cut_off() -> ApiError:

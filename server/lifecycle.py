@@ -16,6 +16,9 @@ from server.worker import Worker
 
 FLUSH_SECONDS = 2
 """What the last bytes may take after the last token."""
+IDLE_SECONDS = 75
+"""How long a connection may stay unused. Longer than clients keep one (OpenAI's: 5 s), else both ends may choose the
+same moment, one to close it and the other to ask again."""
 WATCH_SECONDS = 0.25
 """How often the watchdog looks."""
 FAREWELL_SECONDS = 1.0
@@ -78,6 +81,7 @@ def uvicorn_config(app: ASGIApp, head_seconds: float) -> uvicorn.Config:
         http=connections_within(head_seconds),
         log_config=None,  # server.logs writes what uvicorn says
         access_log=False,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
 

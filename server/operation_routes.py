@@ -24,7 +24,7 @@ async def ready(service: Serving) -> Json:
     """200 when a completion would be served now; else 503 with the reason."""
     reason = service.worker.unready(service.settings.stall_seconds)
     if reason is not None:
-        raise unavailable(reason)
+        raise unavailable(reason, refusal=False)  # whoever asks only whether, is not turned away
     return {"status": "ready"}
 
 

@@ -159,6 +159,8 @@ def test_nothing_is_served_before_the_model_is_loaded(make_service: MakeService)
                 assert response.status_code == 503
                 assert response.json()["error"]["code"] == "starting"
                 assert response.headers["retry-after"] == "1"
+            counted = service.metrics.rejected.labels(reason="starting")._value.get()
+            assert counted == 2, "a probe of /ready is not turned away"
             loading.set()
             await service.worker.loaded.wait()
             assert (await client.get("/ready")).status_code == 200

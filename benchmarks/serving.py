@@ -1,0 +1,34 @@
+"""A server of its own process, for what is measured from outside."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+
+
+@contextlib.contextmanager
+def serving(*options: str) -> Iterator[tuple[str, int]]:
+    """A server with these options on a free port of this machine, ready: its address and its process's id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "server", "--port", str(port), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (our own command)
+        try:
+            _wait_until_ready(address := f"http://127.0.0.1:{port}")
+            yield address, process.pid
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(address: str) -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/ready").status_code == httpx.codes.OK:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"{address} was not ready within a minute")

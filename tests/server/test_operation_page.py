@@ -1,0 +1,25 @@
+"""docs/OPERATION.md tells every setting with its default, and every metric."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from server.settings import ServerSettings
+from tests.server.harness import Running
+
+PAGE = (Path(__file__).parents[2] / "docs" / "OPERATION.md").read_text(encoding="utf-8")
+
+
+def test_every_setting_is_told() -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", PAGE, re.MULTILINE))
+    for setting in fields(ServerSettings):
+        plain = isinstance(setting.default, str | int | float)
+        assert told[setting.name].lower() == (str(setting.default).lower() if plain else ""), setting.name
+
+
+def test_every_metric_is_told(server: Running) -> None:
+    families = re.findall(r"^# TYPE thoughtbubbles_(\w+) (\w+)$", server.client.get("/metrics").text, re.MULTILINE)
+    assert families
+    for name, kind in families:
+        if not name.endswith("_created"):
+            assert re.search(rf"`{name}[`{{]", PAGE), (name, kind)
