@@ -34,6 +34,10 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _strings(values: list[Any]) -> tuple[str, ...]:
     if not all(isinstance(value, str) for value in values):
         raise ValueError
@@ -41,7 +45,7 @@ def _strings(values: list[Any]) -> tuple[str, ...]:
 
 
 def _keys(text: str) -> ApiKeys:
-    return ApiKeys.of(text.split(","), f"{PREFIX}API_KEYS")
+    return ApiKeys.of(_separated(text), f"{PREFIX}API_KEYS")
 
 
 KINDS: Mapping[Any, Kind] = {
@@ -50,7 +54,7 @@ KINDS: Mapping[Any, Kind] = {
     float: Kind("a number", float, (float, int), float),
     bool: Kind("true or false", _boolean, (bool,)),
     Path: Kind("a path", Path, (str,), Path),
-    tuple[str, ...]: Kind("strings", lambda text: tuple(map(str.strip, text.split(","))), (list,), _strings),
+    tuple[str, ...]: Kind("strings", _separated, (list,), _strings),
     ApiKeys: Kind("keys", _keys),
 }
 

@@ -54,6 +54,10 @@ def test_every_setting_can_be_said_everywhere(toml: Path) -> None:
     assert parsed(environment={f"{PREFIX}CONFIG": str(toml)}) == ServerSettings(**GIVEN)
 
 
+def test_a_variable_that_is_empty_lists_nothing() -> None:
+    assert parsed(environment={f"{PREFIX}CORS_ORIGINS": ""}).cors_origins == ()
+
+
 def test_the_command_line_outdoes_the_environment_which_outdoes_the_file(toml: Path) -> None:
     settings = parsed(
         "--config", str(toml), "--port", "11", "--no-log-prompts",
