@@ -12,6 +12,8 @@ from server.settings import ServerSettings
 
 PREFIX = "THOUGHTBUBBLES_"
 CONFIG = PREFIX + "CONFIG"
+ELSEWHERE = PREFIX + "CONFORMANCE"
+"""Read by the tests alone, which may have it set while they start a server."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     kinds = {PREFIX + setting.name.upper(): (setting.name, kind) for setting, kind, _ in _settings()}
-    given = [name for name in environment if name.startswith(PREFIX) and name != CONFIG]
+    given = [name for name in environment if name.startswith(PREFIX) and name not in {CONFIG, ELSEWHERE}]
     _refuse_unknown(given, kinds, "the environment")
     return {kinds[name][0]: _read(name, kinds[name][1], environment[name]) for name in given}
 

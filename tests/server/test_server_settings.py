@@ -49,7 +49,8 @@ def test_every_setting_can_be_said_everywhere(toml: Path) -> None:
     line = [f"--{name.replace('_', '-')}={value}" for name, value in WRITTEN.items() if name != "log_prompts"]
     assert parsed(*line, "--log-prompts") == ServerSettings(**GIVEN)
     variables = {PREFIX + name.upper(): str(value) for name, value in WRITTEN.items()}
-    assert parsed(environment={**variables, "PATH": "/bin"}) == ServerSettings(**GIVEN)
+    others = {"PATH": "/bin", f"{PREFIX}CONFORMANCE": "/cases"}
+    assert parsed(environment={**variables, **others}) == ServerSettings(**GIVEN)
     assert parsed("--config", str(toml)) == ServerSettings(**GIVEN)
     assert parsed(environment={f"{PREFIX}CONFIG": str(toml)}) == ServerSettings(**GIVEN)
 
