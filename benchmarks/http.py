@@ -35,6 +35,7 @@ class Stream:
 def main() -> None:
     """Print the table."""
     args = _arguments()
+    set_threads()  # as the server does
     checkpoint = args.checkpoint or str(shipped_checkpoint())
     print(header())
     print("clients  tokens/s  first token p50 ms  p99 ms  inter-token ms  engine alone tokens/s  share")
@@ -54,7 +55,6 @@ def main() -> None:
 
 def _engine_rate(checkpoint: str, clients: int, max_tokens: int) -> float:
     """Tokens a second of the engine alone."""
-    set_threads()
     loaded = load_checkpoint(checkpoint)
     engine = Engine(loaded.model, loaded.tokenizer, EngineConfig())
     prompts = [loaded.tokenizer.encode(PROMPT)] * clients

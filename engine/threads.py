@@ -2,6 +2,9 @@
 
 import torch
 
+TORCH_OWN = torch.get_num_threads()
+"""What torch would take, read before anyone changes it."""
+
 
 def set_threads(threads: int | None = None) -> None:
     """Compute with `threads` threads; None: one fewer than torch would take, and at least one.
@@ -10,4 +13,4 @@ def set_threads(threads: int | None = None) -> None:
     an event loop or a neighbour: measured on two busy cores, decoding then fell to a tenth. A core left over prevents
     that, and costs a single request next to nothing, since its decode waits for memory.
     """
-    torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
+    torch.set_num_threads(threads or max(1, TORCH_OWN - 1))
