@@ -17,15 +17,10 @@ Beside it stands what one prompt adds, in a process of its own, when all its log
 
 import argparse
 import asyncio
-import contextlib
 import random
 import re
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +29,7 @@ import httpx
 import torch
 
 from benchmarks.header import header
+from benchmarks.serving import serving
 from engine import set_threads
 from engine.scoring import TOKENS_AT_ONCE
 from model import ModelConfig, Selection, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
@@ -69,7 +65,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _make_checkpoint(folder, args.vocabulary, args.prompt_tokens + ANSWER)
         print(header())
-        with _server(folder) as (address, memory):
+        options = ["--checkpoint", folder, "--cache-bytes", str(CACHE_BYTES), "--threads", "1"]
+        with serving(*options) as (address, pid):
+            memory = Memory(pid)
             unscored = _peak(address, memory, args, None)
             scored = _peak(address, memory, args, args.top)
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
@@ -109,31 +107,6 @@ def _make_checkpoint(folder: str, vocabulary: int, context: int) -> None:
         fork_layers=(1,),
     )  # fmt: skip
     save_checkpoint(folder, Thoughtbubbles(config), tokenizer, {})
-
-
-@contextlib.contextmanager
-def _server(checkpoint: str) -> Iterator[tuple[str, Memory]]:
-    """A server of its own process on a free port: its address and its memory."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--checkpoint", checkpoint, "--port", str(port),
-               "--cache-bytes", str(CACHE_BYTES), "--threads", "1"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 (our own command)
-        try:
-            _wait_until_ready(address := f"http://127.0.0.1:{port}")
-            yield address, Memory(process.pid)
-        finally:
-            process.terminate()
-
-
-def _wait_until_ready(address: str) -> None:
-    for _ in range(600):
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/ready").status_code == httpx.codes.OK:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"{address} was not ready within a minute")
 
 
 def _peak(address: str, memory: Memory, args: argparse.Namespace, top: int | None) -> int:
