@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from server import chat_routes, operation_routes, routes, tokenizer_routes
+from server import chat_routes, operation_routes, playground_routes, routes, tokenizer_routes
 from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
 from server.exchange import Exchanges
 from server.logs import log_exchange
@@ -42,6 +42,7 @@ def create_app(service: Service) -> ASGIApp:
     for each in (routes, chat_routes, tokenizer_routes):
         app.include_router(each.router, responses=refusals(401, 500))
     app.include_router(operation_routes.router, responses=refusals(500))
+    app.include_router(playground_routes.router)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

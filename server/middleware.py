@@ -8,8 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import answer, no_key, too_large, too_slow
 from server.keys import ApiKeys
+from server.playground_routes import FILES as PLAYGROUND
 
-OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"})
+OPEN = frozenset({*PLAYGROUND, "/health", "/ready", "/version", "/metrics", "/openapi.json"})
 """Routes that need no key: they tell nothing of anybody's requests, and probes have none."""
 
 
