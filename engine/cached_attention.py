@@ -54,7 +54,7 @@ class SegmentView:
             slots = pages.slots(state.pages[pages.segment.index], total)
             new = total - before
             requests.append(RequestView(slice(start, start + new), before, slots, _mask(before, new, device)))
-            new_slots.append(_indices(slots, device)[before:])
+            new_slots.append(_from(slots, before, device))
             start += new
         packing = Packing.of([each.new.stop - each.new.start for each in requests], device)
         return cls(pages, packing, requests, torch.cat(new_slots))
@@ -90,5 +90,8 @@ def _mask(held: int, new: int, device: torch.device) -> Tensor | None:
     return torch.ones(new, held + new, dtype=torch.bool, device=device).tril(held)
 
 
-def _indices(slots: Slots, device: torch.device) -> Tensor:
-    return torch.arange(slots.start, slots.stop, device=device) if isinstance(slots, slice) else slots
+def _from(slots: Slots, held: int, device: torch.device) -> Tensor:
+    """The slots after the first `held`, one index a stream."""
+    if isinstance(slots, slice):
+        return torch.arange(slots.start + held, slots.stop, device=device)
+    return slots[held:]

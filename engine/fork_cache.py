@@ -55,8 +55,9 @@ class ForkState:
 
     def fork_counts(self, last: int) -> list[int]:
         """Streams after the last fork layer of each of the `last` newest tokens."""
-        ends = [0, *self.ends[-1]]
-        return [end - before for before, end in pairwise(ends[-last - 1 :])]
+        ends = self.ends[-1]
+        first = len(ends) - last
+        return [end - before for before, end in pairwise([ends[first - 1] if first else 0, *ends[first:]])]
 
 
 @dataclass(frozen=True)

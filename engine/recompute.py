@@ -3,6 +3,8 @@
 Letters: B sequences, T tokens, S streams, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -21,7 +23,7 @@ class Recompute:
     def __init__(self, model: Thoughtbubbles) -> None:
         self.model = model
 
-    def last_logits(self, sequences: list[list[int]], selection: Selection) -> tuple[Tensor, list[list[int]]]:
+    def last_logits(self, sequences: Sequence[Sequence[int]], selection: Selection) -> tuple[Tensor, list[list[int]]]:
         """Logits (B,V) float32 of each sequence's last token, and each sequence's streams per token."""
         device = self.model.transformer.wte.weight.device
         ids = pad_sequence([torch.tensor(s, device=device) for s in sequences], batch_first=True)
@@ -30,7 +32,7 @@ class Recompute:
         counts = [row[row < n].bincount().tolist() for row, n in zip(streams.token_index, lengths, strict=True)]
         return self.model.readout(_last_bubbles(streams, lengths))[0].float(), counts
 
-    def score(self, prompt: list[int], selection: Selection, top: int) -> Scores:
+    def score(self, prompt: Sequence[int], selection: Selection, top: int) -> Scores:
         """The log-probabilities of the prompt's second and later tokens, each from the prefix before it alone: what it
         would have been drawn from, since a later token may change what these rules chose before.
         """

@@ -4,7 +4,9 @@ Letters: R requests, V vocabulary.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from engine.cached_forward import CachedForward, Chunk, ForkTally
 from engine.fork_cache import ForkCache
-from engine.prompt_report import PromptReport
+from engine.prompt_report import PromptReport, Scores
 from engine.recompute import Recompute
 from engine.request import Request
 from engine.scoring import last_logits, score
@@ -61,21 +63,24 @@ class Runner:
         fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
         for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
             request.count(chunk.state.streams(-1), sum(counts))
-            if request.wants_prompt_report:
-                first, targets, top = end - len(chunk.ids), list(request.prompt[1:]), request.params.prompt_logprobs
-                scores = None if top is None else score(self._model, streams, targets, first, top)
-                request.prompt_report = PromptReport(scores, tuple(counts[: len(request.prompt)]))
+            scoring = partial(score, self._model, streams, request.prompt[1:], end - len(chunk.ids))
+            _report_prompt(request, counts, scoring)
         return last_logits(self._model, streams, [end - 1 for end in ends]), fork_counts
 
     def _step_recomputed(self, requests: list[Request], selection: Selection) -> tuple[Tensor, list[list[int]]]:
         logits, fork_counts = self._recompute.last_logits([r.tokens for r in requests], selection)
         for request, counts in zip(requests, fork_counts, strict=True):
             request.count(sum(counts), sum(counts))
-            if request.wants_prompt_report:
-                top = request.params.prompt_logprobs
-                scores = None if top is None else self._recompute.score(list(request.prompt), selection, top)
-                request.prompt_report = PromptReport(scores, tuple(counts[: len(request.prompt)]))
+            _report_prompt(request, counts, partial(self._recompute.score, request.prompt, selection))
         return logits, fork_counts
+
+
+def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int], Scores]) -> None:
+    """Tell a request of its prompt, if it wants that: the streams of its tokens, and what `scoring` says of them."""
+    if request.wants_prompt_report:
+        top = request.params.prompt_logprobs
+        scores = None if top is None else scoring(top)
+        request.prompt_report = PromptReport(scores, tuple(counts[: len(request.prompt)]))
 
 
 def _chunk(request: Request) -> Chunk:

@@ -3,6 +3,8 @@
 Letters: S streams, T tokens, W wanted tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def last_logits(model: Thoughtbubbles, streams: Streams, last: list[int]) -> Ten
     return model.readout(streams)[0].float()
 
 
-def score(model: Thoughtbubbles, streams: Streams, targets: list[int], first: int, top: int) -> Scores:
+def score(model: Thoughtbubbles, streams: Streams, targets: Sequence[int], first: int, top: int) -> Scores:
     """The log-probability of each target, and the `top` likeliest: target i follows token `first` + i of `streams`."""
     scores = Scores()
     for start in range(0, len(targets), TOKENS_AT_ONCE):
@@ -41,7 +43,7 @@ def score(model: Thoughtbubbles, streams: Streams, targets: list[int], first: in
     return scores
 
 
-def report(logits: Tensor, chosen: list[int], top: int) -> list[Scored]:
+def report(logits: Tensor, chosen: Sequence[int], top: int) -> list[Scored]:
     """Log-probabilities of the chosen tokens under logits (W,V), and the `top` likeliest of each row, best first."""
     log_p = logits.float().log_softmax(1)
     own = log_p.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0].tolist()
