@@ -70,7 +70,7 @@ class SegmentView:
         """The attention of one layer: store the new keys and values, then look at all that came before."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (1,N,S,H) each
-            self.pages.write(layer, self.new_slots, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            self.pages.write(layer, self.new_slots, k[0], v[0])
             return torch.cat([self._attend_one(layer, each, q, k, v) for each in self.requests], dim=2)
 
         return attend
@@ -80,7 +80,7 @@ class SegmentView:
         q = q[:, :, request.new]
         if request.fresh:
             return F.scaled_dot_product_attention(q, k[:, :, request.new], v[:, :, request.new], is_causal=True)
-        keys, values = (each.transpose(0, 1)[None] for each in self.pages.read(layer, request.slots))
+        keys, values = (each[None] for each in self.pages.read(layer, request.slots))
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=request.mask)
 
 

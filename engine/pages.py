@@ -51,10 +51,13 @@ class SegmentPages:
         self.segment = segment
         self.page_size = page_size
         self.pages = pages
-        shape = (len(segment.layers), pages * page_size, config.n_head, config.head_width)
-        self._keys = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
-        self._values = like.new_zeros(shape)
-        self._scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
+        shape = (len(segment.layers), config.n_head, pages * page_size, config.head_width)
+        self.keys = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
+        """(layers, N, slots, H): head by head, so that a request whose pages lie side by side is a slice of each."""
+        self.values = like.new_zeros(shape)
+        """As `keys`."""
+        self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
+        """(slots, 2) grid scores of the two candidates that each stream made."""
         self._holders = [0] * pages
         self._runners = [0] * pages
         self.free = pages
@@ -97,17 +100,17 @@ class SegmentPages:
     def copy(self, page: int, to: int) -> None:
         """Copy what a page holds."""
         source, target = (slice(p * self.page_size, (p + 1) * self.page_size) for p in (page, to))
-        for stored in (self._keys, self._values):
-            stored[:, target] = stored[:, source]
-        self._scores[target] = self._scores[source]
+        for stored in (self.keys, self.values):
+            stored[:, :, target] = stored[:, :, source]
+        self.scores[target] = self.scores[source]
 
     def slots(self, held: list[int], streams: int) -> Slots:
         """Where the first `streams` streams lie in these pages."""
         first = held[0] * self.page_size
         if held[-1] - held[0] == len(held) - 1 and held == sorted(held):
             return slice(first, first + streams)
-        within = torch.arange(self.page_size, device=self._keys.device)
-        pages = torch.tensor(held, device=self._keys.device)[:, None]
+        within = torch.arange(self.page_size, device=self.keys.device)
+        pages = torch.tensor(held, device=self.keys.device)[:, None]
         return (pages * self.page_size + within).flatten()[:streams]
 
     def _next(self, held: list[int]) -> int:
@@ -119,22 +122,22 @@ class SegmentPages:
         return widest[0] if len(widest) == self.pages else widest[len(widest) // 2]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values (S,N,H) of a layer at slots (S,)."""
-        self._keys[layer - self.segment.layers.start].index_copy_(0, slots, keys)
-        self._values[layer - self.segment.layers.start].index_copy_(0, slots, values)
+        """Store keys and values (N,S,H) of a layer at slots (S,)."""
+        self.keys[layer - self.segment.layers.start].index_copy_(1, slots, keys)
+        self.values[layer - self.segment.layers.start].index_copy_(1, slots, values)
 
     def read(self, layer: int, slots: Slots) -> tuple[Tensor, Tensor]:
-        """Keys and values (K,N,H) of a layer at K slots."""
+        """Keys and values (N,K,H) of a layer at K slots."""
         at = layer - self.segment.layers.start
-        return _at(self._keys[at], slots), _at(self._values[at], slots)
+        return _at(self.keys[at], slots, dim=1), _at(self.values[at], slots, dim=1)
 
     def write_scores(self, slots: Tensor, scores: Tensor) -> None:
         """Store the grid scores (S,2) of the candidates that streams at slots (S,) made."""
-        self._scores[slots] = scores.to(torch.int32)
+        self.scores[slots] = scores.to(torch.int32)
 
     def read_scores(self, slots: Slots) -> Tensor:
         """Grid scores (K,2) of the candidates that streams at K slots made."""
-        return _at(self._scores, slots)
+        return _at(self.scores, slots, dim=0)
 
     def check(self, running: list[list[int]], retired: list[list[int]]) -> None:
         """Assert that pages are held by just these holders, whose pages are given."""
@@ -145,5 +148,7 @@ class SegmentPages:
         assert (self.live, self.free) == (len(runners), self.pages - len(holders)), f"{name}: pages miscounted"
 
 
-def _at(stored: Tensor, slots: Slots) -> Tensor:
-    return stored[slots] if isinstance(slots, slice) else stored.index_select(0, slots)
+def _at(stored: Tensor, slots: Slots, dim: int) -> Tensor:
+    if isinstance(slots, slice):
+        return stored.narrow(dim, slots.start, slots.stop - slots.start)
+    return stored.index_select(dim, slots)

@@ -68,7 +68,7 @@ def fill(cache: ForkCache, state: ForkState, streams: int, mark: int) -> Tensor:
     cache.grow(state, 1, [streams])
     slots = pages.slots(state.pages[1], streams)
     where = (torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[before:]
-    keys = torch.randn(streams - before, 2, 8)
+    keys = torch.randn(2, streams - before, 8)
     pages.write(3, where, keys, -keys)
     pages.write_scores(where, torch.full((streams - before, 2), mark))
     return keys
@@ -86,7 +86,7 @@ def test_streams_are_read_where_they_were_written() -> None:
                 written[i].append(fill(cache, state, streams, i))
             slots = cache.segments[1].slots(state.pages[1], state.streams(1))
             keys, values = cache.segments[1].read(3, slots)
-            assert torch.equal(keys, torch.cat(written[i]))
+            assert torch.equal(keys, torch.cat(written[i], dim=1))
             assert torch.equal(values, -keys)
             assert (cache.segments[1].read_scores(slots) == i).all()
             kinds.add(type(slots))
