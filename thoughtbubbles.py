@@ -8,6 +8,7 @@ The names below are imported when they are asked for, so that each use pays for 
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -44,10 +45,12 @@ FLOORS = {
 # command: (the module that has its add_arguments(parser) and run(args) -> int, its line of help)
 COMMANDS = {
     "serve": ("server.__main__", "serve a checkpoint over HTTP"),
-    "generate": ("engine.command", "continue a text in the terminal"),
+    "generate": ("engine.terminal.generate", "continue a text in the terminal"),
+    "chat": ("engine.terminal.chat", "talk in the terminal with a checkpoint that has a chat template"),
     "prepare": ("training.data.prepare", "turn text files into training data"),
     "train": ("training.train", "train a model"),
     "evaluate": ("training.evaluate", "measure a checkpoint on held-out text"),
+    "inspect": ("model.inspection", "tell what a checkpoint is"),
     "convert": ("model.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 
@@ -90,13 +93,19 @@ def __dir__() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the console command: 0 when it did what was asked, 2 with the reason when that cannot be done."""
+    """Run the console command: 0 when it did what was asked, 2 with the reason when that cannot be done.
+
+    1 when nobody reads the output any more, 130 after Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv[0] if argv else "").parse_args(argv)
     try:
         return _module(args.command).run(args)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of the output has left, as `head` does; at exit Python would flush into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"thoughtbubbles: error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,8 @@ Written whole or not at all. Nothing in it is code: no pickle is read.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.tokenizer import PATTERN_NAME, Tokenizer
 from model.transformer import Thoughtbubbles
-from model.weights import SHARD_BYTES, read_weights, write_weights
+from model.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -93,21 +94,19 @@ def load_checkpoint(
     Raises `CheckpointError` with the reason when the folder is not one, `ValueError` for a device that is not here.
     """
     _check_device(device)
-    folder = latest_folder(Path(folder).resolve())
-    try:
-        config = _read_config(folder)
-        tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
-        if config["tokenizer"] != _describe(tokenizer):
-            raise ValueError(f"{TOKENIZER_FILE} is not the tokenizer that {CONFIG_FILE} describes")
-        model = empty_model(ModelConfig.from_dict(config["model"]))
-        _check_vocabulary(model.config, tokenizer)
-        chat_template = _read_template(folder)
-        model.load_state_dict(read_weights(folder, model.state_dict(), device, dtype), assign=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    return Checkpoint(
-        model=model.eval(), tokenizer=tokenizer, provenance=config["provenance"], chat_template=chat_template
-    )
+    with _read(folder) as (found, checkpoint):
+        weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)
+        checkpoint.model.load_state_dict(weights, assign=True)
+    return checkpoint
+
+
+def open_checkpoint(folder: str | Path) -> tuple[Checkpoint, list[Header]]:
+    """Read a checkpoint but for its weights, which get shapes alone, and what its files say of every tensor.
+
+    Raises `CheckpointError` as `load_checkpoint` does.
+    """
+    with _read(folder) as (found, checkpoint):
+        return checkpoint, read_headers(found, checkpoint.model.state_dict())
 
 
 def shipped_checkpoint() -> Path:
@@ -122,6 +121,30 @@ def empty_model(config: ModelConfig) -> Thoughtbubbles:
     """A model whose weights have shapes but no storage, to be given tensors by `load_state_dict(…, assign=True)`."""
     with torch.device("meta"):
         return Thoughtbubbles(config)
+
+
+@contextmanager
+def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
+    """The folder to read, and what it holds but for the weights. A failure, of the block too, is told as its reason."""
+    folder = latest_folder(Path(folder).resolve())
+    try:
+        config = _read_config(folder)
+        tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+        if config["tokenizer"] != _describe(tokenizer):
+            raise ValueError(f"{TOKENIZER_FILE} is not the tokenizer that {CONFIG_FILE} describes")
+        model = empty_model(ModelConfig.from_dict(config["model"])).eval()
+        _check_vocabulary(model.config, tokenizer)
+        yield (
+            folder,
+            Checkpoint(
+                model=model,
+                tokenizer=tokenizer,
+                provenance=config["provenance"],
+                chat_template=_read_template(folder),
+            ),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

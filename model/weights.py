@@ -1,6 +1,7 @@
 """A model's tensors on disk: safetensors, in one file or in shards with an index in the Hugging Face form."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,13 @@ class Header(NamedTuple):
     name: str
     shape: list[int]
     dtype: str
+    """As safetensors names it, such as BF16."""
+    file: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes it takes in its file. Its dtype is one that checkpoints store."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def write_weights(
@@ -48,16 +56,21 @@ def write_weights(
 def read_weights(
     folder: Path, expected: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Read exactly the tensors of `expected`, whose shapes alone count, to `device` as `dtype`.
+    """Read exactly the tensors of `expected` to `device` as `dtype`. Raises as `read_headers`, before any is read."""
+    read_headers(folder, expected)
+    return {name: tensor.to(dtype) for file in _files(folder) for name, tensor in _tensors(file, device)}
+
+
+def read_headers(folder: Path, expected: Mapping[str, Tensor]) -> list[Header]:
+    """What the files say of exactly the tensors of `expected`, whose shapes alone count.
 
     `ValueError` or `safetensors.SafetensorError` with the reason when the files do not hold just these tensors,
-    whole and in one stored dtype. Headers are compared before any tensor is read.
+    whole and in one stored dtype.
     """
-    files = _files(folder)
-    found = [header for file in files for header in _headers(file)]
+    found = [header for file in _files(folder) for header in _headers(file)]
     check_shapes({header.name: header.shape for header in found}, expected)
     _check_dtypes(found)
-    return {name: tensor.to(dtype) for file in files for name, tensor in _tensors(file, device)}
+    return found
 
 
 def check_shapes(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> None:
@@ -107,7 +120,7 @@ def _headers(file: Path) -> Iterator[Header]:
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (a safe_open is not a dict)
             header = tensors.get_slice(name)
-            yield Header(name, header.get_shape(), header.get_dtype())
+            yield Header(name, header.get_shape(), header.get_dtype(), file.name)
 
 
 def _tensors(file: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:

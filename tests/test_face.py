@@ -1,5 +1,6 @@
 """The face of the project, seen by someone who imports it and by someone who types its command."""
 
+import os
 import re
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_a_command_does_not_import_the_others() -> None:
     modules = imported_by(
         "import thoughtbubbles\ntry: thoughtbubbles.main(['generate', '--help'])\nexcept SystemExit: pass"
     )
-    assert "engine.command" in modules
+    assert "engine.terminal.generate" in modules
     assert modules.isdisjoint({"fastapi", "server", "training", "tokenizers"})
 
 
@@ -124,8 +125,17 @@ def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     command = SimpleNamespace(add_arguments=lambda _parser: None, run=run)
-    monkeypatch.setitem(sys.modules, "engine.command", command)
+    monkeypatch.setitem(sys.modules, "engine.terminal.generate", command)
     assert thoughtbubbles.main(["generate"]) == 130
+
+
+def test_a_reader_who_leaves_is_no_error(saved: Path) -> None:
+    command = [sys.executable, "-m", "thoughtbubbles", "inspect", str(saved)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("prompt", ["To be", ""])

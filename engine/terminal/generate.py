@@ -1,0 +1,50 @@
+"""`thoughtbubbles generate`: continue a text in the terminal."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from engine.request import RequestUsage
+from engine.terminal import session
+from engine.terminal.shading import TokenWriter
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments; those of sampling are fields of `SamplingParams`."""
+    parser.add_argument("prompt", nargs="?", default="", help="the text to continue (none: the start of a document)")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="write each token when it is made, not all of them at the end (on in a terminal)",
+    )
+    parser.add_argument("--checkpoint", type=Path, help=session.CHECKPOINT)
+    session.add_arguments(parser, max_tokens=128)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the prompt and what follows it, shaded by streams where the terminal has colours."""
+    console = Console()
+    checkpoint, engine = session.load(args)
+    writer = TokenWriter(checkpoint.model.config.max_ratio, console)
+    params = session.sampling_params(args, return_fork_counts=writer.shaded)
+    prompt = checkpoint.tokenizer.encode(args.prompt)
+    told = session.events(engine, prompt or [checkpoint.tokenizer.end_of_text], params)
+    stream = console.is_terminal if args.stream is None else args.stream
+    writer.legend()
+    if not writer.shaded:
+        writer.write(args.prompt)
+    for event in told if stream else list(told):
+        if writer.shaded and prompt and event.prompt:
+            writer.write_all(prompt, event.prompt.fork_counts, checkpoint.tokenizer)
+        writer.write(event.text, event.fork_count)
+        if event.usage:
+            writer.write("\n")
+            writer.note(_summary(event.usage))
+    return 0
+
+
+def _summary(usage: RequestUsage) -> str:
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    speed = f", {usage.completion_tokens / usage.decode_seconds:.0f} tokens/s" if usage.decode_seconds else ""
+    return f"{usage.completion_tokens} tokens, {1 + usage.fork_count / tokens:.2f} streams a token{speed}"

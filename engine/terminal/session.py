@@ -1,0 +1,74 @@
+"""What the terminal's commands share: their arguments, the engine these ask for, and the events of one request."""
+
+import argparse
+from collections.abc import Generator, Sequence
+from typing import get_args
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.request import TokenEvent
+from engine.sampling_params import ForkSelection, SamplingParams
+from engine.threads import set_threads
+from model import Checkpoint, load_checkpoint, shipped_checkpoint
+
+REQUEST = "terminal"
+CHECKPOINT = "checkpoint folder (the one in checkpoints/)"
+"""The help of the argument that names it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    """Arguments of device, sampling and forking; `max_tokens` is the default of its flag."""
+    defaults = SamplingParams()
+    parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="most tokens to make (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=defaults.top_p, help="share of probability kept (%(default)s)")
+    parser.add_argument("--top-k", type=int, default=defaults.top_k, help="tokens kept, 0 keeps all (%(default)s)")
+    parser.add_argument("--stop", action="append", default=[], help="a text to stop before; may be given again")
+    parser.add_argument("--seed", type=int, help="makes the text repeatable")
+    parser.add_argument("--fork-ratio", type=float, help="streams per token that the budget allows (the checkpoint's)")
+    parser.add_argument(
+        "--fork-selection",
+        choices=get_args(ForkSelection),
+        default=defaults.fork_selection,
+        help="the rule that picks surviving streams (%(default)s)",
+    )
+
+
+def sampling_params(args: argparse.Namespace, *, return_fork_counts: bool) -> SamplingParams:
+    """The settings that the arguments say. `ValueError` naming the one that is out of range."""
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        stop=tuple(args.stop),
+        seed=args.seed,
+        fork_ratio=args.fork_ratio,
+        fork_selection=args.fork_selection,
+        return_fork_counts=return_fork_counts,
+    )
+
+
+def load(args: argparse.Namespace) -> tuple[Checkpoint, Engine]:
+    """The checkpoint asked for, or the one that ships, and an engine for one request at a time."""
+    set_threads()
+    checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
+    return checkpoint, Engine(checkpoint.model, checkpoint.tokenizer, EngineConfig(max_batch_size=1))
+
+
+def events(engine: Engine, prompt: Sequence[int], params: SamplingParams) -> Generator[TokenEvent, None, None]:
+    """Ask `engine` for a completion: what it tells, as it happens. Closed before its end, it aborts the request.
+
+    `InvalidRequest` at once, before anything is told, when the engine refuses.
+    """
+    engine.add(REQUEST, prompt, params)
+    return _told(engine)
+
+
+def _told(engine: Engine) -> Generator[TokenEvent, None, None]:
+    try:
+        while engine.has_work:
+            yield from engine.step()
+    finally:
+        engine.abort(REQUEST)
