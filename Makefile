@@ -5,7 +5,7 @@
 # make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #
-# What is done already is skipped: a stamp in .venv is as new as the last installation from pyproject.toml and
+# What is done already is skipped: a stamp in .venv is as new as the last installation from both pyproject.toml and
 # constraints.txt. PYTHON chooses the interpreter, ARGS goes to the command: make serve ARGS='--port 8001'
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 # Built with the pinned setuptools in .venv, not with whatever is newest on the day.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
-PINS    := pyproject.toml constraints.txt
+PINS    := pyproject.toml clients/python/pyproject.toml constraints.txt
 
 .PHONY: serve test lint scatter audit clean
 
@@ -56,7 +56,7 @@ $(VENV)/.created:
 $(VENV)/.serve: $(VENV)/.created $(PINS)
 	@echo 'Installing into $(VENV): some minutes the first time.'
 	@$(INSTALL) --quiet setuptools
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable . --editable ./clients/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve

@@ -51,6 +51,7 @@ COMMANDS = {
     "train": ("training.train", "train a model"),
     "evaluate": ("training.evaluate", "measure a checkpoint on held-out text"),
     "inspect": ("model.inspection", "tell what a checkpoint is"),
+    "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
     "convert": ("model.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 
@@ -98,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     1 when nobody reads the output any more, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv[0] if argv else "").parse_args(argv)
     try:
+        args = _parser(argv[0] if argv else "").parse_args(argv)
         return _module(args.command).run(args)
     except KeyboardInterrupt:
         return 130
@@ -124,7 +125,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Command:
-    return cast(Command, importlib.import_module(COMMANDS[command][0]))
+    try:
+        return cast(Command, importlib.import_module(COMMANDS[command][0]))
+    except ModuleNotFoundError as missing:
+        if missing.name != "thoughtbubbles_client":
+            raise
+        raise ValueError(f"{command} is in a package of its own: pip install ./clients/python in a checkout") from None
 
 
 if __name__ == "__main__":

@@ -120,6 +120,23 @@ def test_a_mistake_is_told_in_one_line(argv: list[str], capsys: pytest.CaptureFi
     assert re.fullmatch(r"thoughtbubbles: error: .*no.*\n", shown.err)
 
 
+def test_the_load_generator_is_in_a_package_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules = imported_by(
+        "sys.path.append('clients/python'); import thoughtbubbles; thoughtbubbles._module('bench')",
+    )
+    assert "thoughtbubbles_client.bench.command" in modules
+    assert modules.isdisjoint({"torch", "model", "engine", "server", "training"})
+
+    def absent(name: str) -> object:
+        raise ModuleNotFoundError(name=name.partition(".")[0])
+
+    monkeypatch.setattr(thoughtbubbles, "importlib", SimpleNamespace(import_module=absent))
+    assert thoughtbubbles.main(["bench"]) == 2
+    assert capsys.readouterr().err.endswith("pip install ./clients/python in a checkout\n")
+
+
 def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_args: object) -> int:
         raise KeyboardInterrupt

@@ -1,0 +1,76 @@
+"""A client of Thoughtbubbles servers, and of others that speak OpenAI's completions.
+
+    from thoughtbubbles_client import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        print(client.complete("The river", max_tokens=32, fork_ratio=1.5).text)
+
+`Client` and `AsyncClient` have the same methods; `options` says what may be asked, `results` what is answered and
+`errors` what is raised.
+"""
+
+from thoughtbubbles_client.async_client import AsyncClient
+from thoughtbubbles_client.client import Client
+from thoughtbubbles_client.errors import (
+    ApiError,
+    BadRequestError,
+    CompletionCancelledError,
+    ContentTooLargeError,
+    ContextLengthError,
+    DisconnectedError,
+    EngineFailedError,
+    InvalidAnswerError,
+    ModelNotFoundError,
+    NoAnswerError,
+    NotFoundError,
+    RequestTimeoutError,
+    ServerError,
+    ServiceUnavailableError,
+    ThoughtbubblesError,
+    TimedOutError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
+from thoughtbubbles_client.results import Choice, Completion, Model, Token, Usage
+from thoughtbubbles_client.retry import RetryPolicy
+from thoughtbubbles_client.streams import AsyncCompletionStream, CompletionStream
+from thoughtbubbles_client.version import __version__
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AsyncCompletionStream",
+    "BadRequestError",
+    "ChatOptions",
+    "Choice",
+    "Client",
+    "Completion",
+    "CompletionCancelledError",
+    "CompletionOptions",
+    "CompletionStream",
+    "ContentTooLargeError",
+    "ContextLengthError",
+    "DisconnectedError",
+    "EngineFailedError",
+    "InvalidAnswerError",
+    "Message",
+    "Model",
+    "ModelNotFoundError",
+    "NoAnswerError",
+    "NotFoundError",
+    "Prompt",
+    "RequestTimeoutError",
+    "RetryPolicy",
+    "ServerError",
+    "ServiceUnavailableError",
+    "ThoughtbubblesError",
+    "TimedOutError",
+    "Token",
+    "TooManyRequestsError",
+    "UnauthorizedError",
+    "UnreachableError",
+    "Usage",
+    "__version__",
+]

@@ -1,0 +1,133 @@
+"""The client for asyncio; method for method the same as the one in `client`, which says more."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from thoughtbubbles_client import calls
+from thoughtbubbles_client.calls import Call
+from thoughtbubbles_client.errors import NoAnswerError, ThoughtbubblesError
+from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
+from thoughtbubbles_client.parts import PartReader
+from thoughtbubbles_client.reading import read
+from thoughtbubbles_client.results import Completion, Model
+from thoughtbubbles_client.retry import RetryPolicy
+from thoughtbubbles_client.streams import AsyncCompletionStream
+from thoughtbubbles_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, check, http_settings, is_stream, translated
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """`Client` for asyncio: make one in each event loop, and close it or leave its `async with` block."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
+        fork_counts: bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(**http_settings(url, api_key, timeout), transport=transport)
+        self._retry = retry
+        self._fork_counts = fork_counts
+
+    async def complete(self, prompt: Prompt = "", **options: Unpack[CompletionOptions]) -> Completion:
+        """Continue `prompt`; all at once."""
+        return await self._ask(calls.complete(prompt, options, fork_counts=self._fork_counts))
+
+    def stream(self, prompt: Prompt = "", **options: Unpack[CompletionOptions]) -> AsyncCompletionStream:
+        """Continue `prompt`, part by part."""
+        call = calls.complete(prompt, options, fork_counts=self._fork_counts, streamed=True)
+        return AsyncCompletionStream(self._parts(call))
+
+    async def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Completion:
+        """Answer a conversation; all at once. The model must have a chat template, else `BadRequestError`."""
+        return await self._ask(calls.chat(messages, options, fork_counts=self._fork_counts))
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> AsyncCompletionStream:
+        """Answer a conversation, part by part. The model must have a chat template, else `BadRequestError`."""
+        call = calls.chat(messages, options, fork_counts=self._fork_counts, streamed=True)
+        return AsyncCompletionStream(self._parts(call))
+
+    async def cancel(self, completion_id: str) -> None:
+        """End a completion or chat that runs, whoever asked for it. `NotFoundError` when it does not run."""
+        await self._ask(calls.cancel(completion_id))
+
+    async def tokenize(self, text: str) -> list[int]:
+        """The token ids of `text`."""
+        return await self._ask(calls.tokenize(text))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return await self._ask(calls.detokenize(token_ids))
+
+    async def models(self) -> list[Model]:
+        """The models that the server has."""
+        return await self._ask(calls.models())
+
+    async def model(self, model_id: str) -> Model:
+        """One of them. `ModelNotFoundError` when there is none of this name."""
+        return await self._ask(calls.model(model_id))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _ask(self, call: Call[T]) -> T:
+        return read((await self._send(call)).content, call.read)
+
+    async def _parts(self, call: Call[Completion]) -> AsyncGenerator[Completion, None]:
+        reader = PartReader()
+        async with aclosing(await self._send(call)) as response:
+            try:
+                with translated():
+                    async for chunk in response.aiter_bytes():
+                        for part in reader.feed(chunk):
+                            yield part
+            except NoAnswerError:
+                if not reader.done:
+                    raise
+        reader.end()
+
+    async def _send(self, call: Call[Any]) -> httpx.Response:
+        """Try until it succeeds, or trying is of no more use."""
+        failures = 0
+        while True:
+            try:
+                return await self._try(call)
+            except ThoughtbubblesError as error:
+                failures += 1
+                pause = self._retry.pause(error, failures, random.random())
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def _try(self, call: Call[Any]) -> httpx.Response:
+        """A successful response: read, or to be read as a stream and closed."""
+        timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
+        request = self._http.build_request(call.method, call.path, json=call.body, timeout=timeout)
+        with translated():
+            response = await self._http.send(request, stream=True)
+            if call.streamed and is_stream(response):
+                return response
+            async with aclosing(response):
+                await response.aread()
+        check(response, streamed=call.streamed)
+        return response

@@ -1,0 +1,94 @@
+"""What each method of a client sends, and how the answer is read: said once for both clients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from thoughtbubbles_client import reading
+from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
+from thoughtbubbles_client.results import Completion, Model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One request, and what its answer is read as."""
+
+    method: str
+    """HTTP's."""
+    path: str
+    """Below the server's address."""
+    read: Callable[[Any], T]
+    """What to make of the answer's JSON."""
+    body: Mapping[str, object] | None = None
+    """What is sent as JSON."""
+    streamed: bool = False
+    """Whether the answer comes in server-sent events."""
+    timeout: float | httpx.Timeout | None = None
+    """In place of the client's."""
+
+
+def complete(
+    prompt: Prompt, options: CompletionOptions, *, fork_counts: bool, streamed: bool = False
+) -> Call[Completion]:
+    """A completion; `fork_counts` asks for them where `options` do not say."""
+    body = _body({"prompt": prompt}, options, CompletionOptions, fork_counts=fork_counts, streamed=streamed)
+    return _generate("/v1/completions", body)
+
+
+def chat(
+    messages: Sequence[Message], options: ChatOptions, *, fork_counts: bool, streamed: bool = False
+) -> Call[Completion]:
+    """An answer in a conversation; `fork_counts` asks for them where `options` do not say."""
+    body = _body({"messages": messages}, options, ChatOptions, fork_counts=fork_counts, streamed=streamed)
+    return _generate("/v1/chat/completions", body)
+
+
+def cancel(completion_id: str) -> Call[None]:
+    """End a completion, or a chat, that runs."""
+    path = f"/v1/completions/{quote(completion_id, safe='')}/cancel"
+    return Call(method="POST", path=path, read=lambda _answer: None)
+
+
+def tokenize(text: str) -> Call[list[int]]:
+    """The token ids of a text."""
+    return Call(method="POST", path="/tokenize", body={"prompt": text}, read=lambda answer: list(answer["tokens"]))
+
+
+def detokenize(token_ids: Sequence[int]) -> Call[str]:
+    """The text of token ids."""
+    body = {"tokens": list(token_ids)}
+    return Call(method="POST", path="/detokenize", body=body, read=lambda answer: str(answer["prompt"]))
+
+
+def models() -> Call[list[Model]]:
+    """The models that the server has."""
+    return Call(method="GET", path="/v1/models", read=lambda answer: [reading.model(each) for each in answer["data"]])
+
+
+def model(model_id: str) -> Call[Model]:
+    """One of them."""
+    return Call(method="GET", path=f"/v1/models/{quote(model_id, safe='')}", read=reading.model)
+
+
+def _generate(path: str, body: dict[str, Any]) -> Call[Completion]:
+    timeout = body.pop("timeout", None)
+    return Call(
+        method="POST", path=path, body=body, read=reading.completion, streamed="stream" in body, timeout=timeout
+    )
+
+
+def _body(
+    asked: Mapping[str, object], options: Mapping[str, Any], known: type, *, fork_counts: bool, streamed: bool
+) -> dict[str, Any]:
+    """What is sent, and `timeout`. `TypeError` for an option that is none."""
+    unknown = options.keys() - known.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+    defaults = {"return_fork_counts": True} if fork_counts else {}
+    whole = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+    return {name: value for name, value in {**asked, **defaults, **options, **whole}.items() if value is not None}

@@ -1,0 +1,138 @@
+"""From the wire's JSON to results and errors. Nothing here does I/O."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from thoughtbubbles_client.errors import ApiError, InvalidAnswerError, error_class
+from thoughtbubbles_client.results import Choice, Completion, Model, Token, Usage
+
+T = TypeVar("T")
+Json = Mapping[str, Any]
+
+LONGEST_REPEATED = 200
+"""Most characters of an answer that is no JSON which an error repeats."""
+
+
+def read(data: bytes | str, make: Callable[[Any], T]) -> T:
+    """What `make` makes of JSON. `InvalidAnswerError` when it is none, or not of the form that `make` reads."""
+    try:
+        return make(json.loads(data))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        text = data if isinstance(data, str) else data.decode(errors="replace")
+        raise InvalidAnswerError(f"not an answer of this API ({error!r}): {_clipped(text)}") from error
+
+
+def completion(answer: Json) -> Completion:
+    """A completion or a chat, whole or a part of a stream."""
+    return Completion(
+        id=answer["id"],
+        model=answer["model"],
+        choices=tuple(_choice(each) for each in answer["choices"]),
+        usage=_usage(answer.get("usage")),
+        created=answer.get("created"),
+        system_fingerprint=answer.get("system_fingerprint"),
+    )
+
+
+def model(answer: Json) -> Model:
+    """One entry of the list of models."""
+    fork_layers = answer.get("fork_layers")
+    return Model(
+        id=answer["id"],
+        owned_by=answer.get("owned_by"),
+        created=answer.get("created"),
+        max_model_len=answer.get("max_model_len"),
+        fork_layers=None if fork_layers is None else tuple(fork_layers),
+        block_size=answer.get("block_size"),
+        max_block_size=answer.get("max_block_size"),
+        parameters=answer.get("parameters"),
+    )
+
+
+def api_error(body: bytes, status: int, headers: Mapping[str, str], now: float) -> ApiError:
+    """The error of an answer that is not a success; `now` in seconds of Unix time, for a Retry-After that is a date."""
+    try:
+        detail = json.loads(body)["error"]
+        detail = detail if isinstance(detail, dict) else {"message": str(detail)}
+    except (ValueError, LookupError, TypeError):  # a proxy's page, or another server's form
+        detail = {"message": _clipped(body.decode(errors="replace"))}
+    error = _error(detail, status)
+    error.request_id = headers.get("x-request-id")
+    error.retry_after = _seconds(headers.get("retry-after"), now)
+    error.should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
+    return error
+
+
+def stream_error(event: Json) -> ApiError | None:
+    """The error that an event of a stream tells, if it tells one."""
+    detail = event.get("error")
+    return None if detail is None else _error(detail if isinstance(detail, dict) else {"message": str(detail)})
+
+
+def _error(detail: Json, status: int | None = None) -> ApiError:
+    kind, param, message = detail.get("type"), detail.get("param"), str(detail.get("message", "no reason given"))
+    code = None if detail.get("code") is None else str(detail["code"])  # a number at some servers
+    return error_class(status, kind, code)(message, status=status, kind=kind, code=code, param=param)
+
+
+def _choice(choice: Json) -> Choice:
+    said = choice.get("message") or choice.get("delta") or {}
+    return Choice(
+        index=choice["index"],
+        text=choice["text"] if "text" in choice else said.get("content") or "",
+        tokens=tuple(_tokens(choice)),
+        finish_reason=choice.get("finish_reason"),
+        stop_reason=choice.get("stop_reason"),
+    )
+
+
+def _tokens(choice: Json) -> Iterable[Token]:
+    """Each token of which anything is told: log-probabilities, fork counts and ids are columns of the same length."""
+    scores = list(_scores(choice.get("logprobs") or {}))
+    fork_counts = choice.get("fork_counts") or []
+    ids = choice.get("token_ids") or []
+    length = max(len(scores), len(fork_counts), len(ids))
+    if length > len(ids):  # with echo the other columns begin with the prompt
+        ids = [*(choice.get("prompt_token_ids") or []), *ids][-length:]
+    for token_id, fork_count, score in zip_longest(ids, fork_counts, scores):
+        yield Token(id=token_id, fork_count=fork_count, **(score or {}))
+
+
+def _scores(logprobs: Json) -> Iterable[dict[str, Any]]:
+    """What each token's log-probabilities say, in the form of a completion (four columns) or of a chat (one)."""
+    columns = ("tokens", "text_offset", "token_logprobs", "top_logprobs")
+    for text, offset, logprob, top in zip_longest(*(logprobs.get(column) or [] for column in columns)):
+        yield {"text": text, "offset": offset, "logprob": logprob, "top_logprobs": top}
+    for each in logprobs.get("content") or []:
+        top = {likely["token"]: likely["logprob"] for likely in each.get("top_logprobs") or []}
+        yield {"text": each["token"], "logprob": each["logprob"], "top_logprobs": top}
+
+
+def _usage(usage: Json | None) -> Usage | None:
+    if usage is None:
+        return None
+    return Usage(
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage.get("completion_tokens", 0),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        stream_tokens=usage.get("stream_tokens"),
+    )
+
+
+def _seconds(retry_after: str | None, now: float) -> float | None:
+    """What a Retry-After header says, which may be seconds or a date; None for neither."""
+    try:
+        return max(0.0, float(retry_after or ""))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after or "").timestamp() - now)
+    except ValueError:
+        return None
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= LONGEST_REPEATED else text[: LONGEST_REPEATED - 1] + "…"
