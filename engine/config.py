@@ -17,7 +17,7 @@ class EngineConfig:
     max_prefill_tokens: int = 2048
     """Prompt tokens that one step may take in; a longer prompt gets a step of its own."""
     cache_bytes: int = 1 << 30
-    """Memory of the fork-state cache's pages."""
+    """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True
     """Whether requests start from what earlier ones left of the same tokens."""
     page_size: int = 16

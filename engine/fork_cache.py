@@ -26,9 +26,11 @@ def segments(config: ModelConfig) -> list[Segment]:
 
 
 def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list[int]:
-    """The most streams that `tokens` tokens have in each segment: every fork doubles them, under the budget."""
-    kappa, first = selection.budget(tokens), tokens * config.copies
-    return [first, *(min(first << i, kappa) for i in range(1, len(config.fork_layers) + 1))]
+    """The most streams that `tokens` tokens have in each segment: every fork doubles them, under the rule's budget."""
+    streams = [tokens * config.copies]
+    for _ in config.fork_layers:
+        streams.append(selection.capacity(tokens, streams[-1]))
+    return streams
 
 
 @dataclass(eq=False)
@@ -102,6 +104,7 @@ class ForkCache:
         `ValueError` naming `cache_bytes` when not one request of `max_tokens` at the model's ratio would fit.
         """
         self.config = config
+        self.total_bytes = total_bytes
         self.page_size = page_size
         streams = most_streams(config, Selection.of(config, "causal"), max_tokens)
         pages = [-(-n // page_size) for n in streams]

@@ -1,52 +1,66 @@
-"""The rules that cannot be cached, `dynamic` and `fixed`: the whole sequence again for every token (SPEC.md).
+"""Requests under the rules that revise, `dynamic` and `fixed`: whose state is kept from token to token.
 
-Letters: B sequences, T tokens, S streams, V vocabulary.
+A state is only ever a shortcut: without it the whole sequence is computed again. So their memory can be bounded.
 """
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from weakref import WeakKeyDictionary
 
 from engine.prompt_report import Scores
-from engine.scoring import pick, report
-from model import Selection, Streams, Thoughtbubbles
-
-SEQUENCES_AT_ONCE = 16
-"""Prefixes of a prompt that are run together when it is scored."""
+from engine.request import Request
+from engine.revisable import RevisableState
+from engine.revising_forward import Revised, RevisingForward
+from engine.scoring import report
+from model import Selection, Thoughtbubbles
 
 
 class Recompute:
-    """Runs sequences from their first token, re-choosing every fork."""
+    """Runs requests, each on from its state: kept until the request ends, while all together take `limit_bytes`.
 
-    def __init__(self, model: Thoughtbubbles) -> None:
+    A request that has no room computes its whole sequence for every token, one such request after the other.
+    """
+
+    def __init__(self, model: Thoughtbubbles, limit_bytes: int) -> None:
         self.model = model
+        self.limit_bytes = limit_bytes
+        self._forward = RevisingForward(model)
+        self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # forgets a request that is gone
 
-    def last_logits(self, sequences: Sequence[Sequence[int]], selection: Selection) -> tuple[Tensor, list[list[int]]]:
-        """Logits (B,V) float32 of each sequence's last token, and each sequence's streams per token."""
-        device = self.model.transformer.wte.weight.device
-        ids = pad_sequence([torch.tensor(s, device=device) for s in sequences], batch_first=True)
-        lengths = torch.tensor([len(s) for s in sequences], device=device)
-        streams, _ = self.model.streams(ids, selection, lengths)
-        counts = [row[row < n].bincount().tolist() for row, n in zip(streams.token_index, lengths, strict=True)]
-        return self.model.readout(_last_bubbles(streams, lengths))[0].float(), counts
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the states that are kept."""
+        return sum(state.nbytes for state in self._kept.values())
+
+    def step(self, requests: Sequence[Request]) -> list[Revised]:
+        """Compute the tokens that each request has and its state has not."""
+        revised = {request: self._alone(request) for request in requests if not self._keep(request)}
+        if kept := [request for request in requests if request not in revised]:
+            states = [self._kept[request] for request in kept]
+            together = self._forward.extend(states, [request.tokens for request in kept])
+            revised.update(zip(kept, together, strict=True))
+        return [revised[request] for request in requests]
 
     def score(self, prompt: Sequence[int], selection: Selection, top: int) -> Scores:
         """The log-probabilities of the prompt's second and later tokens, each from the prefix before it alone: what it
         would have been drawn from, since a later token may change what these rules chose before.
         """
-        scores = Scores()
-        for start in range(1, len(prompt), SEQUENCES_AT_ONCE):
-            targets = prompt[start : start + SEQUENCES_AT_ONCE]
-            prefixes = [prompt[: start + i] for i in range(len(targets))]
-            scores.extend(report(self.last_logits(prefixes, selection)[0], targets, top))
+        scores, state = Scores(), self._open(selection, len(prompt))
+        for length in range(1, len(prompt)):
+            [revised] = self._forward.extend([state], [prompt[:length]])
+            scores.extend(report(revised.logits[None], prompt[length : length + 1], top))
         return scores
 
+    def _keep(self, request: Request) -> bool:
+        """Whether the state of a request is kept: it was before, or it fits now."""
+        if request not in self._kept:
+            state = self._open(request.selection, request.max_tokens)
+            if self.kept_bytes + state.nbytes <= self.limit_bytes:
+                self._kept[request] = state
+        return request in self._kept
 
-def _last_bubbles(streams: Streams, lengths: Tensor) -> Streams:
-    """The streams of every row's last token, laid end to end as tokens 0 … B-1 of one row."""
-    rows = torch.arange(len(lengths), device=lengths.device)[:, None]
-    flat = torch.where(streams.token_index == lengths[:, None] - 1, rows, len(lengths)).flatten()
-    one_row = Streams(streams.x.flatten(0, 1)[None], streams.score.flatten()[None], flat[None], len(lengths))
-    return pick(one_row, torch.arange(len(lengths), device=lengths.device))
+    def _alone(self, request: Request) -> Revised:
+        state = self._open(request.selection, request.num_tokens)
+        return self._forward.extend([state], [request.tokens])[0]
+
+    def _open(self, selection: Selection, max_tokens: int) -> RevisableState:
+        return RevisableState(self.model.config, selection, max_tokens, self.model.transformer.wte.weight)

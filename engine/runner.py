@@ -18,7 +18,7 @@ from engine.prompt_report import PromptReport, Scores
 from engine.recompute import Recompute
 from engine.request import Request
 from engine.scoring import last_logits, score
-from model import Selection, Thoughtbubbles
+from model import Thoughtbubbles
 
 
 @dataclass
@@ -38,19 +38,19 @@ class Runner:
         self.tally = ForkTally()
         self._model = model
         self._cached = CachedForward(model, cache, self.tally)
-        self._recompute = Recompute(model)
+        self._recompute = Recompute(model, limit_bytes=cache.total_bytes)
 
     @torch.inference_mode()
     def step(self, requests: list[Request]) -> StepOutput:
         """Compute the pending tokens of all requests; those to be told of their prompt get their `prompt_report`."""
         groups = defaultdict(list)
         for place, request in enumerate(requests):
-            groups[None if request.cached else request.selection].append(place)
+            groups[request.cached].append(place)
         logits: dict[int, Tensor] = {}
         fork_counts: dict[int, list[int]] = {}
-        for selection, places in groups.items():
+        for cached, places in groups.items():
             group = [requests[place] for place in places]
-            rows, counts = self._step_recomputed(group, selection) if selection else self._step_cached(group)
+            rows, counts = self._step_cached(group) if cached else self._step_recomputed(group)
             logits.update(zip(places, rows, strict=True))
             fork_counts.update(zip(places, counts, strict=True))
         order = range(len(requests))
@@ -67,12 +67,12 @@ class Runner:
             _report_prompt(request, counts, scoring)
         return last_logits(self._model, streams, [end - 1 for end in ends]), fork_counts
 
-    def _step_recomputed(self, requests: list[Request], selection: Selection) -> tuple[Tensor, list[list[int]]]:
-        logits, fork_counts = self._recompute.last_logits([r.tokens for r in requests], selection)
-        for request, counts in zip(requests, fork_counts, strict=True):
-            request.count(sum(counts), sum(counts))
-            _report_prompt(request, counts, partial(self._recompute.score, request.prompt, selection))
-        return logits, fork_counts
+    def _step_recomputed(self, requests: list[Request]) -> tuple[Tensor, list[list[int]]]:
+        revised = self._recompute.step(requests)
+        for request, each in zip(requests, revised, strict=True):
+            request.count(each.streams, sum(each.fork_counts))
+            _report_prompt(request, each.fork_counts, partial(self._recompute.score, request.prompt, request.selection))
+        return torch.stack([each.logits for each in revised]), [each.fork_counts for each in revised]
 
 
 def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int], Scores]) -> None:

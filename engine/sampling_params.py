@@ -69,7 +69,7 @@ class SamplingParams:
     fork_ratio: float | None = None
     """r, streams per token that the budget allows (None: the checkpoint's κ / L)."""
     fork_selection: ForkSelection = "causal"
-    """The rule that picks survivors; `dynamic` and `fixed` recompute the whole sequence for every token."""
+    """The rule that picks survivors; `dynamic` and `fixed` recompute for every token what it changes."""
 
     return_fork_counts: bool = False
     """Whether events tell how many streams each token got; they then come one step later, when that is known."""

@@ -38,7 +38,7 @@ class ServerSettings:
     max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
         1 << 18
     )
-    cache_bytes: Annotated[int, "memory of the fork-state cache"] = 1 << 30
+    cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
     body_timeout_seconds: Annotated[float, "a request's head must arrive within this time, and so must its body"] = 30.0
     request_timeout_seconds: Annotated[float, "a request that takes longer ends with an error; inf: none does"] = 600.0
