@@ -94,7 +94,7 @@ class Report:
             _row("inter-token time", self.inter_token_seconds),
             _row("whole answer", self.answer_seconds),
         ]
-        return "\n".join([*lines, *(f"{kind}: {times} requests failed" for kind, times in self.errors.items())])
+        return "\n".join([*lines, *(f"{kind}: {times} failed" for kind, times in self.errors.items())])
 
 
 def _row(name: str, spread: Spread | None) -> str:
