@@ -1,7 +1,6 @@
 """Prometheus itself scrapes a running server, and its own linter finds nothing in what it reads."""
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deploy.harness import found, scraping
 from tests.server.harness import Running, Serve, eventually
 
 pytestmark = pytest.mark.skipif(
@@ -43,46 +43,14 @@ def test_promtool_finds_nothing(used: Running) -> None:
 @pytest.fixture
 def prometheus(used: Running, tmp_path: Path) -> Iterator[httpx.Client]:
     """A Prometheus whose one target is the server."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    config = tmp_path / "prometheus.yml"
-    config.write_text(
-        "scrape_configs:\n"
-        "  - job_name: thoughtbubbles\n"
-        "    scrape_interval: 200ms\n"
-        "    scrape_timeout: 200ms\n"
-        f"    static_configs: [{{targets: ['{used.url.removeprefix('http://')}']}}]\n"
-    )
-    command = [
-        "prometheus",
-        f"--config.file={config}",
-        f"--storage.tsdb.path={tmp_path / 'data'}",
-        f"--web.listen-address={address}",
-    ]
-    with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as process,
-        httpx.Client(base_url=f"http://{address}", timeout=10) as client,
-    ):
-        try:
-            eventually(lambda: answers(client))
-            yield client
-        finally:
-            process.terminate()
-
-
-def answers(client: httpx.Client) -> bool:
-    """Whether it has come up."""
-    try:
-        return client.get("/-/ready").status_code == 200
-    except httpx.ConnectError:
-        return False
+    with scraping(used.url, tmp_path) as client:
+        yield client
 
 
 def value(prometheus: httpx.Client, query: str) -> float | None:
     """The latest value of a query with one answer; None while there is none."""
-    found = prometheus.get("/api/v1/query", params={"query": query}).json()["data"]["result"]
-    return float(found[0]["value"][1]) if found else None
+    series = found(prometheus, query)
+    return float(series[0]["value"][1]) if series else None
 
 
 def test_prometheus_scrapes_the_server(used: Running, prometheus: httpx.Client) -> None:

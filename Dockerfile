@@ -1,0 +1,55 @@
+# The server with the checkpoint in checkpoints/ inside. docs/OPERATION.md ("In a container") tells how to run it.
+#
+#   docker build --tag thoughtbubbles:cpu .
+#   docker build --tag thoughtbubbles:cuda --build-arg TORCH=cu130 --build-arg DEVICE=cuda .
+
+# With a digest (…-slim-bookworm@sha256:…) two builds begin from the same bytes.
+ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS build
+ARG TORCH=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/${TORCH}
+# Of what builds the wheel, too.
+ENV PIP_CONSTRAINT=/build/constraints.txt PIP_BUILD_CONSTRAINT=/build/constraints.txt
+WORKDIR /build
+COPY constraints.txt ./
+# torch first and alone: a change of our code leaves its layer, the largest by far, as it is. The build for one device
+# is the newer version (2.13.0+cpu follows 2.13.0). Versions are pinned by PIP_CONSTRAINT, which hadolint does not know.
+# hadolint ignore=DL3013
+RUN python -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --extra-index-url "${TORCH_INDEX}" torch
+# torch's own tests, and headers for a compiler that is not here: a sixth of it.
+RUN torch=$(echo /opt/venv/lib/python3.*/site-packages/torch) \
+    && rm -rf "$torch/test" "$torch/include" \
+    && find "$torch/bin" -type f ! -name torch_shm_manager -delete
+COPY LICENSE README.md pyproject.toml thoughtbubbles.py ./
+COPY model model/
+COPY engine engine/
+COPY server server/
+COPY training training/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir .
+
+# hadolint ignore=DL3006
+FROM ${BASE}
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin thoughtbubbles
+COPY --from=build /opt/venv /opt/venv
+COPY checkpoints /checkpoints/
+ARG DEVICE=cpu
+ENV PATH=/opt/venv/bin:$PATH \
+    THOUGHTBUBBLES_HOST=0.0.0.0 \
+    THOUGHTBUBBLES_PORT=8000 \
+    THOUGHTBUBBLES_DEVICE=${DEVICE} \
+    THOUGHTBUBBLES_CHECKPOINT=/checkpoints/thoughtbubbles-11m
+# By number, so that an orchestrator can see that it is not root.
+USER 10001
+EXPOSE 8000
+# http.client, because urllib would go through a proxy that the environment names.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "\
+import http.client, os, sys; \
+server = http.client.HTTPConnection('127.0.0.1', int(os.environ['THOUGHTBUBBLES_PORT']), timeout=4); \
+server.request('GET', '/ready'); \
+sys.exit(server.getresponse().status != 200)"]
+# In exec form: the server is process 1 and gets SIGTERM itself, on which it drains.
+ENTRYPOINT ["thoughtbubbles"]
+CMD ["serve"]
