@@ -164,6 +164,15 @@ def test_errors_are_counted_by_kind() -> None:
     assert report.as_text().endswith(failures)
 
 
+def test_tokens_that_come_together() -> None:
+    chunk = part("ab")
+    chunk["choices"] = [{**chunk["choices"][0], "index": index, "token_ids": [1, 2]} for index in range(2)]
+    answer = httpx.Response(200, headers=STREAMED, content=event(chunk) + event(part("")) + DONE)
+    report = loaded(Plan(openai_only=True, requests=1, concurrency=1), answering(COMPLETE, answer))
+    assert report.completion_tokens == 4
+    assert report.inter_token_seconds == Spread(p50=0, p90=0, p99=0)
+
+
 def test_no_answer_at_all(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     transport = answering(COMPLETE, *[refusal(429, code="queue_full")] * 2)
     monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda limits: transport)

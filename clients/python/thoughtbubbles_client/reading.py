@@ -96,7 +96,7 @@ def _tokens(choice: Json) -> Iterable[Token]:
     ids = choice.get("token_ids") or []
     length = max(len(scores), len(fork_counts), len(ids))
     if length > len(ids):  # with echo the other columns begin with the prompt
-        ids = [*(choice.get("prompt_token_ids") or []), *ids][-length:]
+        ids = [*(choice.get("prompt_token_ids") or []), *ids]
     for token_id, fork_count, score in zip_longest(ids, fork_counts, scores):
         yield Token(id=token_id, fork_count=fork_count, **(score or {}))
 
