@@ -1,0 +1,1 @@
+"""The parts of `deploy.ray_serve`, from the client inwards: ingress, exchange, prefix_router, replica."""
