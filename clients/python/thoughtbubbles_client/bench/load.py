@@ -14,6 +14,8 @@ from thoughtbubbles_client.options import Prompt
 
 WARM_UP = -1
 """Number of the request that is not measured."""
+FAILURE_SECONDS = 0.1
+"""What a client waits after a failure: asked again at once, a server that is down would fail thousands a second."""
 
 
 async def put_load(client: AsyncClient, plan: Plan) -> Report:
@@ -32,6 +34,8 @@ async def _loaded(client: AsyncClient, plan: Plan, prompt: Callable[[int], Promp
         for number in numbers:
             outcome = await measure(client, prompt(number), plan.options(number))
             outcomes.append(outcome)
+            if isinstance(outcome, Failed):
+                await asyncio.sleep(FAILURE_SECONDS)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(plan.concurrency):
