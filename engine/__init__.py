@@ -1,7 +1,8 @@
 """Turns a Thoughtbubbles model into a service: continuous batching over a fork-state cache; synchronous."""
 
+from engine.completion import Completion
 from engine.config import EngineConfig
-from engine.engine import Completion, Engine
+from engine.engine import Engine
 from engine.errors import EngineError, InvalidRequest, QueueFull
 from engine.fork_cache import most_streams
 from engine.prompt_report import PromptReport

@@ -1,7 +1,29 @@
-"""What one more token does to its request: the text it adds, and whether it is the last."""
+"""What one more token does to its request: the text it adds, and whether it is the last; and what all of them make."""
+
+from dataclasses import dataclass
 
 from engine.prompt_report import Scored
 from engine.request import FinishReason, Request, TokenEvent
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request of `Engine.generate`."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    events: tuple[TokenEvent, ...]
+    """Everything that was told of it, log-probabilities included."""
+
+    @classmethod
+    def of(cls, events: list[TokenEvent]) -> "Completion":
+        """The completion that these events, its last included, tell."""
+        last = events[-1]
+        assert last.finish_reason is not None, "the last event says why it is the last"
+        ids = tuple(event.token_id for event in events if event.token_id is not None)
+        return cls(ids, "".join(event.text for event in events), last.finish_reason, last.stop_reason, tuple(events))
 
 
 def advance(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:

@@ -1,13 +1,12 @@
 """Token ids to text as it may be shown: never half a character, never the beginning of a stop string."""
 
 import codecs
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from model import Tokenizer
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one more token adds."""
 
     text: str
@@ -37,12 +36,12 @@ class Detokenizer:
         return text
 
     def _release(self, may_stop: bool) -> Piece:
-        if may_stop and (found := self._first_stop()):
+        if may_stop and self._stop and (found := self._first_stop()):
             start, stop = found
             text = self._held[: start + len(stop) * self._include_stop]
             self._held = ""
             return Piece(text, stop)
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0) if self._stop else 0
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return Piece(text)
 

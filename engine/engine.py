@@ -3,46 +3,28 @@
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from engine.cached_forward import ForkTally
 from engine.checks import check_request
-from engine.completion import advance, banned
+from engine.completion import Completion, advance
 from engine.config import EngineConfig
 from engine.detokenizer import Detokenizer
+from engine.drawing import draw_tokens, score_tokens
 from engine.errors import EngineError, InvalidRequest
 from engine.fork_cache import ForkCache
 from engine.prompt_report import Scored
-from engine.request import FinishReason, Request, TokenEvent
-from engine.runner import Runner, StepOutput
-from engine.sampling import Draw, ban, penalise, sample
+from engine.request import Request, TokenEvent
+from engine.runner import Runner
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
-from engine.scoring import report
 from engine.stats import EngineStats, StepReport
 from model import Selection, Thoughtbubbles, Tokenizer
 
-
-@dataclass(frozen=True)
-class Completion:
-    """A finished request of `Engine.generate`."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
-    stop_reason: str | int | None
-    events: tuple[TokenEvent, ...]
-    """Everything that was told of it, log-probabilities included."""
-
-    @classmethod
-    def of(cls, events: list[TokenEvent]) -> "Completion":
-        """The completion that these events, its last included, tell."""
-        last = events[-1]
-        assert last.finish_reason is not None, "the last event says why it is the last"
-        ids = tuple(event.token_id for event in events if event.token_id is not None)
-        return cls(ids, "".join(event.text for event in events), last.finish_reason, last.stop_reason, tuple(events))
+if TYPE_CHECKING:
+    from engine.device_batch import DeviceBatch, Flight
 
 
 class Engine:
@@ -65,6 +47,16 @@ class Engine:
         self.scheduler = Scheduler(self.config, self.cache)
         self.last_step: StepReport | None = None
         self._runner = Runner(model, self.cache)
+        self._device = _device_batch(
+            model,
+            self.cache,
+            self._runner.tally,
+            lanes=self.config.max_batch_size,
+            max_tokens=self.max_model_len,
+            vocabulary=tokenizer.vocab_size,
+        )
+        self._flight: Flight | None = None
+        """What the device has been asked for and nobody has been told of."""
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = 0
@@ -101,19 +93,32 @@ class Engine:
         return request is not None
 
     def step(self) -> list[TokenEvent]:
-        """Schedule, compute, sample, tell: at most one event for each request that runs."""
-        plan = self.scheduler.schedule()
-        if not plan.requests:
-            return []
+        """Schedule, compute, sample, tell: at most one event for each request that runs, and one for its prompt.
+
+        A device decodes one step ahead: what is told then is of the step before, and nothing the first time.
+        """
         start = time.monotonic()
+        plan = self.scheduler.schedule()
         for request in plan.requests:
             request.started = request.started or start
-        output = self._runner.step(plan.requests)
-        events = self._settle(plan.requests, output)
-        going = [i for i, request in enumerate(plan.requests) if request.id in self._requests]
-        events += self._continue([plan.requests[i] for i in going], output.logits[going])
-        self._note(plan, output, time.monotonic() - start)
+        if plan.phase == "decode" and self._device:
+            events, counts = self._decode_ahead(plan)
+        else:
+            events, counts = self._compute(plan)
+        if plan.requests or events:
+            self._note(plan, counts, time.monotonic() - start)
         return events
+
+    def _compute(self, plan: Plan) -> tuple[list[TokenEvent], list[int]]:
+        """A step that is waited for: its events, and the streams of each token that was computed."""
+        if not plan.requests:
+            return [], []
+        output = self._runner.step(plan.requests, plan.tokens)
+        self.scheduler.settle()
+        events = self._settle(plan.requests, output.fork_counts)
+        going = [i for i, request in enumerate(plan.requests) if request in self.scheduler.running]
+        events += self._continue([plan.requests[i] for i in going], output.logits[going])
+        return events, [count for counts in output.fork_counts for count in counts]
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """Complete prompts, as many at a time as fit. The engine must be idle. Raises like `add`."""
@@ -139,7 +144,7 @@ class Engine:
         """The engine's numbers now."""
         use, tally = self.cache.use(), self._runner.tally
         return EngineStats(
-            num_requests_running=len(self.scheduler.running),
+            num_requests_running=len(self.scheduler.running) + len(self.scheduler.arriving),
             num_requests_waiting=len(self.scheduler.waiting),
             num_streams_waiting=self.scheduler.waiting.streams,
             cache_streams=use.streams,
@@ -156,12 +161,69 @@ class Engine:
             fork_deletions_total=dict(tally.deletions),
         )
 
-    def _settle(self, requests: list[Request], output: StepOutput) -> list[TokenEvent]:
+    def _decode_ahead(self, plan: Plan) -> tuple[list[TokenEvent], list[int]]:
+        """Ask the device for a step, and tell of the one before; those it cannot serve get theirs the other way."""
+        assert self._device is not None
+        others = [request for request in plan.requests if not request.cached]
+        events, counts = self._compute(Plan("decode", others, [1] * len(others)))
+        requests = [request for request in plan.requests if request.cached]
+        before, self._flight = self._flight, None
+        if before and not all(
+            request.draws_alone for request in requests
+        ):  # the host draws, and must know the last token
+            landed, streams = self._land(before)
+            events, counts, before = events + landed, counts + streams, None
+        requests = [request for request in requests if request.state and not request.ends_in_flight]
+        if requests:
+            self._flight = self._ask(requests)
+        if self._flight and not self._flight.drawn:
+            before, self._flight = self._flight, None
+        if before:
+            landed, streams = self._land(before)
+            events, counts = events + landed, counts + streams
+        return events, counts
+
+    def _ask(self, requests: list[Request]) -> "Flight":
+        assert self._device is not None
+        roomy = self.cache.is_roomy(2 * len(self.scheduler.running))
+        for request in requests:
+            assert request.state is not None, "a cached request runs with a state"
+            tokens = request.num_tokens + request.in_flight
+            spare = min(2, request.max_tokens - tokens) if roomy else 0
+            self.cache.reserve(request.state, request.selection, tokens, spare)
+        drawing = all(request.draws_alone for request in requests)
+        for request in requests:
+            request.in_flight += 1
+        return self._device.launch(requests, drawing=drawing)
+
+    def _land(self, flight: "Flight") -> tuple[list[TokenEvent], list[int]]:
+        """Wait for a step of the device and tell of it, but for those who have gone since."""
+        assert self._device is not None
+        drawn, streams = self._device.land(flight)
+        here = [i for i in range(len(flight.requests)) if flight.takes_part(i)]
+        counts = [streams[-1][i] for i in here]
+        for i in here:
+            request, state = flight.requests[i], flight.states[i]
+            request.in_flight -= 1
+            for ends, own in zip(state.ends, streams, strict=True):
+                ends.append(ends[-1] + own[i])
+            self.cache.extend(state, (request.newest,))
+            request.count(state.ends[-1][-1], streams[-1][i])
+        events = self._settle([flight.requests[i] for i in here], [[count] for count in counts])
+        going = [i for i in here if flight.requests[i].state]
+        requests = [flight.requests[i] for i in going]
+        if flight.drawn:
+            events += self._tell(requests, [drawn[i] for i in going], [None] * len(going))
+        else:
+            events += self._continue(requests, flight.logits[going].float())
+        return events, counts
+
+    def _settle(self, requests: list[Request], fork_counts: list[list[int]]) -> list[TokenEvent]:
         """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""
         events = []
-        for request, counts in zip(requests, output.fork_counts, strict=True):
+        for request, counts in zip(requests, fork_counts, strict=True):
             if request.held:
-                event, request.held = replace(request.held, fork_count=counts[-1]), None
+                event, request.held = request.held._replace(fork_count=counts[-1]), None
                 events.append(self._close(request, event))
             elif request.params.max_tokens == 0:
                 event = TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length")
@@ -169,12 +231,15 @@ class Engine:
         return events
 
     def _continue(self, requests: list[Request], logits: Tensor) -> list[TokenEvent]:
-        """Draw a token for each request; the events that can be told at once."""
+        """Draw a token for each request, from logits (R,V), and tell of it."""
         if not requests:
             return []
+        tokens = draw_tokens(requests, logits, self.tokenizer)
+        return self._tell(requests, tokens, score_tokens(requests, logits, tokens))
+
+    def _tell(self, requests: list[Request], tokens: list[int], scores: Sequence[Scored | None]) -> list[TokenEvent]:
+        """Give each request its token; the events that can be told at once."""
         events, now = [], time.monotonic()
-        tokens = self._sample(requests, logits)
-        scores = _scores(requests, logits, tokens)
         for request, token, scored in zip(requests, tokens, scores, strict=True):
             event = advance(request, token, scored, self.tokenizer.end_of_text)
             request.first_token = request.first_token or now
@@ -191,36 +256,24 @@ class Engine:
             return event
         usage = request.usage()
         self.abort(request.id)
-        return replace(event, usage=usage)
+        return event._replace(usage=usage)
 
-    def _sample(self, requests: list[Request], logits: Tensor) -> list[int]:
-        """A token for each request, from logits (R,V)."""
-        adjusted = logits.clone()
-        adjusted[:, self.tokenizer.vocab_size :] = -torch.inf  # rows that only pad the embedding
-        for i, request in enumerate(requests):
-            if request.params.adjusts_logits:
-                adjusted[i] = penalise(adjusted[i], request.params, request.prompt, request.output)
-            if ids := banned(request, self.tokenizer.end_of_text):
-                adjusted[i] = ban(adjusted[i], ids)
-        positions = [len(request.output) for request in requests]
-        draw = Draw.of([r.params for r in requests], [r.seed for r in requests], positions, logits.device)
-        return sample(adjusted, draw).tolist()
-
-    def _note(self, plan: Plan, output: StepOutput, seconds: float) -> None:
-        counts = tuple(count for counts in output.fork_counts for count in counts)
+    def _note(self, plan: Plan, counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(counts)
         self.last_step = StepReport(
-            phase=plan.phase, seconds=seconds, batch_size=len(plan.requests), fork_counts=counts
+            phase=plan.phase, seconds=seconds, batch_size=len(plan.requests), fork_counts=tuple(counts)
         )
 
 
-def _scores(requests: list[Request], logits: Tensor, tokens: list[int]) -> list[Scored | None]:
-    """The log-probability of each request's token, under the raw distribution, where it was asked."""
-    asked = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
-    scores: list[Scored | None] = [None] * len(requests)
-    if asked:
-        tops = [requests[i].params.logprobs or 0 for i in asked]
-        reported = report(logits[asked], [tokens[i] for i in asked], max(tops))
-        for i, top, (logprob, likeliest) in zip(asked, tops, reported, strict=True):
-            scores[i] = logprob, likeliest[:top]
-    return scores
+def _device_batch(
+    model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, lanes: int, max_tokens: int, vocabulary: int
+) -> "DeviceBatch | None":
+    """What decodes ahead, on a device and for models that have kernels for it."""
+    if model.transformer.wte.weight.device.type != "cuda":
+        return None
+    from engine.decode_step import decodes_alone  # noqa: PLC0415 - Triton is there only where a device is
+    from engine.device_batch import DeviceBatch  # noqa: PLC0415
+
+    if not decodes_alone(model.config):
+        return None
+    return DeviceBatch(model, cache, tally, lanes=lanes, max_tokens=max_tokens, vocabulary=vocabulary)

@@ -144,8 +144,11 @@ class ForkCache:
     def close(self, state: ForkState) -> None:
         """The request runs no more. Its pages can be had by others from now on; until then its tokens can be found."""
         self._open.remove(state)
-        for segment, held in zip(self.segments, state.pages, strict=True):
+        for i, (segment, held) in enumerate(zip(self.segments, state.pages, strict=True)):
             segment.retire(held)
+            unused = segment.pages_for(state.streams(i))  # of pages that were reserved
+            segment.release(held[unused:])
+            del held[unused:]
         self._retained.append(state)
         if not self._retain or not state.ids:
             self._drop(state)
@@ -158,12 +161,26 @@ class ForkCache:
     def pages_needed(self, selection: Selection, tokens: int, state: ForkState | None = None) -> list[int]:
         """The pages of each segment that a request may take to grow to `tokens` tokens, beyond those of `state`."""
         state = state or self._empty(selection.max_block_size)
-        added = (tokens - state.tokens) * self.config.copies
-        most = most_streams(self.config, selection, tokens)
-        streams = [min(state.streams(i) + (added << i), n) for i, n in enumerate(most)]
+        streams = self._may_have(selection, tokens, state)
         return [
-            pages.pages_for(n) - len(held) for pages, n, held in zip(self.segments, streams, state.pages, strict=True)
+            max(0, pages.pages_for(n) - len(held))
+            for pages, n, held in zip(self.segments, streams, state.pages, strict=True)
         ]
+
+    def reserve(self, state: ForkState, selection: Selection, tokens: int, spare: int = 0) -> None:
+        """Take the pages that a state may need to grow to `tokens` tokens, before it is known how many it does.
+
+        When it takes any, it takes them for `spare` tokens more.
+        """
+        added = (tokens - state.tokens) * self.config.copies
+        for i, held in enumerate(state.pages):  # mostly they are there already, and this is asked for every token
+            if len(held) * self.page_size < state.ends[i][-1] + (added << i):
+                break
+        else:
+            return
+        streams = self._may_have(selection, tokens + spare, state)
+        for pages, n, held in zip(self.segments, streams, state.pages, strict=True):
+            pages.grow(held, n)
 
     def fits(self, needs: Sequence[Sequence[int]], spare: Prefix | None = None) -> bool:
         """Whether all these needs of pages can be met at once; gives up what is retained, but not `spare`, for that."""
@@ -173,6 +190,13 @@ class ForkCache:
                 return False
             self._drop(victims[0])
         return True
+
+    def is_roomy(self, requests: int) -> bool:
+        """Whether so many requests could certainly have two tokens more each, which is quick to say."""
+        most = [2 * self.config.copies << pages.segment.index for pages in self.segments]
+        return all(
+            pages.free >= requests * (pages.pages_for(n) + 1) for pages, n in zip(self.segments, most, strict=True)
+        )
 
     def ever_fits(self, need: Sequence[int]) -> bool:
         """Whether an empty cache could meet this need."""
@@ -200,8 +224,15 @@ class ForkCache:
         for i, pages in enumerate(self.segments):
             pages.check([state.pages[i] for state in self._open], [state.pages[i] for state in self._retained])
             for state in (*self._open, *self._retained):
-                assert len(state.pages[i]) == pages.pages_for(state.streams(i)), f"segment {i}: pages without streams"
+                unused = len(state.pages[i]) - pages.pages_for(state.streams(i))
+                assert unused == 0 or (unused > 0 and state in self._open), f"segment {i}: pages without streams"
                 assert len(state.ends[i]) == state.tokens, f"segment {i}: tokens missing"
+
+    def _may_have(self, selection: Selection, tokens: int, state: ForkState) -> list[int]:
+        """The most streams of each segment that a state has once it has grown to `tokens` tokens."""
+        added = (tokens - state.tokens) * self.config.copies
+        most = most_streams(self.config, selection, tokens)
+        return [min(state.streams(i) + (added << i), n) for i, n in enumerate(most)]
 
     def _free(self, needs: Sequence[Sequence[int]]) -> bool:
         return all(

@@ -42,8 +42,8 @@ class SegmentPages:
 
     A page has holders, who keep it, and among them runners, whose requests are being served.
 
-    A request's pages lie side by side where that can be had: then its keys are one slice, and attention reads them in
-    place instead of gathering a copy, which costs more than the attention itself.
+    On a CPU a request's pages lie side by side where that can be had: then its keys are one slice, and attention reads
+    them in place instead of gathering a copy, which costs more than the attention itself.
     """
 
     def __init__(self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, like: Tensor) -> None:
@@ -60,6 +60,7 @@ class SegmentPages:
         """(slots, 2) grid scores of the two candidates that each stream made."""
         self._holders = [0] * pages
         self._runners = [0] * pages
+        self._idle = None if like.device.type == "cpu" else list(range(pages - 1, -1, -1))
         self.free = pages
         """Pages that nobody holds."""
         self.live = 0
@@ -95,7 +96,10 @@ class SegmentPages:
         """A holder that has retired lets these pages go."""
         for page in pages:
             self._holders[page] -= 1
-            self.free += self._holders[page] == 0
+            if self._holders[page] == 0:
+                self.free += 1
+                if self._idle is not None:
+                    self._idle.append(page)
 
     def copy(self, page: int, to: int) -> None:
         """Copy what a page holds."""
@@ -114,7 +118,12 @@ class SegmentPages:
         return (pages * self.page_size + within).flatten()[:streams]
 
     def _next(self, held: list[int]) -> int:
-        """The page after the last one, if it is free; else the middle of the widest gap, to leave all room to grow."""
+        """The page after the last one, if it is free; else the middle of the widest gap, to leave all room to grow.
+
+        A device's kernels read by the page, wherever it lies: any page does there, and none is looked for.
+        """
+        if self._idle is not None:
+            return self._idle.pop()
         if held and held[-1] + 1 < self.pages and self._holders[held[-1] + 1] == 0:
             return held[-1] + 1
         gaps = [list(gap) for holders, gap in groupby(range(self.pages), self._holders.__getitem__) if holders == 0]

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine.detokenizer import Detokenizer
 from engine.fork_cache import ForkState
@@ -35,9 +35,8 @@ class RequestUsage:
     """From the first token to the last."""
 
 
-@dataclass(frozen=True)
-class TokenEvent:
-    """One token more of a request, or its end."""
+class TokenEvent(NamedTuple):
+    """One token more of a request, or its end. A tuple, since one is made for every token that is served."""
 
     request_id: str
     token_id: int | None
@@ -78,6 +77,8 @@ class Request:
     prompt_report: PromptReport | None = None
     cached_tokens: int | None = None
     """Tokens it started from when it first ran."""
+    in_flight: int = 0
+    """Tokens of it that a device has been asked for and that are not known yet, 0 or 1."""
     stream_tokens: int = 0
     streams: int = 0
     """Live streams after the last fork layer."""
@@ -99,6 +100,27 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens of prompt and output."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def newest(self) -> int:
+        """Its last token."""
+        return self.output[-1] if self.output else self.prompt[-1]
+
+    @property
+    def ends_in_flight(self) -> bool:
+        """Whether nothing more need be asked of a device than what is in flight."""
+        if self.in_flight and self.held and self.held.finish_reason is not None:
+            return True
+        last = self.max_tokens + self.params.return_fork_counts  # the last token's streams take a step more
+        return self.num_tokens + self.in_flight >= last
+
+    @property
+    def draws_alone(self) -> bool:
+        """Whether its next token is a draw from what the model says, that nothing else need be known for."""
+        params = self.params
+        restricts = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+        bans = len(self.output) < params.min_tokens
+        return not (params.adjusts_logits or restricts or bans or params.logprobs is not None)
 
     @property
     def max_tokens(self) -> int:

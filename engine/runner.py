@@ -26,7 +26,7 @@ class StepOutput:
     """What one step computed."""
 
     logits: Tensor
-    """(R,V) float32, of each request's next token."""
+    """(R,V) float32, of the token that follows what was computed of each request."""
     fork_counts: list[list[int]]
     """For each request, the streams after the last fork layer of each token that was computed."""
 
@@ -41,8 +41,8 @@ class Runner:
         self._recompute = Recompute(model, limit_bytes=cache.total_bytes)
 
     @torch.inference_mode()
-    def step(self, requests: list[Request]) -> StepOutput:
-        """Compute the pending tokens of all requests; those to be told of their prompt get their `prompt_report`."""
+    def step(self, requests: list[Request], tokens: list[int]) -> StepOutput:
+        """Compute so many pending tokens of each request; who is to be told of its prompt gets its `prompt_report`."""
         groups = defaultdict(list)
         for place, request in enumerate(requests):
             groups[request.cached].append(place)
@@ -50,14 +50,15 @@ class Runner:
         fork_counts: dict[int, list[int]] = {}
         for cached, places in groups.items():
             group = [requests[place] for place in places]
-            rows, counts = self._step_cached(group) if cached else self._step_recomputed(group)
+            shares = [tokens[place] for place in places]
+            rows, counts = self._step_cached(group, shares) if cached else self._step_recomputed(group)
             logits.update(zip(places, rows, strict=True))
             fork_counts.update(zip(places, counts, strict=True))
         order = range(len(requests))
         return StepOutput(torch.stack([logits[i] for i in order]), [fork_counts[i] for i in order])
 
-    def _step_cached(self, requests: list[Request]) -> tuple[Tensor, list[list[int]]]:
-        chunks = [_chunk(request) for request in requests]
+    def _step_cached(self, requests: list[Request], tokens: list[int]) -> tuple[Tensor, list[list[int]]]:
+        chunks = [_chunk(request, share) for request, share in zip(requests, tokens, strict=True)]
         streams = self._cached.extend(chunks)
         ends = list(accumulate(len(chunk.ids) for chunk in chunks))
         fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
@@ -83,6 +84,6 @@ def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int],
         request.prompt_report = PromptReport(scores, tuple(counts[: len(request.prompt)]))
 
 
-def _chunk(request: Request) -> Chunk:
+def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a cached request runs with a state"
-    return Chunk(request.pending, request.state, request.selection)
+    return Chunk(request.pending[:tokens], request.state, request.selection)

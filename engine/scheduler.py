@@ -1,6 +1,6 @@
 """Continuous batching: who runs in the next step. Requests join and leave between any two steps. No torch in here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,21 +19,27 @@ class Plan:
     """The next step."""
 
     phase: Phase
-    """`prefill` takes in new requests, `decode` gives every running one a token."""
+    """`prefill` takes in tokens of new requests, `decode` gives every running one a token."""
     requests: list[Request]
+    tokens: list[int]
+    """How many tokens of each are computed; under the rules that are recomputed, it is always all."""
 
 
 @dataclass
 class Scheduler:
-    """Waiting → running → gone; first come, first served, the last to come is the first to be preempted."""
+    """Waiting → arriving → running → gone; first come, first served, the last to come is the first to be preempted."""
 
     config: EngineConfig
     cache: ForkCache
     waiting: Waiting = field(init=False)
+    arriving: list[Request] = field(default_factory=list)
+    """Those who have a place, and whose tokens are not all computed yet."""
     running: list[Request] = field(default_factory=list)
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    _taken_in: bool = False
+    """Whether the last step took in tokens, so that it is the turn of those who run."""
 
     def __post_init__(self) -> None:
         self.waiting = Waiting(self.cache.config)
@@ -49,47 +55,76 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> Plan:
-        """The next step: new requests first, as many as fit; else everyone who runs."""
-        if admitted := self._admit():
-            return Plan("prefill", admitted)
+        """The next step: a share of what arrives; else, and after every such step, a token for everyone who runs.
+
+        So a long prompt, which is taken in by shares of `max_prefill_tokens`, holds nobody up for more than one.
+        """
         self._make_room()
-        return Plan("decode", list(self.running))
+        self._admit()
+        if self.arriving and not (self.running and self._taken_in):
+            self._taken_in = True
+            return self._take_in()
+        self._taken_in = False
+        return Plan("decode", list(self.running), [1] * len(self.running))
+
+    def settle(self) -> None:
+        """Let those run whose tokens are all computed; called after every step that computed some."""
+        complete = [each for each in self.arriving if each.state is None or each.state.tokens == each.num_tokens]
+        for request in complete:
+            self.arriving.remove(request)
+            self.running.append(request)
 
     def remove(self, request: Request) -> None:
         """Let a request go, finished or aborted; its pages are free at once."""
-        if request in self.running:
-            self.running.remove(request)
-            self._release(request)
-        else:
-            self.waiting.remove(request)
+        for place in (self.running, self.arriving):
+            if request in place:
+                place.remove(request)
+                self._release(request)
+                return
+        self.waiting.remove(request)
 
-    def _admit(self) -> list[Request]:
-        admitted: list[Request] = []
-        tokens = 0
-        while self.waiting and len(self.running) < self.config.max_batch_size:
+    def _take_in(self) -> Plan:
+        """Tokens of those who arrive, in their order, as many as a step may take."""
+        requests: list[Request] = []
+        tokens: list[int] = []
+        left = self.config.max_prefill_tokens
+        for request in self.arriving:
+            pending = len(request.pending)
+            share = pending if self._is_whole(request) else min(pending, left)
+            if requests and (share > left or left == 0):
+                break
+            requests.append(request)
+            tokens.append(share)
+            left = max(0, left - share)
+        return Plan("prefill", requests, tokens)
+
+    def _is_whole(self, request: Request) -> bool:
+        """Whether its prompt is computed in one step: what is told of it needs all of it at hand."""
+        return not request.cached or request.wants_prompt_report
+
+    def _admit(self) -> None:
+        """Give places to those who wait, as long as there are any and one step could take in what they bring."""
+        tokens = sum(len(request.pending) for request in self.arriving)
+        while self.waiting and len(self.running) + len(self.arriving) < self.config.max_batch_size:
             request = self.waiting.first
             prefix = self._find(request)
             held = prefix.state.tokens if prefix else 0
             tokens += request.num_tokens - held
-            if admitted and (
-                tokens > self.config.max_prefill_tokens or self._gains_by_waiting(request, held, admitted)
-            ):
-                break
+            if self.arriving and (tokens > self.config.max_prefill_tokens or self._gains_by_waiting(request, held)):
+                return
             if not self._open(request, prefix):
-                break
-            self.running.append(self.waiting.popleft())
-            admitted.append(request)
-        return admitted
+                return
+            self.arriving.append(self.waiting.popleft())
 
     def _find(self, request: Request) -> Prefix | None:
         """What the cache has of its tokens; the last is left to compute, for its logits."""
         return self.cache.find(request.selection, request.tokens[:-1]) if self._shares(request) else None
 
-    def _gains_by_waiting(self, request: Request, held: int, admitted: list[Request]) -> bool:
-        """Whether a step later it could start from what one of these computes, as the choices of one prompt can."""
+    def _gains_by_waiting(self, request: Request, held: int) -> bool:
+        """Whether later it could start from what those who arrive compute, as the choices of one prompt can."""
         if not self._shares(request):
             return False
-        others = [other for other in admitted if other.selection == request.selection]
+        others = [other for other in self.arriving if other.selection == request.selection]
         return any(common_prefix(request.tokens[:-1], other.tokens) - held >= BLOCK for other in others)
 
     def _shares(self, request: Request) -> bool:
@@ -100,11 +135,11 @@ class Scheduler:
         """Give a request its state, from a prefix or, where that leaves too little room, empty; False if none fits."""
         if not request.cached:
             return True
-        ahead = 1 if self.running else 0
-        running = [self._need(each, each.state, ahead) for each in self.running if each.cached]
+        ahead = 1 if self.running or self.arriving else 0
+        others = [self._need(each, each.state, ahead) for each in (*self.running, *self.arriving) if each.cached]
         for prefix in dict.fromkeys((found, None)):
             need = self._need(request, prefix.state if prefix else None, ahead)
-            if self.cache.fits([*running, need], spare=prefix):
+            if self.cache.fits([*others, need], spare=prefix):
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
                 return True
@@ -118,22 +153,26 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Preempt by recomputation: a victim gives back its pages and later starts again with the tokens it has."""
-        while not self._fits(self.running):
-            victim = self.running.pop()
+        while not self._fits():
+            victim = (self.arriving or self.running).pop()
             self._release(victim)
             self.waiting.appendleft(victim)
             self.preemptions += 1
 
-    def _fits(self, requests: Iterable[Request]) -> bool:
-        """Whether these can compute the tokens they have in the pages that are free."""
-        return self.cache.fits([self._need(request, request.state) for request in requests if request.cached])
+    def _fits(self) -> bool:
+        """Whether all can compute the tokens they have in the pages that are free."""
+        if not self.arriving and self.cache.is_roomy(len(self.running)):
+            return True
+        everyone = (*self.running, *self.arriving)
+        return self.cache.fits([self._need(request, request.state) for request in everyone if request.cached])
 
     def _need(self, request: Request, state: ForkState | None, ahead: int = 0) -> Sequence[int]:
         """Pages to compute the tokens that a request has, and `ahead` more, on from a state."""
-        tokens = min(request.num_tokens + ahead, request.max_tokens)
+        tokens = min(request.num_tokens + request.in_flight + ahead, request.max_tokens)
         return self.cache.pages_needed(request.selection, tokens, state)
 
     def _release(self, request: Request) -> None:
         if request.state:
             self.cache.close(request.state)
             request.state = None
+            request.in_flight = 0  # what the device makes of it, nobody waits for

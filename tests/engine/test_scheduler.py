@@ -1,5 +1,7 @@
 """Who runs next: first come, first served, within the batch and the pages; the last to come is preempted first."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,19 +33,22 @@ def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal
 def run(it: Scheduler) -> tuple[str, str]:
     """Plan a step and take its tokens as computed, each with the most streams it may have."""
     plan = it.schedule()
-    for each in plan.requests:
+    for each, tokens in zip(plan.requests, plan.tokens, strict=True):
         if each.state:
             before = each.state.tokens
             for segment in range(2):
-                ends = [(t + 1) << segment for t in range(before, each.num_tokens)]
+                ends = [(t + 1) << segment for t in range(before, before + tokens)]
                 it.cache.grow(each.state, segment, ends)
-            it.cache.extend(each.state, each.pending)
-        each.output.append(ord(each.id))
+            it.cache.extend(each.state, each.pending[:tokens])
+    it.settle()
+    for each in plan.requests:
+        if each in it.running:
+            each.output.append(ord(each.id))
     it.cache.check_integrity()
     return plan.phase, "".join(each.id for each in plan.requests)
 
 
-def test_new_requests_are_taken_in_before_anyone_decodes() -> None:
+def test_new_requests_are_taken_in_as_soon_as_they_come() -> None:
     it = scheduler()
     it.add(request("a"))
     assert run(it) == ("prefill", "a")
@@ -63,11 +68,63 @@ def test_the_batch_is_bounded() -> None:
     assert run(it) == ("prefill", "c")
 
 
-def test_a_prefill_step_is_bounded_but_takes_at_least_one() -> None:
+def test_a_prefill_step_is_bounded_and_a_long_prompt_takes_several() -> None:
     it = scheduler(max_prefill_tokens=10)
     for name, tokens in [("a", 20), ("b", 6), ("c", 4), ("d", 1)]:
-        it.add(request(name, prompt=tokens))
-    assert [run(it)[1] for _ in range(3)] == ["a", "bc", "d"]
+        it.add(request(name, prompt=tokens, max_tokens=9))
+    steps = [
+        ("prefill", "a"),
+        ("prefill", "a"),
+        ("decode", "a"),
+        ("prefill", "bc"),
+        ("decode", "abc"),
+        ("prefill", "d"),
+    ]
+    assert [run(it) for _ in steps] == steps
+
+
+def test_those_who_run_wait_for_one_share_of_a_prompt_at_most() -> None:
+    it = scheduler(max_prefill_tokens=8)
+    it.add(request("a", max_tokens=20))
+    run(it)
+    run(it)
+    it.add(request("b", prompt=20, max_tokens=9))
+    shares = [run(it) for _ in range(6)]
+    assert shares == [("prefill", "b"), ("decode", "a")] * 2 + [("prefill", "b"), ("decode", "ab")]
+
+
+def test_a_share_goes_to_the_next_in_line_too() -> None:
+    it = scheduler(max_prefill_tokens=10)
+    it.add(request("a", prompt=8))
+    it.add(request("b", prompt=2))
+    plan = it.schedule()
+    assert [(each.id, n) for each, n in zip(plan.requests, plan.tokens, strict=True)] == [("a", 8), ("b", 2)]
+
+
+def test_a_prompt_that_is_reported_is_taken_in_whole() -> None:
+    it = scheduler(max_prefill_tokens=4)
+    reported = request("a", prompt=20)
+    reported.params = replace(reported.params, return_fork_counts=True)
+    it.add(reported)
+    assert it.schedule().tokens == [20]
+
+
+def test_who_arrives_is_removed_and_preempted_like_others() -> None:
+    it = scheduler(requests_of_memory=1.2, max_prefill_tokens=4)
+    it.add(request("a", prompt=2, max_tokens=30))
+    run(it)
+    it.add(request("b", prompt=20, max_tokens=12))
+    while not it.preemptions:
+        run(it)
+    assert it.running
+    assert [each.id for each in it.waiting] == ["b"]
+    second = request("b", prompt=3)
+    it.add(second)
+    it.remove(second)
+    it.remove(it.running[0])
+    it.schedule()
+    it.remove(it.arriving[0])
+    assert it.cache.use().bytes == 0
 
 
 def test_nobody_is_admitted_without_pages() -> None:

@@ -1,0 +1,202 @@
+"""One decode step that the device runs alone: one new token for each place, from its vector to the next token.
+
+The host neither waits for it nor knows how many streams it computes: selection, the places in the cache, attention
+and the draw are the device's, and the whole is one CUDA graph. What the host does beforehand is to have pages there, as
+many as the step could need (`engine.device_batch`).
+
+Letters: B places of the batch, M streams that there may be, D model width, V vocabulary, G segments.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from engine.fork_cache import ForkCache
+from engine.kernels.attention import Parts, paged_attention
+from engine.kernels.forking import Choice, average, begin, choose, settle
+from engine.kernels.lanes import Lanes
+from engine.kernels.linear import gelu_linear, normalise, project_heads, residual_linear
+from engine.kernels.rows import Rows
+from engine.kernels.sampling import TOKENS_AT_ONCE, draw
+from engine.pages import Segment, SegmentPages
+from model import ForkingBlock, ModelConfig, Thoughtbubbles
+from model.rotary import BASE
+
+MOST_STREAMS = 32
+"""The most streams a token may have in a model that is decoded so: a place's candidates are one program's."""
+PROGRAMS = 1056
+"""Attention programs that are wanted at once, eight for each of a large device's multiprocessors."""
+MOST_SPLITS = 16
+"""Programs that share out the keys of one place and head, at most."""
+
+
+def decodes_alone(config: ModelConfig) -> bool:
+    """Whether a model of this kind can be decoded so; the others are decoded by `CachedForward` on any device."""
+    return config.copies == 1 and config.averaging != "logit" and 1 << len(config.fork_layers) <= MOST_STREAMS
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """What a segment's layers write and nobody reads after the step."""
+
+    x: Tensor
+    """(M,D) the residual streams; of neighbouring segments never the same memory."""
+    normed: Tensor
+    """(M,D)."""
+    queries: Tensor
+    """(M,N,H)."""
+    attended: Tensor
+    """(M,D)."""
+    hidden: Tensor
+    """(M,4D)."""
+    parts: Parts
+    choice: Choice
+    """Of the candidates that become this segment's streams; nothing in the first."""
+
+
+class DecodeStep:
+    """The step for so many places: `run` launches it, or once it is captured replays it."""
+
+    def __init__(
+        self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, *, places: int, vocabulary: int, tally: Tensor
+    ) -> None:
+        """For tokens 0 … `vocabulary` - 1 of the model's, over the pages of a cache.
+
+        It adds to `tally` (G,2) int64: fork copies that survived, and streams deleted, on the way into each segment.
+        """
+        self.model = model
+        self.cache = cache
+        self.lanes = lanes
+        self.vocabulary = vocabulary
+        weight = model.transformer.wte.weight
+        self.lane = torch.full((places,), -1, dtype=torch.int32, device=weight.device)
+        """(B,) int32, the lane of each place; -1 leaves it empty."""
+        self.report = torch.zeros((1 + len(cache.segments), places), dtype=torch.int32, device=weight.device)
+        """(1+G,B) int32: each place's next token, and the streams that its newest has in each segment."""
+        self.tally = tally
+        self.logits = weight.new_empty((places, model.config.vocab_size))
+        """(B,V) of each place's next token."""
+        blocks = -(-vocabulary // TOKENS_AT_ONCE)
+        self._best = torch.empty((places, blocks), device=weight.device)
+        self._best_at = torch.empty((places, blocks), dtype=torch.int32, device=weight.device)
+        self._read = weight.new_empty((places, model.config.n_embd))
+        self._time = torch.zeros(places, dtype=torch.int32, device=weight.device)
+        exponent = torch.arange(0, model.config.head_width, 2, device=weight.device, dtype=torch.float32)
+        self._frequencies = BASE ** -(exponent / model.config.head_width)
+        self._rows = [self._rows_of(pages) for pages in cache.segments]
+        self._scratch = self._all_scratch()
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+
+    @property
+    def places(self) -> int:
+        """B."""
+        return self.lane.shape[0]
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Record the step. No lane may have a place meanwhile, for what is recorded is also run."""
+        self.lane.fill_(-1)
+        for drawing in (True, False):
+            self._launch(drawing=drawing)  # compiles what is new
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._launch(drawing=drawing)
+            self._graphs[drawing] = graph
+
+    @torch.inference_mode()
+    def run(self, *, drawing: bool = True) -> None:
+        """Move every lane that has a place on by a token, and draw the next, unless others are to draw it."""
+        if drawing in self._graphs:
+            self._graphs[drawing].replay()
+        else:
+            self._launch(drawing=drawing)
+
+    def _launch(self, *, drawing: bool) -> None:
+        begin(self.model.transformer.wte.weight, self.lanes, self._time, self._rows[0], self._frequencies,
+              self._scratch[0].x)  # fmt: skip
+        for pages, rows, scratch in zip(self.cache.segments, self._rows, self._scratch, strict=True):
+            if pages.segment.index:
+                self._fork(pages.segment)
+            for layer in pages.segment.layers:
+                self._block(layer, pages, rows, scratch)
+        self._read_out()
+        if drawing:
+            draw(self.logits, self.lanes, self.lane, self._best, self._best_at, self.report[0], self.vocabulary)
+
+    def _fork(self, into: Segment) -> None:
+        """The streams of a segment, from those of the one before."""
+        block = self.model.blocks[into.layers.start]
+        assert isinstance(block, ForkingBlock)
+        before, after = (self._rows[i] for i in (into.index - 1, into.index))
+        source, target = (self._scratch[i] for i in (into.index - 1, into.index))
+        choose(block, source.x, before, self.cache.segments[into.index - 1].scores, self.lanes, self._time, after,
+               into.index, self.model.config.block_size, target.choice, self.tally[into.index])  # fmt: skip
+        settle(block, source.x, before, self.lanes, self._time, target.choice, after, into.index, self._frequencies,
+               target.x)  # fmt: skip
+
+    def _block(self, layer: int, pages: SegmentPages, rows: Rows, scratch: _Scratch) -> None:
+        """The attenuated block, in place."""
+        block, at = self.model.blocks[layer], layer - pages.segment.layers.start
+        keys, values = pages.keys[at], pages.values[at]
+        normalise(scratch.x, block.ln_1, scratch.normed, rows.live)
+        project_heads(scratch.normed, block.attn.c_attn, scratch.queries, keys, values, rows.slot, rows.score,
+                      (rows.cos, rows.sin), rows.live, scored=block.attn.scored)  # fmt: skip
+        paged_attention(scratch.queries, keys, values, rows, scratch.attended, scratch.parts, most=rows.most)
+        residual_linear(scratch.attended, block.attn.c_proj, scratch.x, rows.score, rows.live)
+        normalise(scratch.x, block.ln_2, scratch.normed, rows.live)
+        gelu_linear(scratch.normed, block.mlp.c_fc, scratch.hidden, rows.live, tanh=block.mlp.approximate == "tanh")
+        residual_linear(scratch.hidden, block.mlp.c_proj, scratch.x, rows.score, rows.live)
+
+    def _read_out(self) -> None:
+        config = self.model.config
+        average(self._scratch[-1].x, self._rows[-1], self.model.transformer.ln_f, self._read,
+                rightmost=config.averaging == "rightmost", norm_first=config.norm_before_averaging)  # fmt: skip
+        torch.mm(self._read, self.model.transformer.wte.weight.T, out=self.logits)
+
+    def _rows_of(self, pages: SegmentPages) -> Rows:
+        index, places, device = pages.segment.index, self.places, self.lane.device
+        most, half = 1 << index, self.model.config.head_width // 2
+
+        def whole(n: int) -> Tensor:
+            return torch.zeros(n, dtype=torch.int32, device=device)
+
+        return Rows(
+            most=most,
+            page_size=pages.page_size,
+            table=self.lanes.tables[index],
+            lane=self.lane,
+            start=whole(places),
+            count=self.report[1 + index],
+            length=whole(places),
+            live=whole(1),
+            slot=whole(most * places),
+            score=torch.zeros(most * places, device=device),
+            cos=torch.zeros((most * places, half), device=device),
+            sin=torch.zeros((most * places, half), device=device),
+        )
+
+    def _all_scratch(self) -> list[_Scratch]:
+        config, weight = self.model.config, self.model.transformer.wte.weight
+        most = self._rows[-1].slot.shape[0]
+        x = weight.new_empty((2, most, config.n_embd))
+        normed = weight.new_empty((most, config.n_embd))
+        queries = weight.new_empty((most, config.n_head, config.head_width))
+        attended = weight.new_empty((most, config.n_embd))
+        hidden = weight.new_empty((most, 4 * config.n_embd))
+        splits = max(1, min(MOST_SPLITS, triton.next_power_of_2(PROGRAMS // (self.places * config.n_head))))
+        parts = Parts.empty(self.places, most, config.n_head, config.head_width, splits, weight.device)
+        return [
+            _Scratch(
+                x[i % 2, : len(rows.slot)],
+                normed[: len(rows.slot)],
+                queries[: len(rows.slot)],
+                attended[: len(rows.slot)],
+                hidden[: len(rows.slot)],
+                parts,
+                Choice.empty(self.places, rows.most, weight.device),
+            )
+            for i, rows in enumerate(self._rows)
+        ]

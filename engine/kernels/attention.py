@@ -1,0 +1,147 @@
+"""Attention over the pages of the fork-state cache (SPEC.md, "Attenuated block").
+
+Letters: B places of the batch, M streams that there may be, N heads, H head width.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.kernels.rows import Rows
+from engine.kernels.tiles import precision
+
+_KEYS_AT_ONCE = 64
+_LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What several programs make of one query's keys, until the last of them puts it together."""
+
+    splits: int
+    """Programs that share out the keys of a place."""
+    outputs: Tensor
+    """(M,N,splits,H) float32."""
+    weights: Tensor
+    """(M,N,splits) float32, the logarithm to base 2 of each part's weight."""
+    arrivals: Tensor
+    """(B,N) int32, programs that have finished; 0 between two calls."""
+
+    @classmethod
+    def empty(cls, places: int, rows: int, heads: int, width: int, splits: int, device: torch.device) -> Self:
+        """Room for the parts; none is needed where nothing is shared out."""
+        kept = rows if splits > 1 else 0
+        return cls(
+            splits,
+            torch.empty((kept, heads, splits, width), device=device),
+            torch.empty((kept, heads, splits), device=device),
+            torch.zeros((places, heads), dtype=torch.int32, device=device),
+        )
+
+
+def paged_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, out: Tensor, parts: Parts, *, most: int
+) -> None:
+    """Attention of each place's new streams over all it holds, causal in stream order; out (M,N·H).
+
+    Queries (M,N,H) are laid end to end, at most `most` a place; keys and values (N,slots,H) are a layer of the cache,
+    which has the new ones already, as the last of their place. Only live slots are read.
+    """
+    heads, width = queries.shape[1:]
+    tile = min(64, max(16, triton.next_power_of_2(most)))
+    tiles = triton.cdiv(most, tile)
+    assert tiles == 1 or parts.splits == 1, "parts are put together for one tile of queries"
+    _paged_attention[(rows.places * tiles, heads, parts.splits)](
+        queries, keys, values, rows.table, rows.lane, rows.start, rows.count, rows.length, out,
+        parts.outputs, parts.weights, parts.arrivals, width**-0.5 * _LOG2_E, rows.table.stride(0), keys.stride(0),
+        tiles,
+        PAGE=rows.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)),
+        QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits, PRECISION=precision(queries),
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
+
+
+@triton.jit
+def _paged_attention(
+    queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
+    scale, table_stride, head_stride, tiles,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    place, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    head, split = tl.program_id(1), tl.program_id(2)
+    left = tl.load(counts + place) - tile * QUERIES  # new streams from this tile on
+    if left <= 0:
+        return
+    count = tl.minimum(left, QUERIES)
+    length = tl.load(lengths + place) - (left - count)
+    share = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    used = tl.cdiv(length, share)
+    if split >= used:
+        return
+    i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
+    row = tl.load(starts + place) + tile * QUERIES + i
+    ours = (i < count)[:, None] & (channel < WIDTH)[None, :]
+    q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=ours, other=0.0)
+    last = length - count + i  # the last key that each query sees: its own
+    pages = table + tl.load(lanes + place) * table_stride
+    keys += head * head_stride.to(tl.int64)
+    values += head.to(tl.int64) * head_stride
+
+    highest = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)
+    for first in range(split * share, tl.minimum(length, (split + 1) * share), KEYS):
+        key = first + j
+        there = (key < length)[:, None] & (channel < WIDTH)[None, :]
+        slot = tl.load(pages + key // PAGE, mask=key < length, other=0).to(tl.int64) * PAGE + key % PAGE
+        k = tl.load(keys + slot[:, None] * WIDTH + channel[None, :], mask=there, other=0.0)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        logits = tl.where((key[None, :] <= last[:, None]) & (i < count)[:, None], logits, float("-inf"))
+        peak = tl.maximum(highest, tl.max(logits, axis=1))
+        base = tl.where(peak == float("-inf"), 0.0, peak)  # a query may see nothing of this part
+        p = tl.exp2(logits - base[:, None])
+        decay = tl.exp2(highest - base)
+        v = tl.load(values + slot[:, None] * WIDTH + channel[None, :], mask=there, other=0.0)
+        mixed = mixed * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        total = total * decay + tl.sum(p, axis=1)
+        highest = peak
+    y = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    if SPLITS > 1:
+        if used > 1:
+            at = (row * HEADS + head) * SPLITS
+            weight = tl.where(total > 0, highest + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
+            tl.store(weights + at + split, weight, mask=i < count)
+            tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=ours)
+            tl.debug_barrier()  # all threads have written before one of them says so
+            if tl.atomic_add(arrivals + place * HEADS + head, 1, sem="acq_rel") < used - 1:
+                return
+            tl.debug_barrier()
+            tl.store(arrivals + place * HEADS + head, 0)
+            y = _put_together(outputs, weights, at, used, i < count, ours, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
+    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=ours)
+
+
+@triton.jit
+def _put_together(
+    outputs, weights, at, used, present, ours, channel,
+    WIDTH: tl.constexpr, QUERIES: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    s = tl.arange(0, SPLITS)
+    weight = tl.load(weights + at[:, None] + s[None, :], mask=present[:, None] & (s < used)[None, :],
+                     other=float("-inf"), cache_modifier=".cg")  # fmt: skip
+    peak = tl.max(weight, axis=1)
+    peak = tl.where(peak == float("-inf"), 0.0, peak)
+    total = tl.sum(tl.exp2(weight - peak[:, None]), axis=1)
+    total = tl.where(total > 0, total, 1.0)
+    y = tl.zeros([QUERIES, CHANNELS], tl.float32)
+    for part in tl.static_range(SPLITS):
+        own = tl.load(weights + at + part, mask=present & (part < used), other=float("-inf"), cache_modifier=".cg")
+        some = tl.load(outputs + (at + part)[:, None] * WIDTH + channel[None, :], mask=ours & (part < used), other=0.0,
+                       cache_modifier=".cg")  # fmt: skip
+        y += some * (tl.exp2(own - peak) / total)[:, None]
+    return y

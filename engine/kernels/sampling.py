@@ -1,0 +1,74 @@
+"""Drawing a token at the end of a step, as `engine.sampling.sample` does for requests that restrict nothing.
+
+Letters: B places of the batch, V vocabulary.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.kernels.lanes import Lanes
+
+TOKENS_AT_ONCE = 1024
+"""Tokens of the vocabulary that one program looks at."""
+
+
+def draw(
+    logits: Tensor, lanes: Lanes, lane: Tensor, best: Tensor, best_at: Tensor, token: Tensor, vocabulary: int
+) -> None:
+    """The largest of logits / temperature + noise for each place, or of the logits where the temperature is 0.
+
+    Of logits (B,V) the first `vocabulary` may be drawn. The token goes to `token` (B,) and to the lane of the place,
+    `lane` (B,). `best` and `best_at` (B,ceil(V / TOKENS_AT_ONCE)) are scratch.
+    """
+    places, blocks = best.shape
+    _draw_part[(places, blocks)](
+        logits, lane, lanes.seed, lanes.drawn, lanes.temperature, best, best_at, logits.stride(0), vocabulary,
+        BLOCK=TOKENS_AT_ONCE,
+    )  # fmt: skip
+    _draw_best[(places,)](
+        lane, lanes.drawn, lanes.token, best, best_at, token, blocks, BLOCKS=triton.next_power_of_2(blocks)
+    )
+
+
+@triton.jit
+def _mix(x):
+    """SplitMix64's step and finaliser."""
+    x = x + 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _draw_part(
+    logits, lanes, seeds, drawn, temperatures, best, best_at, stride, vocabulary, BLOCK: tl.constexpr
+):  # fmt: skip
+    place, block = tl.program_id(0), tl.program_id(1)
+    lane = tl.load(lanes + place)
+    if lane < 0:
+        return
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(logits + place * stride + token, mask=token < vocabulary, other=float("-inf")).to(tl.float32)
+    temperature = tl.load(temperatures + lane)
+    if temperature > 0:
+        row = _mix(_mix(tl.load(seeds + lane).to(tl.uint64)) + tl.load(drawn + lane).to(tl.uint64))
+        bits = _mix(row + token.to(tl.uint64))
+        uniform = ((bits >> 40).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+        value = value / temperature - tl.log(-tl.log(uniform))
+    at = place * tl.num_programs(1) + block
+    tl.store(best + at, tl.max(value, axis=0))
+    tl.store(best_at + at, block * BLOCK + tl.argmax(value, axis=0))
+
+
+@triton.jit
+def _draw_best(lanes, drawn, newest, best, best_at, tokens, blocks, BLOCKS: tl.constexpr):
+    place, i = tl.program_id(0), tl.arange(0, BLOCKS)
+    lane = tl.load(lanes + place)
+    if lane < 0:
+        return
+    value = tl.load(best + place * blocks + i, mask=i < blocks, other=float("-inf"))
+    token = tl.load(best_at + place * blocks + tl.argmax(value, axis=0))
+    tl.store(tokens + place, token)
+    tl.store(newest + lane, token)
+    tl.store(drawn + lane, tl.load(drawn + lane) + 1)

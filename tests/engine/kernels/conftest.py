@@ -1,0 +1,56 @@
+"""The kernels on a CUDA device where there is one, and in Triton's interpreter where not."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig
+from model import ModelConfig, Thoughtbubbles, Tokenizer
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported, which nobody does without a device
+pytest.importorskip("triton", reason="the kernels are Triton's")
+
+MakeEngine = Callable[..., Engine]
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+
+@pytest.fixture
+def small_model() -> Thoughtbubbles:
+    """As small as a model with two forks can be, for the interpreter takes its time."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=257, block_size=64, max_block_size=128, n_layer=3, n_head=1, n_embd=16, fork_layers=(1, 2)
+    )
+    return lively(Thoughtbubbles(config).eval())
+
+
+@pytest.fixture
+def make_engine(tokenizer: Tokenizer) -> MakeEngine:
+    """Engines that decode with the kernels."""
+
+    def make(model: Thoughtbubbles, **settings: object) -> Engine:
+        from engine.device_batch import DeviceBatch
+
+        config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
+        engine = Engine(model.to(DEVICE), tokenizer, config)
+        if not ON_GPU:
+            engine._device = DeviceBatch(
+                model, engine.cache, engine._runner.tally, lanes=config.max_batch_size,
+                max_tokens=engine.max_model_len, vocabulary=tokenizer.vocab_size,
+            )  # fmt: skip
+        return engine
+
+    return make
+
+
+def lively(model: Thoughtbubbles) -> Thoughtbubbles:
+    """Scores that differ enough for forks to live and die."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "forking_score" in name or "fork_embedding" in name or "wte" in name:
+                parameter.normal_(std=0.5)
+    return model

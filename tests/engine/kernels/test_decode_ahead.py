@@ -1,0 +1,140 @@
+"""An engine that decodes ahead of its host tells what one tells that waits for every step, whatever happens between."""
+
+import random
+
+import pytest
+
+from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from model import Thoughtbubbles, Tokenizer
+from tests.engine.kernels.conftest import ON_GPU, MakeEngine
+
+TOKENS = 24 if ON_GPU else 4
+PROMPTS = [[5, 9, 3, 3, 3, 7], [1, 2], [8] * 7, [40, 41, 42, 43, 44], [5, 9, 3, 3, 3, 7, 11]]
+KINDS: dict[str, dict[str, object]] = {
+    "greedy": {"temperature": 0},
+    "drawn": {"temperature": 0.9, "seed": 3},
+    "told of forks": {"temperature": 0.9, "seed": 3, "return_fork_counts": True},
+    "restricted, so the host draws": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
+    "scored": {"temperature": 0, "logprobs": 2},
+    "another budget": {"temperature": 0, "fork_ratio": 1.3},
+    "recomputed": {"temperature": 0, "fork_selection": "dynamic"},
+}
+
+
+def params(**settings: object) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": TOKENS, "ignore_eos": True, **settings})  # type: ignore[arg-type]
+
+
+def plain(model: Thoughtbubbles, tokenizer: Tokenizer) -> Engine:
+    return Engine(model.to("cpu"), tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 21))
+
+
+def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], seed: int = 0) -> dict[str, Completion]:
+    """Requests that come one after the other while others run."""
+    dice, told, waiting = random.Random(seed), dict[str, list[TokenEvent]](), list(requests)
+    while waiting or engine.has_work:
+        if waiting and (not engine.has_work or dice.random() < 0.5):
+            engine.add(*waiting.pop(0))
+        for event in engine.step():
+            told.setdefault(event.request_id, []).append(event)
+        engine.cache.check_integrity()
+    return {name: Completion.of(events) for name, events in told.items()}
+
+
+def assert_alike(ahead: dict[str, Completion], waited: dict[str, Completion]) -> None:
+    assert ahead.keys() == waited.keys()
+    for name, one in ahead.items():
+        other = waited[name]
+        assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason), name
+        assert [e.fork_count for e in one.events] == [e.fork_count for e in other.events], name
+        assert [e.logprob for e in one.events] == pytest.approx([e.logprob for e in other.events], abs=1e-4), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_request(
+    kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    requests = [(str(i), prompt, params(**KINDS[kind])) for i, prompt in enumerate(PROMPTS[:3])]
+    waited = run(plain(small_model, tokenizer), requests)
+    ahead = run(make_engine(small_model), requests)
+    assert_alike(ahead, waited)
+
+
+def test_kinds_beside_each_other(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
+    requests = [
+        (kind, prompt, params(**settings))
+        for (kind, settings), prompt in zip(KINDS.items(), [*PROMPTS, *PROMPTS], strict=False)
+    ]
+    engines = plain(small_model, tokenizer), make_engine(small_model)
+    waited, ahead = run(engines[0], requests), run(engines[1], requests)
+    assert_alike(ahead, waited)
+    assert engines[1].stats().generation_tokens_total == engines[0].stats().generation_tokens_total
+
+
+def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
+    """Told of its streams a request has every token computed, so that both engines compute the same ones."""
+    requests = [(str(i), prompt, params(return_fork_counts=True, seed=1)) for i, prompt in enumerate(PROMPTS[:3])]
+    engines = plain(small_model, tokenizer), make_engine(small_model, max_batch_size=4)
+    waited, ahead = (run(engine, requests) for engine in engines)
+    assert_alike(ahead, waited)
+    told = [(stats.forks_total, stats.fork_deletions_total) for stats in (engine.stats() for engine in engines)]
+    assert told[0] == told[1]
+    assert sum(told[0][0].values()) > 10
+
+
+def test_stops_that_the_device_does_not_know_of(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    free = run(plain(small_model, tokenizer), [("a", PROMPTS[0], params(temperature=0))])["a"]
+    stops = params(temperature=0, stop_token_ids=(free.token_ids[2],))
+    requests = [("a", PROMPTS[0], stops), ("b", PROMPTS[1], params(temperature=0)), ("c", PROMPTS[2], stops)]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model)
+    assert_alike(run(engine, requests), waited)
+    assert waited["a"].finish_reason == "stop"
+    assert engine.cache.use().bytes == 0
+
+
+def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
+    requests = [(str(i), [i + 1] * 12, params(temperature=0.9, seed=i, max_tokens=8)) for i in range(2)]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model, cache_bytes=21_500, max_model_len=20, prefix_caching=False)
+    ahead: dict[str, list[TokenEvent]] = {}
+    for request in requests:
+        engine.add(*request)
+    while engine.has_work:
+        for event in engine.step():
+            ahead.setdefault(event.request_id, []).append(event)
+        engine.cache.check_integrity()
+    assert engine.stats().preemptions_total > 0
+    assert_alike({name: Completion.of(events) for name, events in ahead.items()}, waited)
+
+
+def test_an_abort_in_flight_frees_pages_at_once(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
+    engine = make_engine(small_model, prefix_caching=False)
+    engine.add("gone", PROMPTS[0], params(temperature=0))
+    engine.add("stays", PROMPTS[1], params(temperature=0))
+    for _ in range(3):
+        engine.step()
+    assert engine.abort("gone")
+    engine.cache.check_integrity()
+    events = [event for _ in range(TOKENS) for event in engine.step()]
+    assert {event.request_id for event in events} == {"stays"}
+    assert not engine.has_work
+    assert engine.cache.use().bytes == 0
+
+
+def test_a_prefix_left_by_a_device_is_shared(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    """The second prompt is the first with its answer: what the device has decoded of it is not computed again."""
+    prompt = list(range(20))
+    engine = make_engine(small_model)
+    first = run(engine, [("a", prompt, params(temperature=0))])["a"]
+    longer = [*prompt, *first.token_ids, 7]
+    again = run(engine, [("b", longer, params(temperature=0))])["b"]
+    waited = run(plain(small_model, tokenizer), [("b", longer, params(temperature=0))])["b"]
+    assert again.token_ids == waited.token_ids
+    usage = again.events[-1].usage
+    assert usage
+    assert usage.cached_tokens >= len(prompt) + TOKENS - 2
