@@ -6,13 +6,17 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 FOLDER = Path(__file__).parent / "playground"
-FILES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
+PAGE = "index.html"
+FILES = {"/": PAGE} | {f"/playground/{file.name}": file.name for file in sorted(FOLDER.iterdir()) if file.name != PAGE}
+"""The path of each file."""
 HEADERS = {
     # The page's own files and its own server, and nothing else: no inline code, no frame around it.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    # The files belong together: none is kept from an older server.
+    "Cache-Control": "no-cache",
 }
 
 router = APIRouter(include_in_schema=False)

@@ -1,0 +1,105 @@
+// The card of one token: its streams, how undecided the model was, and what could have stood in its place.
+
+import { alternatives } from "./alternatives.js";
+
+const SHOWN = 5;
+const GAP = 8; // pixels between card and token
+const LINGER = 150; // milliseconds in which the pointer may travel from token to card
+const percent = new Intl.NumberFormat("en", { style: "percent", minimumSignificantDigits: 2, maximumSignificantDigits: 2 });
+
+export class Card {
+  #card;
+  #target = null;
+  #leaving = null;
+
+  constructor(card) {
+    this.#card = card;
+    card.addEventListener("pointerenter", () => clearTimeout(this.#leaving));
+    card.addEventListener("pointerleave", () => this.leave());
+  }
+
+  /** Tell of `token` beside the element that shows it. */
+  show(target, token) {
+    clearTimeout(this.#leaving);
+    if (target === this.#target) return;
+    this.hide();
+    this.#target = target;
+    this.#card.replaceChildren(...described(token));
+    this.#card.hidden = false;
+    target.setAttribute("aria-describedby", this.#card.id);
+    target.classList.add("pointed");
+    this.#place(target);
+  }
+
+  /** Hide soon, unless the pointer comes to the card or something else is shown. */
+  leave() {
+    clearTimeout(this.#leaving);
+    this.#leaving = setTimeout(() => this.hide(), LINGER);
+  }
+
+  /** Hide at once; returns whether anything was shown. */
+  hide() {
+    clearTimeout(this.#leaving);
+    const shown = this.#target !== null;
+    this.#target?.removeAttribute("aria-describedby");
+    this.#target?.classList.remove("pointed");
+    this.#target = null;
+    this.#card.hidden = true;
+    return shown;
+  }
+
+  // Above the token, where the text has been read already; below it where there is no room.
+  #place(target) {
+    const [token] = target.getClientRects();
+    const text = target.parentElement.getBoundingClientRect();
+    const frame = this.#card.offsetParent.getBoundingClientRect();
+    const { offsetWidth: width, offsetHeight: height } = this.#card;
+    const above = token.top - height - GAP;
+    const left = Math.max(text.left, Math.min(token.left, text.right - width));
+    this.#card.style.top = `${(above < 0 ? token.bottom + GAP : above) - frame.top}px`;
+    this.#card.style.left = `${left - frame.left}px`;
+  }
+}
+
+/** A token's text with its blanks visible. */
+export function visible(text) {
+  return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "→") || "(nothing)";
+}
+
+function described({ printed, streams, logprob, top }) {
+  const streamsTold = element("p", "streams", `${streams} ${streams === 1 ? "stream" : "streams"}`);
+  streamsTold.prepend(...Array.from({ length: streams }, () => element("i")));
+  const head = [element("p", "name", visible(printed)), streamsTold];
+  if (logprob === null) return [...head, element("p", "note", "The first token: nothing stands before it.")];
+  const { ranked, rest, bits } = alternatives(top);
+  return [
+    ...head,
+    element("p", "", `Entropy before it: at least ${bits.toFixed(2)} bits`),
+    element("p", "note", `from the ${ranked.length} likeliest, the other ${percent.format(rest)} as one`),
+    element("p", "note", "In its place, before temperature:"),
+    list(ranked, printed),
+  ];
+}
+
+// The likeliest, and the token itself wherever it ranks.
+function list(ranked, printed) {
+  const rows = ranked.filter(([text], rank) => rank < SHOWN || text === printed);
+  const listed = element("ol");
+  listed.append(
+    ...rows.map(([text, probability]) => {
+      const row = element("li", text === printed ? "chosen" : "");
+      const bar = element("i");
+      bar.style.inlineSize = `${100 * probability}%`;
+      row.append(element("span", "", visible(text)), element("span", "", percent.format(probability)), bar);
+      return row;
+    }),
+  );
+  return listed;
+}
+
+function element(name, className = "", text = "") {
+  const made = document.createElement(name);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
