@@ -32,11 +32,17 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir .
 
 # hadolint ignore=DL3006
 FROM ${BASE}
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin thoughtbubbles
+ARG DEVICE=cpu
+# Triton, which comes with torch for a GPU, needs a C compiler to start its kernels. Debian keeps no older version of one.
+# hadolint ignore=DL3008
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin thoughtbubbles \
+    && if [ "${DEVICE}" != cpu ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/venv /opt/venv
 COPY checkpoints /checkpoints/
-ARG DEVICE=cpu
 ENV PATH=/opt/venv/bin:$PATH \
+    TRITON_CACHE_DIR=/tmp/triton \
     THOUGHTBUBBLES_HOST=0.0.0.0 \
     THOUGHTBUBBLES_PORT=8000 \
     THOUGHTBUBBLES_DEVICE=${DEVICE} \
