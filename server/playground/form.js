@@ -29,6 +29,7 @@ export function mark({ param, wantsKey }) {
   if (wantsKey) field("key-field").hidden = false;
   const meant = wantsKey ? "key" : { fork_ratio: "ratio-1" }[param] ?? param;
   field(meant)?.setAttribute("aria-invalid", "true");
+  field(meant)?.setAttribute("aria-errormessage", "status");
 }
 
 /** Forget what `mark` showed. */

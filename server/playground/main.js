@@ -21,8 +21,10 @@ let met = false; // whether the served model is known
 let stopping = null; // ends the writing that goes on
 let turning = null;
 
-function tell(words) {
-  if (field("status").textContent !== words) field("status").textContent = words; // else it would be read out again
+function tell(words, wrong = false) {
+  const status = field("status");
+  status.classList.toggle("wrong", wrong);
+  if (status.textContent !== words) status.textContent = words; // else it would be read out again
 }
 
 function tellWait(refusal) {
@@ -31,7 +33,7 @@ function tellWait(refusal) {
 
 function fail(error) {
   mark(error);
-  tell(error.message);
+  tell(error.message, true);
 }
 
 async function meet() {

@@ -48,9 +48,10 @@ def test_a_mistake_is_told_and_its_field_marked(playground: Playground) -> None:
     playground.page.click("text=Complete")
     playground.page.locator("#status", has_text="context").wait_for()
     expect(playground, 400)
-    assert playground.page.locator("[aria-invalid]").count() == 1
+    assert playground.page.locator("[aria-invalid][aria-errormessage=status]").get_attribute("id") == "prompt"
+    assert playground.page.locator("#status.wrong").count() == 1
     playground.complete(**SHORT)
-    assert playground.page.locator("[aria-invalid]").count() == 0
+    assert playground.page.locator("[aria-invalid], #status.wrong").count() == 0
 
 
 def test_what_the_form_refuses_is_not_sent(playground: Playground, server: Running) -> None:
