@@ -1,13 +1,17 @@
 """`thoughtbubbles generate`: continue a text in the terminal."""
 
 import argparse
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from rich.console import Console
 
-from engine.request import RequestUsage
+from engine.request import RequestUsage, TokenEvent
 from engine.terminal import session
+from engine.terminal.interrupt import interrupts
 from engine.terminal.shading import TokenWriter
+from model import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the prompt and what follows it, shaded by streams where the terminal has colours."""
+    """Print the prompt and what follows it, shaded by streams where the terminal has colours; 130 after Ctrl-C."""
     console = Console()
     checkpoint, engine = session.load(args)
     writer = TokenWriter(checkpoint.model.config.max_ratio, console)
@@ -34,14 +38,26 @@ def run(args: argparse.Namespace) -> int:
     writer.legend()
     if not writer.shaded:
         writer.write(args.prompt)
-    for event in told if stream else list(told):
+    with interrupts() as interrupted:
+        going = takewhile(lambda _: not interrupted(), told)
+        usage = _show(going if stream else list(going), prompt, checkpoint.tokenizer, writer)
+    writer.write("\n")
+    if usage:
+        writer.note(_summary(usage))
+    return 0 if usage else 130
+
+
+def _show(
+    told: Iterable[TokenEvent], prompt: list[int], tokenizer: Tokenizer, writer: TokenWriter
+) -> RequestUsage | None:
+    """Write what is told, where tokens are shaded after the prompt's: what all of it took, if it came to its end."""
+    usage = None
+    for event in told:
         if writer.shaded and prompt and event.prompt:
-            writer.write_all(prompt, event.prompt.fork_counts, checkpoint.tokenizer)
+            writer.write_all(prompt, event.prompt.fork_counts, tokenizer)
         writer.write(event.text, event.fork_count)
-        if event.usage:
-            writer.write("\n")
-            writer.note(_summary(event.usage))
-    return 0
+        usage = event.usage
+    return usage
 
 
 def _summary(usage: RequestUsage) -> str:

@@ -126,27 +126,35 @@ def test_what_cannot_be_answered_is_told_and_forgotten(chat: Chat, capsys: pytes
     assert len(chat._said) == 2
 
 
-def test_control_c_stops_the_answer_which_is_kept_as_far_as_it_came(
-    chat: Chat, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chat.say("hi")
-    whole = chat._said.pop()["content"]
-    chat._said.clear()
-    written_before = TokenWriter.write
+@pytest.fixture
+def control_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone presses it whenever anything but the end of a line has been written."""
+    write = TokenWriter.write
 
     def interrupted(writer: TokenWriter, text: str, streams: int | None = None) -> None:
-        written_before(writer, text, streams)
-        if text != "\n":
+        write(writer, text, streams)
+        if text.strip():
             signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(TokenWriter, "write", interrupted)
+
+
+@pytest.mark.usefixtures("control_c")
+def test_control_c_stops_the_answer_which_is_kept_as_far_as_it_came(chat: Chat, engine: Engine) -> None:
+    (whole,) = engine.generate([engine.tokenizer.encode("s:be\nu:hi\na:")], chat._params)
     before = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patched:
-        patched.setattr(TokenWriter, "write", interrupted)
-        chat.say("hi")
-    assert chat._said[-1]["content"] == whole[:1]
+    chat.say("hi")
+    assert chat._said[-1]["content"] == whole.text[:1]
     assert not engine.has_work
     engine.cache.check_integrity()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("control_c")
+def test_control_c_stops_a_text(parrot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--checkpoint", str(parrot), "--temperature", "0", "--max-tokens", "3", "--stream"]
+    assert thoughtbubbles.main(["generate", *asked]) == 130
+    assert capsys.readouterr().out == "a\n"
 
 
 @pytest.fixture(scope="module")
