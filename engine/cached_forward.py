@@ -5,6 +5,7 @@ Letters: R requests, T new tokens of all of them, S their streams, C = 2S candid
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +16,27 @@ from engine.packing import Packing
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.forking import gather
-from model.rotary import fractions, rotation
+from model.rotary import Rotation, fractions, rotation
 from model.selection import forced_candidates, on_grid, select_causal
+
+
+class View(Protocol):
+    """The new streams of one step in one segment, laid end to end, and where they lie in the cache."""
+
+    @property
+    def pages(self) -> SegmentPages:
+        """Of the segment."""
+
+    @property
+    def packing(self) -> Packing:
+        """Of the new streams."""
+
+    @property
+    def new_slots(self) -> Tensor:
+        """(S,) where their keys and values go."""
+
+    def prior_scores(self) -> Tensor | None:
+        """The grid scores of all candidates before this step, (R,P), `NO_CANDIDATE` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -89,30 +109,39 @@ class CachedForward:
             if view is not None:
                 streams, alive = self._fork(pages.segment, streams, step, view)
             view = self._grow(pages, step, alive)
-            streams = self._run(pages.segment, streams, step, view)
+            streams = self._run(streams, step, view)
         for chunk in chunks:
             self.cache.extend(chunk.state, chunk.ids)
         return streams
 
-    def _run(self, segment: Segment, streams: Streams, step: _Step, view: SegmentView) -> Streams:
+    def _run(self, streams: Streams, step: _Step, view: View) -> Streams:
         """The layers of a segment."""
         positions = step.position[streams.token_index] + fractions(streams.token_index, streams.tokens)
         by = rotation(positions, self.model.config.head_width)
-        x = streams.x
-        for layer in segment.layers:
-            x = self.model.blocks[layer](x, streams.score, by, view.attend(layer))
+        x = self._layers(streams, by, view)
         return Streams(x, streams.score, streams.token_index, streams.tokens)
 
-    def _grow(self, pages: SegmentPages, step: _Step, alive: Tensor) -> SegmentView:
+    def _layers(self, streams: Streams, by: Rotation, view: View) -> Tensor:
+        """The residual streams (1,S,D) after the layers of a segment, whose keys and values the cache then holds."""
+        assert isinstance(view, SegmentView)
+        x = streams.x
+        for layer in view.pages.segment.layers:
+            x = self.model.blocks[layer](x, streams.score, by, view.attend(layer))
+        return x
+
+    def _view(self, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> View:
+        return SegmentView.of(pages, states, held, device)
+
+    def _grow(self, pages: SegmentPages, step: _Step, alive: Tensor) -> View:
         """Take pages for a segment's new streams: the originals, and `alive` (R,M) forks up to each new token."""
         index, copies = pages.segment.index, self.model.config.copies
         held = [chunk.state.streams(index) for chunk in step.chunks]
         for chunk, first, forks in zip(step.chunks, step.first.tolist(), alive.tolist(), strict=True):
             ends = [copies * (first + i + 1) + forks[i] for i in range(len(chunk.ids))]
             self.cache.grow(chunk.state, index, ends)
-        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, step.position.device)
+        return self._view(pages, [chunk.state for chunk in step.chunks], held, step.position.device)
 
-    def _fork(self, into: Segment, streams: Streams, step: _Step, view: SegmentView) -> tuple[Streams, Tensor]:
+    def _fork(self, into: Segment, streams: Streams, step: _Step, view: View) -> tuple[Streams, Tensor]:
         """Fork into a segment: the survivors, and for each request its forks up to each new token, (R,M)."""
         block = self.model.blocks[into.layers.start]
         assert isinstance(block, ForkingBlock)

@@ -7,17 +7,14 @@ many as the step could need (`engine.device_batch`).
 Letters: B places of the batch, M streams that there may be, D model width, V vocabulary, G segments.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
 
+from engine.device_layers import Scratch, run_layers
 from engine.fork_cache import ForkCache
-from engine.kernels.attention import Parts, paged_attention
 from engine.kernels.forking import Choice, average, begin, choose, settle
 from engine.kernels.lanes import Lanes
-from engine.kernels.linear import gelu_linear, normalise, project_heads, residual_linear
 from engine.kernels.rows import Rows
 from engine.kernels.sampling import TOKENS_AT_ONCE, draw
 from engine.pages import Segment, SegmentPages
@@ -35,25 +32,6 @@ MOST_SPLITS = 16
 def decodes_alone(config: ModelConfig) -> bool:
     """Whether a model of this kind can be decoded so; the others are decoded by `CachedForward` on any device."""
     return config.copies == 1 and config.averaging != "logit" and 1 << len(config.fork_layers) <= MOST_STREAMS
-
-
-@dataclass(frozen=True)
-class _Scratch:
-    """What a segment's layers write and nobody reads after the step."""
-
-    x: Tensor
-    """(M,D) the residual streams; of neighbouring segments never the same memory."""
-    normed: Tensor
-    """(M,D)."""
-    queries: Tensor
-    """(M,N,H)."""
-    attended: Tensor
-    """(M,D)."""
-    hidden: Tensor
-    """(M,4D)."""
-    parts: Parts
-    choice: Choice
-    """Of the candidates that become this segment's streams; nothing in the first."""
 
 
 class DecodeStep:
@@ -74,7 +52,7 @@ class DecodeStep:
         self.lane = torch.full((places,), -1, dtype=torch.int32, device=weight.device)
         """(B,) int32, the lane of each place; -1 leaves it empty."""
         self.report = torch.zeros((1 + len(cache.segments), places), dtype=torch.int32, device=weight.device)
-        """(1+G,B) int32: each place's next token, and the streams that its newest has in each segment."""
+        """(1+G,B) int32: each place's next token, and the streams that it holds in each segment."""
         self.tally = tally
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(B,V) of each place's next token."""
@@ -86,7 +64,12 @@ class DecodeStep:
         exponent = torch.arange(0, model.config.head_width, 2, device=weight.device, dtype=torch.float32)
         self._frequencies = BASE ** -(exponent / model.config.head_width)
         self._rows = [self._rows_of(pages) for pages in cache.segments]
-        self._scratch = self._all_scratch()
+        most = len(self._rows[-1].slot)
+        x = weight.new_empty((2, most, model.config.n_embd))
+        self._x = [x[i % 2, : len(rows.slot)] for i, rows in enumerate(self._rows)]  # neighbours never share memory
+        self._choices = [Choice.empty(places, rows.most, weight.device) for rows in self._rows]
+        splits = triton.next_power_of_2(max(1, PROGRAMS // (places * model.config.n_head)))
+        self._scratch = Scratch.empty(model.config, weight, places, most, min(MOST_SPLITS, splits))
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
 
     @property
@@ -116,12 +99,11 @@ class DecodeStep:
 
     def _launch(self, *, drawing: bool) -> None:
         begin(self.model.transformer.wte.weight, self.lanes, self._time, self._rows[0], self._frequencies,
-              self._scratch[0].x)  # fmt: skip
-        for pages, rows, scratch in zip(self.cache.segments, self._rows, self._scratch, strict=True):
+              self._x[0])  # fmt: skip
+        for pages, rows, x in zip(self.cache.segments, self._rows, self._x, strict=True):
             if pages.segment.index:
                 self._fork(pages.segment)
-            for layer in pages.segment.layers:
-                self._block(layer, pages, rows, scratch)
+            run_layers(self.model, pages, x, rows, self._scratch.of(len(x)))
         self._read_out()
         if drawing:
             draw(self.logits, self.lanes, self.lane, self._best, self._best_at, self.report[0], self.vocabulary)
@@ -131,28 +113,16 @@ class DecodeStep:
         block = self.model.blocks[into.layers.start]
         assert isinstance(block, ForkingBlock)
         before, after = (self._rows[i] for i in (into.index - 1, into.index))
-        source, target = (self._scratch[i] for i in (into.index - 1, into.index))
-        choose(block, source.x, before, self.cache.segments[into.index - 1].scores, self.lanes, self._time, after,
-               into.index, self.model.config.block_size, target.choice, self.tally[into.index])  # fmt: skip
-        settle(block, source.x, before, self.lanes, self._time, target.choice, after, into.index, self._frequencies,
-               target.x)  # fmt: skip
-
-    def _block(self, layer: int, pages: SegmentPages, rows: Rows, scratch: _Scratch) -> None:
-        """The attenuated block, in place."""
-        block, at = self.model.blocks[layer], layer - pages.segment.layers.start
-        keys, values = pages.keys[at], pages.values[at]
-        normalise(scratch.x, block.ln_1, scratch.normed, rows.live)
-        project_heads(scratch.normed, block.attn.c_attn, scratch.queries, keys, values, rows.slot, rows.score,
-                      (rows.cos, rows.sin), rows.live, scored=block.attn.scored)  # fmt: skip
-        paged_attention(scratch.queries, keys, values, rows, scratch.attended, scratch.parts, most=rows.most)
-        residual_linear(scratch.attended, block.attn.c_proj, scratch.x, rows.score, rows.live)
-        normalise(scratch.x, block.ln_2, scratch.normed, rows.live)
-        gelu_linear(scratch.normed, block.mlp.c_fc, scratch.hidden, rows.live, tanh=block.mlp.approximate == "tanh")
-        residual_linear(scratch.hidden, block.mlp.c_proj, scratch.x, rows.score, rows.live)
+        source, target = (self._x[i] for i in (into.index - 1, into.index))
+        choice = self._choices[into.index]
+        choose(block, source, before, self.cache.segments[into.index - 1].scores, self.lanes, self._time, after,
+               into.index, self.model.config.block_size, choice, self.tally[into.index])  # fmt: skip
+        settle(block, source, before, self.lanes, self._time, choice, after, into.index, self._frequencies,
+               target)  # fmt: skip
 
     def _read_out(self) -> None:
         config = self.model.config
-        average(self._scratch[-1].x, self._rows[-1], self.model.transformer.ln_f, self._read,
+        average(self._x[-1], self._rows[-1], self.model.transformer.ln_f, self._read,
                 rightmost=config.averaging == "rightmost", norm_first=config.norm_before_averaging)  # fmt: skip
         torch.mm(self._read, self.model.transformer.wte.weight.T, out=self.logits)
 
@@ -169,34 +139,11 @@ class DecodeStep:
             table=self.lanes.tables[index],
             lane=self.lane,
             start=whole(places),
-            count=self.report[1 + index],
-            length=whole(places),
+            count=whole(places),
+            length=self.report[1 + index],
             live=whole(1),
             slot=whole(most * places),
             score=torch.zeros(most * places, device=device),
             cos=torch.zeros((most * places, half), device=device),
             sin=torch.zeros((most * places, half), device=device),
         )
-
-    def _all_scratch(self) -> list[_Scratch]:
-        config, weight = self.model.config, self.model.transformer.wte.weight
-        most = self._rows[-1].slot.shape[0]
-        x = weight.new_empty((2, most, config.n_embd))
-        normed = weight.new_empty((most, config.n_embd))
-        queries = weight.new_empty((most, config.n_head, config.head_width))
-        attended = weight.new_empty((most, config.n_embd))
-        hidden = weight.new_empty((most, 4 * config.n_embd))
-        splits = max(1, min(MOST_SPLITS, triton.next_power_of_2(PROGRAMS // (self.places * config.n_head))))
-        parts = Parts.empty(self.places, most, config.n_head, config.head_width, splits, weight.device)
-        return [
-            _Scratch(
-                x[i % 2, : len(rows.slot)],
-                normed[: len(rows.slot)],
-                queries[: len(rows.slot)],
-                attended[: len(rows.slot)],
-                hidden[: len(rows.slot)],
-                parts,
-                Choice.empty(self.places, rows.most, weight.device),
-            )
-            for i, rows in enumerate(self._rows)
-        ]

@@ -27,7 +27,10 @@ class Detokenizer:
 
     def push(self, token_id: int, *, may_stop: bool = True) -> Piece:
         """Add a token. With `may_stop` false a stop string in it is text like any other."""
-        self._held += self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        if not self._stop:
+            return Piece(text)
+        self._held += text
         return self._release(may_stop)
 
     def flush(self) -> str:
@@ -36,12 +39,12 @@ class Detokenizer:
         return text
 
     def _release(self, may_stop: bool) -> Piece:
-        if may_stop and self._stop and (found := self._first_stop()):
+        if may_stop and (found := self._first_stop()):
             start, stop = found
             text = self._held[: start + len(stop) * self._include_stop]
             self._held = ""
             return Piece(text, stop)
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0) if self._stop else 0
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return Piece(text)
 

@@ -19,7 +19,11 @@ from engine.decode_step import DecodeStep
 from engine.fork_cache import ForkCache, ForkState, most_streams
 from engine.kernels.lanes import Lanes
 from engine.request import Request
+from engine.transfer import to_device, to_host
 from model import Selection, Thoughtbubbles
+
+SPARE = 4
+"""Tokens that pages are taken for ahead of those that must be, where there are plenty: it is asked less often then."""
 
 
 @dataclass
@@ -29,6 +33,8 @@ class _Lane:
     index: int
     pages: list[int]
     """Of each segment, pages in its table."""
+    left: int = 0
+    """Steps that these are enough for, whatever streams they give."""
     draws: bool = False
     """Whether the device has drawn its newest token, and so has it."""
 
@@ -39,7 +45,7 @@ class Flight:
 
     requests: list[Request]
     states: list[ForkState]
-    """Theirs when it was asked for: a request that has since got another, or none, no longer takes part."""
+    """Theirs when it was asked for: a request that has since got another, or none, takes no part in it any more."""
     logits: Tensor
     """(B,V), theirs until the next step is asked for."""
     drawn: bool
@@ -49,10 +55,6 @@ class Flight:
     tally: Tensor
     """(G,2) int64 on the host, likewise."""
     landed: torch.cuda.Event | None
-
-    def takes_part(self, place: int) -> bool:
-        """Whether the request at this place still is what it was."""
-        return self.requests[place].state is self.states[place]
 
 
 class DeviceBatch:
@@ -81,7 +83,9 @@ class DeviceBatch:
         self._tally = tally
         self._counted = torch.zeros(forks.shape, dtype=forks.dtype)
         self._fork_layers = model.config.fork_layers
+        self._cache = cache
         self._held: dict[ForkState, _Lane] = {}
+        self._seated: list[int] = []
         self._idle = list(range(lanes))
         if device.type == "cuda":
             for step in self._steps.values():
@@ -90,27 +94,30 @@ class DeviceBatch:
     def launch(self, requests: list[Request], *, drawing: bool) -> Flight:
         """Ask for the logits that follow these requests' tokens, and where `drawing` for a token of each.
 
-        They have a state, and pages for all the streams that the step may give them.
+        They have a state, and the scheduler has seen to it that there are pages for all that the step may give them.
         """
         states = [_state(request) for request in requests]
-        self._disembark(set(states))
-        self._write(requests, states)
-        lanes = [self._held[state] for state in states]
+        lanes = self._lanes_of(states)
+        self._inform(requests, states, lanes)
         step = self._steps[1 << (len(requests) - 1).bit_length()]
         places = [lane.index for lane in lanes] + [-1] * (step.places - len(lanes))
-        step.lane.copy_(torch.tensor(places, dtype=torch.int32, pin_memory=step.lane.is_cuda), non_blocking=True)
+        if places != self._seated:
+            step.lane.copy_(to_device(places, step.lane.device))
+            self._seated = places
         step.run(drawing=drawing)
-        for lane in lanes:
+        for request, lane in zip(requests, lanes, strict=True):
+            request.in_flight += 1
+            lane.left -= 1
             lane.draws = drawing
-        report, tally = _fetch(step.report), _fetch(step.tally)
+        report, tally = to_host(step.report), to_host(step.tally)
         landed = None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
         return Flight(requests, states, step.logits[: len(requests)], drawing, report, tally, landed)
 
-    def land(self, flight: Flight) -> tuple[list[int], list[list[int]]]:
-        """Wait for a flight. Each request's token, and for each segment each request's new streams."""
+    def land(self, flight: Flight) -> tuple[list[int], list[tuple[int, ...]]]:
+        """Wait for a flight. Each request's token, and the streams that it then has in each segment."""
         if flight.landed is not None:
             flight.landed.synchronize()
         for layer, (forks, deletions) in zip(
@@ -119,33 +126,47 @@ class DeviceBatch:
             self._tally.forks[layer] += forks
             self._tally.deletions[layer] += deletions
         self._counted = flight.tally
-        tokens, *counts = flight.report[:, : len(flight.requests)].tolist()
-        return tokens, counts
+        tokens, *ends = flight.report[:, : len(flight.requests)].tolist()
+        return tokens, list(zip(*ends, strict=True))
 
-    def _disembark(self, staying: set[ForkState]) -> None:
-        for state in self._held.keys() - staying:
-            self._idle.append(self._held.pop(state).index)
+    def _lanes_of(self, states: list[ForkState]) -> list[_Lane]:
+        """A lane for each of these; nobody else keeps one."""
+        if len(states) != len(self._held) or not all(state in self._held for state in states):
+            for gone in self._held.keys() - set(states):
+                self._idle.append(self._held.pop(gone).index)
+            for state in states:
+                if state not in self._held:
+                    self._held[state] = _Lane(self._idle.pop(), [0] * len(state.pages))
+        return [self._held[state] for state in states]
 
-    def _write(self, requests: list[Request], states: list[ForkState]) -> None:
-        """Tell the device what it does not know of these requests: all of those that are new, and new pages."""
+    def _inform(self, requests: list[Request], states: list[ForkState], lanes: list[_Lane]) -> None:
+        """Take the pages that the next step may need, and tell the device what it does not know of these requests."""
         at: list[int] = []
         values: list[int] = []
-        for request, state in zip(requests, states, strict=True):
-            lane = self._held.get(state)
-            if lane is None:
-                lane = self._held[state] = _Lane(self._idle.pop(), [0] * len(state.pages))
+        for request, state, lane in zip(requests, states, lanes, strict=True):
+            if lane.left and lane.draws:  # as mostly, and this is asked for every token
+                continue
+            if not any(lane.pages):
                 self._note(self._of_request(request, state), lane.index, at, values)
             if not lane.draws:
                 self._note(self._of_output(request), lane.index, at, values)
-            for segment, held in enumerate(state.pages):
-                known = lane.pages[segment]
-                if len(held) > known:
-                    first = self.lanes.place(self.lanes.tables[segment], lane.index) + known
-                    at.extend(range(first, first + len(held) - known))
-                    values.extend(held[known:])
-                    lane.pages[segment] = len(held)
+            if not lane.left:
+                tokens = request.num_tokens + request.in_flight
+                spare = min(SPARE, request.max_tokens - tokens) if self._cache.is_roomy(len(lanes), SPARE + 2) else 0
+                lane.left = 1 + max(0, spare)
+                self._cache.reserve(state, request.selection, tokens + max(0, spare))
+                self._note_pages(state, lane, at, values)
         if at:
             self.lanes.write(at, values)
+
+    def _note_pages(self, state: ForkState, lane: _Lane, at: list[int], values: list[int]) -> None:
+        for segment, held in enumerate(state.pages):
+            known = lane.pages[segment]
+            if len(held) > known:
+                first = self.lanes.place(self.lanes.tables[segment], lane.index) + known
+                at.extend(range(first, first + len(held) - known))
+                values.extend(held[known:])
+                lane.pages[segment] = len(held)
 
     def _note(self, facts: Sequence[tuple[Tensor, "array[int]"]], lane: int, at: list[int], values: list[int]) -> None:
         for field, words in facts:
@@ -177,10 +198,3 @@ def _state(request: Request) -> ForkState:
 def _words(kind: str, value: float) -> "array[int]":
     """A number as the device has it, in words of 32 bits."""
     return array("i", array(kind, [value]).tobytes())
-
-
-def _fetch(source: Tensor) -> Tensor:
-    """What a tensor of the device will have held at this point, on the host once the device is there."""
-    if not source.is_cuda:
-        return source.clone()
-    return torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)

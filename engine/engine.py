@@ -99,10 +99,11 @@ class Engine:
         """
         start = time.monotonic()
         plan = self.scheduler.schedule()
-        for request in plan.requests:
-            request.started = request.started or start
+        if plan.phase == "prefill":
+            for request in plan.requests:
+                request.started = request.started or start
         if plan.phase == "decode" and self._device:
-            events, counts = self._decode_ahead(plan)
+            events, counts = self._decode_ahead(self._device, plan)
         else:
             events, counts = self._compute(plan)
         if plan.requests or events:
@@ -161,62 +162,46 @@ class Engine:
             fork_deletions_total=dict(tally.deletions),
         )
 
-    def _decode_ahead(self, plan: Plan) -> tuple[list[TokenEvent], list[int]]:
+    def _decode_ahead(self, device: "DeviceBatch", plan: Plan) -> tuple[list[TokenEvent], list[int]]:
         """Ask the device for a step, and tell of the one before; those it cannot serve get theirs the other way."""
-        assert self._device is not None
         others = [request for request in plan.requests if not request.cached]
         events, counts = self._compute(Plan("decode", others, [1] * len(others)))
-        requests = [request for request in plan.requests if request.cached]
-        before, self._flight = self._flight, None
-        if before and not all(
-            request.draws_alone for request in requests
-        ):  # the host draws, and must know the last token
-            landed, streams = self._land(before)
-            events, counts, before = events + landed, counts + streams, None
-        requests = [request for request in requests if request.state and not request.ends_in_flight]
-        if requests:
-            self._flight = self._ask(requests)
-        if self._flight and not self._flight.drawn:
-            before, self._flight = self._flight, None
-        if before:
-            landed, streams = self._land(before)
-            events, counts = events + landed, counts + streams
-        return events, counts
-
-    def _ask(self, requests: list[Request]) -> "Flight":
-        assert self._device is not None
-        roomy = self.cache.is_roomy(2 * len(self.scheduler.running))
-        for request in requests:
-            assert request.state is not None, "a cached request runs with a state"
-            tokens = request.num_tokens + request.in_flight
-            spare = min(2, request.max_tokens - tokens) if roomy else 0
-            self.cache.reserve(request.state, request.selection, tokens, spare)
+        requests = [request for request in plan.requests if request.cached and not request.ends_in_flight]
         drawing = all(request.draws_alone for request in requests)
-        for request in requests:
-            request.in_flight += 1
-        return self._device.launch(requests, drawing=drawing)
-
-    def _land(self, flight: "Flight") -> tuple[list[TokenEvent], list[int]]:
-        """Wait for a step of the device and tell of it, but for those who have gone since."""
-        assert self._device is not None
-        drawn, streams = self._device.land(flight)
-        here = [i for i in range(len(flight.requests)) if flight.takes_part(i)]
-        counts = [streams[-1][i] for i in here]
-        for i in here:
-            request, state = flight.requests[i], flight.states[i]
-            request.in_flight -= 1
-            for ends, own in zip(state.ends, streams, strict=True):
-                ends.append(ends[-1] + own[i])
-            self.cache.extend(state, (request.newest,))
-            request.count(state.ends[-1][-1], streams[-1][i])
-        events = self._settle([flight.requests[i] for i in here], [[count] for count in counts])
-        going = [i for i in here if flight.requests[i].state]
-        requests = [flight.requests[i] for i in going]
-        if flight.drawn:
-            events += self._tell(requests, [drawn[i] for i in going], [None] * len(going))
-        else:
-            events += self._continue(requests, flight.logits[going].float())
+        before, self._flight = self._flight, None
+        if before and not drawing:  # the host draws, and for that must know the last token
+            landed, streams = self._land(device, before)
+            events, counts, before = events + landed, counts + streams, None
+            requests = [request for request in requests if request.state and not request.ends_in_flight]
+        asked = device.launch(requests, drawing=drawing) if requests else None
+        for flight in (before, asked if not drawing else None):
+            if flight:
+                landed, streams = self._land(device, flight)
+                events, counts = events + landed, counts + streams
+        self._flight = asked if drawing else None
         return events, counts
+
+    def _land(self, device: "DeviceBatch", flight: "Flight") -> tuple[list[TokenEvent], list[int]]:
+        """Wait for a step of the device and tell of it, but for those who have gone since."""
+        drawn, ends = device.land(flight)
+        events, counts, here = [], [], []
+        for i, (request, state) in enumerate(zip(flight.requests, flight.states, strict=True)):
+            if request.state is not state:
+                continue
+            count = ends[i][-1] - state.streams(-1)
+            self.cache.append(state, request.newest, ends[i])
+            request.in_flight -= 1
+            request.count(ends[i][-1], count)
+            counts.append(count)
+            if request.held:
+                events.append(self._close(request, request.held._replace(fork_count=count)))
+                request.held = None
+            if request.state:
+                here.append(i)
+        requests = [flight.requests[i] for i in here]
+        if flight.drawn:
+            return events + self._tell(requests, [drawn[i] for i in here], [None] * len(here)), counts
+        return events + self._continue(requests, flight.logits[here].float()), counts
 
     def _settle(self, requests: list[Request], fork_counts: list[list[int]]) -> list[TokenEvent]:
         """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""
@@ -242,11 +227,12 @@ class Engine:
         events, now = [], time.monotonic()
         for request, token, scored in zip(requests, tokens, scores, strict=True):
             event = advance(request, token, scored, self.tokenizer.end_of_text)
-            request.first_token = request.first_token or now
+            if request.first_token is None:
+                request.first_token = now
             if request.params.return_fork_counts:
                 request.held = event
             else:
-                events.append(self._close(request, event))
+                events.append(event if event.finish_reason is None else self._close(request, event))
         self._generation_tokens += len(requests)
         return events
 

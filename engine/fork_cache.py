@@ -167,19 +167,9 @@ class ForkCache:
             for pages, n, held in zip(self.segments, streams, state.pages, strict=True)
         ]
 
-    def reserve(self, state: ForkState, selection: Selection, tokens: int, spare: int = 0) -> None:
-        """Take the pages that a state may need to grow to `tokens` tokens, before it is known how many it does.
-
-        When it takes any, it takes them for `spare` tokens more.
-        """
-        added = (tokens - state.tokens) * self.config.copies
-        for i, held in enumerate(state.pages):  # mostly they are there already, and this is asked for every token
-            if len(held) * self.page_size < state.ends[i][-1] + (added << i):
-                break
-        else:
-            return
-        streams = self._may_have(selection, tokens + spare, state)
-        for pages, n, held in zip(self.segments, streams, state.pages, strict=True):
+    def reserve(self, state: ForkState, selection: Selection, tokens: int) -> None:
+        """Take the pages that a state may need to grow to `tokens` tokens, before it is known how many it does."""
+        for pages, n, held in zip(self.segments, self._may_have(selection, tokens, state), state.pages, strict=True):
             pages.grow(held, n)
 
     def fits(self, needs: Sequence[Sequence[int]], spare: Prefix | None = None) -> bool:
@@ -191,9 +181,9 @@ class ForkCache:
             self._drop(victims[0])
         return True
 
-    def is_roomy(self, requests: int) -> bool:
-        """Whether so many requests could certainly have two tokens more each, which is quick to say."""
-        most = [2 * self.config.copies << pages.segment.index for pages in self.segments]
+    def is_roomy(self, requests: int, tokens: int = 2) -> bool:
+        """Whether so many requests could certainly have so many tokens more each, which is quick to say."""
+        most = [tokens * self.config.copies << pages.segment.index for pages in self.segments]
         return all(
             pages.free >= requests * (pages.pages_for(n) + 1) for pages, n in zip(self.segments, most, strict=True)
         )
@@ -210,6 +200,12 @@ class ForkCache:
     def extend(self, state: ForkState, ids: Sequence[int]) -> None:
         """Note the tokens whose streams every segment now holds; from here on they can be found."""
         self._index.grow(state.kappa, state, ids)
+
+    def append(self, state: ForkState, token: int, ends: Sequence[int]) -> None:
+        """Note one token and the streams that every segment holds with it."""
+        for known, end in zip(state.ends, ends, strict=True):
+            known.append(end)
+        self._index.grow(state.kappa, state, (token,))
 
     def use(self) -> CacheUse:
         """How full the cache is now."""

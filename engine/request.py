@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from engine.detokenizer import Detokenizer
@@ -86,7 +87,7 @@ class Request:
     started: float | None = None
     first_token: float | None = None
 
-    @property
+    @cached_property
     def cached(self) -> bool:
         """Whether it runs over the fork-state cache, or is recomputed for every token."""
         return self.selection.rule == "causal"
@@ -109,18 +110,25 @@ class Request:
     @property
     def ends_in_flight(self) -> bool:
         """Whether nothing more need be asked of a device than what is in flight."""
-        if self.in_flight and self.held and self.held.finish_reason is not None:
+        if self.held and self.in_flight and self.held.finish_reason is not None:
             return True
-        last = self.max_tokens + self.params.return_fork_counts  # the last token's streams take a step more
-        return self.num_tokens + self.in_flight >= last
+        return len(self.output) + self.in_flight >= self._steps
+
+    @cached_property
+    def _steps(self) -> int:
+        """Steps after the prompt's: the last token's streams take one more."""
+        return self.params.max_tokens + self.params.return_fork_counts
 
     @property
     def draws_alone(self) -> bool:
         """Whether its next token is a draw from what the model says, that nothing else need be known for."""
+        return self._is_plain and len(self.output) >= self.params.min_tokens
+
+    @cached_property
+    def _is_plain(self) -> bool:
         params = self.params
         restricts = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-        bans = len(self.output) < params.min_tokens
-        return not (params.adjusts_logits or restricts or bans or params.logprobs is not None)
+        return not (params.adjusts_logits or restricts or params.logprobs is not None)
 
     @property
     def max_tokens(self) -> int:

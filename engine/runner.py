@@ -37,7 +37,7 @@ class Runner:
     def __init__(self, model: Thoughtbubbles, cache: ForkCache) -> None:
         self.tally = ForkTally()
         self._model = model
-        self._cached = CachedForward(model, cache, self.tally)
+        self._cached = _forward(model)(model, cache, self.tally)
         self._recompute = Recompute(model, limit_bytes=cache.total_bytes)
 
     @torch.inference_mode()
@@ -87,3 +87,12 @@ def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int],
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a cached request runs with a state"
     return Chunk(request.pending[:tokens], request.state, request.selection)
+
+
+def _forward(model: Thoughtbubbles) -> type[CachedForward]:
+    """How this model computes tokens over the cache: with kernels, where its device has them."""
+    if model.transformer.wte.weight.device.type != "cuda":
+        return CachedForward
+    from engine.device_forward import DeviceForward  # noqa: PLC0415 - Triton is there only where a device is
+
+    return DeviceForward

@@ -105,6 +105,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Give places to those who wait, as long as there are any and one step could take in what they bring."""
         tokens = sum(len(request.pending) for request in self.arriving)
+        needs = self._needs(ahead=1) if self.waiting else []
         while self.waiting and len(self.running) + len(self.arriving) < self.config.max_batch_size:
             request = self.waiting.first
             prefix = self._find(request)
@@ -112,7 +113,7 @@ class Scheduler:
             tokens += request.num_tokens - held
             if self.arriving and (tokens > self.config.max_prefill_tokens or self._gains_by_waiting(request, held)):
                 return
-            if not self._open(request, prefix):
+            if not self._open(request, prefix, needs):
                 return
             self.arriving.append(self.waiting.popleft())
 
@@ -131,17 +132,19 @@ class Scheduler:
         """Whether it may start from a prefix; a report of its prompt needs all of that computed."""
         return self.config.prefix_caching and request.cached and not request.wants_prompt_report
 
-    def _open(self, request: Request, found: Prefix | None) -> bool:
-        """Give a request its state, from a prefix or, where that leaves too little room, empty; False if none fits."""
+    def _open(self, request: Request, found: Prefix | None, needs: list[Sequence[int]]) -> bool:
+        """Give a request its state, from a prefix or, where that leaves too little room, empty; False if none fits.
+
+        Its need joins those of the others, `needs`.
+        """
         if not request.cached:
             return True
-        ahead = 1 if self.running or self.arriving else 0
-        others = [self._need(each, each.state, ahead) for each in (*self.running, *self.arriving) if each.cached]
         for prefix in dict.fromkeys((found, None)):
-            need = self._need(request, prefix.state if prefix else None, ahead)
-            if self.cache.fits([*others, need], spare=prefix):
+            need = self._need(request, prefix.state if prefix else None, ahead=1 if needs else 0)
+            if self.cache.fits([*needs, need], spare=prefix):
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
+                needs.append(need)
                 return True
         return False
 
@@ -163,8 +166,12 @@ class Scheduler:
         """Whether all can compute the tokens they have in the pages that are free."""
         if not self.arriving and self.cache.is_roomy(len(self.running)):
             return True
+        return self.cache.fits(self._needs())
+
+    def _needs(self, ahead: int = 0) -> list[Sequence[int]]:
+        """The pages that each of those who have a place may need."""
         everyone = (*self.running, *self.arriving)
-        return self.cache.fits([self._need(request, request.state) for request in everyone if request.cached])
+        return [self._need(request, request.state, ahead) for request in everyone if request.cached]
 
     def _need(self, request: Request, state: ForkState | None, ahead: int = 0) -> Sequence[int]:
         """Pages to compute the tokens that a request has, and `ahead` more, on from a state."""

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.rows import Rows
+from engine.kernels.rows import Span
 from engine.kernels.tiles import precision
 
 _KEYS_AT_ONCE = 64
@@ -44,7 +44,7 @@ class Parts:
 
 
 def paged_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, out: Tensor, parts: Parts, *, most: int
+    queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, *, most: int
 ) -> None:
     """Attention of each place's new streams over all it holds, causal in stream order; out (M,N·H).
 
@@ -55,11 +55,11 @@ def paged_attention(
     tile = min(64, max(16, triton.next_power_of_2(most)))
     tiles = triton.cdiv(most, tile)
     assert tiles == 1 or parts.splits == 1, "parts are put together for one tile of queries"
-    _paged_attention[(rows.places * tiles, heads, parts.splits)](
-        queries, keys, values, rows.table, rows.lane, rows.start, rows.count, rows.length, out,
-        parts.outputs, parts.weights, parts.arrivals, width**-0.5 * _LOG2_E, rows.table.stride(0), keys.stride(0),
+    _paged_attention[(span.places * tiles, heads, parts.splits)](
+        queries, keys, values, span.table, span.lane, span.start, span.count, span.length, out,
+        parts.outputs, parts.weights, parts.arrivals, width**-0.5 * _LOG2_E, span.table.stride(0), keys.stride(0),
         tiles,
-        PAGE=rows.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)),
+        PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)),
         QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits, PRECISION=precision(queries),
         num_warps=4, num_stages=3,
     )  # fmt: skip

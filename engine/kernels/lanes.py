@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from engine.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -59,8 +61,5 @@ class Lanes:
 
     def write(self, at: Sequence[int], values: Sequence[int]) -> None:
         """Write values to places of `memory`, after all that the device was asked to do before."""
-        both = torch.tensor(
-            [at, values], pin_memory=self.memory.is_cuda
-        )  # from other memory a copy would wait its turn
-        both = both.to(self.memory.device, non_blocking=True)
+        both = to_device([at, values], self.memory.device)
         self.memory.index_copy_(0, both[0], both[1].int())

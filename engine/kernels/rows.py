@@ -1,4 +1,4 @@
-"""Which live streams a step computes in one segment, and where they lie in the cache: known to the device alone.
+"""Which streams a step computes in one segment, and where they lie in the cache.
 
 Letters: B places of the batch, M streams that there may be, H head width.
 """
@@ -9,11 +9,9 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The new streams of one segment, laid end to end, place after place."""
+class Span:
+    """The new streams of each place, laid end to end, place after place, and all that it holds with them."""
 
-    most: int
-    """The most streams that one place may have."""
     page_size: int
     """Streams a page holds."""
     table: Tensor
@@ -26,6 +24,19 @@ class Rows:
     """(B,) int32, its rows."""
     length: Tensor
     """(B,) int32, the streams that it holds with them."""
+
+    @property
+    def places(self) -> int:
+        """B."""
+        return self.lane.shape[0]
+
+
+@dataclass(frozen=True)
+class Rows(Span):
+    """The same of a decode step, known to the device alone."""
+
+    most: int
+    """The most streams that one place may have."""
     live: Tensor
     """(1,) int32, the rows of all places."""
     slot: Tensor
@@ -36,8 +47,3 @@ class Rows:
     """(M,H/2) float32, of the angles of its position."""
     sin: Tensor
     """(M,H/2) float32."""
-
-    @property
-    def places(self) -> int:
-        """B."""
-        return self.lane.shape[0]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
         from engine.device_batch import DeviceBatch
 
         config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
-        engine = Engine(model.to(DEVICE), tokenizer, config)
+        model = deepcopy(model).to(DEVICE)  # others go on with it where it was
+        engine = Engine(model, tokenizer, config)
         if not ON_GPU:
             engine._device = DeviceBatch(
                 model, engine.cache, engine._runner.tally, lanes=config.max_batch_size,

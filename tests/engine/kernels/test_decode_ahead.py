@@ -26,7 +26,7 @@ def params(**settings: object) -> SamplingParams:
 
 
 def plain(model: Thoughtbubbles, tokenizer: Tokenizer) -> Engine:
-    return Engine(model.to("cpu"), tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 21))
+    return Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 21))
 
 
 def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], seed: int = 0) -> dict[str, Completion]:

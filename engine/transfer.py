@@ -1,0 +1,21 @@
+"""Numbers between host and device without either waiting for the other.
+
+From pageable memory a copy first waits for all that the device was asked to do: hence pinned memory.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Integers as int64 on a device, there once it has done what it was asked before."""
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def to_host(source: Tensor) -> Tensor:
+    """What a tensor of the device will have held at this point, on the host once the device is there."""
+    if not source.is_cuda:
+        return source.clone()
+    return torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)

@@ -1,0 +1,54 @@
+"""Attention over pages, against torch's over the same keys laid side by side."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.engine.kernels.conftest import DEVICE
+
+PAGE = 4
+
+
+def attend(heads: int, width: int, held: list[int], new: list[int], splits: int) -> tuple[Tensor, Tensor]:
+    """What the kernel and what torch make of random queries, keys and values, in pages dealt at random."""
+    from engine.kernels.attention import Parts, paged_attention
+    from engine.kernels.rows import Span
+
+    totals = [a + b for a, b in zip(held, new, strict=True)]
+    pages = [-(-n // PAGE) for n in totals]
+    deal = torch.randperm(sum(pages), device=DEVICE).split(pages)
+    keys, values = torch.full((2, heads, sum(pages) * PAGE, width), 1e4, device=DEVICE)  # what is not live is poison
+    queries = torch.randn(sum(new), heads, width, device=DEVICE)
+    wanted = []
+    for at, total, count, q in zip(deal, totals, new, queries.split(new), strict=True):
+        slots = (at[:, None] * PAGE + torch.arange(PAGE, device=DEVICE)).flatten()[:total]
+        k, v = torch.randn(2, heads, total, width, device=DEVICE)
+        keys[:, slots], values[:, slots] = k, v
+        mask = torch.ones(count, total, dtype=torch.bool, device=DEVICE).tril(total - count)
+        wanted.append(F.scaled_dot_product_attention(q.transpose(0, 1), k, v, attn_mask=mask).transpose(0, 1))
+    table = torch.zeros(len(new), max(pages), dtype=torch.int32, device=DEVICE)
+    for row, at in zip(table, deal, strict=True):
+        row[: len(at)] = at
+    counts = torch.tensor(new, dtype=torch.int32, device=DEVICE)
+    lane = torch.arange(len(new), dtype=torch.int32, device=DEVICE)
+    length = torch.tensor(totals, dtype=torch.int32, device=DEVICE)
+    span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
+    parts = Parts.empty(len(new), len(queries), heads, width, splits, DEVICE)
+    out = torch.full_like(queries, torch.nan)
+    paged_attention(queries, keys, values, span, out, parts, most=max(new))
+    assert not parts.arrivals.any()
+    return out, torch.cat(wanted)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize("width", [8, 24])
+def test_a_few_queries_over_many_keys(width: int, splits: int) -> None:
+    """Parts of 64 keys: with 130 of them there are three, and with 5 one."""
+    ours, torchs = attend(2, width, [129, 3, 64, 0], [1, 2, 8, 3], splits)
+    torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
+
+
+def test_many_queries_in_tiles() -> None:
+    ours, torchs = attend(1, 16, [0, 70, 5], [100, 30, 1], 1)
+    torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
