@@ -28,13 +28,15 @@ def draw_tokens(requests: list[Request], logits: Tensor, tokenizer: Tokenizer) -
     return sample(adjusted, draw).tolist()
 
 
-def score_tokens(requests: list[Request], logits: Tensor, tokens: list[int]) -> list[Scored | None]:
+def score_tokens(
+    requests: list[Request], logits: Tensor, tokens: list[int], tokenizer: Tokenizer
+) -> list[Scored | None]:
     """The log-probability of each request's token, under the raw distribution, where it was asked."""
     asked = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
     scores: list[Scored | None] = [None] * len(requests)
     if asked:
         tops = [requests[i].params.logprobs or 0 for i in asked]
-        reported = report(logits[asked], [tokens[i] for i in asked], max(tops))
+        reported = report(logits[asked], [tokens[i] for i in asked], max(tops), vocabulary=tokenizer.vocab_size)
         for i, top, (logprob, likeliest) in zip(asked, tops, reported, strict=True):
             scores[i] = logprob, likeliest[:top]
     return scores

@@ -46,7 +46,7 @@ class Engine:
         )
         self.scheduler = Scheduler(self.config, self.cache)
         self.last_step: StepReport | None = None
-        self._runner = Runner(model, self.cache)
+        self._runner = Runner(model, self.cache, vocabulary=tokenizer.vocab_size)
         self._device = _device_batch(
             model,
             self.cache,
@@ -220,7 +220,7 @@ class Engine:
         if not requests:
             return []
         tokens = draw_tokens(requests, logits, self.tokenizer)
-        return self._tell(requests, tokens, score_tokens(requests, logits, tokens))
+        return self._tell(requests, tokens, score_tokens(requests, logits, tokens, self.tokenizer))
 
     def _tell(self, requests: list[Request], tokens: list[int], scores: Sequence[Scored | None]) -> list[TokenEvent]:
         """Give each request its token; the events that can be told at once."""

@@ -20,8 +20,9 @@ class Recompute:
     A request that has no room computes its whole sequence for every token, one such request after the other.
     """
 
-    def __init__(self, model: Thoughtbubbles, limit_bytes: int) -> None:
+    def __init__(self, model: Thoughtbubbles, *, vocabulary: int, limit_bytes: int) -> None:
         self.model = model
+        self.vocabulary = vocabulary
         self.limit_bytes = limit_bytes
         self._forward = RevisingForward(model)
         self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # forgets a request that is gone
@@ -47,7 +48,7 @@ class Recompute:
         scores, state = Scores(), self._open(selection, len(prompt))
         for length in range(1, len(prompt)):
             [revised] = self._forward.extend([state], [prompt[:length]])
-            scores.extend(report(revised.logits[None], prompt[length : length + 1], top))
+            scores.extend(report(revised.logits[None], prompt[length : length + 1], top, vocabulary=self.vocabulary))
         return scores
 
     def _keep(self, request: Request) -> bool:

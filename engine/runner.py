@@ -34,11 +34,13 @@ class StepOutput:
 class Runner:
     """Sends requests through the cache where their rule allows it, and through recomputation where not."""
 
-    def __init__(self, model: Thoughtbubbles, cache: ForkCache) -> None:
+    def __init__(self, model: Thoughtbubbles, cache: ForkCache, *, vocabulary: int) -> None:
+        """`vocabulary`: how many of the model's token ids have a text; those after them only pad its embedding."""
         self.tally = ForkTally()
         self._model = model
         self._cached = _forward(model)(model, cache, self.tally)
-        self._recompute = Recompute(model, limit_bytes=cache.total_bytes)
+        self._vocabulary = vocabulary
+        self._recompute = Recompute(model, vocabulary=vocabulary, limit_bytes=cache.total_bytes)
 
     @torch.inference_mode()
     def step(self, requests: list[Request], tokens: list[int]) -> StepOutput:
@@ -64,7 +66,8 @@ class Runner:
         fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
         for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
             request.count(chunk.state.streams(-1), sum(counts))
-            scoring = partial(score, self._model, streams, request.prompt[1:], end - len(chunk.ids))
+            first = end - len(chunk.ids)
+            scoring = partial(score, self._model, streams, request.prompt[1:], first, vocabulary=self._vocabulary)
             _report_prompt(request, counts, scoring)
         return last_logits(self._model, streams, [end - 1 for end in ends]), fork_counts
 

@@ -33,20 +33,26 @@ def last_logits(model: Thoughtbubbles, streams: Streams, last: list[int]) -> Ten
     return model.readout(streams)[0].float()
 
 
-def score(model: Thoughtbubbles, streams: Streams, targets: Sequence[int], first: int, top: int) -> Scores:
-    """The log-probability of each target, and the `top` likeliest: target i follows token `first` + i of `streams`."""
+def score(
+    model: Thoughtbubbles, streams: Streams, targets: Sequence[int], first: int, top: int, *, vocabulary: int
+) -> Scores:
+    """As `report`: target i follows token `first` + i of `streams`."""
     scores = Scores()
     for start in range(0, len(targets), TOKENS_AT_ONCE):
         some = targets[start : start + TOKENS_AT_ONCE]
         tokens = torch.arange(first + start, first + start + len(some), device=streams.x.device)
-        scores.extend(report(model.readout(pick(streams, tokens))[0], some, top))
+        scores.extend(report(model.readout(pick(streams, tokens))[0], some, top, vocabulary=vocabulary))
     return scores
 
 
-def report(logits: Tensor, chosen: Sequence[int], top: int) -> list[Scored]:
-    """Log-probabilities of the chosen tokens under logits (W,V), and the `top` likeliest of each row, best first."""
+def report(logits: Tensor, chosen: Sequence[int], top: int, *, vocabulary: int) -> list[Scored]:
+    """Log-probabilities of the chosen tokens under logits (W,V), and the `top` likeliest of each row, best first.
+
+    They are the model's own, over all V, as in training and evaluation. The ids from `vocabulary` on only pad the
+    embedding: they stand for no text and are never among the likeliest.
+    """
     log_p = logits.float().log_softmax(1)
     own = log_p.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0].tolist()
-    values, ids = log_p.topk(min(top, log_p.shape[1]), dim=1)
+    values, ids = log_p[:, :vocabulary].topk(min(top, vocabulary), dim=1)
     rows = zip(ids.tolist(), values.tolist(), strict=True)
     return [(p, tuple(zip(i, v, strict=True))) for p, (i, v) in zip(own, rows, strict=True)]

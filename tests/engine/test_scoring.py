@@ -1,10 +1,12 @@
 """Scoring prompts takes bounded memory: few logits at once, and little of a prompt until its answer is written."""
 
 import pytest
+import torch
 from torch import Tensor
 
-from engine import Engine, SamplingParams, scoring
-from model import Streams, Thoughtbubbles
+from engine import Engine, EngineConfig, SamplingParams, scoring
+from model import Rule, Streams, Thoughtbubbles, Tokenizer
+from tests.engine.conftest import MakeModel
 
 AT_ONCE = 8
 PROMPTS = [[(7 * i + place * place) % 256 for place in range(40)] for i in range(8)]
@@ -58,3 +60,23 @@ def test_a_prompt_of_one_token_has_nothing_to_score(engine: Engine) -> None:
     [completion] = engine.generate([[5]], SamplingParams(max_tokens=0, prompt_logprobs=2))
     report = completion.events[0].prompt
     assert (report.token_logprobs, report.top_logprobs) == ((None,), (None,))
+
+
+@pytest.mark.parametrize("rule", ["causal", "dynamic"])
+def test_rows_that_only_pad_the_embedding_are_never_told(
+    make_model: MakeModel, tokenizer: Tokenizer, rule: Rule
+) -> None:
+    """A checkpoint may have more rows than its tokenizer has ids. They keep their probability alone."""
+    model = make_model(vocab_size=264)
+    with torch.no_grad():
+        model.transformer.wte.weight[257:] *= 4  # among the likeliest nearly everywhere
+    engine = Engine(model, tokenizer, EngineConfig(cache_bytes=1 << 22))
+    asked = SamplingParams(max_tokens=6, logprobs=20, prompt_logprobs=20, fork_selection=rule, seed=0)
+    [completion] = engine.generate([PROMPTS[0]], asked)
+    told = [*completion.events[0].prompt.top_logprobs[1:], *(event.top_logprobs for event in completion.events)]
+    assert {len(top) for top in told} == {20}
+    assert max(token_id for top in told for token_id, _ in top) <= tokenizer.end_of_text
+    with torch.inference_mode():
+        raw = model(torch.tensor([PROMPTS[0]]), rule=rule)[0, -1].log_softmax(0)
+    assert raw.argmax() > tokenizer.end_of_text
+    assert [value for _, value in told[39]] == pytest.approx(raw[:257].topk(20).values.tolist(), abs=1e-4)

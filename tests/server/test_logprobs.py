@@ -8,7 +8,7 @@ import torch
 
 from model import Thoughtbubbles
 from server.logprobs import LEAST, Token, logprobs_object, printed
-from tests.server.harness import Json, Running
+from tests.server.harness import Json, Running, chunks, joined
 
 ARRAYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
@@ -87,6 +87,15 @@ def test_they_are_of_the_raw_distribution(server: Running) -> None:
     bent = logprobs(server.complete(**ask, temperature=2, logit_bias={"65": 100}, repetition_penalty=3))
     assert bent["tokens"] == ["A"]
     assert {**plain, "A": bent["token_logprobs"][0]} == bent["top_logprobs"][0]
+
+
+@pytest.mark.parametrize("rule", ["causal", "dynamic"])
+def test_rows_that_pad_the_vocabulary_are_no_tokens(server: Running, rule: str) -> None:
+    """The model has seven rows more than its tokenizer has ids; some are among the likeliest here."""
+    ask = {"prompt": "é<b>\n\n東&amp;", "max_tokens": 40, "logprobs": 20, "echo": True, "seed": 0}
+    found = logprobs(server.complete(**ask, fork_selection=rule))
+    assert {len(top) for top in found["top_logprobs"][1:]} <= {20, 21}
+    assert joined(chunks(server, **ask, fork_selection=rule), 0)["logprobs"] == found
 
 
 def test_offsets_point_into_the_text(server: Running) -> None:
