@@ -31,7 +31,8 @@ MOST_SPLITS = 16
 
 def decodes_alone(config: ModelConfig) -> bool:
     """Whether a model of this kind can be decoded so; the others are decoded by `CachedForward` on any device."""
-    return config.copies == 1 and config.averaging != "logit" and 1 << len(config.fork_layers) <= MOST_STREAMS
+    few = config.copies == 1 and 1 << len(config.fork_layers) <= MOST_STREAMS
+    return few and config.averaging != "logit" and not config.ablated
 
 
 class DecodeStep:

@@ -32,6 +32,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.scored = bool(config.fork_layers)
+        self.score_bias = self.scored and config.score_bias
+        self.value_attenuation = self.scored and config.value_attenuation
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
@@ -39,8 +41,10 @@ class Attention(nn.Module):
         """(B,S,D) from normalised streams (B,S,D), their cumulative scores (B,S) and their rotation."""
         q, k, v = self._heads(x)
         q, k = rotate(q, by), rotate(k, by)
-        if self.scored:
-            q, k, v = score_channel(q, k, v, score)
+        if self.score_bias:
+            q, k = score_channel(q, k, score)
+        if self.value_attenuation:
+            v = attenuate(v, score)
         y = attend(q.type_as(v), k.type_as(v), v)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -50,12 +54,17 @@ class Attention(nn.Module):
         return q, k, v
 
 
-def score_channel(q: Tensor, k: Tensor, v: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Spend the last channel of each head on the score bias c / sqrt(H), and weight values by P = exp(c).
+def score_channel(q: Tensor, k: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Spend the last channel of each head on the score bias c / sqrt(H).
 
-    q, k, v are (B,N,S,H), `score` (B,S). With 1 in the query's and c in the key's last channel the bias needs no mask.
+    q, k are (B,N,S,H), `score` (B,S). With 1 in the query's and c in the key's last channel the bias needs no mask.
     """
     c = score[:, None, :, None]
     q = torch.cat((q[..., :-1], torch.ones_like(q[..., -1:])), dim=-1)
     k = torch.cat((k[..., :-1], c.expand(-1, k.shape[1], -1, -1).to(k.dtype)), dim=-1)
-    return q, k, (v * c.exp()).type_as(v)
+    return q, k
+
+
+def attenuate(v: Tensor, score: Tensor) -> Tensor:
+    """Values (B,N,S,H) weighted by P = exp(c), `score` (B,S), in the values' own type."""
+    return (v * score[:, None, :, None].exp()).type_as(v)

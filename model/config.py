@@ -8,6 +8,8 @@ from typing import Any, Literal, Self, get_args
 Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 
+_SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -40,6 +42,12 @@ class ModelConfig:
     """With `residual`: final LayerNorm on each stream, none after the sum (the authors' first release)."""
     copies: int = 1
     """k of the copy-k baseline: every token starts as k streams; 1 is every other model."""
+    score_bias: bool = True
+    """Whether attention is biased by the cumulative scores of the keys; off is an ablation, not SPEC.md."""
+    value_attenuation: bool = True
+    """Whether values are multiplied by P; off is an ablation."""
+    residual_attenuation: bool = True
+    """Whether both residual updates are multiplied by P; off is an ablation."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "copies"):
@@ -51,12 +59,15 @@ class ModelConfig:
         _require(self.n_embd % (2 * self.n_head) == 0, "n_embd", f"a multiple of 2 * n_head ({2 * self.n_head})", self)
         _require(_rising(self.fork_layers, self.n_layer), "fork_layers",
                  f"a tuple of rising layer numbers from 0 to {self.n_layer - 1}", self)  # fmt: skip
-        for name in ("bias", "norm_before_averaging"):
+        for name in ("bias", "norm_before_averaging", *_SWITCHES):
             _require(isinstance(getattr(self, name), bool), name, "true or false", self)
         _require(self.activation in get_args(Activation), "activation", f"one of {get_args(Activation)}", self)
         _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
         _require(self.copies == 1 or self.averaging == "rightmost", "averaging", "'rightmost' when copies > 1", self)
+        _require(not self.ablated or bool(self.fork_layers), "fork_layers", f"given where {_SWITCHES} are off", self)
+        _require(self.averaging != "rightmost" or any(map(self._is_on, _SWITCHES)), "averaging",
+                 f"one that weighs by scores where {_SWITCHES} are all off", self)  # fmt: skip
 
     @property
     def ratio(self) -> float:
@@ -73,6 +84,11 @@ class ModelConfig:
         """2^(fork layers): from this ratio on every candidate survives under every rule."""
         return 1 << len(self.fork_layers)
 
+    @property
+    def ablated(self) -> bool:
+        """Whether something of the attenuated block (paper §2.4) is switched off."""
+        return not all(map(self._is_on, _SWITCHES))
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` is its inverse."""
         return {**asdict(self), "fork_layers": list(self.fork_layers)}
@@ -88,6 +104,10 @@ class ModelConfig:
             return cls(**{**settings, "fork_layers": tuple(layers) if isinstance(layers, list) else layers})
         except TypeError as error:
             raise ValueError(f"model settings are incomplete: {error}") from error
+
+    def _is_on(self, switch: str) -> bool:
+        on: bool = getattr(self, switch)
+        return on
 
 
 def _is_int(value: object) -> bool:

@@ -43,6 +43,8 @@ class Selection:
     """κ: streams for a block of `block_size` tokens."""
     block_size: int
     """L: the model's block, which the budget is stated for."""
+    noise: Tensor | None = None
+    """() the scale of Gumbel noise on the scores as they are compared, for training; c has none. None: no noise."""
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -51,13 +53,12 @@ class Selection:
             raise ValueError(f"ratio must be at least 1, not {self.max_block_size / self.block_size:g}")
 
     @classmethod
-    def of(cls, config: ModelConfig, rule: Rule, ratio: float | None = None) -> Self:
+    def of(cls, config: ModelConfig, rule: Rule, ratio: float | None = None, noise: Tensor | None = None) -> Self:
         """The rule at ratio r (None: the model's own κ / L); κ = floor(r · L + 0.5)."""
-        if ratio is None:
-            return cls(rule=rule, max_block_size=config.max_block_size, block_size=config.block_size)
-        if not 1 <= ratio < float("inf"):
-            raise ValueError(f"ratio must be at least 1, not {ratio:g}")
-        return cls(rule=rule, max_block_size=int(ratio * config.block_size + 0.5), block_size=config.block_size)
+        kappa = config.max_block_size
+        if ratio is not None:
+            kappa = _kappa(ratio, config.block_size)
+        return cls(rule=rule, max_block_size=kappa, block_size=config.block_size, noise=noise)
 
     def budget(self, length: Length) -> Length:
         """Streams that may leave a fork layer when `length` tokens are present."""
@@ -67,6 +68,12 @@ class Selection:
         """The most streams that can leave a fork layer where `streams` of `tokens` tokens arrive."""
         kappa = self.max_block_size if self.rule in ("blockwise", "fixed") else self.budget(tokens)
         return max(tokens, min(kappa, 2 * streams))
+
+
+def _kappa(ratio: float, block_size: int) -> int:
+    if not 1 <= ratio < float("inf"):
+        raise ValueError(f"ratio must be at least 1, not {ratio:g}")
+    return int(ratio * block_size + 0.5)
 
 
 def on_grid(score: Tensor) -> Tensor:
@@ -85,7 +92,7 @@ def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int
 
     `score` (B,C) float32 and `token_index` (B,C) describe the candidates of at most `tokens` tokens a row.
     """
-    grid = on_grid(score)
+    grid = on_grid(score if selection.noise is None else score + selection.noise * _gumbel_like(score))
     if selection.rule == "causal":
         lengths = torch.arange(1, tokens + 1, device=score.device)
         slots = (selection.budget(lengths) - lengths).expand(score.shape[0], tokens)
@@ -94,6 +101,10 @@ def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int
         lengths = forced_candidates(token_index, tokens).sum(1)
         return select_highest(grid, token_index, tokens, selection.budget(lengths))
     return select_highest(grid, token_index, tokens, selection.max_block_size)
+
+
+def _gumbel_like(score: Tensor) -> Tensor:
+    return -torch.empty_like(score).exponential_().log()
 
 
 def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor) -> Tensor:

@@ -41,11 +41,12 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
+        self.residual_attenuation = config.residual_attenuation
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
         """(B,S,D) → (B,S,D), for streams with cumulative scores (B,S)."""
-        p = score.exp()[:, :, None]
+        p = (score if self.residual_attenuation else torch.zeros_like(score)).exp()[:, :, None]
         x = x + self._attenuate(p, self.attn(self.ln_1(x), score, by, attend), x.dtype)
         return x + self._attenuate(p, self.mlp(self.ln_2(x)), x.dtype)
 
@@ -108,12 +109,12 @@ class Thoughtbubbles(nn.Module):
     @overload
     def forward(
         self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
-        return_forks: Literal[False] = ...,
+        noise: Tensor | None = ..., return_forks: Literal[False] = ...,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def forward(
         self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
-        return_forks: Literal[True],
+        noise: Tensor | None = ..., return_forks: Literal[True],
     ) -> tuple[Tensor, list[Fork]]: ...  # fmt: skip
     def forward(
         self,
@@ -122,15 +123,17 @@ class Thoughtbubbles(nn.Module):
         rule: Rule = "causal",
         ratio: float | None = None,
         lengths: Tensor | None = None,
+        noise: Tensor | None = None,
         return_forks: bool = False,
     ) -> Tensor | tuple[Tensor, list[Fork]]:
         """Logits (B,T,V) of token ids (B,T); log-probabilities where `averaging` is `logit`.
 
         `rule` and `ratio` r choose the survivors (None: the model's κ / L); training uses `blockwise`, serving
-        `causal`. `lengths` (B,), 1 … T, are the tokens of each row, the rest being padding. With `return_forks`, one
-        `Fork` a fork layer follows. Raises `ValueError` for an unknown rule, a ratio below 1 or T = 0.
+        `causal`. `lengths` (B,), 1 … T, are the tokens of each row, the rest being padding. `noise` is that of
+        `Selection`. With `return_forks`, one `Fork` a fork layer follows. Raises `ValueError` for an unknown rule, a
+        ratio below 1 or T = 0.
         """
-        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio), lengths)
+        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths)
         logits = self.readout(streams)
         return (logits, forks) if return_forks else logits
 

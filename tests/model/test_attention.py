@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import ModelConfig, Thoughtbubbles
-from model.attention import Attention, causal_attention, score_channel
+from model.attention import Attention, attenuate, causal_attention, score_channel
 from model.rotary import rotate, rotation
 
 B, S, N, H = 2, 7, 3, 4
@@ -71,7 +71,7 @@ def test_the_score_channel_is_an_additive_bias() -> None:
     q, k, v, score = heads()
     weighted = v * score.exp()[:, None, :, None]
     wanted = explicit_attention(without_last_channel(q), without_last_channel(k), weighted, score / math.sqrt(H))
-    torch.testing.assert_close(causal_attention(*score_channel(q, k, v, score)), wanted)
+    torch.testing.assert_close(causal_attention(*score_channel(q, k, score), attenuate(v, score)), wanted)
 
 
 @pytest.mark.parametrize("bias", [True, False])

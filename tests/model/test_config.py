@@ -49,6 +49,8 @@ def test_sizes_are_whole_and_positive(name: str, value: Any) -> None:  # noqa: A
         ("activation", None),
         ("averaging", "mean"),
         ("copies", 2),  # in a model that forks
+        ("score_bias", 1),
+        ("value_attenuation", None),
     ],
 )
 def test_a_refusal_names_its_setting(name: str, value: Any) -> None:  # noqa: ANN401
@@ -70,6 +72,7 @@ def test_copies_are_decoded_by_the_rightmost(averaging: str) -> None:
         replace(SMALL, max_block_size=8),
         replace(SMALL, fork_layers=(), bias=True),
         replace(SMALL, activation="gelu_tanh", averaging="logit", norm_before_averaging=True),
+        replace(SMALL, score_bias=False, value_attenuation=False, residual_attenuation=False),
     ],
 )
 def test_round_trip_through_json(config: ModelConfig) -> None:
@@ -81,7 +84,19 @@ def test_defaults_are_left_out_of_a_dictionary_at_will() -> None:
     regular = ModelConfig.from_dict(settings)
     assert regular.fork_layers == ()
     assert (regular.bias, regular.activation, regular.averaging) == (True, "gelu", "residual")
-    assert (regular.norm_before_averaging, regular.copies) == (False, 1)
+    assert (regular.norm_before_averaging, regular.copies, regular.ablated) == (False, 1, False)
+
+
+OFF = {"score_bias": False, "value_attenuation": False, "residual_attenuation": False}
+
+
+def test_an_ablation_that_means_nothing_is_refused() -> None:
+    """Without fork layers there are no scores; scores that nothing weighs by would never learn."""
+    with pytest.raises(ValueError, match=r"^fork_layers must be given where .*score_bias"):
+        replace(SMALL, fork_layers=(), score_bias=False)
+    with pytest.raises(ValueError, match=r"^averaging must be one that weighs by scores"):
+        replace(SMALL, averaging="rightmost", **OFF)  # type: ignore[arg-type]
+    assert replace(SMALL, averaging="rightmost", **{**OFF, "score_bias": True}).ablated  # type: ignore[arg-type]
 
 
 def test_unknown_settings_are_refused_by_name() -> None:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -351,3 +352,20 @@ def test_a_budget_below_one_stream_a_token_is_refused() -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^rule must be one of blockwise, dynamic, fixed, causal, not 'greedy'$"):
         Selection.of(CONFIG, "greedy")  # type: ignore[arg-type]
+
+
+def test_noise_decides_between_close_scores_and_never_touches_them() -> None:
+    """Gumbel noise of scale 1 on 40 free candidates a little apart: the top no longer always wins, the forced stay."""
+    token_index = torch.arange(20).repeat_interleave(3)[None].expand(50, -1)
+    score = -0.01 * torch.arange(60.0).expand(50, -1)
+    plain = Selection(rule="blockwise", max_block_size=30, block_size=20)
+    noisy = [replace(plain, noise=torch.tensor(scale)) for scale in (0.0, 1.0)]
+    torch.manual_seed(0)
+    chosen, unmoved, moved = (select(selection, score, token_index, 20) for selection in (plain, *noisy))
+    assert torch.equal(chosen, unmoved)
+    assert (moved.sum(1) == 30).all()
+    assert moved[:, 2::3].all()
+    share = moved[:, :3].float().mean()  # the highest of all
+    assert chosen[:, :3].all()
+    assert 0.4 < share < 0.9
+    assert len({tuple(row.tolist()) for row in moved}) == 50

@@ -76,8 +76,10 @@ class Plain:
         q, k = (torch.complex(*each.chunk(2, dim=-1)) * turn for each in (q, k))
         q, k = (torch.cat((each.real, each.imag), dim=-1) for each in (q, k))
         bias = torch.zeros(S).double()
-        if c is not None:
-            q[..., -1], bias, v = 0, c, v * c.exp()[:, None]
+        if c is not None and self.config.score_bias:
+            q[..., -1], bias = 0, c
+        if c is not None and self.config.value_attenuation:
+            v = v * c.exp()[:, None]
         logits = (q @ k.transpose(1, 2) + bias) / math.sqrt(H)
         future = torch.ones(S, S).triu(1).bool()
         y = logits.masked_fill(future, -torch.inf).softmax(-1) @ v
@@ -85,7 +87,7 @@ class Plain:
 
     def block(self, x: Tensor, positions: Tensor, layer: int, c: Tensor | None = None) -> Tensor:
         """With `c` None the ordinary one."""
-        at, P = f"h.{layer}", 1.0 if c is None else c.exp()[:, None]
+        at, P = f"h.{layer}", c.exp()[:, None] if c is not None and self.config.residual_attenuation else 1.0
         x = x + P * self.attention(self.norm(x, f"{at}.ln_1"), positions, at, c)
         hidden = self.gelu(self.linear(self.norm(x, f"{at}.ln_2"), f"{at}.mlp.c_fc"))
         return x + P * self.linear(hidden, f"{at}.mlp.c_proj")
@@ -157,8 +159,21 @@ def test_the_specification_by_hand(rule: Rule, config: ModelConfig) -> None:
         replace(CONFIG, activation="gelu_tanh"),
         replace(CONFIG, fork_layers=(3,)),
         replace(CONFIG, fork_layers=(0, 1, 2, 3), max_block_size=40, n_head=4),
+        replace(CONFIG, score_bias=False),
+        replace(CONFIG, value_attenuation=False),
+        replace(CONFIG, residual_attenuation=False),
+        replace(CONFIG, score_bias=False, value_attenuation=False, residual_attenuation=False),
     ],
-    ids=["no-bias", "gelu-tanh", "last-layer", "every-layer"],
+    ids=[
+        "no-bias",
+        "gelu-tanh",
+        "last-layer",
+        "every-layer",
+        "no-score-bias",
+        "no-value-attenuation",
+        "no-residual-attenuation",
+        "no-attenuation",
+    ],
 )
 def test_other_settings_by_hand(config: ModelConfig) -> None:
     assert_by_hand(config, "causal")

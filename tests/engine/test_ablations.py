@@ -1,0 +1,33 @@
+"""Models without parts of the attenuated block: the engine gives what their own forward gives, or leaves them alone."""
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, SamplingParams
+from model import ModelConfig, Tokenizer
+from model.generate import generate
+from tests.engine.conftest import MakeModel
+
+SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@torch.no_grad()
+def test_the_cache_serves_an_ablated_model_as_its_forward_does(
+    switch: str, make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    model = make_model(**{switch: False})
+    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=4, page_size=4, cache_bytes=1 << 22))
+    settings = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    prompts = prompts[:4]
+    for prompt, completion in zip(prompts, engine.generate(prompts, settings), strict=True):
+        assert list(completion.token_ids) == generate(model, prompt, max_tokens=6, temperature=0.0)[-6:]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_the_kernels_are_not_asked_for_what_they_do_not_compute(switch: str) -> None:
+    decode_step = pytest.importorskip("engine.decode_step", reason="needs Triton")
+    sizes = {"vocab_size": 9, "block_size": 8, "max_block_size": 16, "n_layer": 2, "n_head": 1, "n_embd": 4}
+    plain = {**sizes, "fork_layers": [1]}
+    assert decode_step.decodes_alone(ModelConfig.from_dict(plain))
+    assert not decode_step.decodes_alone(ModelConfig.from_dict({**plain, switch: False}))
