@@ -1,8 +1,8 @@
 """One choice of a completion: from the engine's events to what may be shown, piece by piece."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import NamedTuple
 
 from engine import PromptReport, TokenEvent
 from server.logprobs import Token
@@ -12,9 +12,8 @@ from server.schemas import CompletionRequest
 TokenBytes = Callable[[int], bytes]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """What one event adds to a choice; all of a choice's deltas joined are the choice."""
+class Delta(NamedTuple):
+    """What some events add to a choice; all of a choice's deltas joined are the choice."""
 
     text: str = ""
     """Text to show."""
@@ -33,17 +32,8 @@ class Delta:
         """Whether there is anything to tell."""
         return bool(self.text or self.echoed or self.tokens or self.prompt_ids or self.finish_reason)
 
-    @classmethod
-    def join(cls, deltas: Sequence["Delta"]) -> "Delta":
-        """The whole of what `deltas` (at least one, the last one finished) tell bit by bit."""
-        return cls(
-            text="".join(delta.text for delta in deltas),
-            echoed=deltas[0].echoed,
-            tokens=[token for delta in deltas for token in delta.tokens],
-            prompt_ids=deltas[0].prompt_ids,
-            finish_reason=deltas[-1].finish_reason,
-            stop_reason=deltas[-1].stop_reason,
-        )
+
+NOTHING = Delta()
 
 
 class Choice:
@@ -59,6 +49,8 @@ class Choice:
         self._prompt = prompt
         self._request = request
         self._token_bytes = token_bytes
+        # Most streams ask for text alone; then tokens need not be placed in it.
+        self._tells_tokens = request.return_token_ids or request.return_fork_counts or request.logprobs is not None
         self._offsets = Offsets()
         self._begun = False
         self._shown = 0  # characters of the returned text
@@ -70,22 +62,30 @@ class Choice:
         """Mean log-probability of the generated tokens, which `best_of` ranks by."""
         return self._logprob_sum / max(self.completion_tokens, 1)
 
-    def feed(self, event: TokenEvent) -> Delta:
-        """What `event`, the next of this sequence, adds."""
-        first = not self._begun
-        self._begun = True
-        text, echoed = self._echo(event.prompt) if first and self._request.echo else ("", [])
-        if event.token_id is not None:
-            self._hold(event, event.token_id)
-        self._shown += len(event.text)
+    def feed(self, events: Sequence[TokenEvent]) -> Delta:
+        """What `events`, the next of this sequence and at least one, add together."""
+        head, last = self._begin(events[0]), events[-1]
+        for event in events:
+            if event.token_id is not None:
+                self._hold(event, event.token_id)
+        text = "".join([event.text for event in events])
+        self._shown += len(text)
         return Delta(
-            text=text + event.text,
-            echoed=echoed,
-            tokens=self._told(everything=event.finish_reason is not None),
-            prompt_ids=self._prompt if first and self._request.return_token_ids else None,
-            finish_reason=event.finish_reason,
-            stop_reason=event.stop_reason,
+            text=head.text + text,
+            echoed=head.echoed,
+            tokens=self._told(everything=last.finish_reason is not None),
+            prompt_ids=head.prompt_ids,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
         )
+
+    def _begin(self, event: TokenEvent) -> Delta:
+        """What is told of the prompt, once."""
+        if self._begun:
+            return NOTHING
+        self._begun = True
+        text, echoed = self._echo(event.prompt) if self._request.echo else ("", ())
+        return Delta(text=text, echoed=echoed, prompt_ids=self._prompt if self._request.return_token_ids else None)
 
     def _echo(self, report: PromptReport | None) -> tuple[str, Sequence[Token]]:
         text = b"".join(map(self._token_bytes, self._prompt)).decode("utf-8", "replace")
@@ -104,10 +104,11 @@ class Choice:
     def _hold(self, event: TokenEvent, token_id: int) -> None:
         self.completion_tokens += 1
         self._logprob_sum += event.logprob or 0.0
-        offset = self._offsets.place(self._token_bytes(token_id))
-        self._held.append(Token(token_id, event.logprob, event.top_logprobs, event.fork_count, offset))
+        if self._tells_tokens:
+            offset = self._offsets.place(self._token_bytes(token_id))
+            self._held.append(Token(token_id, event.logprob, event.top_logprobs, event.fork_count, offset))
 
     def _told(self, *, everything: bool) -> Sequence[Token]:
         told = [token for token in self._held if everything or token.offset < self._shown]
         self._held = self._held[len(told) :]
-        return [replace(token, offset=min(token.offset, self._shown)) for token in told]
+        return [token if token.offset <= self._shown else token._replace(offset=self._shown) for token in told]

@@ -43,28 +43,25 @@ class Completion:
         """Whether it tells log-probabilities of prompts, which are many."""
         return self._request.echo and self._request.logprobs is not None
 
-    def add(self, event: TokenEvent) -> None:
-        """Keep an event for `whole`."""
-        self._events.append(event)
+    def add(self, events: Sequence[TokenEvent]) -> None:
+        """Keep the next events for `whole`."""
+        self._events += events
 
     def whole(self) -> Json:
         """The answer to a request that is not streamed, once every sequence has ended; all the work is done here."""
-        deltas: list[list[Delta]] = [[] for _ in self._choices]
-        for event in self._events:
-            index, delta = self._feed(event)
-            deltas[index].append(delta)
+        deltas = dict(self._feed(self._events))
         choices = [
-            self._choice_object(place, joined, self._whole_content(joined))
-            for place, joined in enumerate(Delta.join(deltas[index]) for index in self._best())
+            self._choice_object(place, deltas[index], self._whole_content(deltas[index]))
+            for place, index in enumerate(self._best())
         ]
         return {**self._head, "object": self.WHOLE, "choices": choices, "usage": self._usage()}
 
-    def chunks(self, event: TokenEvent) -> Iterator[Json]:
-        """What a stream tells of an event: one chunk, or nothing while text is held back."""
-        index, delta = self._feed(event)
-        if delta:
-            choice = self._choice_object(index, delta, self._chunk_content(index, delta))
-            yield {**self._head, "object": self.CHUNK, "choices": [choice], **self._usage_so_far()}
+    def chunks(self, events: Sequence[TokenEvent]) -> Iterator[Json]:
+        """What a stream tells of the next events: one chunk a choice, or nothing while its text is held back."""
+        for index, delta in self._feed(events):
+            if delta:
+                choice = self._choice_object(index, delta, self._chunk_content(index, delta))
+                yield {**self._head, "object": self.CHUNK, "choices": [choice], **self._usage_so_far()}
 
     def last_chunks(self) -> Iterator[Json]:
         """What a stream tells when every sequence has ended: the usage, if asked for."""
@@ -82,11 +79,14 @@ class Completion:
         """What `delta` adds to the choice `_index`, in this wire form."""
         return self._whole_content(delta)
 
-    def _feed(self, event: TokenEvent) -> tuple[int, Delta]:
-        if event.usage is not None:
-            self._usages.append(event.usage)
-        index = self._index[event.request_id]
-        return index, self._choices[index].feed(event)
+    def _feed(self, events: Sequence[TokenEvent]) -> Iterator[tuple[int, Delta]]:
+        """What the events add to each choice that has some, in the order of their first; counted as they are told."""
+        parts: dict[int, list[TokenEvent]] = {}
+        for event in events:
+            parts.setdefault(self._index[event.request_id], []).append(event)
+        for index, part in parts.items():
+            self._usages += [event.usage for event in part if event.usage is not None]
+            yield index, self._choices[index].feed(part)
 
     def _best(self) -> Sequence[int]:
         """The sequences to return: of each prompt's candidates those of highest mean log-probability, best first."""

@@ -28,8 +28,9 @@ class EngineRequest:
 class Generation:
     """The engine requests of one client request: an iterator over their events, in the order they were made.
 
-    Lives on the event loop. Whoever iterates does so inside `with`: leaving the block gives up what still runs, so
-    that a client which goes away holds no page of the cache beyond the step at hand.
+    Each turn brings all that have come since the last, at least one: who falls behind reads more at a time. Lives on
+    the event loop. Whoever iterates does so inside `with`: leaving the block gives up what still runs, so that a client
+    which goes away holds no page of the cache beyond the step at hand.
     """
 
     name: str
@@ -46,7 +47,9 @@ class Generation:
         """What those that ended by themselves took, in the order of their ends."""
         self.finish_reasons: list[str] = []
         """Why requests ended: one for each that ended by itself, one for all that were ended together."""
-        self._inbox: asyncio.Queue[TokenEvent | ApiError] = asyncio.Queue()
+        self._inbox: list[TokenEvent] = []
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()  # whether there is an event or an error to read
         self._timer: asyncio.TimerHandle | None = None
 
     def expire(self, seconds: float, end: Callable[[Self], None]) -> None:
@@ -62,7 +65,8 @@ class Generation:
             self.unfinished.discard(event.request_id)
             self.usages.append(event.usage)
             self.finish_reasons.append(event.finish_reason)
-        self._inbox.put_nowait(event)
+        self._inbox.append(event)
+        self._news.set()
 
     def fail(self, error: ApiError, reason: str | None = None) -> None:
         """End all requests with `error`, which the iterator raises once the events before it are read.
@@ -71,18 +75,23 @@ class Generation:
         """
         self.unfinished.clear()
         self.finish_reasons += [] if reason is None else [reason]
-        self._inbox.put_nowait(error)
+        self._error = error
+        self._news.set()
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> TokenEvent:
-        if not self.unfinished and self._inbox.empty():
-            raise StopAsyncIteration
-        item = await self._inbox.get()
-        if isinstance(item, ApiError):
-            raise item
-        return item
+    async def __anext__(self) -> Sequence[TokenEvent]:
+        if not self._inbox and self._error is None:
+            if not self.unfinished:
+                raise StopAsyncIteration
+            await self._news.wait()
+        self._news.clear()
+        if not self._inbox:
+            assert self._error is not None  # else there was no news
+            raise self._error
+        events, self._inbox = self._inbox, []
+        return events
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.schemas import Json
 
@@ -13,9 +13,8 @@ Print = Callable[[int], str]
 """Writes a token id the way clients see it."""
 
 
-@dataclass(frozen=True)
-class Token:
-    """One token of a choice, of its echoed prompt or generated."""
+class Token(NamedTuple):
+    """One token of a choice, of its echoed prompt or generated. A tuple, since one is made for each that is told."""
 
     token_id: int
     """Its id."""

@@ -14,7 +14,7 @@ class Offsets:
     def place(self, token: bytes) -> int:
         """The offset of the character that the token's first byte belongs to, which an earlier token may have begun."""
         begun, _ = self._decoder.getstate()
-        offset = self._characters + _breaks(begun, token[:1])
+        offset = self._characters + (bool(begun) and _breaks(begun, token[:1]))
         self._characters += len(self._decoder.decode(token))
         return offset
 
@@ -24,4 +24,4 @@ def _breaks(begun: bytes, byte: bytes) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     complete = decoder.decode(begun + byte)
     unfinished, _ = decoder.getstate()
-    return bool(begun) and len(complete) + bool(unfinished) > 1
+    return len(complete) + bool(unfinished) > 1

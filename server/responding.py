@@ -56,5 +56,5 @@ def _ignored_parameters(names: Iterable[str]) -> dict[str, str]:
 
 
 async def _collect(completion: Completion, generation: Generation) -> None:
-    async for event in generation:
-        completion.add(event)
+    async for events in generation:
+        completion.add(events)

@@ -1,6 +1,6 @@
 """Server-sent events: the first is awaited before the status goes out, the rest follow as they are made (API.md §3)."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -16,12 +16,12 @@ from server.writing import write_alone
 
 # A named event, or data that is not JSON, breaks OpenAI's client; a comment every client skips.
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")
-DONE = "[DONE]"
+DONE = b"data: [DONE]\n\n"
 
 
-def to_text(value: Json) -> str:
-    """JSON for one event."""
-    return to_json(value).decode()
+def sse(value: Json) -> bytes:
+    """One event. JSON has no line breaks, so nothing needs the care that `ServerSentEvent` takes of data."""
+    return b"data: %b\n\n" % to_json(value)
 
 
 class CompletionStream(EventSourceResponse):
@@ -31,7 +31,7 @@ class CompletionStream(EventSourceResponse):
         self,
         completion: Completion,
         generation: Generation,
-        first: TokenEvent,
+        first: Sequence[TokenEvent],
         *,
         metrics: Metrics,
         headers: Mapping[str, str],
@@ -57,22 +57,25 @@ class CompletionStream(EventSourceResponse):
             self._generation.close()
 
 
-async def _told(completion: Completion, generation: Generation, first: TokenEvent) -> AsyncIterator[str]:
+async def _told(completion: Completion, generation: Generation, first: Sequence[TokenEvent]) -> AsyncIterator[bytes]:
+    """What is sent, in pieces: all that waits at once, so that a loop that falls behind has less to send."""
     try:
-        for text in await _texts(completion, first):
-            yield text
-        async for event in generation:
-            for text in await _texts(completion, event):
-                yield text
+        yield await _written(completion, first)
+        async for events in generation:
+            yield await _written(completion, events)
         for chunk in completion.last_chunks():
-            yield to_text(chunk)
+            yield sse(chunk)
     except ApiError as error:
-        yield to_text(error.body)
+        yield sse(error.body)
     yield DONE
 
 
-async def _texts(completion: Completion, event: TokenEvent) -> list[str]:
-    """What is told of an event. A prompt with its log-probabilities can be long, and is written off the event loop."""
-    if event.prompt is None:
-        return [to_text(chunk) for chunk in completion.chunks(event)]
-    return await write_alone(lambda: [to_text(chunk) for chunk in completion.chunks(event)])
+async def _written(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
+    """What is told of events. A prompt with its log-probabilities can be long, and is written off the event loop."""
+    if all(event.prompt is None for event in events):
+        return _write(completion, events)
+    return await write_alone(lambda: _write(completion, events))
+
+
+def _write(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
+    return b"".join(map(sse, completion.chunks(events)))

@@ -1,5 +1,6 @@
 """What tests of the server work with: an engine that can be held up, and a server that listens."""
 
+import asyncio
 import json
 import math
 import threading
@@ -29,11 +30,13 @@ class GatedEngine(Engine):
         super().__init__(model, tokenizer, config)
         self.steps = 0
         self.fault: Exception | None = None
+        self.before_step: Callable[[], None] = lambda: None
         self._gate = threading.Condition()
         self._passes: float = math.inf
         self._standing = False
 
     def step(self) -> list[TokenEvent]:
+        self.before_step()
         with self._gate:
             self._standing = self._passes < 1
             self._gate.notify_all()
@@ -108,6 +111,22 @@ def eventually(true: Callable[[], bool], seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.005)
+
+
+@contextmanager
+def keeping_up(server: Running) -> Iterator[None]:
+    """Each step is told before the next one begins."""
+    loop = server.service.worker._thread._loop
+
+    async def rest() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    server.engine.before_step = lambda: asyncio.run_coroutine_threadsafe(rest(), loop).result(30)
+    try:
+        yield
+    finally:
+        server.engine.before_step = lambda: None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.harness import Json, Running, Serve, chunks, events, joined
+from tests.server.harness import Json, Running, Serve, chunks, events, joined, keeping_up
 
 BYTES = st.integers(0, 255)
 EMOJI = {str(byte): 8 for byte in "🫧é".encode()}
@@ -40,13 +40,15 @@ def test_usage_comes_in_a_chunk_of_its_own(server: Running) -> None:
 
 
 def test_usage_so_far_comes_with_every_chunk(server: Running) -> None:
-    parts = chunks(server, prompt="usage", max_tokens=4, ignore_eos=True, logit_bias={"65": 100},
-                   stream_options={"continuous_usage_stats": True})  # fmt: skip
+    with keeping_up(server):
+        parts = chunks(server, prompt="usage", max_tokens=4, ignore_eos=True, logit_bias={"65": 100},
+                       stream_options={"continuous_usage_stats": True})  # fmt: skip
     assert [part["usage"]["completion_tokens"] for part in parts] == [1, 2, 3, 4]
 
 
 def test_choices_come_interleaved(server: Running) -> None:
-    parts = chunks(server, prompt=["one", "two"], n=2, max_tokens=6, logit_bias={"65": 100})
+    with keeping_up(server):
+        parts = chunks(server, prompt=["one", "two"], n=2, max_tokens=6, logit_bias={"65": 100})
     assert [part["choices"][0]["index"] for part in parts] == [0, 1, 2, 3] * 6
 
 
@@ -108,7 +110,8 @@ def test_words_come_as_they_are_made(server: Running) -> None:
 
 
 def test_what_could_become_a_stop_is_held_back_and_no_more(server: Running) -> None:
-    parts = chunks(server, prompt="held", max_tokens=4, logit_bias={"65": 100}, stop=["AB"])
+    with keeping_up(server):
+        parts = chunks(server, prompt="held", max_tokens=4, logit_bias={"65": 100}, stop=["AB"])
     assert [part["choices"][0]["text"] for part in parts] == ["A", "A", "AA"]
 
 

@@ -1,0 +1,152 @@
+"""Streams whose events wait when they are read: fewer chunks tell the same (API.md §3)."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+from starlette.types import Message
+
+from engine import TokenEvent
+from server.chat_completions import ChatCompletion
+from server.completions import Completion
+from server.errors import cancelled
+from server.generation import Generation
+from server.loading import ServedModel
+from server.metrics import Metrics
+from server.planning import plan
+from server.schemas import CompletionRequest
+from server.settings import ServerSettings
+from server.streaming import CompletionStream
+from tests.server.harness import GatedEngine, Json, MakeEngine, joined
+
+ASKED: Json = {"prompt": ["🫧 one", "two"], "n": 2, "max_tokens": 20, "seed": 5, "stream": True}
+EVERYTHING: Json = {"logprobs": 2, "return_token_ids": True, "return_fork_counts": True, "echo": True}
+
+
+@pytest.fixture(scope="module")
+def made(make_engine: MakeEngine) -> tuple[GatedEngine, ServedModel]:
+    return make_engine(ServerSettings(max_batch_size=8, max_waiting_streams=1024))
+
+
+def steps_of(engine: GatedEngine, completion: Completion) -> list[list[TokenEvent]]:
+    for sequence in completion.plan.sequences:
+        engine.add(sequence.request_id, sequence.prompt, sequence.params)
+    steps = []
+    while engine.has_work:
+        steps.append(engine.step())
+    return steps
+
+
+def completion_of(served: ServedModel, kind: type[Completion] = Completion, **asked: object) -> Completion:
+    request = CompletionRequest.model_validate({**ASKED, **asked})
+    return kind("name", plan("name", request, served), served)
+
+
+def stream(completion: Completion, events: Sequence[TokenEvent], *, fails: bool = False) -> list[Json]:
+    """What is sent when all events are there before the first is read."""
+
+    async def read() -> bytes:
+        generation = Generation("name", completion.plan.sequences, lambda _: None)
+        for event in events:
+            generation.put(event)
+        if fails:
+            generation.fail(cancelled())
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            return await asyncio.Future()
+
+        response = CompletionStream(
+            completion, generation, await anext(generation), metrics=Metrics(), headers={}, keep_alive_seconds=60
+        )
+        await response({"type": "http", "method": "POST"}, receive, send)
+        return b"".join(message.get("body", b"") for message in sent)
+
+    *told, done, rest = asyncio.run(read()).decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(each.removeprefix("data: ")) for each in told]
+
+
+def whole(
+    served: ServedModel, events: Sequence[TokenEvent], kind: type[Completion] = Completion, **asked: object
+) -> Json:
+    completion = completion_of(served, kind, **asked)
+    completion.add(events)
+    return completion.whole()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        EVERYTHING,
+        {"stop": ["ab", "bca", "cc"], "logit_bias": {str(byte): 20 for byte in b"abc"}, **EVERYTHING},
+        {"stop": "🫧", "logit_bias": {str(byte): 8 for byte in "🫧é".encode()}, "logprobs": 0},
+        {"max_tokens": 0, **EVERYTHING},
+    ],
+)
+def test_all_at_once_is_one_chunk_a_choice_and_the_same_answer(
+    made: tuple[GatedEngine, ServedModel], options: Json
+) -> None:
+    engine, served = made
+    events = [event for step in steps_of(engine, completion_of(served, **options)) for event in step]
+    told = stream(completion_of(served, stream_options={"include_usage": True}, **options), events)
+    answer = whole(served, events, **options)
+    *parts, last = told
+    assert [part["choices"][0]["index"] for part in parts] == [0, 1, 2, 3]
+    assert [joined(parts, index) for index in range(4)] == answer["choices"]
+    assert last["usage"] == answer["usage"]
+
+
+@pytest.mark.parametrize("behind", [1, 2, 3, 7])
+def test_however_far_behind_the_joined_stream_is_the_same_answer(
+    made: tuple[GatedEngine, ServedModel], behind: int
+) -> None:
+    """Without being behind a choice has a chunk a step; with it, one for as many steps as wait."""
+    engine, served = made
+    options = {**EVERYTHING, "logit_bias": {"65": 100}}
+    steps = steps_of(engine, completion_of(served, **options))
+    completion = completion_of(served, **options, stream_options={"continuous_usage_stats": True})
+    turns = [[e for step in steps[at : at + behind] for e in step] for at in range(0, len(steps), behind)]
+    parts = [chunk for turn in turns for chunk in completion.chunks(turn)]
+    answer = whole(served, [event for step in steps for event in step], **options)
+    assert [joined(parts, index) for index in range(4)] == answer["choices"]
+    counts = [part["usage"]["completion_tokens"] for part in parts]
+    told = [
+        sum(len(choice["token_ids"]) for part in parts[: i + 1] for choice in part["choices"])
+        for i in range(len(parts))
+    ]
+    assert counts == told
+    assert parts[-1]["usage"] == answer["usage"]
+    assert len(parts) == sum(len({event.request_id for event in turn}) for turn in turns)
+
+
+def test_a_chat_that_falls_behind_says_its_role_once_and_all_it_has(made: tuple[GatedEngine, ServedModel]) -> None:
+    engine, served = made
+    options = {"logprobs": 1}
+    steps = steps_of(engine, completion_of(served, ChatCompletion, **options))
+    completion = completion_of(served, ChatCompletion, **options)
+    head, tail = steps[0], [event for step in steps[1:] for event in step]
+    parts = [*completion.chunks(head), *completion.chunks(tail)]
+    answer = whole(served, [*head, *tail], ChatCompletion, **options)
+    for index, choice in enumerate(answer["choices"]):
+        first, *rest = [part["choices"][0] for part in parts if part["choices"][0]["index"] == index]
+        assert first["delta"]["role"] == "assistant"
+        assert not any("role" in each["delta"] for each in rest)
+        text = "".join(each["delta"].get("content", "") for each in (first, *rest))
+        assert text == choice["message"]["content"]
+        tokens = [token for each in (first, *rest) for token in each["logprobs"]["content"]]
+        assert tokens == choice["logprobs"]["content"]
+        assert [first, *rest][-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_an_error_comes_after_what_came_before_it(made: tuple[GatedEngine, ServedModel]) -> None:
+    engine, served = made
+    events = [event for step in steps_of(engine, completion_of(served, logit_bias={"65": 100}))[:3] for event in step]
+    *parts, error = stream(completion_of(served), events, fails=True)
+    assert len(parts) == 4
+    assert error["error"]["code"] == "cancelled"
