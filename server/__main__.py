@@ -3,7 +3,10 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from server.sources import add_arguments, read_settings
 
@@ -16,6 +19,26 @@ def run(args: argparse.Namespace) -> int:
 
     `ValueError` or `OSError` saying which setting, checkpoint or port cannot be had.
     """
+    with _ended_by_signals():
+        return _serve(args)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Signals end the process at once, with 0, until the event loop takes them: nobody is served yet.
+
+    In a container the server is process 1, which has no default for SIGTERM: without a handler the signal is lost. A
+    handler that raises would lose it too, where it interrupts a callback, as imports have.
+    """
+    before = {number: signal.signal(number, lambda *_: os._exit(0)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(args: argparse.Namespace) -> int:
     settings = read_settings(args, os.environ)
     # Here, so that --help and a wrong setting need not wait for torch.
     from server.app import create_app  # noqa: PLC0415

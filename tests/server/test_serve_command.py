@@ -143,3 +143,16 @@ def test_the_command_serves_and_says_how_to_try_it(checkpoint: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert [re.search(r"status=(\d+)", line).group(1) for line in process.stderr] == ["400", "200"]
+
+
+@pytest.mark.parametrize("command", ["server", "thoughtbubbles serve"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_imported_ends_it(command: str, number: signal.Signals, tmp_path: Path) -> None:
+    """Process 1 of a container has no default for SIGTERM: only a handler that is there already sees it."""
+    (tmp_path / "torch.py").write_text(f"import os\nos.kill(os.getpid(), {number:d})\nprint('went unseen')\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    told = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
