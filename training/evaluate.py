@@ -1,8 +1,10 @@
-"""`evaluate`: held-out loss, perplexity and bits per byte of a checkpoint, under each selection rule."""
+"""`evaluate`: what a checkpoint makes of held-out text and of published sets, under each selection rule."""
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -12,7 +14,17 @@ import torch
 from model import Checkpoint, load_checkpoint
 from model.selection import Rule
 from training.data.documents import read_documents
-from training.measures import Score, Window, negative_log_likelihood, packed_windows, prefix_windows, rolling_windows
+from training.measures import (
+    Score,
+    Window,
+    negative_log_likelihood,
+    packed_windows,
+    prefix_windows,
+    rolling_windows,
+    whole_windows,
+)
+from training.tasks.evaluation import TASKS, Outcome, Settings, evaluate_task
+from training.tasks.gsm8k import Problem, read_problems
 
 _HEADER = f"{'measure':<8} {'rule':<10} {'loss':>8} {'perplexity':>11} {'bits/byte':>10} {'tokens':>8} {'bytes':>8}"
 
@@ -28,44 +40,84 @@ class Row(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `evaluate`."""
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="FILE",
                         help="held-out text: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
+    parser.add_argument("--task", nargs="+", action="append", default=[], metavar=("NAME", "FILE"),
+                        help=f"a set ({', '.join(TASKS)}) and its published files; may be given again")  # fmt: skip
     parser.add_argument("--rules", nargs="+", choices=get_args(Rule), default=get_args(Rule))
+    parser.add_argument("--ratio", type=float, help="streams per token that the budget allows (default: the model's)")
     parser.add_argument("--positions", type=int, default=0, help="positions of the prefix measure (default: none)")
+    parser.add_argument("--limit", type=int, help="questions of each file of a task (default: all)")
+    parser.add_argument("--shots", nargs=2, metavar=("COUNT", "FILE"),
+                        help="solved problems before each of gsm8k's: the first COUNT of FILE")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="windows that go through the model at once")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true", help="JSON lines in place of the table")
+    parser.add_argument("--json", action="store_true", help="JSON lines in place of the tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the scores, a line for each measure and rule; 0."""
+    """Print the scores, a line for each measure or set and each rule; 0."""
+    if not args.data and not args.task:
+        raise ValueError("data: nothing to evaluate on; give --data FILE or --task NAME FILE")
     checkpoint = load_checkpoint(args.checkpoint, device=args.device)
-    texts = list(read_documents(args.data))
-    if not texts:
-        raise ValueError(f"data: no documents in {', '.join(map(str, args.data))}")
-    show = _json_line if args.json else _table_line
-    if not args.json:
-        print(_HEADER)
-    for row in evaluate(checkpoint, texts, args.rules, args.positions, args.batch_size):
-        print(show(row), flush=True)
+    if args.data:
+        _run_texts(args, checkpoint)
+    for name, *files in args.task:
+        _run_task(args, checkpoint, name, list(map(Path, files)))
     return 0
 
 
+def _run_texts(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    texts = list(read_documents(args.data))
+    if not texts:
+        raise ValueError(f"data: no documents in {', '.join(map(str, args.data))}")
+    if not args.json:
+        print(_HEADER)
+    for row in evaluate(checkpoint, texts, args.rules, args.positions, args.batch_size, ratio=args.ratio):
+        print((_json_line if args.json else _table_line)(row), flush=True)
+
+
+def _run_task(args: argparse.Namespace, checkpoint: Checkpoint, name: str, files: list[Path]) -> None:
+    settings = Settings(
+        rule=args.rules[0], ratio=args.ratio, batch_size=args.batch_size, limit=args.limit, shots=_shots(args.shots)
+    )
+    for rule in args.rules:
+        for outcome in evaluate_task(checkpoint, name, files, replace(settings, rule=rule)):
+            print((_json_outcome if args.json else _outcome_line)(name, rule, outcome), flush=True)
+
+
+def _shots(given: Sequence[str] | None) -> tuple[Problem, ...]:
+    if not given:
+        return ()
+    count, file = given
+    if not count.isdecimal():
+        raise ValueError(f"shots: {count!r} is not a number of problems")
+    return tuple(islice(read_problems(Path(file)), int(count)))
+
+
 def evaluate(
-    checkpoint: Checkpoint, texts: Sequence[str], rules: Sequence[Rule], positions: int, batch_size: int
+    checkpoint: Checkpoint,
+    texts: Sequence[str],
+    rules: Sequence[Rule],
+    positions: int,
+    batch_size: int,
+    *,
+    ratio: float | None = None,
 ) -> Iterator[Row]:
     """Score `texts` by every measure of `training.measures` under every rule.
 
-    The prefix measure is taken at `positions` positions (0: left out), and for no `blockwise`, which has no meaning
-    without the whole block; dividing by bytes has none for a sample.
+    The prefix measure is taken at `positions` positions (0: left out), of `blockwise` within whole windows; dividing by
+    bytes has no meaning for a sample.
     """
     size = sum(len(text.encode()) for text in texts)
-    for measure, windows in _windows(checkpoint, texts, positions).items():
+    cut = _windows(checkpoint, texts, positions)
+    whole = whole_windows(cut["packed"], positions)
+    for measure, windows in cut.items():
         tokens = sum(window.predicted for window in windows)
-        for rule in rules:
-            if windows and (measure, rule) != ("prefix", "blockwise"):
-                nats = negative_log_likelihood(checkpoint.model, windows, rule, batch_size)
-                yield Row(measure, rule, Score(nats, tokens, 0 if measure == "prefix" else size))
+        for rule in rules if windows else ():
+            read = whole if (measure, rule) == ("prefix", "blockwise") else windows
+            nats = negative_log_likelihood(checkpoint.model, read, rule, batch_size, ratio)
+            yield Row(measure, rule, Score(nats, tokens, 0 if measure == "prefix" else size))
 
 
 def _windows(checkpoint: Checkpoint, texts: Sequence[str], positions: int) -> dict[str, list[Window]]:
@@ -92,3 +144,13 @@ def _json_line(row: Row) -> str:
     values = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
     per_byte = {"bits_per_byte": score.bits_per_byte, "bytes": score.bytes} if score.bytes else {}
     return json.dumps({"measure": row.measure, "rule": row.rule, **values, **per_byte})
+
+
+def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
+    metrics = " ".join(f"{metric} {value:.4f}" for metric, value in outcome.metrics.items())
+    return f"{name:<12} {rule:<10} {outcome.questions:>6} {metrics} {outcome.subset}".rstrip()
+
+
+def _json_outcome(name: str, rule: Rule, outcome: Outcome) -> str:
+    told = {"task": name, "subset": outcome.subset, "rule": rule, "questions": outcome.questions}
+    return json.dumps({**told, **outcome.metrics})

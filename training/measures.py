@@ -7,18 +7,20 @@ Three ways to cut text into windows, all of them scored by `negative_log_likelih
   predicted once, in steps of L; the last window looks back as far as L allows.
 - *prefix*: sampled positions of the packed windows, each predicted from nothing but the window up to it. A rule that
   lets later tokens decide over earlier forks has no other honest measure; for `causal` it equals the packed one there.
+  `blockwise`, which has no meaning without the whole block, predicts the same positions from whole windows, so that
+  the four rules stand side by side as in the paper's figure 6.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from model import Thoughtbubbles
 from model.selection import Rule
@@ -32,6 +34,17 @@ class Window:
     """(T+1,): T inputs, and the target of the last."""
     predicted: int
     """How many targets count, from the right."""
+    following: int = 0
+    """Targets at the right end that are left out of the count, the window being read to its end nonetheless."""
+
+
+class Likelihood(NamedTuple):
+    """Of one window's predicted targets."""
+
+    nats: float
+    """Negative log-likelihood, summed."""
+    greedy: bool
+    """Whether each target was the likeliest token (also where none is predicted)."""
 
 
 @dataclass(frozen=True)
@@ -80,31 +93,64 @@ def rolling_windows(documents: Sequence[Sequence[int]], end_of_text: int, length
 
 def prefix_windows(windows: Sequence[Window], count: int, seed: int = 0) -> list[Window]:
     """`count` positions of `windows`, drawn without replacement, each as a window that ends there."""
-    ends = [(index, end) for index, window in enumerate(windows) for end in range(2, len(window.ids) + 1)]
+    return [Window(windows[index].ids[: end + 1], 1) for index, end in _positions(windows, count, seed)]
+
+
+def whole_windows(windows: Sequence[Window], count: int, seed: int = 0) -> list[Window]:
+    """The positions of `prefix_windows`, each as the whole window that it stands in."""
+    drawn = ((windows[index].ids, end) for index, end in _positions(windows, count, seed))
+    return [Window(ids, 1, following=len(ids) - 1 - end) for ids, end in drawn]
+
+
+def _positions(windows: Sequence[Window], count: int, seed: int) -> list[tuple[int, int]]:
+    """`count` pairs: which window, and the place of a target among its ids."""
+    ends = [(index, end) for index, window in enumerate(windows) for end in range(1, len(window.ids))]
     drawn = np.random.default_rng(seed).choice(len(ends), size=min(count, len(ends)), replace=False)
-    return [Window(windows[ends[i][0]].ids[: ends[i][1]], 1) for i in drawn]
+    return [ends[i] for i in drawn]
+
+
+def negative_log_likelihood(
+    model: Thoughtbubbles, windows: Sequence[Window], rule: Rule, batch_size: int, ratio: float | None = None
+) -> float:
+    """Nats of all predicted targets of `windows` together."""
+    return math.fsum(each.nats for each in likelihoods(model, windows, rule, batch_size, ratio))
 
 
 @torch.inference_mode()
-def negative_log_likelihood(model: Thoughtbubbles, windows: Sequence[Window], rule: Rule, batch_size: int) -> float:
-    """Nats of all predicted targets of `windows` together, one pass a window, on the model's device."""
+def likelihoods(
+    model: Thoughtbubbles,
+    windows: Sequence[Window],
+    rule: Rule,
+    batch_size: int,
+    ratio: float | None = None,
+    *,
+    progress: bool = False,
+) -> list[Likelihood]:
+    """The likelihood of each of `windows`, one pass a window, on the model's device; `ratio` None: the model's own.
+
+    `progress` draws a bar where there is a terminal.
+    """
     model.eval()
-    ordered = sorted(windows, key=lambda window: len(window.ids))  # rows of a batch need little padding
-    nats = 0.0
-    for start in range(0, len(ordered), batch_size):
-        nats += float(_nats(model, ordered[start : start + batch_size], rule))
-    return nats
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))  # rows of a batch need little padding
+    found: dict[int, Likelihood] = {}
+    for start in tqdm(range(0, len(order), batch_size), leave=False, disable=None if progress else True):
+        rows = order[start : start + batch_size]
+        found.update(zip(rows, _likelihoods(model, [windows[i] for i in rows], rule, ratio), strict=True))
+    return [found[i] for i in range(len(windows))]
 
 
-def _nats(model: Thoughtbubbles, windows: Sequence[Window], rule: Rule) -> Tensor:
+def _likelihoods(model: Thoughtbubbles, windows: Sequence[Window], rule: Rule, ratio: float | None) -> list[Likelihood]:
     device = next(model.parameters()).device
     longest = len(windows[-1].ids)
     ids = torch.from_numpy(np.stack([np.pad(w.ids.astype(np.int64), (0, longest - len(w.ids))) for w in windows]))
     lengths = torch.tensor([len(w.ids) - 1 for w in windows])
-    first = lengths - torch.tensor([w.predicted for w in windows])
+    end = lengths - torch.tensor([w.following for w in windows])
+    first = end - torch.tensor([w.predicted for w in windows])
     position = torch.arange(longest - 1)
-    counted = (position >= first[:, None]) & (position < lengths[:, None])
+    counted = (position >= first[:, None]) & (position < end[:, None])
     targets = torch.where(counted, ids[:, 1:], -100).to(device)  # -100: what cross_entropy leaves out
     ragged = None if int(lengths.min()) == longest - 1 else lengths.to(device)
-    logits = model(ids[:, :-1].to(device), rule=rule, lengths=ragged)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    logits = model(ids[:, :-1].to(device), rule=rule, ratio=ratio, lengths=ragged)
+    nats = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none").sum(1, dtype=torch.float64)
+    greedy = ((logits.argmax(-1) == targets) | (targets == -100)).all(1)
+    return list(map(Likelihood, nats.tolist(), greedy.tolist()))

@@ -30,7 +30,7 @@ def test_the_scores_of_a_uniform_model(
     tokens = json.loads((data / "index.json").read_text())["val"]["tokens"] - len(HELD_OUT)
     size = sum(len(text.encode()) for text in HELD_OUT)
     assert {measure for measure, _ in rows} == {"packed", "rolling", "prefix"}
-    assert {rule for measure, rule in rows if measure == "prefix"} == {"fixed", "dynamic", "causal"}
+    assert {rule for measure, rule in rows if measure == "prefix"} == {"blockwise", "fixed", "dynamic", "causal"}
     for row in rows.values():
         assert row["loss"] == pytest.approx(math.log(VOCAB))
         assert row["perplexity"] == pytest.approx(VOCAB)

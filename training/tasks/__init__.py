@@ -1,0 +1,1 @@
+"""Evaluation sets in their published formats, scored as lm-evaluation-harness scores them."""

@@ -1,0 +1,90 @@
+"""One set, one rule, one line of scores: the sets by the names that `evaluate --task` takes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from model import Checkpoint
+from model.selection import Rule
+from training.tasks import formats, gsm8k
+from training.tasks.choices import answer, summarise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How sets are scored."""
+
+    rule: Rule
+    """Who survives a fork."""
+    ratio: float | None = None
+    """Streams per token; None: the model's own."""
+    batch_size: int = 8
+    """Continuations that go through the model at once."""
+    limit: int | None = None
+    """Questions of each file; None: all."""
+    shots: tuple[gsm8k.Problem, ...] = ()
+    """Solved problems before each of GSM8K's."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The scores of a set, or of a part of it."""
+
+    subset: str
+    """Empty for the whole."""
+    questions: int
+    metrics: dict[str, float]
+
+
+Item = TypeVar("Item")
+Evaluate = Callable[[Checkpoint, Sequence[Path], Settings], Iterator[Outcome]]
+
+
+def evaluate_task(checkpoint: Checkpoint, name: str, paths: Sequence[Path], settings: Settings) -> Iterator[Outcome]:
+    """The scores of the set `name` from the files `paths`: its parts, if it has several, then the whole.
+
+    Raises `ValueError` naming the set, the file or its line.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
+    yield from TASKS[name](checkpoint, paths, settings)
+
+
+def _evaluate_choices(
+    checkpoint: Checkpoint, paths: Sequence[Path], settings: Settings, *, read: formats.Reader, metrics: Sequence[str]
+) -> Iterator[Outcome]:
+    questions = _some([question for path in paths for question in islice(read(path), settings.limit)], paths)
+    answers = answer(checkpoint, questions, settings.rule, settings.batch_size, settings.ratio)
+    subsets = dict.fromkeys(question.subset for question in questions)
+    for subset in subsets if len(subsets) > 1 else ():
+        part = [each for each in answers if each.question.subset == subset]
+        yield Outcome(subset, len(part), summarise(part, metrics))
+    yield Outcome("", len(answers), summarise(answers, metrics))
+
+
+def _evaluate_gsm8k(checkpoint: Checkpoint, paths: Sequence[Path], settings: Settings) -> Iterator[Outcome]:
+    problems = _some([each for path in paths for each in islice(gsm8k.read_problems(path), settings.limit)], paths)
+    texts = gsm8k.solve(checkpoint, problems, settings.shots, rule=settings.rule, batch_size=settings.batch_size,
+                        ratio=settings.ratio)  # fmt: skip
+    yield Outcome("", len(problems), gsm8k.score(problems, texts))
+
+
+def _some(read: list[Item], paths: Sequence[Path]) -> list[Item]:
+    if not read:
+        raise ValueError(f"no questions in {', '.join(map(str, paths))}")
+    return read
+
+
+TASKS: dict[str, Evaluate] = {
+    "lambada": partial(_evaluate_choices, read=formats.lambada, metrics=("acc", "perplexity")),
+    "hellaswag": partial(_evaluate_choices, read=formats.hellaswag, metrics=("acc", "acc_norm")),
+    "blimp": partial(_evaluate_choices, read=formats.blimp, metrics=("acc",)),
+    "piqa": partial(_evaluate_choices, read=formats.piqa, metrics=("acc", "acc_norm", "acc_bytes")),
+    "openbookqa": partial(_evaluate_choices, read=formats.openbookqa, metrics=("acc", "acc_norm", "acc_bytes")),
+    "agreement": partial(_evaluate_choices, read=formats.agreement, metrics=("acc",)),
+    "gsm8k": _evaluate_gsm8k,
+}
+"""What scores each set."""

@@ -1,0 +1,113 @@
+"""The published files of each set, read into questions worded as lm-evaluation-harness words them.
+
+Each reader follows the harness's task of the name in its docstring: prompt, delimiter and choices are those of its YAML
+file (version 0.4), which `tests/training/test_harness.py` holds them to. Raises `ValueError` naming file and line.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.tasks.records import Record, read_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A context and its possible continuations."""
+
+    context: str
+    """What stands before; empty: end-of-text does."""
+    choices: tuple[str, ...]
+    """Continuations, without the delimiter."""
+    gold: int = 0
+    """Which is right, counted from 0."""
+    delimiter: str = " "
+    """Between context and continuation, scored with the continuation."""
+    subset: str = ""
+    """The part of the set it belongs to, where the set tells parts."""
+
+
+Reader = Callable[[Path], Iterator[Question]]
+
+
+def lambada(path: Path) -> Iterator[Question]:
+    """`lambada_openai`: a passage without its last word, and that word.
+
+    `.jsonl` with a `text` field (OpenAI's version), or text with a passage a line (the authors').
+    """
+    texts = (record.get("text", str) for record in read_records(path)) if ".jsonl" in path.suffixes else _lines(path)
+    for text in texts:
+        context, _, word = text.rpartition(" ")
+        yield Question(context=context, choices=(word,))
+
+
+def hellaswag(path: Path) -> Iterator[Question]:
+    """`hellaswag`: `hellaswag_val.jsonl` with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`."""
+    for record in read_records(path):
+        scene = f"{record.get('ctx_a', str)} {record.get('ctx_b', str).capitalize()}"
+        yield Question(
+            context=_without_brackets(f"{record.get('activity_label', str)}: {scene}"),
+            choices=tuple(_without_brackets(ending) for ending in record.get("endings", list)),
+            gold=record.label(),
+        )
+
+
+def piqa(path: Path) -> Iterator[Question]:
+    """`piqa`: `goal`, `sol1`, `sol2`, with a `label` each, or a line each in `NAME-labels.lst` beside the file."""
+    labels = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
+    told = iter(labels.read_text(encoding="utf-8").split()) if labels.exists() else iter(())
+    for record in read_records(path):
+        record.values.setdefault("label", next(told, None))
+        yield Question(
+            context=f"Question: {record.get('goal', str)}\nAnswer:",
+            choices=(record.get("sol1", str), record.get("sol2", str)),
+            gold=record.label(),
+        )
+
+
+def openbookqa(path: Path) -> Iterator[Question]:
+    """`openbookqa`: the authors' nested `question`, Hugging Face's `question_stem`, or a flat `choices`, `label`."""
+    for record in read_records(path):
+        nested = record.values.get("question")
+        if isinstance(nested, dict):
+            choices = nested.get("choices", [])
+            yield _lettered(record, nested.get("stem"), [(each["label"], each["text"]) for each in choices])
+        elif "question_stem" in record.values:
+            columns = record.get("choices", dict)
+            yield _lettered(record, record.get("question_stem", str), list(zip(columns["label"], columns["text"])))  # noqa: B905
+        else:
+            choices = record.get("choices", list)
+            yield Question(context=record.get("question", str), choices=tuple(choices), gold=record.label())
+
+
+def blimp(path: Path) -> Iterator[Question]:
+    """`blimp`: `sentence_good` against `sentence_bad`, each after end-of-text; `UID` names the paradigm."""
+    for record in read_records(path):
+        pair = (record.get("sentence_good", str), record.get("sentence_bad", str))
+        yield Question(context="", choices=pair, subset=str(record.values.get("UID", "")))
+
+
+def agreement(path: Path) -> Iterator[Question]:
+    """Subject–verb agreement: `good` against `bad` after `prefix`, which ends in a space; `task` names parts."""
+    for record in read_records(path):
+        pair = (record.get("good", str), record.get("bad", str))
+        subset = str(record.values.get("task", ""))
+        yield Question(context=record.get("prefix", str), choices=pair, delimiter="", subset=subset)
+
+
+def _lettered(record: Record, stem: object, choices: list[tuple[str, str]]) -> Question:
+    letters, texts = zip(*choices, strict=True) if choices else ((), ())
+    answer = record.get("answerKey", str).lstrip()
+    if not isinstance(stem, str) or answer not in letters:
+        raise ValueError(f"{record.where}: needs a stem, and choices of which 'answerKey' names one")
+    return Question(context=stem, choices=texts, gold=letters.index(answer))
+
+
+def _without_brackets(text: str) -> str:
+    """HellaSwag's WikiHow part is full of them."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    return (line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -1,0 +1,51 @@
+"""Reading JSON lines whose fields are named by whoever published the set."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+Value = TypeVar("Value", str, int, list[Any], dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Record:
+    """One object of a file."""
+
+    values: dict[str, Any]
+    where: str
+    """File and line, for messages."""
+
+    def get(self, name: str, kind: type[Value]) -> Value:
+        """The field `name`. `ValueError` telling the place where it is absent or of another kind."""
+        value = self.values.get(name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{self.where}: needs a field {name!r} of type {kind.__name__}")
+        return value
+
+    def label(self, name: str = "label") -> int:
+        """The number of the right choice, which some sets write as text. `ValueError` where there is none."""
+        value = self.values.get(name)
+        if not str(value).isdecimal():
+            raise ValueError(f"{self.where}: needs a field {name!r} with the number of the right choice")
+        return int(str(value))
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The objects of a JSON-lines file, `.gz` or not, from line 1 on. `ValueError` naming the line that is none."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield Record(_object(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not an object")
+    return value
