@@ -49,8 +49,8 @@ class ServerSettings:
     api_keys_file: Annotated[
         Path | None,
         "file of API keys, one a line, # begins a comment (no key is needed); more come from the variable"
-        " THOUGHTBUBBLES_API_KEYS alone, with commas between them. With keys every route needs one but /, /health,"
-        " /ready, /version, /metrics and /openapi.json",
+        " THOUGHTBUBBLES_API_KEYS alone, with commas between them. With keys every route needs one but /,"
+        " /playground/*, /health, /ready, /version, /metrics and /openapi.json",
     ] = None
     cors_origins: Annotated[
         tuple[str, ...], "origins whose pages may read answers, with commas between them, or * (none)"

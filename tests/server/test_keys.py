@@ -1,11 +1,15 @@
 """API keys: who is let in, and that keys are nowhere to be read."""
 
+import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import httpx
 import pytest
 
 from server.keys import NO_KEYS, ApiKeys
+from server.middleware import OPEN
+from server.settings import ServerSettings
 from tests.server.harness import Serve
 from tests.server.test_operation import samples
 
@@ -59,8 +63,14 @@ def test_what_needs_a_key(serve: Serve, tmp_path: Path) -> None:
             assert answer.headers["x-request-id"]
             assert "sk-" not in answer.text
             assert samples(server)["request_rejected_total", "invalid_api_key"] == 2 * number
-        for path in ("/health", "/ready", "/version", "/metrics"):
-            assert server.client.get(path).status_code == 200
+        for path in OPEN:
+            assert server.client.get(path).status_code == 200, path
         for key in ("sk-one", "sk-zwei-ü", "sk-from-the-file"):
             headers = {"authorization": f"Bearer {key}".encode()}
             assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_the_setting_tells_what_needs_no_key() -> None:
+    prose = get_args(get_type_hints(ServerSettings, include_extras=True)["api_keys_file"])[1]
+    told = re.findall(r"/[\w.*/]*", prose.partition(" but ")[2])
+    assert set(told) == {re.sub("^/playground/.*", "/playground/*", path) for path in OPEN}

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from server.settings import ServerSettings
 from tests.server.harness import Running
@@ -11,10 +12,13 @@ PAGE = (Path(__file__).parents[2] / "docs" / "OPERATION.md").read_text(encoding=
 
 
 def test_every_setting_is_told() -> None:
-    told = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", PAGE, re.MULTILINE))
+    told = {name: rest for name, *rest in re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\| (.*) \|$", PAGE, re.MULTILINE)}
+    hints = get_type_hints(ServerSettings, include_extras=True)
     for setting in fields(ServerSettings):
         plain = isinstance(setting.default, str | int | float)
-        assert told[setting.name].lower() == (str(setting.default).lower() if plain else ""), setting.name
+        default, prose = told[setting.name]
+        assert default.lower() == (str(setting.default).lower() if plain else ""), setting.name
+        assert prose == get_args(hints[setting.name])[1]
 
 
 def test_every_metric_is_told(server: Running) -> None:
