@@ -70,7 +70,10 @@ def test_what_needs_a_key(serve: Serve, tmp_path: Path) -> None:
             assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
 
 
-def test_the_setting_tells_what_needs_no_key() -> None:
+def test_the_setting_and_the_page_tell_what_needs_no_key() -> None:
     prose = get_args(get_type_hints(ServerSettings, include_extras=True)["api_keys_file"])[1]
-    told = re.findall(r"/[\w.*/]*", prose.partition(" but ")[2])
-    assert set(told) == {re.sub("^/playground/.*", "/playground/*", path) for path in OPEN}
+    page = (Path(__file__).parents[2] / "docs" / "API.md").read_text(encoding="utf-8")
+    for told in prose.partition(" but ")[2], page.partition("Bearer KEY`;")[2].partition("need none.")[0]:
+        assert set(re.findall(r"/[\w.*/]*", told)) == {
+            re.sub("^/playground/.*", "/playground/*", path) for path in OPEN
+        }
