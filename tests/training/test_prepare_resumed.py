@@ -1,0 +1,125 @@
+"""Neither processes nor a kill change a byte of what `prepare` makes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.harness import HELD_OUT, TEXTS, VOCAB, write_json_lines
+from training.data import encoding
+from training.data.corpus_writer import CorpusWriter
+from training.data.documents import Documents, FileDocuments
+from training.data.progress import PROGRESS_FILE, Progress
+from training.data.token_file import Index
+
+MADE = ("train.bin", "val.bin", "tokenizer.tiktoken", "index.json")
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing of the preparation runs after it."""
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen chunks in place of one."""
+    monkeypatch.setattr(encoding, "_CHARACTERS_AT_ONCE", 1000)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Documents]:
+    train, val = (write_json_lines(tmp_path / f"{n}.jsonl", t) for n, t in (("train", TEXTS), ("val", HELD_OUT)))
+    return {"train": FileDocuments([train]), "val": FileDocuments([val])}
+
+
+def write(
+    inputs: dict[str, Documents], out: Path, workers: int = 1, val_share: float = 0.1, tokenizer: str | int = VOCAB
+) -> Index:
+    return CorpusWriter(inputs, out, tokenizer, val_share=val_share, workers=workers).write()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(MADE)
+    return {name: (folder / name).read_bytes() for name in MADE}
+
+
+@pytest.mark.parametrize("saves", [1, 2, 7])
+def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(
+    inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    """KilledError when the bytes of a chunk are written and what tells of them is not."""
+    write(inputs, tmp_path / "whole")
+    left, save = [saves], Progress.save
+    encoded: list[str] = []
+
+    def save_or_die(progress: Progress, folder: Path) -> None:
+        if not left[0]:
+            raise KilledError
+        left[0] -= 1
+        save(progress, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "save", save_or_die)
+        with pytest.raises(KilledError):
+            write(inputs, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "index.json").exists()
+    call = encoding.Encoder.__call__
+
+    def counted(encoder: encoding.Encoder, texts: list[str]) -> dict[str, encoding.Encoded]:
+        encoded.extend(texts)
+        return call(encoder, texts)
+
+    monkeypatch.setattr(encoding.Encoder, "__call__", counted)
+    write(inputs, tmp_path / "parts")
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    assert (len(encoded) < len(TEXTS) + len(HELD_OUT)) == (saves > 1)  # the first save is of nothing done
+
+
+def test_what_was_stopped_is_not_gone_on_with_for_other_input(
+    inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(inputs, tmp_path / "out")
+    (tmp_path / "out" / "index.json").unlink()
+    other = {"train": FileDocuments([write_json_lines(tmp_path / "other.jsonl", TEXTS[:50])]), "val": inputs["val"]}
+    tokenizer = str(tmp_path / "out" / "tokenizer.tiktoken")
+    stopped = Progress({"a": "different plan"}, {"train": 9, "val": 9})
+    stopped.save(tmp_path / "out")
+    index = write(other, tmp_path / "out", tokenizer=tokenizer)
+    assert (index.train.documents, index.val.documents) == (50, len(HELD_OUT))
+
+
+def test_a_token_file_that_lost_bytes_is_not_filled_with_zeros(
+    inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(CorpusWriter, "_index", lambda writer: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            write(inputs, tmp_path / "out")
+    (tmp_path / "out" / "train.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"train\.bin is shorter than {PROGRESS_FILE} says"):
+        write(inputs, tmp_path / "out")
+
+
+def test_processes_change_nothing(inputs: dict[str, Documents], tmp_path: Path) -> None:
+    write(inputs, tmp_path / "one")
+    write(inputs, tmp_path / "two", workers=2)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+def test_a_share_is_held_out_by_what_documents_say(tmp_path: Path) -> None:
+    """Equal documents are on one side, and each is somewhere."""
+    source = FileDocuments([write_json_lines(tmp_path / "all.jsonl", [*TEXTS, *TEXTS])])
+    index = write({"train": source}, tmp_path / "out", val_share=0.2)
+    held_out = [text for text in TEXTS if encoding.is_held_out(text, 0.2)]
+    assert index.val.documents == 2 * len(held_out)
+    assert index.train.documents == 2 * (len(TEXTS) - len(held_out))
+    assert 0.1 < len(held_out) / len(TEXTS) < 0.3
+    assert index.val.sources == index.train.sources
+    with pytest.raises(ValueError, match=r"all\.jsonl: no documents among the 0\.00% that are held out"):
+        write({"train": source}, tmp_path / "none", val_share=1e-9)
+
+
+@pytest.mark.parametrize(("settings", "name"), [({"workers": 0}, "workers"), ({"val_share": 1.0}, "val_share")])
+def test_settings_that_cannot_be_are_named(
+    inputs: dict[str, Documents], tmp_path: Path, settings: dict[str, int], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        write(inputs, tmp_path / "out", **settings)

@@ -1,0 +1,123 @@
+"""Documents to a prepared folder: the tokenizer, both token files, and the index last."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from model import Tokenizer
+from model.atomic import write_file
+from training.data.documents import Documents, sha256
+from training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
+from training.data.progress import PROGRESS_FILE, Progress
+from training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
+from training.data.vocabulary import train_vocabulary
+
+
+class CorpusWriter:
+    """Makes one prepared folder. Killed and made again for the same inputs, it goes on where it was."""
+
+    def __init__(
+        self, inputs: Mapping[str, Documents], out: Path, tokenizer: str | int, *, val_share: float, workers: int
+    ) -> None:
+        """`inputs` has `train`, and `val` unless `val_share` of the documents is to be held out of it.
+
+        `tokenizer` is a path, a name, or the number of ids of a new one; neither `workers` nor a stop in between
+        changes a byte. Raises `ValueError` for input that cannot be used.
+        """
+        if not 0 < val_share < 1:
+            raise ValueError(f"val_share must be above 0 and below 1, not {val_share}")
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self._inputs = inputs
+        self._out = out
+        self._val_share = 0.0 if "val" in inputs else val_share
+        self._workers = workers
+        self._sources = {part: documents.sources() for part, documents in inputs.items()}
+        self._progress = Progress.of(out, self._plan(tokenizer))
+        out.mkdir(parents=True, exist_ok=True)
+        self._progress.save(out)  # before the index goes, so that this folder never passes for a published one
+        (out / INDEX_FILE).unlink(missing_ok=True)
+        self._encoder = self._make_encoder(tokenizer)
+
+    def write(self) -> Index:
+        """Encode what is not encoded yet; the index of what was made."""
+        with ExitStack() as stack:
+            files = {part: stack.enter_context(self._open(part)) for part in ("train", "val")}
+            for part, documents in self._inputs.items():
+                for encoded in self._encoded(part, documents):
+                    self._append(files, part, encoded)
+        index = self._index()
+        write_file(self._out / INDEX_FILE, (json.dumps(index.to_dict(), indent=1) + "\n").encode())
+        (self._out / PROGRESS_FILE).unlink()
+        return index
+
+    def _plan(self, tokenizer: str | int) -> dict[str, object]:
+        """What decides every byte. A ranks file stands for its content."""
+        wanted = sha256(Path(tokenizer)) if isinstance(tokenizer, str) and Path(tokenizer).is_file() else tokenizer
+        return {"tokenizer": wanted, "val_share": self._val_share, "sources": self._sources}
+
+    def _make_encoder(self, wanted: str | int) -> Encoder:
+        path = self._out / TOKENIZER_FILE
+        if not any(self._progress.read.values()):
+            self._write_tokenizer(wanted, path)
+        dtype = "uint16" if Tokenizer.from_file(path).vocab_size <= 2**16 else "uint32"
+        return Encoder(tokenizer=path, tokenizer_sha256=sha256(path), dtype=dtype, val_share=self._val_share)
+
+    def _write_tokenizer(self, wanted: str | int, path: Path) -> None:
+        if isinstance(wanted, str):
+            Tokenizer.from_name_or_file(wanted).save(path)
+            return
+        texts = (text for text in self._inputs["train"].read() if not is_held_out(text, self._val_share))
+        train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents"), wanted, path)
+
+    def _open(self, part: str) -> BinaryIO:
+        """A token file to append to, cut to what the progress knows of."""
+        path = self._out / f"{part}.bin"
+        path.touch()
+        size = self._progress.written[part].tokens * np.dtype(self._encoder.dtype).itemsize
+        if path.stat().st_size < size:
+            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove that file to begin anew")
+        os.truncate(path, size)
+        return path.open("ab")
+
+    def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
+        """What the chunks of an input become, with a progress bar."""
+        encoder = self._encoder if source == "train" else replace(self._encoder, val_share=1.0)
+        first = self._progress.read[source]
+        with tqdm(desc=source, total=documents.total, initial=first, unit=" documents") as bar:
+            for encoded in ordered_map(encoder, chunks(documents.read(first)), self._workers):
+                yield encoded
+                bar.update(self._progress.read[source] - bar.n)
+                bar.set_postfix(tokens=f"{sum(c.tokens for c in self._progress.written.values()):,}")
+
+    def _append(self, files: Mapping[str, BinaryIO], source: str, encoded: dict[str, Encoded]) -> None:
+        for part, (ids, documents, size) in encoded.items():
+            files[part].write(ids.tobytes())
+            files[part].flush()
+            os.fsync(files[part].fileno())
+            self._progress.written[part].add(tokens=len(ids), bytes=size, documents=documents)
+            self._progress.read[source] += documents
+        self._progress.save(self._out)
+
+    def _index(self) -> Index:
+        return Index(
+            dtype=self._encoder.dtype,
+            vocab_size=Tokenizer.from_file(self._encoder.tokenizer).vocab_size,
+            tokenizer_sha256=self._encoder.tokenizer_sha256,
+            train=self._split("train"),
+            val=self._split("val"),
+        )
+
+    def _split(self, part: str) -> Split:
+        counts, sources = self._progress.written[part], self._sources.get(part, self._sources["train"])
+        if not counts.documents:
+            held_out = "" if part in self._inputs else f" among the {self._val_share:.2%} that are held out"
+            raise ValueError(f"{', '.join(sources)}: no documents{held_out}")
+        return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources)

@@ -1,0 +1,117 @@
+"""Texts to token ids in processes of their own, in the order they came."""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model import Tokenizer
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_CHARACTERS_AT_ONCE = 1 << 21
+
+
+class Encoded(NamedTuple):
+    """Some documents of one part."""
+
+    ids: NDArray[np.unsignedinteger[Any]]
+    """(tokens,): each document after an end-of-text."""
+    documents: int
+    """How many."""
+    bytes: int
+    """Of their text in UTF-8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """What a process needs to know: it is sent there, the tokenizer is not."""
+
+    tokenizer: Path
+    """Ranks file."""
+    tokenizer_sha256: str
+    """Of that file."""
+    dtype: str
+    """Of the ids."""
+    val_share: float
+    """Share of the documents that is held out, chosen by their text, so that no two equal ones are parted."""
+
+    def __call__(self, texts: list[str]) -> dict[str, Encoded]:
+        """What of `texts` belongs to `train` and to `val`."""
+        held_out = [is_held_out(text, self.val_share) for text in texts]
+        return {
+            part: self._encode([text for text, out in zip(texts, held_out, strict=True) if out == (part == "val")])
+            for part in ("train", "val")
+        }
+
+    def _encode(self, texts: list[str]) -> Encoded:
+        tokenizer = _tokenizer(self.tokenizer, self.tokenizer_sha256)
+        ids = [token for text in texts for token in (tokenizer.end_of_text, *tokenizer.encode(text))]
+        return Encoded(np.array(ids, dtype=self.dtype), len(texts), sum(len(text.encode()) for text in texts))
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether `text` is of the held-out `share` (0 … 1): a hash of it decides."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """`texts` in lists of a few megabytes: what a process is given at once."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`function` of each item in order, on `workers` processes; 1 takes this one. Few items are held at once."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its processes, and they would wait for work for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path, _sha256: str) -> Tokenizer:
+    return Tokenizer.from_file(path)
