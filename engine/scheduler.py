@@ -155,10 +155,13 @@ class Scheduler:
             request.cached_tokens = held
 
     def _make_room(self) -> None:
-        """Preempt by recomputation: a victim gives back its pages and later starts again with the tokens it has."""
+        """Preempt by recomputation: a victim gives back its pages and later starts again with the tokens it has.
+
+        It is the last to come of those that have any: what is not cached would give none.
+        """
         while not self._fits():
-            victim = (self.arriving or self.running).pop()
-            self._release(victim)
+            victim = [each for each in (*self.running, *self.arriving) if each.cached][-1]
+            self.remove(victim)
             self.waiting.appendleft(victim)
             self.preemptions += 1
 

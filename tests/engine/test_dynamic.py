@@ -248,7 +248,7 @@ def test_an_engine_forgets_who_finished_and_who_was_aborted(engine: Engine, prom
 def test_among_preemptions_and_other_rules_the_tokens_are_the_naive_samplers(
     model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
-    """Little memory: requests with and without pages are preempted, and not all states can be kept."""
+    """Little memory: requests with pages are preempted among others without, and not all states can be kept."""
     engine = Engine(model, tokenizer, EngineConfig(max_batch_size=6, page_size=4, cache_bytes=250_000))
     rules = ["causal", "dynamic", "causal", "dynamic", "causal", "fixed"] * 2
     for i, rule in enumerate(rules):

@@ -161,6 +161,18 @@ def test_a_request_without_cache_needs_no_pages() -> None:
     assert it.running[1].state is None
 
 
+def test_who_holds_no_pages_is_not_preempted() -> None:
+    it = scheduler(requests_of_memory=1.2)
+    for name in "ab":
+        it.add(request(name, prompt=10, max_tokens=22))
+    it.add(request("d", prompt=10, max_tokens=22, rule="dynamic"))
+    while not it.preemptions:
+        run(it)
+    assert it.preemptions == 1
+    assert [each.id for each in it.waiting] == ["b"]
+    assert [each.id for each in it.running] == ["a", "d"]
+
+
 def test_removing_frees_pages_whether_running_or_waiting() -> None:
     it = scheduler()
     first, second = request("a"), request("b")
