@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,26 @@ def test_a_conversation_goes_on_where_it_was(model: Thoughtbubbles, tokenizer: T
     usage = second.events[-1].usage
     assert usage is not None
     assert usage.cached_tokens == 37  # the last token of the first answer was never computed
+
+
+@pytest.mark.parametrize(("tokens", "cached"), [(BLOCK, 0), (BLOCK + 1, BLOCK)])
+def test_the_shortest_prompt_that_is_found_again(
+    tokens: int, cached: int, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    """A whole block, beside the last token, which is always computed."""
+    engine = make(model, tokenizer)
+    for _ in range(2):
+        [completion] = engine.generate([list(range(tokens))], SamplingParams(max_tokens=1))
+    usage = completion.events[-1].usage
+    assert usage is not None
+    assert usage.cached_tokens == cached
+
+
+@pytest.mark.parametrize("page", ["OPERATION.md", "FORK_STATE_CACHE.md"])
+def test_the_pages_tell_how_short_a_beginning_is_not_found(page: str) -> None:
+    told = " ".join((Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8").split())
+    assert f"from {BLOCK} tokens on" in told
+    assert f"a prompt of {BLOCK} tokens or fewer is computed whole" in told
 
 
 def test_other_ratios_share_nothing(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
