@@ -5,13 +5,12 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sse_starlette import ServerSentEvent
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Scope, Send
 
 from server import errors
 from server.exchange import REQUEST_ID
-from server.streaming import DONE, to_text
+from server.streaming import DONE, sse
 
 CARRIED = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path",
            "headers", "client", "server")  # fmt: skip
@@ -88,8 +87,7 @@ class Answer:
         if not self._begun:
             await errors.answer(error)(self._scope, _nothing, self._send)
         elif self._is_stream:
-            events = (ServerSentEvent(data, sep="\n").encode() for data in (to_text(error.body), DONE))
-            await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": False})
+            await self._send({"type": "http.response.body", "body": sse(error.body) + DONE, "more_body": False})
         else:
             raise error
 
