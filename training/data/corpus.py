@@ -1,0 +1,93 @@
+"""What a run learns from and is measured on: one prepared folder, or a mixture of several."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from zlib import crc32
+
+from model import Tokenizer
+from training.data.loader import DocumentLoader, Loader, WindowLoader, document_cuts
+from training.data.mixture import Mixture, MixtureSet, read_mixture
+from training.data.token_file import Index, read_tokenizer, read_tokens
+from training.measures import Window, packed_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Opened data. The same path, length and seed give the same windows, whenever and on whatever rank."""
+
+    loader: Loader
+    """The windows to learn from."""
+    validation: Mapping[str, list[Window]]
+    """Held-out windows of each set by its name; of a folder alone, under `val`."""
+    weights: Mapping[str, float]
+    """Each set's share of the training windows, 1 in sum: the weights of a validation loss over all sets."""
+    tokenizer: Tokenizer
+    """What the ids mean, in all sets."""
+    vocab_size: int
+    """Ids that the tokenizer has."""
+    padded: bool
+    """Whether windows can hold `PADDING`."""
+    facts: dict[str, Any]
+    """What a checkpoint remembers of the data and a resumed run must find again, JSON-ready."""
+
+    @classmethod
+    def open(cls, path: Path, length: int, seed: int) -> Self:
+        """A folder, or a TOML file of a mixture, for windows of `length` + 1 tokens.
+
+        Raises `ValueError` for data that is not there, does not fit together, or is too little.
+        """
+        return cls._open_mixture(path, length, seed) if path.suffix == ".toml" else cls._open_folder(path, length, seed)
+
+    @classmethod
+    def _open_folder(cls, folder: Path, length: int, seed: int) -> Self:
+        index = Index.read(folder)
+        return cls(
+            loader=WindowLoader(read_tokens(folder, "train"), length, seed),
+            validation={"val": packed_windows(read_tokens(folder, "val"), length)},
+            weights={"val": 1.0},
+            tokenizer=read_tokenizer(folder),
+            vocab_size=index.vocab_size,
+            padded=False,
+            facts=index.to_dict(),
+        )
+
+    @classmethod
+    def _open_mixture(cls, path: Path, length: int, seed: int) -> Self:
+        sets = read_mixture(path)
+        indices = {name: Index.read(each.data) for name, each in sets.items()}
+        first = next(iter(sets))
+        for name, index in indices.items():
+            if index.tokenizer_sha256 != indices[first].tokenizer_sha256:
+                raise ValueError(f"data: {path}: {name} has another tokenizer than {first}")
+        tokenizer, total = read_tokenizer(sets[first].data), sum(each.weight for each in sets.values())
+        loaders = [_loader(each, length, _seed_of(name, seed), tokenizer) for name, each in sets.items()]
+        return cls(
+            loader=Mixture(loaders, [each.weight for each in sets.values()], seed),
+            validation={name: _validation(each, length, tokenizer) for name, each in sets.items()},
+            weights={name: each.weight / total for name, each in sets.items()},
+            tokenizer=tokenizer,
+            vocab_size=indices[first].vocab_size,
+            padded=any(each.form == "padded" for each in sets.values()),
+            facts={n: {"weight": s.weight, "form": s.form, **indices[n].to_dict()} for n, s in sets.items()},
+        )
+
+
+def _seed_of(name: str, seed: int) -> int:
+    """Of its own for each set, and the same whatever other sets there are."""
+    return crc32(f"{seed} {name}".encode())
+
+
+def _loader(part: MixtureSet, length: int, seed: int, tokenizer: Tokenizer) -> Loader:
+    ids = read_tokens(part.data, "train")
+    if part.form == "packed":
+        return WindowLoader(ids, length, seed)
+    return DocumentLoader(ids, length, seed, tokenizer.end_of_text)
+
+
+def _validation(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:
+    ids = read_tokens(part.data, "val")
+    if part.form == "packed":
+        return packed_windows(ids, length)
+    return [Window(ids[a:b], b - a - 1) for a, b in document_cuts(ids, length, tokenizer.end_of_text)]

@@ -1,0 +1,97 @@
+"""Several prepared folders with weights, told in a TOML file, as one stream of windows."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.loader import Loader
+
+Form = Literal["packed", "padded"]
+BLOCK = 10_000
+"""Windows of the stream in which every set has its share exactly, to a whole window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSet:
+    """One set of a mixture. Raises `ValueError` naming the setting for a value that cannot be used."""
+
+    data: Path
+    """A folder that `prepare` made, or a published one; relative to the TOML file."""
+    weight: float
+    """Its share of the windows, beside the others' weights: they need not add up to 1."""
+    form: Form = "packed"
+    """`packed` cuts windows of L tokens from its documents in a row, `padded` gives each document its own."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.weight, int | float) and self.weight > 0):
+            raise ValueError(f"weight must be above 0, not {self.weight!r}")
+        if self.form not in get_args(Form):
+            raise ValueError(f"form must be one of {get_args(Form)}, not {self.form!r}")
+
+
+def read_mixture(path: Path) -> dict[str, MixtureSet]:
+    """The tables under `[sets]` in the TOML file `path`, by name, in the names' order.
+
+    Raises `ValueError` naming what is wrong.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("sets")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: {path}: {error}") from error
+    if not isinstance(tables, dict) or not tables:
+        raise ValueError(f"data: {path} needs a table [sets.NAME] for each of its sets")
+    return {name: _mixture_set(tables[name], path, name) for name in sorted(tables)}
+
+
+class Mixture(Loader):
+    """A stream in which each loader has its share of the windows, and gives them in its own order."""
+
+    def __init__(self, loaders: Sequence[Loader], weights: Sequence[float], seed: int) -> None:
+        """Raises `ValueError` for a weight that comes to no window of `BLOCK`."""
+        self._loaders = loaders
+        self._counts = whole_shares(weights, BLOCK)
+        self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+        if not self._counts.all():
+            raise ValueError(f"weight: {min(weights)} of {sum(weights)} is less than one window in {BLOCK}")
+
+    def window(self, index: int) -> NDArray[np.int64]:
+        """As `Loader.window`."""
+        block, position = divmod(index, BLOCK)
+        which, before = self._order(block)[position]
+        loader: Loader = self._loaders[which]
+        return loader.window(block * int(self._counts[which]) + int(before))
+
+    def _draw_order(self, block: int) -> NDArray[np.int64]:
+        """(BLOCK,2): whose each window of a block is, and how many of the block it had before."""
+        ordered = np.repeat(np.arange(len(self._loaders)), self._counts)
+        which = np.random.default_rng((self._seed, block)).permutation(ordered)
+        before = np.empty(BLOCK, dtype=np.int64)
+        before[np.argsort(which, kind="stable")] = np.concatenate([np.arange(count) for count in self._counts])
+        return np.stack([which, before], axis=1)
+
+
+def whole_shares(weights: Sequence[float], total: int) -> NDArray[np.int64]:
+    """`total` divided by `weights` into whole numbers: rounded down, and what is left to the largest remainders."""
+    exact = np.asarray(weights, dtype=np.float64) * (total / sum(weights))
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return shares
+
+
+def _mixture_set(table: object, path: Path, name: str) -> MixtureSet:
+    where = f"data: {path}: [sets.{name}]"
+    if not isinstance(table, dict) or not isinstance(table.get("data"), str) or "weight" not in table:
+        raise ValueError(f"{where} needs data, a folder, and weight")
+    if unknown := sorted(table.keys() - {field.name for field in fields(MixtureSet)}):
+        raise ValueError(f"{where}: {', '.join(unknown)} is no setting of a set")
+    try:
+        return MixtureSet(**{**table, "data": path.parent / table["data"]})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
