@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Histogram
 
 from engine import RequestUsage
+from server.tally import Tally
 
 PREFIX = "thoughtbubbles_"
 # A small model takes a step in half a millisecond; a long request may take a minute.
@@ -14,7 +15,7 @@ SHARE = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class Histograms:
-    """Every histogram, shown in the registry of one server. Observing is safe from any thread."""
+    """Every histogram, shown in the registry of one server. Tallies belong to the engine's thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def seconds(name: str, meaning: str, *labels: str) -> Histogram:
@@ -24,11 +25,15 @@ class Histograms:
             return Histogram(f"{PREFIX}{name}", meaning, registry=registry, buckets=buckets)
 
         self.time_to_first_token = seconds("time_to_first_token", "From a request's arrival to its first token.")
-        self.inter_token_latency = seconds("inter_token_latency", "Between two tokens of a request.")
+        self.inter_token_latency = Tally(
+            f"{PREFIX}inter_token_latency_seconds", "Between two tokens of a request.", SECONDS, registry
+        )
         self.e2e_request_latency = seconds("e2e_request_latency", "From a request's arrival to its last token.")
         self.step_duration = seconds("step_duration", "One step of the engine.", "phase")
         self.step_batch_size = count("step_batch_size", "Requests in one step.", BATCH)
-        self.streams_per_token = count("streams_per_token", "Streams of a token after the last fork layer.", STREAMS)
+        self.streams_per_token = Tally(
+            f"{PREFIX}streams_per_token", "Streams of a token after the last fork layer.", STREAMS, registry
+        )
         self._queue_time = seconds("request_queue_time", "What a request waited for its first step.")
         self._prefill_time = seconds("request_prefill_time", "What a request's prompt took.")
         self._decode_time = seconds("request_decode_time", "What a request's tokens took.")

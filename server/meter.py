@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -69,10 +69,10 @@ class Meter:
         now = time.monotonic()
         self._histograms.step_duration.labels(phase=report.phase).observe(report.seconds)
         self._histograms.step_batch_size.observe(report.batch_size)
-        for streams in report.fork_counts:
-            self._histograms.streams_per_token.observe(streams)
+        for streams, times in Counter(report.fork_counts).items():
+            self._histograms.streams_per_token.observe(streams, times)
+        self._time_tokens(events, now)
         for event in events:
-            self._time_token(event, now)
             if event.finish_reason is not None:
                 self._finish(event, event.finish_reason, now)
 
@@ -109,13 +109,17 @@ class Meter:
         seconds_each = (time.monotonic() - since) / (now - before)
         return min(max(1, math.ceil(stats.num_streams_waiting * seconds_each)), LONGEST_RETRY_SECONDS)
 
-    def _time_token(self, event: TokenEvent, now: float) -> None:
-        clock = self._clocks[event.request_id]
-        if clock.last_token is None:
-            self._histograms.time_to_first_token.observe(now - clock.arrived)
-        else:
-            self._histograms.inter_token_latency.observe(now - clock.last_token)
-        clock.last_token = now
+    def _time_tokens(self, events: Sequence[TokenEvent], now: float) -> None:
+        since: Counter[float] = Counter()  # tokens by when the one before came, which is the same for most of a step
+        for event in events:
+            clock = self._clocks[event.request_id]
+            if clock.last_token is None:
+                self._histograms.time_to_first_token.observe(now - clock.arrived)
+            else:
+                since[clock.last_token] += 1
+            clock.last_token = now
+        for then, times in since.items():
+            self._histograms.inter_token_latency.observe(now - then, times)
 
     def _finish(self, event: TokenEvent, reason: str, now: float) -> None:
         self._finished[reason] += 1
