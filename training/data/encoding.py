@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -81,8 +82,14 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`function` of each item in order, on `workers` processes; 1 takes this one. Few items are held at once."""
-    if workers == 1:
+    """`function` of each item in order, on `workers` processes, or on this one if there is one worker or one item.
+
+    Few items are held at once.
+    """
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if workers == 1 or len(first) < 2:  # to start a process takes longer than a chunk
         yield from map(function, items)
         return
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
