@@ -14,6 +14,7 @@ from engine.cached_attention import SegmentView
 from engine.fork_cache import ForkCache, ForkState
 from engine.packing import Packing
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
+from engine.transfer import to_device
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.forking import gather
 from model.rotary import Rotation, fractions, rotation
@@ -64,7 +65,7 @@ class ForkTally:
 
 
 @dataclass(frozen=True)
-class _Step:
+class StepFacts:
     """What the chunks of one step have in common."""
 
     chunks: list[Chunk]
@@ -78,12 +79,14 @@ class _Step:
     """(R,M) budget(t+1) - (t+1) at each new token t."""
 
     @classmethod
-    def of(cls, chunks: list[Chunk], device: torch.device) -> "_Step":
+    def of(cls, chunks: list[Chunk], device: torch.device) -> "StepFacts":
+        """The facts of these chunks, on a device."""
         packing = Packing.of([len(chunk.ids) for chunk in chunks], device)
-        first = torch.tensor([chunk.state.tokens for chunk in chunks], device=device)
-        kappa = torch.tensor([[chunk.selection.max_block_size] for chunk in chunks], device=device)
+        first, kappa = to_device(
+            [[chunk.state.tokens for chunk in chunks], [chunk.selection.max_block_size for chunk in chunks]], device
+        )
         lengths = first[:, None] + torch.arange(1, packing.present.shape[1] + 1, device=device)
-        slots = budget(lengths, kappa, chunks[0].selection.block_size) - lengths
+        slots = budget(lengths, kappa[:, None], chunks[0].selection.block_size) - lengths
         return cls(chunks, packing, first, first[packing.request] + packing.place, slots)
 
 
@@ -101,7 +104,7 @@ class CachedForward:
         The caller has made sure that the pages are there.
         """
         device = self.model.transformer.wte.weight.device
-        step = _Step.of(chunks, device)
+        step = StepFacts.of(chunks, device)
         streams = self.model.embed(torch.tensor([[i for chunk in chunks for i in chunk.ids]], device=device))
         alive = torch.zeros_like(step.slots)
         view = None
@@ -114,7 +117,7 @@ class CachedForward:
             self.cache.extend(chunk.state, chunk.ids)
         return streams
 
-    def _run(self, streams: Streams, step: _Step, view: View) -> Streams:
+    def _run(self, streams: Streams, step: StepFacts, view: View) -> Streams:
         """The layers of a segment."""
         positions = step.position[streams.token_index] + fractions(streams.token_index, streams.tokens)
         by = rotation(positions, self.model.config.head_width)
@@ -132,7 +135,7 @@ class CachedForward:
     def _view(self, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> View:
         return SegmentView.of(pages, states, held, device)
 
-    def _grow(self, pages: SegmentPages, step: _Step, alive: Tensor) -> View:
+    def _grow(self, pages: SegmentPages, step: StepFacts, alive: Tensor) -> View:
         """Take pages for a segment's new streams: the originals, and `alive` (R,M) forks up to each new token."""
         index, copies = pages.segment.index, self.model.config.copies
         held = [chunk.state.streams(index) for chunk in step.chunks]
@@ -141,7 +144,7 @@ class CachedForward:
             self.cache.grow(chunk.state, index, ends)
         return self._view(pages, [chunk.state for chunk in step.chunks], held, step.position.device)
 
-    def _fork(self, into: Segment, streams: Streams, step: _Step, view: View) -> tuple[Streams, Tensor]:
+    def _fork(self, into: Segment, streams: Streams, step: StepFacts, view: View) -> tuple[Streams, Tensor]:
         """Fork into a segment: the survivors, and for each request its forks up to each new token, (R,M)."""
         block = self.model.blocks[into.layers.start]
         assert isinstance(block, ForkingBlock)

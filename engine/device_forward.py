@@ -1,93 +1,165 @@
-"""Prefill on a device: `CachedForward` with the layers as kernels, every request's streams at once.
+"""Prefill on a device: `CachedForward` in one pass that the host does not wait in.
 
-Letters: R requests, S new streams of all of them, P candidates of a prefix.
+What survives each fork is known to the device alone until the end: pages are taken for all that may, and rows beyond
+those that live are left out by every kernel.
+Letters: R requests, T new tokens of all of them, M streams that there may be, D model width, G segments.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Self
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
-from engine.cached_forward import CachedForward, View
+from engine.cached_forward import CachedForward, Chunk, ForkTally, StepFacts
 from engine.device_layers import Scratch, run_layers
-from engine.fork_cache import ForkState
+from engine.fork_cache import ForkCache
+from engine.kernels.prefill import Bubbles, Candidates, rank, spread, weigh
 from engine.kernels.rows import Rows
-from engine.packing import Packing
-from engine.pages import NO_CANDIDATE, SegmentPages
+from engine.pages import Segment
 from engine.transfer import to_device
-from model import Streams
-from model.rotary import Rotation
+from model import ForkingBlock, Streams, Thoughtbubbles
+from model.rotary import BASE
 
 
 @dataclass(frozen=True)
-class DeviceView:
-    """The new streams of one step in one segment, laid end to end, and where they lie in the cache."""
+class _Pass:
+    """What one segment after the other needs to know of the chunks."""
 
-    pages: SegmentPages
-    packing: Packing
-    table: Tensor
-    """(R,pages) the pages of each request."""
-    held: Tensor
-    """(R,) streams that each had before."""
-    most_held: int
-    """The most that any of them had."""
-    new_slots: Tensor
-    """(S,) where the new streams' keys and values go."""
-
-    @classmethod
-    def of(cls, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> Self:
-        """The view for requests that held so many streams before and have grown since."""
-        index, size = pages.segment.index, pages.page_size
-        counts = [state.streams(index) - before for state, before in zip(states, held, strict=True)]
-        width = max(len(state.pages[index]) for state in states)
-        table = to_device([state.pages[index] + [0] * (width - len(state.pages[index])) for state in states], device)
-        packing, before = Packing.of(counts, device), to_device(held, device)
-        stream = before[packing.request] + packing.place
-        slots = table[packing.request, stream // size] * size + stream % size
-        return cls(pages, packing, table, before, max(held), slots)
-
-    def prior_scores(self) -> Tensor | None:
-        """The grid scores of all candidates before this step, (R,P), `NO_CANDIDATE` where there is none."""
-        if self.most_held == 0:
-            return None
-        size = self.pages.page_size
-        stream = torch.arange(self.most_held, device=self.new_slots.device)
-        slots = self.table[:, stream // size] * size + stream % size
-        scores = self.pages.read_scores(slots.flatten()).view(*slots.shape, 2)
-        return torch.where((stream < self.held[:, None])[:, :, None], scores, NO_CANDIDATE).flatten(1).long()
-
-    def rows(self, score: Tensor, by: Rotation) -> Rows:
-        """The new streams as kernels know them, with their cumulative scores (S,) and their angles."""
-        device, counts = score.device, self.packing.counts
-        start, count = to_device([[0, *accumulate(counts[:-1])], counts], device).int()
-        return Rows(
-            page_size=self.pages.page_size,
-            table=self.table.int(),
-            lane=torch.arange(len(counts), dtype=torch.int32, device=device),
-            start=start,
-            count=count,
-            length=self.held.int() + count,
-            most=max(counts),
-            live=torch.full((1,), len(score), dtype=torch.int32, device=device),
-            slot=self.new_slots.int(),
-            score=score,
-            cos=by.cos[0, 0],
-            sin=by.sin[0, 0],
-        )
+    facts: StepFacts
+    request: Tensor
+    """(T,) int32, each token's."""
+    position: Tensor
+    """(T,) int32, its place there."""
+    first: Tensor
+    """(R,) the first token of each request among the T."""
+    last: Tensor
+    """(R,) its last."""
+    held: list[Tensor]
+    """(R,) of each segment, the streams that were there before."""
+    tables: list[Tensor]
+    """(R,pages) int32 of each segment."""
+    room: list[int]
+    """M of each segment."""
 
 
 class DeviceForward(CachedForward):
-    """The same streams, from fewer and larger pieces of work."""
+    """The same streams, with every request's work in each kernel."""
 
-    def _view(self, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> View:
-        return DeviceView.of(pages, states, held, device)
+    def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally) -> None:
+        super().__init__(model, cache, tally)
+        self._device = model.transformer.wte.weight.device
+        exponent = torch.arange(0, model.config.head_width, 2, device=self._device, dtype=torch.float32)
+        self._frequencies = BASE ** -(exponent / model.config.head_width)
 
-    def _layers(self, streams: Streams, by: Rotation, view: View) -> Tensor:
-        assert isinstance(view, DeviceView)
-        x, config = streams.x[0].contiguous(), self.model.config
-        rows = view.rows(streams.score[0].contiguous(), by)
-        scratch = Scratch.empty(config, x, rows.places, len(x))
-        run_layers(self.model, view.pages, x, rows, scratch)
-        return x[None]
+    def extend(self, chunks: list[Chunk]) -> Streams:
+        """As `CachedForward.extend`; rows beyond those that live are padding."""
+        if self.model.config.copies > 1:  # a baseline that nobody serves
+            return super().extend(chunks)
+        told = self._prepare(chunks)
+        tokens = len(told.request)
+        x = self.model.embed(to_device([[i for chunk in chunks for i in chunk.ids]], self._device)).x[0]
+        token_index = torch.arange(tokens, device=self._device)
+        bubbles = Bubbles(token_index.int(), torch.ones_like(told.request))
+        rows = self._originals(told)
+        scratch = Scratch.empty(self.model.config, x, len(chunks), max(told.room))
+        tally = torch.zeros((len(self.cache.segments), 2), dtype=torch.int64, device=self._device)
+        ends = []
+        for pages in self.cache.segments:
+            if pages.segment.index:
+                x, token_index, bubbles, rows = self._fork_into(pages.segment, told, x, bubbles, rows, tally=tally)
+            run_layers(self.model, pages, x, rows, scratch.of(len(x)))
+            ends.append(bubbles.start + bubbles.count)
+        self._note(chunks, torch.stack(ends).tolist(), tally.tolist())
+        return Streams(x[None], rows.score[None], token_index[None], tokens)
+
+    def _prepare(self, chunks: list[Chunk]) -> _Pass:
+        """Take pages for all streams that there may be, and tell the device of the chunks."""
+        segments, sizes = range(len(self.cache.segments)), [len(chunk.ids) for chunk in chunks]
+        held = [[chunk.state.streams(i) for chunk in chunks] for i in segments]
+        room = [0 for _ in segments]
+        for place, chunk in enumerate(chunks):
+            most = self.cache.reserve(chunk.state, chunk.selection, chunk.state.tokens + len(chunk.ids))
+            room = [n + m - held[i][place] for i, (n, m) in enumerate(zip(room, most, strict=True))]
+        widths = [max(len(chunk.state.pages[i]) for chunk in chunks) for i in segments]
+        tables = [[(chunk.state.pages[i] + [0] * widths[i])[: widths[i]] for chunk in chunks] for i in segments]
+        ends = list(accumulate(sizes))
+        firsts = [end - n for end, n in zip(ends, sizes, strict=True)]
+        flat = [*firsts, *ends, *chain(*held), *chain(*(row for table in tables for row in table))]
+        shapes = [len(chunks)] * (2 + len(held)) + [len(chunks) * width for width in widths]
+        first, end, *rest = to_device(flat, self._device).split(shapes)
+        facts = StepFacts.of(chunks, self._device)
+        return _Pass(
+            facts, facts.packing.request.int(), facts.position.int(), first, end - 1, rest[: len(held)],
+            [each.int().view(len(chunks), -1) for each in rest[len(held) :]], room,
+        )  # fmt: skip
+
+    def _rows(self, told: _Pass, segment: Segment, start: Tensor, count: Tensor, most: int) -> Rows:
+        """Rows of a segment, of which only start (R,) and count (R,) of each request are known."""
+        index, room = segment.index, told.room[segment.index]
+        half = self.model.config.head_width // 2
+        angles = torch.empty((2, room, half), device=self._device)
+        return Rows(
+            page_size=self.cache.page_size, table=told.tables[index],
+            lane=torch.arange(len(start), dtype=torch.int32, device=self._device), start=start.int(), count=count.int(),
+            length=(told.held[index] + count).int(), most=most, live=count.sum(dtype=torch.int32)[None],
+            slot=torch.empty(room, dtype=torch.int32, device=self._device),
+            score=torch.zeros(room, device=self._device), cos=angles[0], sin=angles[1],
+        )  # fmt: skip
+
+    def _originals(self, told: _Pass) -> Rows:
+        """One row a token, before the first fork."""
+        most = max(told.facts.packing.counts)
+        rows = self._rows(told, self.cache.segments[0].segment, told.first, told.last + 1 - told.first, most)
+        size, packing = self.cache.page_size, told.facts.packing
+        stream = told.held[0][packing.request] + packing.place
+        rows.slot.copy_(told.tables[0][packing.request, stream // size] * size + stream % size)
+        angle = (told.position[:, None] + 1.0) * self._frequencies
+        rows.cos.copy_(angle.cos())
+        rows.sin.copy_(angle.sin())
+        return rows
+
+    def _fork_into(
+        self, into: Segment, told: _Pass, x: Tensor, bubbles: Bubbles, rows: Rows, *, tally: Tensor
+    ) -> tuple[Tensor, Tensor, Bubbles, Rows]:
+        """Fork on the way into a segment: its streams (M,D), their tokens (M,), and where they lie."""
+        index, tokens = into.index, len(told.request)
+        block, pages = self.model.blocks[into.layers.start], self.cache.segments[index - 1]
+        assert isinstance(block, ForkingBlock)
+        candidates = Candidates.empty(tokens, 1 << index, self._device)
+        weigh(block, x, bubbles, rows, pages.scores, candidates)
+        packing, slots = told.facts.packing, told.facts.slots
+        rank(bubbles, told.request, rows, pages.scores, packing.pack(slots).int(), candidates)
+        gained = self._within_budget(told, candidates.passing, told.held[index])
+        count = gained + 1
+        start = count.cumsum(0) - count
+        row_start = start[told.first]
+        after = Bubbles(start.int(), count.int())
+        most = max(packing.counts) << index
+        target = self._rows(told, into, row_start, start[told.last] + count[told.last] - row_start, most)
+        out = x.new_empty((told.room[index], x.shape[1]))
+        token_index = torch.full((told.room[index],), tokens, device=self._device)
+        spread(block, x, bubbles, candidates, after, told.request, told.position, self._frequencies, out, token_index,
+               target, tally[index])  # fmt: skip
+        return out, token_index, after, target
+
+    def _within_budget(self, told: _Pass, passing: Tensor, held: Tensor) -> Tensor:
+        """Rule (b): of `passing` (T,) candidates of each token how many survive, (T,)."""
+        packing, slots = told.facts.packing, told.facts.slots
+        passed = torch.where(packing.present, packing.pad(passing), 0).cumsum(1)
+        start = (held - told.facts.first)[:, None]
+        alive = passed + torch.minimum(start, torch.cummin(slots - passed, dim=1).values)
+        return packing.pack(torch.diff(alive, dim=1, prepend=start))
+
+    def _note(self, chunks: list[Chunk], ends: list[list[int]], tally: list[list[int]]) -> None:
+        """Let the cache and the tally know, now that the host does."""
+        begin = 0
+        for chunk in chunks:
+            for own, told in zip(chunk.state.ends, ends, strict=True):
+                base = (own[-1] if own else 0) - (told[begin - 1] if begin else 0)
+                own.extend(base + end for end in told[begin : begin + len(chunk.ids)])
+            begin += len(chunk.ids)
+            self.cache.extend(chunk.state, chunk.ids)
+        for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
+            self.tally.forks[layer] += forks
+            self.tally.deletions[layer] += deletions

@@ -167,10 +167,15 @@ class ForkCache:
             for pages, n, held in zip(self.segments, streams, state.pages, strict=True)
         ]
 
-    def reserve(self, state: ForkState, selection: Selection, tokens: int) -> None:
-        """Take the pages that a state may need to grow to `tokens` tokens, before it is known how many it does."""
-        for pages, n, held in zip(self.segments, self._may_have(selection, tokens, state), state.pages, strict=True):
+    def reserve(self, state: ForkState, selection: Selection, tokens: int) -> list[int]:
+        """Take the pages that a state may need to grow to `tokens` tokens, before it is known how many it does.
+
+        Returns the streams of each segment that they are taken for.
+        """
+        most = self._may_have(selection, tokens, state)
+        for pages, n, held in zip(self.segments, most, state.pages, strict=True):
             pages.grow(held, n)
+        return most
 
     def fits(self, needs: Sequence[Sequence[int]], spare: Prefix | None = None) -> bool:
         """Whether all these needs of pages can be met at once; gives up what is retained, but not `spare`, for that."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -27,8 +29,8 @@ class Packing:
     @classmethod
     def of(cls, counts: list[int], device: torch.device) -> "Packing":
         """The packing of so many rows for each request."""
-        sizes = torch.tensor(counts, device=device)
-        request = torch.repeat_interleave(torch.arange(len(counts), device=device), sizes)
+        sizes = to_device(counts, device)
+        request = torch.repeat_interleave(torch.arange(len(counts), device=device), sizes, output_size=sum(counts))
         starts = sizes.cumsum(0) - sizes
         place = torch.arange(sum(counts), device=device) - starts[request]
         column = torch.arange(max(counts), device=device)

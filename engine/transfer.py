@@ -11,7 +11,8 @@ from torch import Tensor
 
 def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Integers as int64 on a device, there once it has done what it was asked before."""
-    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    here = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    return here.to(device, non_blocking=True)
 
 
 def to_host(source: Tensor) -> Tensor:

@@ -154,6 +154,56 @@ def _norm(x, there, weight, bias, eps, d, width):
 
 
 @triton.jit
+def candidates_of(
+    x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Scores of one token's candidates, and those on the grid: candidate `j` has parent `row`, of `count` streams.
+
+    log p = max(logsigmoid(W_f · LN_f(x)), -20); candidate 2i is a fork copy, 2i + 1 the stream kept.
+    """
+    d = tl.arange(0, WIDTH)
+    present, there = j < 2 * count, d < width
+    own = tl.load(x + row[:, None] * width + d[None, :], mask=present[:, None] & there[None, :], other=0.0)
+    normed = _norm(own.to(tl.float32), there, norm_weight, norm_bias, eps, d, width)
+    weight = tl.load(projection + (j % 2)[:, None] * width + d[None, :], mask=there[None, :], other=0.0)
+    s = tl.sum(normed.to(own.dtype).to(tl.float32) * weight.to(tl.float32), axis=1)
+    log_p = tl.maximum(tl.minimum(s, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(s))), _LOWEST)
+    score = tl.load(scores + row, mask=present, other=0.0) + log_p
+    return score, tl.where(j < 2 * count - 1, _on_grid(score), _NO_CANDIDATE)
+
+
+@triton.jit
+def count_prior(grid, left, pages, cached, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr):
+    """How many candidates of the `left` streams before are not lower: of equals the one further left is the higher."""
+    earlier = tl.zeros([CANDIDATES], tl.int32)
+    for first in range(0, left, PRIOR):
+        stream = first + tl.arange(0, PRIOR)
+        slot = tl.load(pages + stream // PAGE, mask=stream < left, other=0) * PAGE + stream % PAGE
+        for side in tl.static_range(2):
+            prior = tl.load(cached + slot * 2 + side, mask=stream < left, other=_NO_CANDIDATE)
+            earlier += tl.sum((prior[:, None] >= grid[None, :]).to(tl.int32), axis=0)
+    return earlier
+
+
+@triton.jit
+def count_siblings(grid, free, j):
+    """How many of a token's own free candidates are higher than each."""
+    higher = (grid[:, None] > grid[None, :]) | ((grid[:, None] == grid[None, :]) & (j[:, None] < j[None, :]))
+    return tl.sum((higher & free[:, None]).to(tl.int32), axis=0)
+
+
+@triton.jit
+def write_angles(position, frequencies, cosines, sines, row, present, half, HALF: tl.constexpr):
+    """Cosines and sines of the rotary angles of positions, one a row."""
+    i = tl.arange(0, HALF)
+    angle = position[:, None] * tl.load(frequencies + i, mask=i < half, other=0.0)[None, :]
+    near = present[:, None] & (i < half)[None, :]
+    tl.store(cosines + row[:, None] * half + i[None, :], tl.cos(angle), mask=near)
+    tl.store(sines + row[:, None] * half + i[None, :], tl.sin(angle), mask=near)
+
+
+@triton.jit
 def _choose(
     x, norm_weight, norm_bias, projection, eps, starts, counts, lengths, slots, scores, table, lanes, cached, next_held,
     time, kappas, block_size, next_counts, chosen, chosen_scores, tally, table_stride, width,
@@ -164,32 +214,13 @@ def _choose(
     if lane < 0:
         tl.store(next_counts + place, 0)
         return
-    j, d = tl.arange(0, CANDIDATES), tl.arange(0, WIDTH)
+    j = tl.arange(0, CANDIDATES)
     row = tl.load(starts + place) + j // 2
-    present, there, forced = j < 2 * count, d < width, j == 2 * count - 1
-    free = present & (j < 2 * count - 1)
-
-    # log p = max(logsigmoid(W_f · LN_f(x)), -20); candidate 2i is a fork copy, 2i + 1 the stream kept
-    own = tl.load(x + row[:, None] * width + d[None, :], mask=present[:, None] & there[None, :], other=0.0)
-    normed = _norm(own.to(tl.float32), there, norm_weight, norm_bias, eps, d, width)
-    weight = tl.load(projection + (j % 2)[:, None] * width + d[None, :], mask=there[None, :], other=0.0)
-    s = tl.sum(normed.to(own.dtype).to(tl.float32) * weight.to(tl.float32), axis=1)
-    log_p = tl.maximum(tl.minimum(s, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(s))), _LOWEST)
-    score = tl.load(scores + row, mask=present, other=0.0) + log_p
-    grid = tl.where(free, _on_grid(score), _NO_CANDIDATE)
-
-    # how many of the prefix's candidates, and of its own token's, are higher; of equals the one further left is
+    present, free, forced = j < 2 * count, j < 2 * count - 1, j == 2 * count - 1
+    score, grid = candidates_of(x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width, WIDTH)
     held = tl.load(lengths + place) - count
-    pages = table + lane * table_stride
-    earlier = tl.zeros([CANDIDATES], tl.int32)
-    for first in range(0, held, PRIOR):
-        stream = first + tl.arange(0, PRIOR)
-        slot = tl.load(pages + stream // PAGE, mask=stream < held, other=0) * PAGE + stream % PAGE
-        for side in tl.static_range(2):
-            prior = tl.load(cached + slot * 2 + side, mask=stream < held, other=_NO_CANDIDATE)
-            earlier += tl.sum((prior[:, None] >= grid[None, :]).to(tl.int32), axis=0)
-    higher = (grid[:, None] > grid[None, :]) | ((grid[:, None] == grid[None, :]) & (j[:, None] < j[None, :]))
-    siblings = tl.sum((higher & free[:, None]).to(tl.int32), axis=0)
+    earlier = count_prior(grid, held, table + lane * table_stride, cached, PAGE, CANDIDATES, PRIOR)
+    siblings = count_siblings(grid, free, j)
 
     # rule (a), a running top-k, then rule (b), within the budget at every length
     t = tl.load(time + place)
@@ -227,7 +258,7 @@ def _settle(
     held = tl.load(next_held + lane)
     tl.store(next_held + lane, held + count)
     tl.store(next_lengths + place, held + count)
-    k, d, i = tl.arange(0, CANDIDATES), tl.arange(0, WIDTH), tl.arange(0, HALF)
+    k, d = tl.arange(0, CANDIDATES), tl.arange(0, WIDTH)
     present, there = k < count, d < width
     candidate = tl.load(chosen + place * CANDIDATES + k, mask=present, other=0)
     parent = tl.load(starts + place) + candidate // 2
@@ -242,10 +273,7 @@ def _settle(
     page = tl.load(next_table + lane * table_stride + stream // PAGE, mask=present, other=0)
     tl.store(slots + row, page * PAGE + stream % PAGE, mask=present)
     position = tl.load(time + place) + (k + 1).to(tl.float32) / count
-    angle = position[:, None] * tl.load(frequencies + i, mask=i < half, other=0.0)[None, :]
-    near = present[:, None] & (i < half)[None, :]
-    tl.store(cosines + row[:, None] * half + i[None, :], tl.cos(angle), mask=near)
-    tl.store(sines + row[:, None] * half + i[None, :], tl.sin(angle), mask=near)
+    write_angles(position, frequencies, cosines, sines, row, present, half, HALF)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from engine.fork_cache import ForkCache
 from model import ModelConfig, Selection, Thoughtbubbles
 from tests.engine.kernels.conftest import DEVICE, lively
 
-PROMPTS = [list(range(30, 50)), [7] * 20]
+PROMPTS = [list(range(30, 50)), [7] * 13, [9, 4, 4, 4]]
 CUTS = {"at once": [20], "in two": [7, 20], "in three": [1, 2, 20]}
 SHAPES: dict[str, dict[str, object]] = {
     "as it ships": {},
@@ -33,24 +33,26 @@ def test_shapes(shape: str) -> None:
 
 
 def check(model: Thoughtbubbles, cut: list[int]) -> None:
+    """Prompts of unlike lengths, so that the shorter one is whole before the longer one is."""
     from engine.device_forward import DeviceForward
 
     selection = Selection.of(model.config, "causal")
-    wanted, _ = model.streams(torch.tensor(PROMPTS), selection)
-    wanted_counts = [row[row < 20].bincount().tolist() for row in wanted.token_index]
+    wanted = [model.streams(torch.tensor([ids]), selection)[0] for ids in PROMPTS]
     model = model.to(DEVICE)
     cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                       like=model.transformer.wte.weight.detach())  # fmt: skip
     forward = DeviceForward(model, cache, ForkTally())
     states = [cache.open(selection) for _ in PROMPTS]
-    seen: list[list[torch.Tensor]] = [[], []]
+    seen: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     for start, end in pairwise([0, *cut]):
+        going = [i for i, ids in enumerate(PROMPTS) if len(ids) > start]
         with torch.inference_mode():
-            streams = forward.extend([Chunk(ids[start:end], state, selection)
-                                      for ids, state in zip(PROMPTS, states, strict=True)])  # fmt: skip
-        counts = [sum(state.fork_counts(end - start)) for state in states]
-        for each, x in zip(seen, streams.x[0].cpu().split(counts), strict=True):
-            each.append(x)
-    for row, (state, xs) in enumerate(zip(states, seen, strict=True)):
-        assert state.fork_counts(20) == wanted_counts[row]
-        torch.testing.assert_close(torch.cat(xs), wanted.x[row, : sum(wanted_counts[row])], atol=1e-4, rtol=1e-4)
+            streams = forward.extend([Chunk(PROMPTS[i][start:end], states[i], selection) for i in going])
+        counts = [sum(states[i].fork_counts(len(PROMPTS[i][start:end]))) for i in going]
+        assert int((streams.token_index < streams.tokens).sum()) == sum(counts)
+        for i, x in zip(going, streams.x[0, : sum(counts)].cpu().split(counts), strict=True):
+            seen[i].append(x)
+    for ids, state, xs, one in zip(PROMPTS, states, seen, wanted, strict=True):
+        live = one.token_index[0] < len(ids)
+        assert state.fork_counts(len(ids)) == one.token_index[0][live].bincount().tolist()
+        torch.testing.assert_close(torch.cat(xs), one.x[0][live], atol=1e-4, rtol=1e-4)
