@@ -16,6 +16,7 @@ import torch
 from benchmarks.header import header
 from model import ModelConfig, Thoughtbubbles
 from training.config import TrainConfig
+from training.distributed import Ranks
 from training.flags import add_field_flags, override
 from training.recipes import RECIPES
 from training.step import TrainStep
@@ -40,7 +41,7 @@ def measure(name: str, model_config: ModelConfig, config: TrainConfig, args: arg
     torch.manual_seed(0)
     torch.compiler.reset()
     device = torch.device("cuda")
-    learn = TrainStep(Thoughtbubbles(model_config, dropout=config.dropout).to(device), config, device)
+    learn = TrainStep(Thoughtbubbles(model_config, dropout=config.dropout).to(device), config, Ranks(device=device))
     ids = torch.randint(model_config.vocab_size, (config.batch_size, model_config.block_size + 1))
     batch = [ids] * config.accumulation
     begin = time.perf_counter()

@@ -4,7 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 OptimizerName = Literal["adamw", "muon"]
+Schedule = Literal["wsd", "cosine"]
+Parallelism = Literal["ddp", "fsdp"]
 Precision = Literal["float32", "bfloat16"]
+
+_CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "parallelism": Parallelism}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +18,19 @@ class TrainConfig:
     steps: int
     """Optimizer steps from the first to the end of the decay."""
     batch_size: int
-    """Sequences of L tokens that go through the model at once."""
+    """Sequences of L tokens that go through the model at once, those of all ranks together."""
     accumulation: int = 1
     """Batches whose gradients are averaged for one step."""
     learning_rate: float = 2.5e-4
     """At its peak."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises linearly to its peak."""
+    schedule: Schedule = "wsd"
+    """What follows the warm-up: `wsd` stays at the peak and then falls linearly, `cosine` falls all the way."""
     decay_fraction: float = 0.2
-    """The last part of the steps, in which it falls linearly to zero; between the two it is constant."""
+    """The last part of the steps, in which `wsd` falls."""
+    final_fraction: float = 0.0
+    """What the learning rate falls to, as a part of its peak; 0.1 is the paper's in mid-training."""
     optimizer: OptimizerName = "adamw"
     """For the matrices of the blocks; `muon` leaves the embedding and the vectors to AdamW."""
     weight_decay: float = 0.1
@@ -33,12 +41,20 @@ class TrainConfig:
     """AdamW's decay of the mean square."""
     clip: float = 1.0
     """The gradient's norm is cut to this."""
+    fork_noise: float = 0.0
+    """Scale of the Gumbel noise on the scores as selection compares them, falling linearly to zero over the run."""
+    random_ratio: bool = False
+    """Whether every batch draws its ratio, of nine from 1 to the model's own, so that one model serves them all."""
     dropout: float = 0.0
     """On the embeddings and both residual branches, in training alone."""
     seed: int = 0
     """Decides the initial weights, the order of the data and the dropout."""
     precision: Precision = "float32"
     """Of the matrix products; weights and optimizer are float32 always."""
+    recompute: bool = False
+    """Activation checkpointing: a block's activations are computed again in the backward pass, not kept."""
+    parallelism: Parallelism = "ddp"
+    """Of several ranks: `ddp` keeps everything on each, `fsdp` (FSDP2) shards weights, gradients and moments."""
     compile: bool = False
     """Whether to run the step through `torch.compile`."""
     validate_every: int = 500
@@ -53,18 +69,22 @@ class TrainConfig:
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "clip"):
             self._require(getattr(self, name) > 0, name, "above 0")
-        for name in ("dropout", "beta1", "beta2"):
+        for name in ("dropout", "beta1", "beta2", "final_fraction"):
             self._require(0 <= getattr(self, name) < 1, name, "from 0 up to, not including, 1")
         self._require(0 <= self.decay_fraction <= 1, "decay_fraction", "from 0 to 1")
-        self._require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        self._require(0 <= self.warmup_steps <= self.steps - self.decay_steps, "warmup_steps",
-                      f"from 0 to the {self.steps - self.decay_steps} steps before the decay")  # fmt: skip
-        self._require(self.optimizer in get_args(OptimizerName), "optimizer", f"one of {get_args(OptimizerName)}")
-        self._require(self.precision in get_args(Precision), "precision", f"one of {get_args(Precision)}")
+        for name in ("weight_decay", "fork_noise"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        before_decay = self.steps - (0 if self.schedule == "cosine" else self.decay_steps)
+        self._require(0 <= self.warmup_steps <= before_decay, "warmup_steps",
+                      f"from 0 to the {before_decay} steps before the decay")  # fmt: skip
+        for name, kind in _CHOICES.items():
+            self._require(getattr(self, name) in get_args(kind), name, f"one of {get_args(kind)}")
 
     @property
     def decay_steps(self) -> int:
-        """Steps of the decay."""
+        """Steps of the decay: with `cosine` all that follow the warm-up."""
+        if self.schedule == "cosine":
+            return self.steps - self.warmup_steps
         return round(self.decay_fraction * self.steps)
 
     @property

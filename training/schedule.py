@@ -1,13 +1,40 @@
-"""The learning rate: warm-up, stable, decay."""
+"""What changes over a run: the learning rate, the noise on selection, the ratio of each batch."""
 
+import math
+
+import numpy as np
+
+from model import ModelConfig
 from training.config import TrainConfig
+
+RATIO_LEVELS = 9
+"""Ratios that a batch may draw. Few, since the compiled step has a graph for each."""
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """What the peak learning rate is multiplied with at `step` (from 0): (0, 1].
 
-    Rises linearly over the warm-up, stays at 1, and falls linearly over the decay, to zero one step after the last.
+    Rises linearly over the warm-up. Under `wsd` it stays at 1 and falls linearly over the decay, under `cosine` it
+    falls in half a wave from there; either reaches `final_fraction` one step after the last.
     """
     rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
-    fall = (config.steps - step) / config.decay_steps if config.decay_steps else 1.0
-    return min(rise, fall, 1.0)
+    left = min(1.0, (config.steps - step) / config.decay_steps) if config.decay_steps else 1.0
+    if config.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return min(rise, config.final_fraction + (1 - config.final_fraction) * left)
+
+
+def fork_noise(step: int, config: TrainConfig) -> float:
+    """The noise on selection at `step`: falls linearly from `config.fork_noise` to zero one step after the last."""
+    return config.fork_noise * (config.steps - step) / config.steps
+
+
+def ratio(number: int, model: ModelConfig, config: TrainConfig) -> float | None:
+    """The ratio r of batch `number` (from 0), the same on every rank; None for the model's own.
+
+    With `random_ratio` drawn evenly among `RATIO_LEVELS` from 1 to κ / L, from the seed and the number alone.
+    """
+    if not config.random_ratio:
+        return None
+    level = int(np.random.default_rng((config.seed, number, RATIO_LEVELS)).integers(RATIO_LEVELS))
+    return 1 + (model.ratio - 1) * level / (RATIO_LEVELS - 1)

@@ -1,68 +1,95 @@
-"""Everything that a run needs to go on exactly: weights, optimizer, random state, step (which decides the data order).
+"""Everything that a run needs to go on exactly, on any number of ranks: weights, moments, and the facts beside them.
 
-One file, written in one step, so that a kill can never pair the weights of one step with the optimizer of another.
+Written by torch.distributed.checkpoint while training goes on: every rank writes its part into `step-N/`, and the
+folder counts once its `.metadata` is there, which comes last. So a kill can never pair the weights of one step with
+the moments of another; until the new folder counts, the one before it is kept.
 """
 
 import json
+import shutil
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from model.atomic import write_file
+from training.distributed import Ranks
 
 Facts = dict[str, Any]
 """What is no tensor: the step, the best loss, the settings. JSON."""
 
-
-def save_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], facts: Facts) -> None:
-    """Write the state to `path`."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, optimizer in enumerate(optimizers):
-        for index, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{name}": value for name, value in values.items()}
-    tensors |= {f"random.{name}": value for name, value in _random_state().items()}
-    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
-    write_file(path, save(contiguous, metadata={"facts": json.dumps(facts)}))
+FACTS_FILE = "facts.json"
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def read_facts(path: Path) -> Facts:
-    """The facts of a saved state. `ValueError` when there is none."""
-    if not path.is_file():
-        raise ValueError(f"resume: {path} does not exist")
-    with safe_open(path, framework="pt") as file:
-        facts: Facts = json.loads(file.metadata()["facts"])
+class RunState:
+    """The saved states of one run, in a folder of their own."""
+
+    def __init__(
+        self, folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks
+    ) -> None:
+        self._folder = folder
+        self._model = model
+        self._optimizers = list(optimizers)
+        self._ranks = ranks
+        self._writing: Future[Any] | None = None
+        # One process is what we mean; the writer's thread says so too, every time.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+    def save(self, facts: Facts) -> None:
+        """Begin to write the state of step `facts["step"]`: it is copied before this returns, and written after."""
+        self.wait()
+        path = self._folder / f"step-{facts['step']}"
+        if self._ranks.first:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            (path / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        writing = async_save(self._tensors(), checkpoint_id=path, process_group=self._ranks.saving)
+        assert isinstance(writing, Future)
+        self._writing = writing
+
+    def wait(self) -> None:
+        """Until what is being written is there; then the states before it go. Raises what writing it raised."""
+        if self._writing is None:
+            return
+        self._writing.result()
+        self._writing = None
+        if self._ranks.first:
+            for old in self._folder.glob("step-*"):
+                if old != latest_state(self._folder):
+                    shutil.rmtree(old)
+
+    def load(self) -> Facts:
+        """Put the latest state's weights and moments back; its facts. `ValueError` when there is none."""
+        path = latest_state(self._folder)
+        tensors = self._tensors()
+        load(tensors, checkpoint_id=path)
+        set_state_dict(
+            self._model, self._optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizers"],
+            options=_FLAT,
+        )  # fmt: skip
+        return read_facts(self._folder)
+
+    def _tensors(self) -> dict[str, Any]:
+        weights, moments = get_state_dict(self._model, self._optimizers, options=_FLAT)
+        return {"model": weights, "optimizers": moments}
+
+
+def latest_state(folder: Path) -> Path:
+    """The last state in `folder` that was written to its end. `ValueError` when there is none."""
+    whole = [path for path in folder.glob("step-*") if (path / ".metadata").is_file()]
+    if not whole:
+        raise ValueError(f"resume: {folder} holds no state that was written to its end")
+    return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def read_facts(folder: Path) -> Facts:
+    """The facts of the latest state in `folder`. `ValueError` when there is none."""
+    facts: Facts = json.loads((latest_state(folder) / FACTS_FILE).read_text(encoding="utf-8"))
     return facts
-
-
-def load_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Put the saved weights, optimizer moments and random state back."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    model.load_state_dict(_under("model.", tensors))
-    for number, optimizer in enumerate(optimizers):
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(f"optimizer.{number}.", tensors).items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    _set_random_state(_under("random.", tensors))
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
-
-
-def _set_random_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -2,20 +2,31 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo import config as compiler
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from model import Thoughtbubbles
 from training.config import Precision, TrainConfig
+from training.distributed import Ranks, replicate, shard
 from training.optimizer import build_optimizers, set_learning_rate
-from training.schedule import learning_rate_factor
+from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
-def next_token_loss(model: Thoughtbubbles, windows: Tensor) -> Tensor:
-    """Mean negative log-likelihood (nats a token) of all but the first of windows (B,T+1), under the training rule."""
-    logits = model(windows[:, :-1], rule="blockwise")
+def next_token_loss(
+    model: Thoughtbubbles, windows: Tensor, ratio: float | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """Mean negative log-likelihood (nats a token) of all but the first of windows (B,T+1), under the training rule.
+
+    `ratio` and `noise` are those of `Thoughtbubbles.forward`.
+    """
+    logits = model(windows[:, :-1], rule="blockwise", ratio=ratio, noise=noise)
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
@@ -24,39 +35,83 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
-class TrainStep:
-    """A model, its optimizers and what happens to them in a step."""
+class NextTokenLoss(nn.Module):
+    """`next_token_loss` as a module, which is what DDP wraps and the compiler takes whole."""
 
-    def __init__(self, model: Thoughtbubbles, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: Thoughtbubbles) -> None:
+        super().__init__()
         self.model = model
-        self.optimizers = build_optimizers(model, config)
+
+    def forward(self, windows: Tensor, ratio: float | None, noise: Tensor | None) -> Tensor:
+        """(), of windows (B,T+1)."""
+        return next_token_loss(self.model, windows, ratio, noise)
+
+
+class TrainStep:
+    """A model, its optimizers and what happens to them in a step; the model's weights are sharded in place."""
+
+    def __init__(self, model: Thoughtbubbles, config: TrainConfig, ranks: Ranks) -> None:
+        self.model = model
         self._config = config
-        self._device = device
-        # No dimension varies from step to step, and a graph for fixed shapes is the faster one.
-        self._loss = torch.compile(next_token_loss, dynamic=False) if config.compile else next_token_loss
+        self._ranks = ranks
+        self._loss = _prepare(model, config, ranks)
+        self.optimizers = build_optimizers(model, config)
 
     def __call__(self, step: int, batches: Iterable[Tensor]) -> Tensor:
-        """Learn from `config.accumulation` batches as step `step` (from 0); the mean loss, still on the device."""
+        """Learn from `config.accumulation` batches as step `step` (from 0); their losses, still on the device.
+
+        Chance (dropout, noise) is a function of seed, step and rank alone, so that resuming needs no generator's state.
+        """
         self.model.train()
+        torch.manual_seed(((self._config.seed << 32) + step) * 4096 + self._ranks.rank & 2**63 - 1)
         peak = self._config.learning_rate
         set_learning_rate(self.optimizers, peak * learning_rate_factor(step, self._config))
-        total = torch.zeros((), device=self._device)
-        for windows in batches:
-            total += self._accumulate(windows)
+        losses = [self._accumulate(step, index, windows) for index, windows in enumerate(batches)]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return total
+        return torch.stack(losses)
 
-    def _accumulate(self, windows: Tensor) -> Tensor:
-        with autocast(self._device, self._config.precision):
-            loss = self._loss(self.model, self._to_device(windows))
-        loss = loss / self._config.accumulation
-        loss.backward()
+    def _accumulate(self, step: int, index: int, windows: Tensor) -> Tensor:
+        config, device = self._config, self._ranks.device
+        noise = torch.full((), fork_noise(step, config), device=device) if config.fork_noise else None
+        drawn = ratio(step * config.accumulation + index, self.model.config, config)
+        with self._synchronised(last=index == config.accumulation - 1):
+            with autocast(device, config.precision):
+                loss: Tensor = self._loss(self._to_device(windows), drawn, noise)
+            (loss / config.accumulation).backward()
         return loss.detach()
 
+    def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a step, with the last batch's."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        if isinstance(self._loss, DistributedDataParallel) and not last:
+            return self._loss.no_sync()
+        return nullcontext()
+
     def _to_device(self, ids: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return ids.to(self._device)
-        return ids.pin_memory().to(self._device, non_blocking=True)  # a copy from pageable memory would wait
+        if self._ranks.device.type != "cuda":
+            return ids.to(self._ranks.device)
+        return ids.pin_memory().to(self._ranks.device, non_blocking=True)  # a copy from pageable memory would wait
+
+
+def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
+    loss = NextTokenLoss(model)
+    if config.recompute:
+        for block in model.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if config.random_ratio:
+        compiler.recompile_limit = max(compiler.recompile_limit, 2 * RATIO_LEVELS)
+    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
+    if config.compile:
+        # No dimension varies from step to step, and a graph for fixed shapes is the faster one. What is sharded
+        # gathers its weights block by block, between graphs.
+        for module in model.blocks if sharded else [loss]:
+            module.compile(dynamic=False)
+    if sharded:
+        shard(model)
+        return loss
+    return replicate(loss, ranks)

@@ -1,15 +1,19 @@
 """`train`: a recipe, a prepared folder and changes on the command line in; checkpoints out."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
 
 from model import ModelConfig
 from training.config import TrainConfig
+from training.distributed import join
 from training.flags import add_field_flags, override
 from training.recipes import RECIPES
 from training.stopping import stop_on_signal
+from training.tracking import Tracker, tensorboard, weights_and_biases
 from training.trainer import Trainer
 
 
@@ -17,8 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `train`."""
     parser.add_argument("--recipe", choices=RECIPES, default="shipped", help="where settings come from (%(default)s)")
     parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made")
-    parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, the state and the log")
+    parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, state/ and the log")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly")
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights the run begins with")
+    parser.add_argument("--tensorboard", action="store_true", help="the log also as events in OUT/tensorboard")
+    parser.add_argument("--wandb", metavar="PROJECT", help="the log also to this project of Weights & Biases")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_field_flags(parser, ModelConfig)
     add_field_flags(parser, TrainConfig)
@@ -28,9 +35,20 @@ def run(args: argparse.Namespace) -> int:
     """Train as asked; 0, also when a signal asked for an early, clean end."""
     model_config, config = RECIPES[args.recipe]()
     model_config, config = override(model_config, args), override(config, args)
-    with stop_on_signal() as stopping:
-        device = torch.device(args.device)
-        trainer = Trainer(model_config, config, data=args.data, out=args.out, device=device, resume=args.resume)
-        trainer.run(stopping)
-    print(f"stopped after step {trainer.step} of {config.steps}; {args.out}")
+    with stop_on_signal() as stopping, join(args.device) as ranks:
+        trainer = Trainer(
+            model_config, config, data=args.data, out=args.out, ranks=ranks, resume=args.resume, start=args.start
+        )  # fmt: skip
+        with ExitStack() as stack:
+            trackers = [stack.enter_context(tracker) for tracker in _trackers(args, config)] if ranks.first else []
+            trainer.run(stopping, trackers)
+        if ranks.first:
+            print(f"stopped after step {trainer.step} of {config.steps}; {args.out}")
     return 0
+
+
+def _trackers(args: argparse.Namespace, config: TrainConfig) -> Iterator[AbstractContextManager[Tracker]]:
+    if args.tensorboard:
+        yield tensorboard(args.out / "tensorboard")
+    if args.wandb is not None:
+        yield weights_and_biases(args.wandb, args.out, config.to_dict())

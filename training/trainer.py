@@ -1,33 +1,46 @@
 """A training run: learn, log, validate, save, stop, go on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from model import ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
+from model import ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
 from model.checkpoint import MAX_PADDING
 from training.config import TrainConfig
 from training.data.loader import WindowLoader
 from training.data.token_file import TOKENIZER_FILE, Index, read_tokens
-from training.measures import negative_log_likelihood, packed_windows
+from training.distributed import Ranks
+from training.flops import flops_per_block, peak_flops
+from training.measures import Window, negative_log_likelihood, packed_windows
 from training.run_log import RunLog
-from training.schedule import learning_rate_factor
-from training.state import Facts, load_state, read_facts, save_state
+from training.schedule import learning_rate_factor, ratio
+from training.state import Facts, RunState, read_facts
 from training.step import TrainStep, autocast
+from training.tracking import Tracker
 
-STATE_FILE = "state.safetensors"
-_FREE_ON_RESUME = {"validate_every", "save_every", "log_every"}
+STATE_FOLDER = "state"
+NOT_FINITE_FILE = "not-finite.safetensors"
+_FREE_ON_RESUME = {"validate_every", "save_every", "log_every", "parallelism", "recompute"}
+
+
+class LossNotFiniteError(ValueError):
+    """The loss of a batch is no number: the run stopped, its last saved state is from before."""
 
 
 class Trainer:
     """Trains a model on a prepared folder and leaves in `out`:
 
-    `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state.safetensors`, what resuming
-    reads; `log.jsonl`. Raises `ValueError` for data, sizes or a resumed run that do not fit together.
+    `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state/`, what resuming reads;
+    `log.jsonl`. `start` is a checkpoint whose weights it begins with. Every rank has a Trainer. Raises `ValueError`
+    for data, sizes or a resumed run that do not fit together.
     """
 
     def __init__(
@@ -37,96 +50,174 @@ class Trainer:
         *,
         data: Path,
         out: Path,
-        device: torch.device,
+        ranks: Ranks,
         resume: bool,
+        start: Path | None = None,
     ) -> None:
+        self._model_config = model_config
         self._config = config
         self._out = out
-        self._device = device
+        self._ranks = ranks
+        self._share = ranks.share(config.batch_size)
         self._index = Index.read(data)
         _require_vocabulary(model_config, self._index)
         self._tokenizer = Tokenizer.from_file(data / TOKENIZER_FILE)
         self._loader = WindowLoader(read_tokens(data, "train"), model_config.block_size, config.seed)
         self._val = packed_windows(read_tokens(data, "val"), model_config.block_size)
         torch.manual_seed(config.seed)
-        self._model = Thoughtbubbles(model_config, dropout=config.dropout).to(device)
-        self._learn = TrainStep(self._model, config, device)
-        self._tokens_per_step = config.sequences_per_step * model_config.block_size
+        self._model = Thoughtbubbles(model_config, dropout=config.dropout)
+        if start is not None:
+            _start_from(start, self._model)
+        self._start = None if start is None else start.resolve().name
+        self._model.to(ranks.device)
+        self._learn = TrainStep(self._model, config, ranks)
+        self._state = RunState(out / STATE_FOLDER, self._model, self._learn.optimizers, ranks)
         self._best = math.inf
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
         if resume:
             self._resume()
-        elif (out / STATE_FILE).exists():
+        elif ranks.any((out / STATE_FOLDER).exists()):
             raise ValueError(f"out: {out} holds a run already; give --resume to go on with it, or another folder")
 
-    def run(self, stopping: Callable[[], bool]) -> None:
-        """Train until the last step, or until `stopping()`; either way what was learnt is saved."""
+    def run(self, stopping: Callable[[], bool], trackers: Sequence[Tracker] = ()) -> None:
+        """Train until the last step, or until `stopping()` on any rank; either way what was learnt is saved.
+
+        Raises `LossNotFiniteError`, with nothing saved since, for the first batch whose loss is no number.
+        """
+        with self._log(trackers) as log:
+            while self.step < self._config.steps and not self._ranks.any(stopping()):
+                log.learned(self._one_step(), self._flops())
+                self._tell(log)
+            if not self._due(self._config.save_every):
+                self._require_finite(log)
+                self._save()
+        self._state.wait()
+
+    def _log(self, trackers: Sequence[Tracker]) -> RunLog:
+        peak = peak_flops(self._ranks.device) if self._config.precision == "bfloat16" else None
+        return RunLog(
+            self._out / "log.jsonl", first_step=self.step, steps=self._config.steps,
+            tokens_per_step=self._config.sequences_per_step * self._model_config.block_size,
+            peak=None if peak is None else peak * self._ranks.world_size, ranks=self._ranks, trackers=trackers,
+        )  # fmt: skip
+
+    def _tell(self, log: RunLog) -> None:
+        """What is due after a step: a line, a validation, a save, none of them of a loss that is no number."""
         config = self._config
-        with RunLog(self._out / "log.jsonl", self.step, config.steps, self._tokens_per_step) as log:
-            while self.step < config.steps and not stopping():
-                log.learned(self._one_step())
-                if self._due(config.log_every):
-                    log.write_train(self.step, config.learning_rate * learning_rate_factor(self.step - 1, config))
-                if self._due(config.validate_every):
-                    log.write_validation(self.step, self._validate())
-                if self._due(config.save_every):
-                    self._save()
-        if not self._due(config.save_every):
+        if any(map(self._due, (config.log_every, config.validate_every, config.save_every))):
+            self._require_finite(log)
+        if self._due(config.log_every):
+            log.write_train(self.step, config.learning_rate * learning_rate_factor(self.step - 1, config))
+        if self._due(config.validate_every):
+            log.write_validation(self.step, self._validate())
+        if self._due(config.save_every):
             self._save()
 
-    def _one_step(self) -> torch.Tensor:
-        first = self.step * self._config.accumulation
-        numbers = range(first, first + self._config.accumulation)
-        loss = self._learn(self.step, (self._loader.batch(number, self._config.batch_size) for number in numbers))
+    def _one_step(self) -> Tensor:
+        ranks = self._ranks
+        batches = (
+            self._loader.batch(number * ranks.world_size + ranks.rank, self._share)
+            for number in self._numbers(self.step)
+        )
+        losses = self._learn(self.step, batches)
         self.step += 1
-        return loss
+        return losses
+
+    def _numbers(self, step: int) -> range:
+        """The batches of all ranks together that `step` learns from."""
+        return range(step * self._config.accumulation, (step + 1) * self._config.accumulation)
+
+    def _flops(self) -> float:
+        """Operations of the step just made, on all ranks."""
+        ratios = (ratio(number, self._model_config, self._config) for number in self._numbers(self.step - 1))
+        return sum(self._config.batch_size * flops_per_block(self._model_config, r) for r in ratios)
+
+    def _require_finite(self, log: RunLog) -> None:
+        found = log.first_not_finite()
+        if found is None:
+            return
+        back, index = found
+        step = self.step - back
+        number = self._numbers(step)[index]
+        path = self._out / NOT_FINITE_FILE
+        if self._ranks.first:
+            save_file({"windows": self._loader.batch(number, self._config.batch_size)}, path)
+        self._state.wait()
+        raise LossNotFiniteError(f"the loss of step {step + 1} is not finite: batch {number}, written to {path}")
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.steps
 
     def _validate(self) -> float:
         """The packed loss over `val.bin` under the training rule; a new lowest is saved as `best/`."""
-        with autocast(self._device, self._config.precision):
-            nats = negative_log_likelihood(self._model, self._val, "blockwise", self._config.batch_size)
+        with autocast(self._ranks.device, self._config.precision):
+            own = negative_log_likelihood(self._model, self._own_windows(), "blockwise", self._share)
+        nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
         loss = nats / sum(window.predicted for window in self._val)
         if loss < self._best:
             self._best = loss
             self._save_checkpoint("best")
         return loss
 
+    def _own_windows(self) -> list[Window]:
+        """What this rank validates on: as many windows as every other, since sharded ranks go in step."""
+        own = self._val[self._ranks.rank :: self._ranks.world_size]
+        missing = -(-len(self._val) // self._ranks.world_size) - len(own)
+        return [*own, *[replace(self._val[0], predicted=0)] * missing]
+
     def _save(self) -> None:
         self._save_checkpoint("checkpoint")
-        save_state(self._out / STATE_FILE, self._model, self._learn.optimizers, self._facts())
+        self._state.save(self._facts())
 
     def _save_checkpoint(self, name: str) -> None:
         """Weights in the precision that the matrix products read them in; the state keeps them in float32."""
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(self._model, options=whole)
+        if not self._ranks.first:
+            return
+        with torch.device("meta"):
+            model = Thoughtbubbles(self._model_config)
+        model.load_state_dict(weights, assign=True)
         dtype = getattr(torch, self._config.precision)
-        save_checkpoint(self._out / name, self._model, self._tokenizer, self._provenance(), dtype=dtype)
+        save_checkpoint(self._out / name, model, self._tokenizer, self._provenance(), dtype=dtype)
 
     def _provenance(self) -> Facts:
         facts = self._facts()
         del facts["model"]  # a checkpoint says that itself
-        made = {"date": datetime.now(UTC).date().isoformat(), "device": _device_name(self._device)}
-        return {"tokens": self.step * self._tokens_per_step, **facts, **made, "torch": torch.__version__}
+        tokens = self.step * self._config.sequences_per_step * self._model_config.block_size
+        made = {"date": datetime.now(UTC).date().isoformat(), "device": _device_name(self._ranks.device)}
+        return {"tokens": tokens, **facts, **made, "ranks": self._ranks.world_size, "torch": torch.__version__}
 
     def _facts(self) -> Facts:
         return {
             "step": self.step,
             "best_val_loss": self._best if math.isfinite(self._best) else None,
-            "model": self._model.config.to_dict(),
+            "start": self._start,
+            "model": self._model_config.to_dict(),
             "training": self._config.to_dict(),
             "data": self._index.to_dict(),
         }
 
     def _resume(self) -> None:
-        facts = read_facts(self._out / STATE_FILE)
+        saved = read_facts(self._out / STATE_FOLDER)
         for part, now in self._facts().items():
             if isinstance(now, dict):
-                _require_equal(part, facts[part], now)
-        load_state(self._out / STATE_FILE, self._model, self._learn.optimizers)
+                _require_equal(part, saved[part], now)
+        facts = self._state.load()
         self.step = facts["step"]
+        self._start = facts["start"]
         self._best = math.inf if facts["best_val_loss"] is None else facts["best_val_loss"]
+
+
+def _start_from(folder: Path, model: Thoughtbubbles) -> None:
+    """Give `model` the weights of a checkpoint, whose blocks may have been of another length and budget."""
+    checkpoint = load_checkpoint(folder)
+    found, wanted = (m.config.to_dict() for m in (checkpoint.model, model))
+    for name in wanted.keys() - {"block_size", "max_block_size"}:
+        if found[name] != wanted[name]:
+            raise ValueError(f"start: {name} is {found[name]!r} in {folder} and {wanted[name]!r} here")
+    model.load_state_dict(checkpoint.model.state_dict())
 
 
 def _require_vocabulary(config: ModelConfig, index: Index) -> None:

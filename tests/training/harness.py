@@ -1,6 +1,8 @@
 """A small corpus and the settings of a run that takes a moment."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from model import ModelConfig
@@ -19,6 +21,20 @@ TRAIN = TrainConfig(
     steps=6, batch_size=2, accumulation=2, learning_rate=1e-2, warmup_steps=2, decay_fraction=0.5, dropout=0.1,
     validate_every=4, save_every=100, log_every=2,
 )  # fmt: skip
+
+QUIET = replace(TRAIN, dropout=0.0)
+"""Without chance, which every rank has its own of."""
+
+
+def never() -> bool:
+    """Never asks to stop."""
+    return False
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Asks to stop when so many steps are done."""
+    asked = iter([False] * steps)
+    return lambda: next(asked, True)
 
 
 def write_json_lines(path: Path, texts: list[str]) -> Path:

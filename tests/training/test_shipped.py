@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model import load_checkpoint
+from training.config import TrainConfig
 from training.recipes import shipped
 from training.trainer import _FREE_ON_RESUME
 
@@ -12,7 +13,7 @@ FOLDER = Path(__file__).parents[2] / "checkpoints" / "thoughtbubbles-11m"
 def test_the_checkpoint_says_it_was_made_by_the_recipe() -> None:
     checkpoint = load_checkpoint(FOLDER)
     model, train = shipped()
-    made = checkpoint.provenance["training"]
+    made = TrainConfig(**checkpoint.provenance["training"]).to_dict()
     assert checkpoint.model.config == model
     assert {name: made[name] for name in made.keys() - _FREE_ON_RESUME} == {
         name: value for name, value in train.to_dict().items() if name not in _FREE_ON_RESUME

@@ -18,6 +18,7 @@ from training.recipes import RECIPES
     [
         {"steps": 0}, {"batch_size": 0}, {"accumulation": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
         {"warmup_steps": 4}, {"warmup_steps": -1}, {"decay_fraction": 1.1}, {"optimizer": "x"}, {"weight_decay": -1.0},
+        {"schedule": "linear"}, {"parallelism": "tp"}, {"fork_noise": -0.1}, {"final_fraction": 1.0},
         {"beta1": 1.0}, {"beta2": -0.1}, {"clip": 0.0}, {"dropout": 1.0}, {"precision": "float16"}, {"log_every": 0},
     ],
     ids=str,

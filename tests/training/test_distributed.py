@@ -1,0 +1,90 @@
+"""Two ranks by torchrun, over gloo, learn what one process does, and either goes on where the other stopped."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import load_checkpoint
+from tests.training.harness import MODEL, QUIET, never, stop_after
+from training.config import TrainConfig
+from training.distributed import Ranks
+from training.state import read_facts
+from training.trainer import STATE_FOLDER, Trainer
+
+ALONE = Ranks(device=torch.device("cpu"))
+
+
+def alone(data: Path, out: Path, config: TrainConfig = QUIET, *, resume: bool = False) -> Trainer:
+    return Trainer(MODEL, config, data=data, out=out, ranks=ALONE, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of all that two ranks did; `one` and `one-muon` are a single process's."""
+    out = tmp_path_factory.mktemp("runs")
+    alone(data, out / "one").run(never)
+    alone(data, out / "one-muon", replace(QUIET, optimizer="muon")).run(never)
+    alone(data, out / "one-then-two").run(stop_after(3))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = ["-m", "tests.training.two_ranks", str(data), str(out)]
+    done = subprocess.run(
+        [*launch, *script], check=False, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line.get("loss", line.get("val_loss")) for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses told on the way, and the weights in the end, but for the order of sums."""
+    assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+    expected, found = (load_checkpoint(run / "checkpoint").model.state_dict() for run in (one, other))
+    for name, weights in expected.items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_does(runs: Path, parallelism: str) -> None:
+    assert len(losses(runs / "one")) == 5  # three lines and two validations
+    assert_same_run(runs / "one", runs / parallelism)
+
+
+def test_muon_steers_sharded_matrices_as_whole_ones(runs: Path) -> None:
+    assert_same_run(runs / "one-muon", runs / "muon")
+
+
+def test_one_goes_on_where_two_stopped(data: Path, runs: Path) -> None:
+    """The last rank alone was asked to stop, and both did."""
+    assert read_facts(runs / "two-then-one" / STATE_FOLDER)["step"] == 3
+    resumed = alone(data, runs / "two-then-one", resume=True)
+    assert resumed.step == 3
+    resumed.run(never)
+    assert_same_run_from(runs / "one", runs / "two-then-one")
+
+
+def test_two_go_on_where_one_stopped(runs: Path) -> None:
+    assert read_facts(runs / "one-then-two" / STATE_FOLDER)["step"] == QUIET.steps
+    assert_same_run_from(runs / "one", runs / "one-then-two")
+
+
+def assert_same_run_from(whole: Path, parts: Path) -> None:
+    """A stop cuts a line of the log in two, so the last validation and the weights are compared."""
+    assert losses(parts)[-1] == pytest.approx(losses(whole)[-1], rel=1e-4)
+    expected, found = (load_checkpoint(run / "checkpoint").model.state_dict() for run in (whole, parts))
+    for name, weights in expected.items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=2e-3, msg=name)
+
+
+def test_sequences_that_cannot_be_shared_out_are_refused(data: Path, tmp_path: Path) -> None:
+    three = Ranks(device=torch.device("cpu"), rank=1, world_size=3)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 ranks, not 2"):
+        Trainer(MODEL, QUIET, data=data, out=tmp_path, ranks=three, resume=False)

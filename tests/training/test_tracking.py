@@ -1,0 +1,62 @@
+"""The log in other people's tools, read back with their own readers, and their absence told."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.harness import QUIET
+from training.distributed import Ranks
+from training.run_log import RunLog
+from training.tracking import tensorboard, weights_and_biases
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
+    )
+    with tensorboard(tmp_path) as track:
+        track(3, {"loss": 2.5})
+        track(5, {"loss": 1.5, "val_loss": 4.0})
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 2.5), (5, 1.5)]
+    assert [(event.step, event.value) for event in events.Scalars("val_loss")] == [(5, 4.0)]
+
+
+def test_weights_and_biases_takes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with weights_and_biases("bubbles", tmp_path, QUIET.to_dict()) as track:
+        track(3, {"loss": 2.5})
+        track(5, {"val_loss": 4.0})  # closes step 3
+        assert wandb.run.summary["loss"] == 2.5
+        assert wandb.run.config["learning_rate"] == QUIET.learning_rate
+    assert wandb.run is None
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_an_extra_that_is_not_installed_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    opened = tensorboard(tmp_path) if name == "tensorboard" else weights_and_biases("x", tmp_path, {})
+    with pytest.raises(ValueError, match=rf"^{name} is not installed: pip install 'thoughtbubbles\[{name}\]'"), opened:
+        pass
+
+
+def test_a_line_goes_to_every_tracker_with_its_utilisation(tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    ranks = Ranks(device=torch.device("cpu"))
+    with RunLog(
+        tmp_path / "log.jsonl", first_step=0, steps=4, tokens_per_step=10, peak=1e9, ranks=ranks,
+        trackers=[lambda step, values: told.append((step, dict(values)))],
+    ) as log:  # fmt: skip
+        log.learned(torch.tensor([1.0, 3.0]), 4e9)
+        log.learned(torch.tensor([5.0, 7.0]), 4e9)
+        log.write_train(2, 0.1)
+    [(step, values)] = told
+    assert (step, values["loss"], values["tokens"]) == (2, 4.0, 20)
+    assert values["mfu"] == pytest.approx(values["tflops"] * 1e12 / 1e9, rel=0.01)

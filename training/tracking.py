@@ -1,0 +1,49 @@
+"""Other people's logs beside ours: TensorBoard and Weights & Biases, each an extra."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """Where a line of the log goes besides the file."""
+
+    def __call__(self, step: int, values: Mapping[str, float], /) -> None:
+        """Note `values` of step `step`."""
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Tracker]:
+    """Events in `folder`. `ValueError` when tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ValueError("tensorboard is not installed: pip install 'thoughtbubbles[tensorboard]'") from error
+    with SummaryWriter(str(folder)) as writer:
+
+        def track(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        yield track
+
+
+@contextmanager
+def weights_and_biases(project: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[Tracker]:
+    """A run of `project`, its files in `folder`; a resumed training goes on in the same one.
+
+    Its own environment says where it goes and whether (`WANDB_MODE`, `WANDB_API_KEY`). `ValueError` when wandb is not
+    installed.
+    """
+    try:
+        import wandb  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ValueError("wandb is not installed: pip install 'thoughtbubbles[wandb]'") from error
+    name = folder.resolve().name
+    with wandb.init(project=project, dir=str(folder), name=name, id=name, resume="allow", config=dict(settings)) as run:
+
+        def track(step: int, values: Mapping[str, float]) -> None:
+            run.log(dict(values), step=step)
+
+        yield track
