@@ -12,10 +12,10 @@ import argparse
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, Self
 
 import ray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, RequestRouterConfig
 from ray.serve.deployment import Application
@@ -51,6 +51,12 @@ class Fleet(BaseModel, frozen=True, extra="forbid"):
     downscale_delay_s: float = Field(300.0, ge=0, description="how long fewer must do until there are fewer")
     max_queued_requests: int = Field(1000, ge=1, description="most requests that wait in one ingress; more are refused")
     ingresses: int = Field(1, ge=1, description="processes that stand before the replicas")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas must be at least min_replicas ({self.min_replicas})")
+        return self
 
 
 def app(fleet: Fleet) -> Application:
@@ -111,16 +117,7 @@ def _ingresses(fleet: Fleet, settings: ServerSettings) -> dict[str, Any]:
 
 def main() -> None:
     """Serve until a signal, then let what runs finish: Ray's own shutdown cuts every client off."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.ray_serve", description=__doc__)
-    add_arguments(parser)
-    for name, field in Fleet.model_fields.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", default=field.default, help=field.description)
-    arguments = parser.parse_args()
-    try:
-        settings = read_settings(arguments, os.environ)
-        fleet = Fleet(**{name: getattr(arguments, name) for name in Fleet.model_fields})
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    fleet, settings = _arguments()
     ray.init(namespace="serve")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -131,6 +128,23 @@ def main() -> None:
     stopping.wait()
     serve.delete(NAME)
     serve.shutdown()
+
+
+def _arguments() -> tuple[Fleet, ServerSettings]:
+    """What the command line asks for; it ends the process with a line that says what cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.ray_serve", description=__doc__)
+    add_arguments(parser)
+    for name, field in Fleet.model_fields.items():
+        told = f"{field.description} ({field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=told)
+    arguments = parser.parse_args()
+    try:
+        fleet = Fleet(**{name: getattr(arguments, name) for name in Fleet.model_fields})
+        return fleet, read_settings(arguments, os.environ)
+    except ValidationError as error:
+        parser.error("; ".join(f"{' '.join(map(str, each['loc']))} {each['msg']}" for each in error.errors()))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

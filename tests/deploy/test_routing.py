@@ -1,4 +1,4 @@
-"""What the router compares of a request, and what the autoscaler makes of engines' queues."""
+"""What the router compares, what the autoscaler makes of engines' queues, and what the command refuses."""
 
 import json
 import warnings
@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its own code, while it is imported
     pytest.importorskip("ray.serve", reason="needs Ray: pip install '.[ray]'")
 
+from deploy import ray_serve
 from deploy.replicas.exchange import HttpRequest
 from deploy.replicas.ingress import COMPARED_CHARACTERS, beginning
 from deploy.replicas.scaling import replicas_wanted
@@ -63,3 +64,23 @@ def test_replicas_are_wanted_for_requests_or_for_sequences_that_wait(
         config=SimpleNamespace(target_ongoing_requests=8, get_target_ongoing_requests=lambda: 8),
     )
     assert replicas_wanted(context)[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--max-replicas", "none"], "--max-replicas: invalid int value: 'none'"),
+        (["--max-replicas", "0"], "max_replicas Input should be greater than or equal to 1"),
+        (["--min-replicas", "3", "--max-replicas", "2"], "max_replicas must be at least min_replicas (3)"),
+        (["--dtype", "int8"], "dtype must be float32 or bfloat16, not 'int8'"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_is_said_before_ray_starts(
+    given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ray_serve", *given])
+    with pytest.raises(SystemExit) as ended:
+        ray_serve.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(said)
