@@ -1,6 +1,9 @@
 """Named runs: a model and how to train it. Any setting can be changed on the command line."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from model import ModelConfig
 from training.config import TrainConfig
@@ -36,4 +39,61 @@ def tiny() -> Recipe:
     return model, TrainConfig(steps=400, batch_size=8, learning_rate=2e-3, warmup_steps=40, validate_every=100)
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"shipped": shipped, "speed": speed, "tiny": tiny}
+def paper(size: str, variant: str = "2l") -> Recipe:
+    """A model of the paper and how it was trained; `size` is one of `SIZES`, `variant` one of `VARIANTS`.
+
+    Up to 772M as the paper's first version: 75,000 steps of 64 blocks of 512 tokens (2.5B), AdamW, warm-up, stable,
+    decay; forks before layers 3, 7, 11. 1.9B as its second: 480 blocks a step, and as many steps as the authors' launch
+    scripts gave before mid-training; forks before layers 2, 5, 8, GELU by tanh. 772M and 1.9B have the authors' shapes.
+    Of 150M and 319M the paper tells the number of parameters alone: these shapes are ours.
+    """
+    n_layer, n_head, n_embd, batch_size = SIZES[size]
+    large = size == "1.9b"
+    model = ModelConfig(
+        vocab_size=50304, block_size=512, max_block_size=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+        fork_layers=(2, 5, 8) if large else (3, 7, 11), activation="gelu_tanh" if large else "gelu",
+    )  # fmt: skip
+    steps, sequences = (68_267, 480) if large else (75_000, 64)
+    train = TrainConfig(
+        steps=steps, batch_size=batch_size, accumulation=sequences // batch_size, learning_rate=2.5e-4,
+        warmup_steps=steps // 200, decay_fraction=0.01, precision="bfloat16", compile=True, recompute=large,
+        parallelism="fsdp" if large else "ddp", validate_every=2500, save_every=2500, log_every=50,
+    )  # fmt: skip
+    return replace(model, **VARIANTS[variant]), train
+
+
+def midtrain(train: TrainConfig) -> TrainConfig:
+    """The paper's second phase, on from a pretrained checkpoint: 8,500 steps, falling to a tenth all the way."""
+    return replace(train, steps=8500, warmup_steps=0, decay_fraction=1.0, final_fraction=0.1, validate_every=250)
+
+
+def finetune(train: TrainConfig) -> TrainConfig:
+    """Its third: 3,250 steps at the tenth that the second ended with."""
+    rate = train.learning_rate / 10
+    return replace(train, steps=3250, learning_rate=rate, warmup_steps=325, decay_fraction=0.0, validate_every=250)
+
+
+SIZES = {
+    "150m": (16, 12, 768, 64),
+    "319m": (21, 16, 1024, 32),
+    "772m": (36, 20, 1280, 16),
+    "1.9b": (36, 16, 2048, 32),
+}
+"""Layers, heads, width, and blocks that go through the model at once, of the paper's models."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "2l": {},
+    "4l": {"max_block_size": 2048},
+    "regular": {"fork_layers": (), "max_block_size": 512},
+    "copy-3": {"fork_layers": (), "max_block_size": 512, "copies": 3, "averaging": "rightmost"},
+    "copy-5": {"fork_layers": (), "max_block_size": 512, "copies": 5, "averaging": "rightmost"},
+}
+"""What is changed of the model with κ = 2L: SPEC.md, "Baselines of the paper"."""
+
+PHASES: dict[str, Callable[[TrainConfig], TrainConfig]] = {"midtrain": midtrain, "finetune": finetune}
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"shipped": shipped, "speed": speed, "tiny": tiny} | {
+    size if variant == "2l" else f"{size}-{variant}": partial(paper, size, variant)
+    for size in SIZES
+    for variant in VARIANTS
+}

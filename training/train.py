@@ -11,7 +11,7 @@ from model import ModelConfig
 from training.config import TrainConfig
 from training.distributed import join
 from training.flags import add_field_flags, override
-from training.recipes import RECIPES
+from training.recipes import PHASES, RECIPES
 from training.stopping import stop_on_signal
 from training.tracking import Tracker, tensorboard, weights_and_biases
 from training.trainer import Trainer
@@ -19,8 +19,10 @@ from training.trainer import Trainer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `train`."""
-    parser.add_argument("--recipe", choices=RECIPES, default="shipped", help="where settings come from (%(default)s)")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made")
+    parser.add_argument("--recipe", choices=RECIPES, default="shipped", metavar="RECIPE",
+                        help=f"where settings come from (%(default)s): {', '.join(RECIPES)}")  # fmt: skip
+    parser.add_argument("--phase", choices=PHASES, help="a later phase of the recipe's training, on from --start")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made, or a TOML file of several")
     parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, state/ and the log")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly")
     parser.add_argument("--start", type=Path, help="a checkpoint whose weights the run begins with")
@@ -34,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train as asked; 0, also when a signal asked for an early, clean end."""
     model_config, config = RECIPES[args.recipe]()
+    if args.phase is not None:
+        config = PHASES[args.phase](config)
     model_config, config = override(model_config, args), override(config, args)
     with stop_on_signal() as stopping, join(args.device) as ranks:
         trainer = Trainer(

@@ -5,12 +5,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 
-from model import ModelConfig
+from model import ModelConfig, Thoughtbubbles
 from tests.training.harness import MODEL, TRAIN
 from training.config import TrainConfig
 from training.flags import add_field_flags, field_prose, override
-from training.recipes import RECIPES
+from training.recipes import PHASES, RECIPES, SIZES
+from training.schedule import learning_rate_factor
 
 
 @pytest.mark.parametrize(
@@ -50,12 +52,55 @@ def test_a_flag_that_makes_no_model_is_refused_by_name() -> None:
         override(MODEL, parse("--n-embd", "17"))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["shipped", "speed", "tiny", *SIZES])
 def test_every_recipe_forks_within_twice_its_block(name: str) -> None:
     model, train = RECIPES[name]()
     assert model.fork_layers
     assert model.ratio == 2
     assert train.precision in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.split("-")[0] in SIZES])
+def test_parameters_are_those_of_the_name_within_two_percent(name: str) -> None:
+    model, _ = RECIPES[name]()
+    with torch.device("meta"):
+        parameters = sum(weights.numel() for weights in Thoughtbubbles(model).parameters())
+    size = name.split("-", maxsplit=1)[0]
+    assert parameters == pytest.approx(float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]], rel=0.02)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_paper_s_models_and_baselines_differ_in_nothing_else(size: str) -> None:
+    model, train = RECIPES[size]()
+    changed = {variant: RECIPES[f"{size}-{variant}"]() for variant in ("4l", "regular", "copy-3", "copy-5")}
+    assert all(how == train for _, how in changed.values())
+    regular = replace(model, fork_layers=(), max_block_size=512)
+    assert {variant: what for variant, (what, _) in changed.items()} == {
+        "4l": replace(model, max_block_size=2048),
+        "regular": regular,
+        "copy-3": replace(regular, copies=3, averaging="rightmost"),
+        "copy-5": replace(regular, copies=5, averaging="rightmost"),
+    }
+
+
+def test_the_paper_s_runs_see_as_many_tokens_as_it_says() -> None:
+    for size in ("150m", "319m", "772m"):
+        model, train = RECIPES[size]()
+        assert train.steps * train.sequences_per_step * model.block_size == pytest.approx(2.5e9, rel=0.02)
+    _, train = RECIPES["1.9b"]()
+    midtrained = PHASES["midtrain"](train)
+    assert midtrained.steps * midtrained.sequences_per_step * 512 == pytest.approx(2e9, rel=0.05)
+
+
+def test_the_phases_go_down_to_a_tenth_and_stay_there() -> None:
+    _, train = RECIPES["1.9b"]()
+    midtrained, finetuned = PHASES["midtrain"](train), PHASES["finetune"](train)
+    end = midtrained.learning_rate * learning_rate_factor(midtrained.steps - 1, midtrained)
+    assert learning_rate_factor(0, midtrained) == 1
+    assert end == pytest.approx(train.learning_rate / 10, rel=0.002)
+    assert finetuned.learning_rate * learning_rate_factor(finetuned.steps - 1, finetuned) == pytest.approx(
+        end, rel=0.002
+    )
 
 
 @pytest.mark.parametrize("config", [ModelConfig, TrainConfig])
