@@ -41,14 +41,21 @@ def _ended_by_signals() -> Iterator[None]:
 def _serve(args: argparse.Namespace) -> int:
     settings = read_settings(args, os.environ)
     # Here, so that --help and a wrong setting need not wait for torch.
+    from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415
+
     from server.app import create_app  # noqa: PLC0415
     from server.lifecycle import listen, serve  # noqa: PLC0415
     from server.logs import writing  # noqa: PLC0415
     from server.service import Service  # noqa: PLC0415
 
     service = Service.create(settings)
-    with writing(settings.log_format), listen(settings.host, settings.port) as listener:
-        asyncio.run(serve(service, create_app(service), listener))
+    loops = auto_loop_factory()  # uvloop's, where it is installed
+    with (
+        writing(settings.log_format),
+        listen(settings.host, settings.port) as listener,
+        asyncio.Runner(loop_factory=loops) as runner,
+    ):
+        runner.run(serve(service, create_app(service), listener))
     if service.worker.failure is not None and not service.worker.loaded.is_set():
         raise service.worker.failure
     code = 0 if service.worker.failure is None else ENGINE_FAILURE

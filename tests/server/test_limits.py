@@ -1,6 +1,7 @@
 """What is cut off: requests that take too long, senders that are too slow, pages of other origins."""
 
 import socket
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -91,6 +92,13 @@ def test_a_second_head_that_does_not_come(serve: Serve) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
         client.sendall(b"GET /health HTTP/1.1\r\nhost")
         assert b"HTTP/1.1" not in read(client)
+
+
+def test_a_head_without_end(serve: Serve) -> None:
+    with serve(body_timeout_seconds=300) as server, connected(server) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\n" + b"".join(b"x-%d: y\r\n" % n for n in range(9000)))
+        with suppress(ConnectionResetError):  # the server closed before it had read all
+            assert read(client) == b""
 
 
 def test_other_origins_are_told_nothing_unless_set(server: Running) -> None:
