@@ -25,8 +25,9 @@ class Completion:
         self.plan = plan
         """What is generated."""
         self._request = plan.request
-        self._token_bytes = served.tokenizer.token_bytes
-        self._print = lru_cache(maxsize=4096)(lambda token_id: printed(self._token_bytes(token_id)))
+        self._token_bytes = token_bytes = served.tokenizer.token_bytes
+        # Not by way of `self`: a cycle would keep all of this until the garbage collector comes.
+        self._print = lru_cache(maxsize=4096)(lambda token_id: printed(token_bytes(token_id)))
         self._choices = [Choice(sequence.prompt, plan.request, self._token_bytes) for sequence in plan.sequences]
         self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
         self._events: list[TokenEvent] = []

@@ -1,13 +1,18 @@
 """Long answers are written one at a time, and nobody else waits for them."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from server import writing
-from tests.server.harness import Running
+from server.completions import Completion
+from server.loading import ServedModel
+from server.planning import Plan
+from tests.server.harness import Running, eventually
 
 LONG = {"prompt": "long", "max_tokens": 1, "echo": True, "logprobs": 2}
 
@@ -30,3 +35,25 @@ def test_long_answers_wait_their_turn(server: Running, busy: threading.Event, st
         assert not asked.done()
         busy.set()
         assert "token_logprobs" in asked.result(30).text
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_is_forgotten_once_it_is_told(
+    streamed: bool, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it waits for the garbage collector, which comes late: a scored prompt is large."""
+    made: list[weakref.ref[Completion]] = []
+    begin = Completion.__init__
+
+    def recorded(self: Completion, name: str, plan: Plan, served: ServedModel) -> None:
+        begin(self, name, plan, served)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Completion, "__init__", recorded)
+    gc.disable()
+    try:
+        server.client.post("/v1/completions", json={"prompt": "x", "logprobs": 1, "echo": True, "stream": streamed})
+        assert made
+        eventually(lambda: made[0]() is None, seconds=5)
+    finally:
+        gc.enable()
