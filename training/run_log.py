@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -70,11 +70,11 @@ class RunLog:
         self._write(step, tokens=step * self._tokens_per_step, **values)
         self._restart()
 
-    def write_validation(self, step: int, loss: float) -> None:
-        """A line for a validation, which the clock leaves out."""
+    def write_validation(self, step: int, losses: Mapping[str, float]) -> None:
+        """A line for a validation, `val_loss` and any others by name, which the clock leaves out."""
         if self._ranks.first:
-            self._bar.write(f"step {step}: validation loss {loss:.4f}")
-        self._write(step, val_loss=round(loss, 5))
+            self._bar.write(f"step {step}: validation loss {losses['val_loss']:.4f}")
+        self._write(step, **{name: round(loss, 5) for name, loss in losses.items()})
         self._restart()
 
     def _read(self) -> Tensor:

@@ -14,20 +14,29 @@ from torch.utils.checkpoint import checkpoint
 
 from model import Thoughtbubbles
 from training.config import Precision, TrainConfig
+from training.data.loader import PADDING
 from training.distributed import Ranks, replicate, shard
 from training.optimizer import build_optimizers, set_learning_rate
 from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
 def next_token_loss(
-    model: Thoughtbubbles, windows: Tensor, ratio: float | None = None, noise: Tensor | None = None
+    model: Thoughtbubbles,
+    windows: Tensor,
+    ratio: float | None = None,
+    noise: Tensor | None = None,
+    *,
+    padded: bool = False,
 ) -> Tensor:
     """Mean negative log-likelihood (nats a token) of all but the first of windows (B,T+1), under the training rule.
 
-    `ratio` and `noise` are those of `Thoughtbubbles.forward`.
+    `ratio` and `noise` are those of `Thoughtbubbles.forward`. Where `padded`, windows may end in `PADDING`, which takes
+    no part: neither in the loss nor in the budget of its row.
     """
-    logits = model(windows[:, :-1], rule="blockwise", ratio=ratio, noise=noise)
-    return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+    ids, targets = windows[:, :-1], windows[:, 1:]
+    lengths = (targets != PADDING).sum(1) if padded else None
+    logits = model(ids.clamp(min=0) if padded else ids, rule="blockwise", ratio=ratio, noise=noise, lengths=lengths)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PADDING)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
@@ -38,23 +47,24 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 class NextTokenLoss(nn.Module):
     """`next_token_loss` as a module, which is what DDP wraps and the compiler takes whole."""
 
-    def __init__(self, model: Thoughtbubbles) -> None:
+    def __init__(self, model: Thoughtbubbles, *, padded: bool = False) -> None:
         super().__init__()
         self.model = model
+        self._padded = padded
 
     def forward(self, windows: Tensor, ratio: float | None, noise: Tensor | None) -> Tensor:
         """(), of windows (B,T+1)."""
-        return next_token_loss(self.model, windows, ratio, noise)
+        return next_token_loss(self.model, windows, ratio, noise, padded=self._padded)
 
 
 class TrainStep:
     """A model, its optimizers and what happens to them in a step; the model's weights are sharded in place."""
 
-    def __init__(self, model: Thoughtbubbles, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> None:
         self.model = model
         self._config = config
         self._ranks = ranks
-        self._loss = _prepare(model, config, ranks)
+        self._loss = _prepare(model, config, ranks, padded=padded)
         self.optimizers = build_optimizers(model, config)
 
     def __call__(self, step: int, batches: Iterable[Tensor]) -> Tensor:
@@ -97,9 +107,9 @@ class TrainStep:
         return ids.pin_memory().to(self._ranks.device, non_blocking=True)  # a copy from pageable memory would wait
 
 
-def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks) -> nn.Module:
+def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> nn.Module:
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
-    loss = NextTokenLoss(model)
+    loss = NextTokenLoss(model, padded=padded)
     if config.recompute:
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]

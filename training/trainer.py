@@ -12,14 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from model import ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
+from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
 from model.checkpoint import MAX_PADDING
 from training.config import TrainConfig
-from training.data.loader import WindowLoader
-from training.data.token_file import TOKENIZER_FILE, Index, read_tokens
+from training.data.corpus import Corpus
 from training.distributed import Ranks
 from training.flops import flops_per_block, peak_flops
-from training.measures import Window, negative_log_likelihood, packed_windows
+from training.measures import Window, negative_log_likelihood
 from training.run_log import RunLog
 from training.schedule import learning_rate_factor, ratio
 from training.state import Facts, RunState, read_facts
@@ -36,7 +35,7 @@ class LossNotFiniteError(ValueError):
 
 
 class Trainer:
-    """Trains a model on a prepared folder and leaves in `out`:
+    """Trains a model on a prepared folder, or a mixture of several, and leaves in `out`:
 
     `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state/`, what resuming reads;
     `log.jsonl`. `start` is a checkpoint whose weights it begins with. Every rank has a Trainer. Raises `ValueError`
@@ -59,18 +58,15 @@ class Trainer:
         self._out = out
         self._ranks = ranks
         self._share = ranks.share(config.batch_size)
-        self._index = Index.read(data)
-        _require_vocabulary(model_config, self._index)
-        self._tokenizer = Tokenizer.from_file(data / TOKENIZER_FILE)
-        self._loader = WindowLoader(read_tokens(data, "train"), model_config.block_size, config.seed)
-        self._val = packed_windows(read_tokens(data, "val"), model_config.block_size)
+        self._corpus = Corpus.open(data, model_config.block_size, config.seed)
+        _require_vocabulary(model_config, self._corpus.vocab_size)
         torch.manual_seed(config.seed)
         self._model = Thoughtbubbles(model_config, dropout=config.dropout)
         if start is not None:
             _start_from(start, self._model)
         self._start = None if start is None else start.resolve().name
         self._model.to(ranks.device)
-        self._learn = TrainStep(self._model, config, ranks)
+        self._learn = TrainStep(self._model, config, ranks, padded=self._corpus.padded)
         self._state = RunState(out / STATE_FOLDER, self._model, self._learn.optimizers, ranks)
         self._best = math.inf
         self.step = 0
@@ -117,7 +113,7 @@ class Trainer:
     def _one_step(self) -> Tensor:
         ranks = self._ranks
         batches = (
-            self._loader.batch(number * ranks.world_size + ranks.rank, self._share)
+            self._corpus.loader.batch(number * ranks.world_size + ranks.rank, self._share)
             for number in self._numbers(self.step)
         )
         losses = self._learn(self.step, batches)
@@ -142,29 +138,38 @@ class Trainer:
         number = self._numbers(step)[index]
         path = self._out / NOT_FINITE_FILE
         if self._ranks.first:
-            save_file({"windows": self._loader.batch(number, self._config.batch_size)}, path)
+            save_file({"windows": self._corpus.loader.batch(number, self._config.batch_size)}, path)
         self._state.wait()
         raise LossNotFiniteError(f"the loss of step {step + 1} is not finite: batch {number}, written to {path}")
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.steps
 
-    def _validate(self) -> float:
-        """The packed loss over `val.bin` under the training rule; a new lowest is saved as `best/`."""
-        with autocast(self._ranks.device, self._config.precision):
-            own = negative_log_likelihood(self._model, self._own_windows(), "blockwise", self._share)
-        nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
-        loss = nats / sum(window.predicted for window in self._val)
+    def _validate(self) -> dict[str, float]:
+        """The loss over each set's held-out text, by its name, and `val_loss`, their mean by weight.
+
+        A new lowest mean is saved as `best/`.
+        """
+        corpus = self._corpus
+        losses = {name: self._held_out_loss(windows) for name, windows in corpus.validation.items()}
+        loss = sum(corpus.weights[name] * losses[name] for name in losses)
         if loss < self._best:
             self._best = loss
             self._save_checkpoint("best")
-        return loss
+        return {"val_loss": loss} | ({f"val_loss/{n}": x for n, x in losses.items()} if len(losses) > 1 else {})
 
-    def _own_windows(self) -> list[Window]:
+    def _held_out_loss(self, windows: Sequence[Window]) -> float:
+        """Nats a token under the training rule, over all ranks."""
+        with autocast(self._ranks.device, self._config.precision):
+            own = negative_log_likelihood(self._model, self._own(windows), "blockwise", self._share)
+        nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
+        return nats / sum(window.predicted for window in windows)
+
+    def _own(self, windows: Sequence[Window]) -> list[Window]:
         """What this rank validates on: as many windows as every other, since sharded ranks go in step."""
-        own = self._val[self._ranks.rank :: self._ranks.world_size]
-        missing = -(-len(self._val) // self._ranks.world_size) - len(own)
-        return [*own, *[replace(self._val[0], predicted=0)] * missing]
+        own = windows[self._ranks.rank :: self._ranks.world_size]
+        missing = -(-len(windows) // self._ranks.world_size) - len(own)
+        return [*own, *[replace(windows[0], predicted=0)] * missing]
 
     def _save(self) -> None:
         self._save_checkpoint("checkpoint")
@@ -180,7 +185,7 @@ class Trainer:
             model = Thoughtbubbles(self._model_config)
         model.load_state_dict(weights, assign=True)
         dtype = getattr(torch, self._config.precision)
-        save_checkpoint(self._out / name, model, self._tokenizer, self._provenance(), dtype=dtype)
+        save_checkpoint(self._out / name, model, self._corpus.tokenizer, self._provenance(), dtype=dtype)
 
     def _provenance(self) -> Facts:
         facts = self._facts()
@@ -196,7 +201,7 @@ class Trainer:
             "start": self._start,
             "model": self._model_config.to_dict(),
             "training": self._config.to_dict(),
-            "data": self._index.to_dict(),
+            "data": self._corpus.facts,
         }
 
     def _resume(self) -> None:
@@ -220,9 +225,9 @@ def _start_from(folder: Path, model: Thoughtbubbles) -> None:
     model.load_state_dict(checkpoint.model.state_dict())
 
 
-def _require_vocabulary(config: ModelConfig, index: Index) -> None:
-    if not 0 <= config.vocab_size - index.vocab_size <= MAX_PADDING:
-        raise ValueError(f"vocab_size is {config.vocab_size} where the data's tokenizer has {index.vocab_size} ids")
+def _require_vocabulary(config: ModelConfig, vocab_size: int) -> None:
+    if not 0 <= config.vocab_size - vocab_size <= MAX_PADDING:
+        raise ValueError(f"vocab_size is {config.vocab_size} where the data's tokenizer has {vocab_size} ids")
 
 
 def _require_equal(part: str, saved: dict[str, Any], now: dict[str, Any]) -> None:

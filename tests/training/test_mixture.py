@@ -154,11 +154,9 @@ def test_a_folder_alone_is_what_it_always_was(folders: Path) -> None:
 
 def test_facts_tell_weights_forms_and_what_was_read(both: Path) -> None:
     facts = Corpus.open(both, LENGTH, seed=0).facts
-    assert {name: (each["weight"], each["form"]) for name, each in facts.items()} == {
-        "web": (3, "packed"),
-        "sums": (1.0, "padded"),
-    }
-    assert facts["web"]["train"]["documents"] == len(TEXTS)
+    assert facts["weights"] == {"web": 3, "sums": 1.0}
+    assert facts["forms"] == {"web": "packed", "sums": "padded"}
+    assert facts["sets"]["web"]["train"]["documents"] == len(TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,9 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_that_caused_it(
     """A token is poison: the first batch that holds it after the second step is the one that is named."""
     poisoned = trainer(data, tmp_path / "run", replace(TRAIN, save_every=2, log_every=log_every, clip=1e30))
     poisoned.run(stop_after(2))
-    batches = [poisoned._loader.batch(number, TRAIN.batch_size) for number in range(TRAIN.steps * TRAIN.accumulation)]
+    batches = [
+        poisoned._corpus.loader.batch(number, TRAIN.batch_size) for number in range(TRAIN.steps * TRAIN.accumulation)
+    ]
     token = int(next(i for i in batches[5][:, :-1].flatten() if i not in batches[4]))
     first = next(n for n, windows in enumerate(batches) if n >= 4 and token in windows[:, :-1])
     assert first > 4, "the first batch of all would be named by mistake as well"

@@ -70,7 +70,11 @@ class Corpus:
             tokenizer=tokenizer,
             vocab_size=indices[first].vocab_size,
             padded=any(each.form == "padded" for each in sets.values()),
-            facts={n: {"weight": s.weight, "form": s.form, **indices[n].to_dict()} for n, s in sets.items()},
+            facts={
+                "weights": {name: each.weight for name, each in sets.items()},
+                "forms": {name: each.form for name, each in sets.items()},
+                "sets": {name: index.to_dict() for name, index in indices.items()},
+            },
         )
 
 
