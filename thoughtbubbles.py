@@ -50,6 +50,7 @@ COMMANDS = {
     "prepare": ("training.data.prepare", "turn text files into training data"),
     "train": ("training.train", "train a model"),
     "evaluate": ("training.evaluate", "measure a checkpoint on held-out text"),
+    "analyse": ("training.analyse", "look inside a checkpoint: figures of its forks, and the data behind them"),
     "inspect": ("model.inspection", "tell what a checkpoint is"),
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
     "convert": ("model.convert", "make a checkpoint from the authors' PyTorch release"),

@@ -1,12 +1,12 @@
-"""`python -m training prepare|train|evaluate`: the floor's commands without the rest of the application."""
+"""`python -m training prepare|train|evaluate|analyse`: the floor's commands without the rest of the application."""
 
 import argparse
 import sys
 
-from training import evaluate, train
+from training import analyse, evaluate, train
 from training.data import prepare
 
-COMMANDS = {"prepare": prepare, "train": train, "evaluate": evaluate}
+COMMANDS = {"prepare": prepare, "train": train, "evaluate": evaluate, "analyse": analyse}
 
 
 def main(argv: list[str] | None = None) -> int:

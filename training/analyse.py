@@ -1,0 +1,103 @@
+"""`analyse`: look inside a checkpoint: forks, entropy, attention, scores and budget, as figures and their data."""
+
+import argparse
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model import Checkpoint, Selection, load_checkpoint
+from model.selection import Rule
+from training.analysis.files import write_data
+from training.analysis.study import fork_map, study
+from training.analysis.tokens import bins
+from training.data.documents import read_documents
+from training.measures import packed_windows
+
+MAP_TOKENS = 48
+"""Of the data's beginning, where no text is given for the fork map."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `analyse`."""
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE",
+                        help="text to read: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
+    parser.add_argument("--regular", type=Path, help="a regular model of the same vocabulary, for its entropy")
+    parser.add_argument("--text", help="text of the fork map (default: how the data begins)")
+    parser.add_argument("--rule", choices=get_args(Rule), default="causal")
+    parser.add_argument("--ratio", type=float, help="streams per token that the budget allows (default: the model's)")
+    parser.add_argument("--tokens", type=int, default=8192, help="how many tokens of the data to read")
+    parser.add_argument("--length", type=int, help="tokens of a window (default: the model's block)")
+    parser.add_argument("--bins", type=int, default=12, help="bins of entropy")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder for figures and data")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write figures and data to `--out` and print the files; 0."""
+    figures = _figures()
+    checkpoint, regular = _load(args)
+    config = checkpoint.model.config
+    selection = Selection.of(config, args.rule, args.ratio)
+    ids = _read(checkpoint, regular, args)
+    found = study(checkpoint, packed_windows(ids, args.length or config.block_size), selection, regular)
+    binned = bins(found.tokens, args.bins)
+    text = checkpoint.tokenizer.encode(args.text) if args.text else ids[1 : MAP_TOKENS + 1].tolist()
+    mapped = fork_map(checkpoint, text, selection)
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_data(args.out, found, binned, mapped, _about(args, checkpoint, selection))
+    figures.draw_entropy(binned, args.out / "entropy.png")
+    figures.draw_attention(found.attention, args.out / "attention.png")
+    figures.draw_map(mapped, config.n_layer, args.out / "map.png")
+    figures.draw_layers(found.budget, found.scores, args.out / "layers.png")
+    print(*sorted(args.out.iterdir()), sep="\n")
+    return 0
+
+
+def _figures() -> ModuleType:
+    """The module that draws, asked for first: without it nothing is computed."""
+    try:
+        from training.analysis import figures  # noqa: PLC0415  (matplotlib is in an extra)
+    except ModuleNotFoundError as missing:
+        raise ValueError(f"figures need {missing.name}: pip install 'thoughtbubbles[plots]'") from missing
+    return figures
+
+
+def _load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None]:
+    checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    if not checkpoint.model.config.fork_layers:
+        raise ValueError(f"{args.checkpoint}: a model without fork layers has no forks to analyse; it may be --regular")
+    return checkpoint, load_checkpoint(args.regular, device=args.device) if args.regular else None
+
+
+def _read(checkpoint: Checkpoint, regular: Checkpoint | None, args: argparse.Namespace) -> NDArray[np.int64]:
+    """End-of-text before each document, the first `--tokens` and one more, which is only predicted."""
+    texts = list(read_documents(args.data))
+    ids: list[int] = []
+    for text in texts:
+        document = checkpoint.tokenizer.encode(text)
+        if regular and regular.tokenizer.encode(text) != document:
+            raise ValueError(f"regular: {args.regular} has another vocabulary")
+        ids += [checkpoint.tokenizer.end_of_text, *document]
+        if len(ids) > args.tokens:
+            break
+    if len(ids) < 2 or args.tokens < 1:
+        raise ValueError(f"data: no tokens to read in {', '.join(map(str, args.data))}")
+    return np.array(ids[: args.tokens + 1], dtype=np.int64)
+
+
+def _about(args: argparse.Namespace, checkpoint: Checkpoint, selection: Selection) -> dict[str, Any]:
+    return {
+        "checkpoint": args.checkpoint.name,
+        "step": checkpoint.provenance.get("step"),
+        "regular": args.regular.name if args.regular else None,
+        "data": [path.name for path in args.data],
+        "rule": selection.rule,
+        "ratio": selection.max_block_size / selection.block_size,
+        "window": args.length or checkpoint.model.config.block_size,
+    }

@@ -1,0 +1,33 @@
+"""The data behind the figures: a CSV file for each, and what was analysed as JSON."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.analysis.study import ForkMap, Study
+from training.analysis.tokens import Bin
+
+
+def write_data(folder: Path, found: Study, binned: Sequence[Bin], mapped: ForkMap, about: dict[str, Any]) -> None:
+    """`analysis.json`, `tokens.csv`, `entropy.csv`, `attention.csv`, `map.csv`, `budget.csv`, `scores.csv`."""
+    loss = sum(row.loss for row in found.tokens) / len(found.tokens)
+    told = {**about, "tokens": len(found.tokens), "loss": loss}
+    (folder / "analysis.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    forks = [f"forks_layer_{layer}" for layer in mapped.forks]
+    head = ("window", "position", "token", *forks, "entropy", "regular_entropy", "loss")
+    _write(folder / "tokens.csv", head, ((*row[:3], *row.forks, *row[4:]) for row in found.tokens))
+    _write(folder / "map.csv", ("token", *forks), zip(mapped.tokens, *mapped.forks.values(), strict=True))
+    for name, rows in (("attention", found.attention), ("budget", found.budget), ("scores", found.scores)):
+        _write_rows(folder / f"{name}.csv", rows)
+    _write_rows(folder / "entropy.csv", binned)
+
+
+def _write_rows(path: Path, rows: Sequence[Any]) -> None:
+    _write(path, rows[0]._fields, rows)
+
+
+def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([head, *rows])

@@ -1,0 +1,45 @@
+"""The forward with its attention weights in sight, for one sequence.
+
+`tests/training/test_analysis.py` holds it to the model's own. Letters: T tokens, S streams, N heads, H head width.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model import Fork, ForkingBlock, Selection, Streams, Thoughtbubbles
+
+Observe = Callable[[int, list[Fork], Tensor], None]
+"""Given a layer, what the fork layers up to it decided, and its attention weights (N,S,S), each row's sum 1."""
+
+
+def observed_streams(
+    model: Thoughtbubbles, ids: Tensor, selection: Selection, observe: Observe
+) -> tuple[Streams, list[Fork]]:
+    """`Thoughtbubbles.streams` of ids (T,), telling `observe` of each layer in order."""
+    forks: list[Fork] = []
+    streams = model.embed(ids[None])
+    by = model.rotation(streams.token_index, streams.tokens)
+    for layer, block in enumerate(model.blocks):
+        if isinstance(block, ForkingBlock):
+            streams, record = block.fork(layer, streams, selection)
+            forks.append(record)
+            by = model.rotation(streams.token_index, streams.tokens)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
+            weights = _weights(q, k)
+            observe(layer, forks, weights[0])
+            return weights.type_as(v) @ v
+
+        x = block(streams.x, streams.score, by, attend)
+        streams = Streams(x, streams.score, streams.token_index, streams.tokens)
+    return streams, forks
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q·k / sqrt(H)), causal in stream order; (1,N,S,S) from (1,N,S,H)."""
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return logits.masked_fill(hidden, -torch.inf).softmax(-1)

@@ -1,0 +1,69 @@
+"""One pass over the text, collecting what all four figures are drawn from."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model import Checkpoint, Fork, Selection
+from model.selection import Rule
+from training.analysis.attention import AttentionRow, AttentionShares
+from training.analysis.budget import BudgetRow, ScoreRow, budget_rows, score_rows
+from training.analysis.observed import observed_streams
+from training.analysis.tokens import TokenRow, fork_counts, token_rows
+from training.measures import Window
+
+
+class Study(NamedTuple):
+    """What was found."""
+
+    tokens: list[TokenRow]
+    attention: list[AttentionRow]
+    budget: list[BudgetRow]
+    scores: list[ScoreRow]
+
+
+class ForkMap(NamedTuple):
+    """The forks of a text (paper, figure 7)."""
+
+    tokens: list[str]
+    forks: dict[int, list[int]]
+    """After each fork layer the streams that each token has beside its original."""
+
+
+@torch.inference_mode()
+def study(
+    checkpoint: Checkpoint, windows: Sequence[Window], selection: Selection, regular: Checkpoint | None = None
+) -> Study:
+    """Read `windows`, one at a time, with the model and, for its entropy alone, with a regular one."""
+    rows: list[TokenRow] = []
+    sequences: list[list[Fork]] = []
+    shares = AttentionShares(0)
+    for number, window in enumerate(windows):
+        ids = _ids(checkpoint, window.ids.tolist())
+        shares.tokens = len(ids) - 1
+        streams, forks = observed_streams(checkpoint.model, ids[:-1], selection, shares.observe)
+        sequences.append(forks)
+        logits = checkpoint.model.readout(streams)[0]
+        other = None if regular is None else _logits(regular, window, selection.rule)
+        rows += token_rows(number, ids, checkpoint.tokenizer, forks=forks, logits=logits, regular=other)
+    lengths = [len(window.ids) - 1 for window in windows]
+    return Study(rows, shares.rows(), budget_rows(sequences, selection, lengths), score_rows(sequences))
+
+
+@torch.inference_mode()
+def fork_map(checkpoint: Checkpoint, token_ids: Sequence[int], selection: Selection) -> ForkMap:
+    """The forks of one text after each fork layer."""
+    _, forks = checkpoint.model.streams(_ids(checkpoint, token_ids)[None], selection)
+    counts = {fork.layer: fork_counts(fork, len(token_ids)).tolist() for fork in forks}
+    return ForkMap([checkpoint.tokenizer.decode([token]) for token in token_ids], counts)
+
+
+def _logits(regular: Checkpoint, window: Window, rule: Rule) -> Tensor:
+    logits: Tensor = regular.model(_ids(regular, window.ids[:-1].tolist())[None], rule=rule)[0]
+    return logits
+
+
+def _ids(checkpoint: Checkpoint, token_ids: Sequence[int]) -> Tensor:
+    return torch.tensor(token_ids, device=checkpoint.model.transformer.wte.weight.device)
