@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write figures and data to `--out` and print the files; 0."""
+    for name in ("tokens", "length", "bins"):
+        if (given := getattr(args, name)) is not None and given < 1:
+            raise ValueError(f"{name} must be at least 1, not {given}")
     figures = _figures()
     checkpoint, regular = _load(args)
     config = checkpoint.model.config
@@ -86,7 +89,7 @@ def _read(checkpoint: Checkpoint, regular: Checkpoint | None, args: argparse.Nam
         ids += [checkpoint.tokenizer.end_of_text, *document]
         if len(ids) > args.tokens:
             break
-    if len(ids) < 2 or args.tokens < 1:
+    if len(ids) < 2:
         raise ValueError(f"data: no tokens to read in {', '.join(map(str, args.data))}")
     return np.array(ids[: args.tokens + 1], dtype=np.int64)
 

@@ -174,7 +174,12 @@ def test_the_command_writes_figures_and_the_data_behind_them(
 
 
 @pytest.mark.parametrize(
-    ("flags", "reason"), [(["--tokens", "0"], "data: no tokens"), (["--ratio", "0.5"], "ratio must be at least 1")]
+    ("flags", "reason"),
+    [
+        (["--tokens", "0"], "tokens must be at least 1"),
+        (["--bins", "-1"], "bins must be at least 1"),
+        (["--ratio", "0.5"], "ratio must be at least 1"),
+    ],
 )
 def test_what_cannot_be_analysed_is_told_in_one_line(
     flags: list[str], reason: str, checkpoints: tuple[Path, Path], text: Path, capsys: pytest.CaptureFixture[str]

@@ -119,6 +119,7 @@ def test_the_command_scores_sets_by_their_names(
         ([], "data: nothing to evaluate on"),
         (["--task", "squad", "x.jsonl"], "task must be one of lambada"),
         (["--task", "blimp"], "no questions in"),
+        (["--task", "blimp", "x.jsonl", "--limit", "-1"], "limit must be at least 1"),
         (["--task", "gsm8k", "x.jsonl", "--shots", "few", "y"], "shots: 'few'"),
     ],
 )

@@ -15,7 +15,7 @@ from training.tasks.choices import answer, summarise
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How sets are scored."""
+    """How sets are scored. Raises `ValueError` naming the setting that is less than 1."""
 
     rule: Rule
     """Who survives a fork."""
@@ -27,6 +27,11 @@ class Settings:
     """Questions of each file; None: all."""
     shots: tuple[gsm8k.Problem, ...] = ()
     """Solved problems before each of GSM8K's."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
