@@ -83,13 +83,22 @@ class RunState:
 
 def latest_state(folder: Path) -> Path:
     """The last state in `folder` that was written to its end. `ValueError` when there is none."""
-    whole = [path for path in folder.glob("step-*") if (path / ".metadata").is_file()]
+    whole = _whole_states(folder)
     if not whole:
         raise ValueError(f"resume: {folder} holds no state that was written to its end")
     return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a state in `folder` was written to its end."""
+    return bool(_whole_states(folder))
 
 
 def read_facts(folder: Path) -> Facts:
     """The facts of the latest state in `folder`. `ValueError` when there is none."""
     facts: Facts = json.loads((latest_state(folder) / FACTS_FILE).read_text(encoding="utf-8"))
     return facts
+
+
+def _whole_states(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if (path / ".metadata").is_file()]

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="shipped", metavar="RECIPE",
                         help=f"where settings come from (%(default)s): {', '.join(RECIPES)}")  # fmt: skip
     parser.add_argument("--phase", choices=PHASES, help="a later phase of the recipe's training, on from --start")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made, or a TOML file of several")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made, or a TOML of several")
     parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, state/ and the log")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly")
     parser.add_argument("--start", type=Path, help="a checkpoint whose weights the run begins with")

@@ -21,7 +21,7 @@ from training.flops import flops_per_block, peak_flops
 from training.measures import Window, negative_log_likelihood
 from training.run_log import RunLog
 from training.schedule import learning_rate_factor, ratio
-from training.state import Facts, RunState, read_facts
+from training.state import Facts, RunState, has_state, read_facts
 from training.step import TrainStep, autocast
 from training.tracking import Tracker
 
@@ -73,7 +73,7 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if resume:
             self._resume()
-        elif ranks.any((out / STATE_FOLDER).exists()):
+        elif ranks.any(has_state(out / STATE_FOLDER)):
             raise ValueError(f"out: {out} holds a run already; give --resume to go on with it, or another folder")
 
     def run(self, stopping: Callable[[], bool], trackers: Sequence[Tracker] = ()) -> None:

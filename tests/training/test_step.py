@@ -70,7 +70,7 @@ def test_recomputing_noise_and_ratio_stay_one_graph() -> None:
 def test_noise_and_ratio_reach_the_forks() -> None:
     plain = gradients(replace(TRAIN, dropout=0.0))
     for setting in ({"fork_noise": 5.0}, {"random_ratio": True}):
-        other = gradients(replace(TRAIN, dropout=0.0, **setting))  # type: ignore[arg-type]
+        other = gradients(replace(TRAIN, dropout=0.0, **setting))
         assert any(not torch.equal(other[name], gradient) for name, gradient in plain.items()), setting
 
 

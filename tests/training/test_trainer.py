@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -181,6 +182,8 @@ def test_a_state_that_was_not_written_to_its_end_does_not_count(data: Path, tmp_
     torn.mkdir()
     (torn / "facts.json").write_text("{}")
     assert trainer(data, tmp_path / "run", resume=True).step == 2
+    shutil.rmtree(tmp_path / "run" / STATE_FOLDER / "step-2")
+    assert trainer(data, tmp_path / "run").step == 0, "what was killed before its first state begins anew"
 
 
 def test_a_run_begins_with_the_weights_of_a_checkpoint(data: Path, tmp_path: Path) -> None:
