@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +24,12 @@ from openai import APIError, APIStatusError, AsyncOpenAI, OpenAI
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: pip install '.[ray]'", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BATCH = 4
 CLIENTS = 16
-START_SECONDS = 120
+START_SECONDS = 300
+"""Of Ray and of a replica, on a machine that has much else to do."""
 STORY = "Emma had not yet decided whether the river was to be crossed before the evening, and nobody asked her. "
 LONG = {"max_tokens": 1000, "extra_body": {"ignore_eos": True}}
 ENVIRONMENT = {
@@ -82,10 +86,17 @@ def fleet() -> Iterator[Fleet]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "deploy.ray_serve", "--port", str(port), "--max-replicas", "2"]
-    process = subprocess.Popen(
-        [*command, "--upscale-delay-s", "1"], cwd=ROOT, env=os.environ | ENVIRONMENT, start_new_session=True
-    )
-    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: Ray's sockets are in it
+        process = subprocess.Popen(
+            [*command, "--upscale-delay-s", "1"],
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | {"RAY_TMPDIR": folder},
+            start_new_session=True,
+        )
+        yield from _started(process, f"http://127.0.0.1:{port}")
+
+
+def _started(process: subprocess.Popen[bytes], url: str) -> Iterator[Fleet]:
     with (
         httpx.Client(base_url=url, timeout=60) as http,
         OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as openai,
@@ -96,7 +107,8 @@ def fleet() -> Iterator[Fleet]:
             yield made
         finally:
             for pid in made.processes(""):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may just have ended by itself
+                    os.kill(pid, signal.SIGKILL)
             process.wait(10)
 
 
