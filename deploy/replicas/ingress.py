@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,8 @@ class Ingress:
         except (RayError, RayServeException):
             raise errors.cut_off() from None
         finally:
-            response.cancel()
+            with suppress(RayError, RayServeException):  # it raises again what kept the call from being made
+                response.cancel()
 
     async def _pass_to_all(self, request: HttpRequest, answer: Answer) -> None:
         """Only one replica can know what is asked for: its answer, or else anybody's."""

@@ -27,7 +27,8 @@ if importlib.util.find_spec("ray") is None:
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BATCH = 4
-CLIENTS = 16
+CLIENTS = 4 * BATCH
+"""As many as two replicas take: each gets two batches."""
 START_SECONDS = 300
 """Of Ray and of a replica, on a machine that has much else to do."""
 STORY = "Emma had not yet decided whether the river was to be crossed before the evening, and nobody asked her. "
@@ -86,9 +87,10 @@ def fleet() -> Iterator[Fleet]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "deploy.ray_serve", "--port", str(port), "--max-replicas", "2"]
+    command += ["--upscale-delay-s", "1", "--max-queued-requests", str(CLIENTS)]
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: Ray's sockets are in it
         process = subprocess.Popen(
-            [*command, "--upscale-delay-s", "1"],
+            command,
             cwd=ROOT,
             env=os.environ | ENVIRONMENT | {"RAY_TMPDIR": folder},
             start_new_session=True,
@@ -197,18 +199,26 @@ async def outcome(fleet: Fleet, number: int, *, stream: bool) -> str:
     return f"done {chunks[-1].choices[0].finish_reason}"
 
 
-async def outcomes(fleet: Fleet, act: Callable[[], None]) -> Counter[str]:
-    """What becomes of many requests, half of them streams, when all of them run and then something happens."""
-    asked = [asyncio.create_task(outcome(fleet, number, stream=number % 2 == 0)) for number in range(CLIENTS)]
-    await asyncio.to_thread(eventually, lambda: [*fleet.samples("num_requests_running").values()] == [BATCH] * 2)
+async def outcomes(fleet: Fleet, clients: int, act: Callable[[], None]) -> Counter[str]:
+    """What becomes of many requests, half of them streams, when both replicas are full and then something happens."""
+    asked = [asyncio.create_task(outcome(fleet, number, stream=number % 2 == 0)) for number in range(clients)]
+    full = [BATCH] * 2
+    await asyncio.to_thread(eventually, lambda: [*fleet.samples("num_requests_running").values()] == full)
     act()
     return Counter(await asyncio.gather(*asked))
+
+
+def test_what_no_place_is_kept_for_is_refused(fleet: Fleet) -> None:
+    """As many as run may wait: of three times as many, some have to come again."""
+    told = asyncio.run(outcomes(fleet, 3 * CLIENTS, lambda: None))
+    assert told.total() == 3 * CLIENTS
+    assert set(told) == {"done length", "status 429, again after 1 s"}, told
 
 
 def test_every_request_has_an_outcome_when_a_replica_is_killed(fleet: Fleet) -> None:
     victims = fleet.processes("ray::ServeReplica:thoughtbubbles:Replica")
     assert len(victims) == 2
-    told = asyncio.run(outcomes(fleet, lambda: os.kill(victims[0], signal.SIGKILL)))
+    told = asyncio.run(outcomes(fleet, CLIENTS, lambda: os.kill(victims[0], signal.SIGKILL)))
     assert told.total() == CLIENTS
     assert set(told) == {"done length", "event draining", "status 503, again after 1 s"}, told
     eventually(lambda: len(fleet.samples("engine_up")) == 2, START_SECONDS)
@@ -222,6 +232,6 @@ def test_the_router_does_without_its_memory_of_prompts(fleet: Fleet) -> None:
 
 
 def test_sigterm_lets_what_runs_finish(fleet: Fleet) -> None:
-    told = asyncio.run(outcomes(fleet, fleet.process.terminate))
+    told = asyncio.run(outcomes(fleet, CLIENTS, fleet.process.terminate))
     assert told == {"done length": CLIENTS}
     assert fleet.process.wait(60) == 0
