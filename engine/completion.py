@@ -28,19 +28,12 @@ class Completion:
 
 def advance(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:
     """Append a sampled token; the event of it, without usage. `scored` is its log-probability, when asked."""
-    request.output.append(token_id)
+    output = request.output
+    output.append(token_id)
     text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
     logprob, top = scored or (None, ())
-    return TokenEvent(
-        request.id,
-        token_id,
-        text,
-        logprob,
-        top,
-        prompt=request.prompt_report if len(request.output) == 1 else None,
-        finish_reason=finish_reason,
-        stop_reason=stop_reason,
-    )
+    prompt = request.prompt_report if len(output) == 1 else None
+    return TokenEvent(request.id, token_id, text, logprob, top, None, prompt, finish_reason, stop_reason)
 
 
 def banned(request: Request, end_of_text: int) -> list[int]:
@@ -56,9 +49,13 @@ def _read(request: Request, token_id: int, end_of_text: int) -> tuple[str, Finis
         return detokenizer.flush(), "stop", None
     if token_id in params.stop_token_ids:
         return detokenizer.flush(), "stop", token_id
-    piece = detokenizer.push(token_id, may_stop=len(request.output) >= params.min_tokens)
-    if piece.stop is not None:
-        return piece.text, "stop", piece.stop
+    if detokenizer.stops:
+        piece = detokenizer.push(token_id, may_stop=len(request.output) >= params.min_tokens)
+        if piece.stop is not None:
+            return piece.text, "stop", piece.stop
+        text = piece.text
+    else:
+        text = detokenizer.decode(token_id)
     if len(request.output) == params.max_tokens:
-        return piece.text + detokenizer.flush(), "length", None
-    return piece.text, None, None
+        return text + detokenizer.flush(), "length", None
+    return text, None, None

@@ -25,13 +25,19 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
+    @property
+    def stops(self) -> bool:
+        """Whether there are stop strings; else nothing but half a character is ever held back."""
+        return bool(self._stop)
+
     def push(self, token_id: int, *, may_stop: bool = True) -> Piece:
         """Add a token. With `may_stop` false a stop string in it is text like any other."""
-        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
-        if not self._stop:
-            return Piece(text)
-        self._held += text
+        self._held += self.decode(token_id)
         return self._release(may_stop)
+
+    def decode(self, token_id: int) -> str:
+        """Add a token where nothing `stops`: the text that it adds."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
         """What was held back, at the end of the completion."""

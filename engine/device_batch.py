@@ -96,7 +96,8 @@ class DeviceBatch:
 
         They have a state, and the scheduler has seen to it that there are pages for all that the step may give them.
         """
-        states = [_state(request) for request in requests]
+        states = [request.state for request in requests if request.state]
+        assert len(states) == len(requests), "a cached request runs with a state"
         lanes = self._lanes_of(states)
         self._inform(requests, states, lanes)
         step = self._steps[1 << (len(requests) - 1).bit_length()]
@@ -188,11 +189,6 @@ class DeviceBatch:
     def _of_output(self, request: Request) -> list[tuple[Tensor, "array[int]"]]:
         lanes = self.lanes
         return [(lanes.token, _words("i", request.newest)), (lanes.drawn, _words("q", len(request.output)))]
-
-
-def _state(request: Request) -> ForkState:
-    assert request.state is not None, "a cached request runs with a state"
-    return request.state
 
 
 def _words(kind: str, value: float) -> "array[int]":

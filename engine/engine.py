@@ -188,10 +188,11 @@ class Engine:
         for i, (request, state) in enumerate(zip(flight.requests, flight.states, strict=True)):
             if request.state is not state:
                 continue
-            count = ends[i][-1] - state.streams(-1)
-            self.cache.append(state, request.newest, ends[i])
+            streams = ends[i][-1]
+            count = streams - state.ends[-1][-1]
+            self.cache.append(state, request.output[-1], ends[i])
             request.in_flight -= 1
-            request.count(ends[i][-1], count)
+            request.count(streams, count)
             counts.append(count)
             if request.held:
                 events.append(self._close(request, request.held._replace(fork_count=count)))

@@ -204,13 +204,16 @@ class ForkCache:
 
     def extend(self, state: ForkState, ids: Sequence[int]) -> None:
         """Note the tokens whose streams every segment now holds; from here on they can be found."""
-        self._index.grow(state.kappa, state, ids)
+        if self._retain:
+            self._index.grow(state.kappa, state, ids)
+        else:
+            state.ids.extend(ids)
 
     def append(self, state: ForkState, token: int, ends: Sequence[int]) -> None:
         """Note one token and the streams that every segment holds with it."""
         for known, end in zip(state.ends, ends, strict=True):
             known.append(end)
-        self._index.grow(state.kappa, state, (token,))
+        self.extend(state, (token,))
 
     def use(self) -> CacheUse:
         """How full the cache is now."""

@@ -5,7 +5,7 @@ counted token by token: what is shared may end anywhere, and equal hashes of oth
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import takewhile
 from operator import eq
 from typing import Generic, Protocol, TypeVar
 
@@ -13,8 +13,8 @@ BLOCK = 16
 """Tokens of a block; beginnings shorter than one are not looked for."""
 
 
-class Tokens(Protocol):
-    """Something that holds the state of a sequence."""
+class Tokens(Hashable, Protocol):
+    """Something that holds the state of a sequence, and is nobody else."""
 
     ids: list[int]
     """Its tokens, which only ever grow at the end."""
@@ -28,16 +28,21 @@ class PrefixIndex(Generic[State]):
 
     def __init__(self) -> None:
         self._by_hash: dict[int, State] = {}
+        self._tails: dict[State, tuple[int, int]] = {}  # the whole blocks of each state, and the hash of all of them
 
     def grow(self, kind: Hashable, state: State, ids: Sequence[int]) -> None:
         """Append tokens to a state that the index knows, or gets to know."""
-        before = len(state.ids) // BLOCK
         state.ids.extend(ids)
-        if len(state.ids) // BLOCK > before:
-            self._by_hash.update(dict.fromkeys(islice(_hashes(kind, state.ids), before, None), state))
+        blocks, key = self._tails.get(state) or (0, hash(kind))
+        while len(state.ids) >= (blocks + 1) * BLOCK:
+            key = hash((key, *state.ids[blocks * BLOCK : (blocks + 1) * BLOCK]))
+            self._by_hash[key] = state
+            blocks += 1
+            self._tails[state] = blocks, key
 
     def remove(self, kind: Hashable, state: State) -> None:
         """Forget a state."""
+        self._tails.pop(state, None)
         for key in _hashes(kind, state.ids):
             if self._by_hash.get(key) is state:
                 del self._by_hash[key]

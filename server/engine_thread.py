@@ -1,6 +1,7 @@
 """The thread that the engine lives on: commands come in through a queue, what happens goes out to the event loop."""
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
@@ -79,6 +80,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             engine, model = self._load()
+            gc.freeze()  # what has been loaded stays: to look through it for garbage takes as long as many steps
             self._meter.load(model, engine.stats())
             self._tell(self._listener.on_loaded, model)
             while self._obey(engine):
