@@ -19,8 +19,9 @@ PACKAGES = ("model", "engine", "server", "training")
 
 
 def requirements() -> list[Requirement]:
+    """All but Triton, of which each build of torch for CUDA brings the one version that it can use."""
     lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values(), PYPROJECT["build-system"]["requires"]]
-    return [Requirement(line) for lines in lists for line in lines]
+    return [each for lines in lists for each in map(Requirement, lines) if each.name != "triton"]
 
 
 def pins() -> dict[str, str]:

@@ -1,0 +1,44 @@
+"""Models with random weights in a stated shape, ours and transformers' regular GPT-2."""
+
+from typing import Any
+
+import torch
+
+from model import ModelConfig, Thoughtbubbles, Tokenizer
+
+
+def random_model(block_size: int, device: str, dtype: torch.dtype) -> Thoughtbubbles:
+    """The 124M shape: 12 layers, D = 768, 12 heads, vocabulary 50,304, forks before layers 3, 7 and 11, κ = 2L."""
+    config = ModelConfig(
+        vocab_size=50_304, block_size=block_size, max_block_size=2 * block_size, n_layer=12, n_head=12, n_embd=768,
+        fork_layers=(3, 7, 11),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        return Thoughtbubbles(config).eval().to(dtype)
+
+
+def regular_peer(config: ModelConfig, device: str, dtype: torch.dtype) -> Any | None:  # noqa: ANN401 - transformers' own
+    """Transformers' GPT-2 of the same shape without forks; None where transformers is not installed."""
+    try:
+        import transformers  # noqa: PLC0415 - a peer where there is one
+    except ImportError:
+        return None
+    transformers.logging.set_verbosity_error()
+    peer = transformers.GPT2Config(
+        vocab_size=config.vocab_size, n_positions=max(1024, config.block_size), n_embd=config.n_embd,
+        n_layer=config.n_layer, n_head=config.n_head, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.device(device):
+        return transformers.GPT2LMHeadModel(peer).eval().to(dtype)
+
+
+def numbered_tokens(vocab_size: int) -> Tokenizer:
+    """A tokenizer whose tokens are bytes and then numbers, since nobody reads what random weights say."""
+    ranks = {bytes([i]) if i < 256 else i.to_bytes(3, "big"): i for i in range(vocab_size - 1)}
+    return Tokenizer(ranks, "numbered")
+
+
+def random_prompts(config: ModelConfig, prompts: int, tokens: int) -> list[list[int]]:
+    """Prompts of random tokens."""
+    return torch.randint(256, config.vocab_size - 1, (prompts, tokens)).tolist()

@@ -1,0 +1,94 @@
+"""Clients that stream completions and note when, spread over processes: what they cost is not the server's to wait for.
+
+They read server-sent events from a bare socket. A client of convenience takes longer to read a token than a small model
+takes to make it.
+"""
+
+import asyncio
+import json
+import random
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What clients ask."""
+
+    address: str
+    """Of the server."""
+    clients: int
+    """How many ask at a time."""
+    requests: int
+    """How often each asks, one after the other."""
+    prompt_tokens: int
+    vocabulary: int
+    """Token ids of prompts are below it, end-of-text not among them."""
+    max_tokens: int
+    """Tokens of each answer, no more and no fewer."""
+    seed: int
+    """Other prompts for each."""
+
+    def prompt(self, client: int, request: int) -> list[int]:
+        """Random token ids."""
+        return random.Random(f"{self.seed}/{client}/{request}").choices(range(self.vocabulary), k=self.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """When one request was sent and its chunks came, in seconds on the clock that all processes share."""
+
+    asked: float
+    arrivals: list[float]
+    tokens: int
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self.arrivals[0] - self.asked
+
+    @property
+    def inter_token(self) -> float:
+        """Mean seconds from a token to the next."""
+        return (self.arrivals[-1] - self.arrivals[0]) / (self.tokens - 1)
+
+
+def put_load(load: Load, processes: Executor, number: int) -> list[Stream]:
+    """Every request's stream, of clients divided among `number` processes."""
+    shares = [range(start, load.clients, number) for start in range(min(number, load.clients))]
+    return [stream for told in processes.map(_share, [load] * len(shares), shares) for stream in told]
+
+
+def _share(load: Load, clients: range) -> list[Stream]:
+    return asyncio.run(_together(load, clients))
+
+
+async def _together(load: Load, clients: range) -> list[Stream]:
+    told = await asyncio.gather(*(_client(load, client) for client in clients))
+    return [stream for streams in told for stream in streams]
+
+
+async def _client(load: Load, client: int) -> list[Stream]:
+    return [await _stream(load, load.prompt(client, request)) for request in range(load.requests)]
+
+
+async def _stream(load: Load, prompt: list[int]) -> Stream:
+    asked = {"prompt": prompt, "max_tokens": load.max_tokens, "ignore_eos": True, "stream": True,
+             "stream_options": {"include_usage": True}}  # fmt: skip
+    at, body = urlsplit(load.address), json.dumps(asked)
+    head = ("POST /v1/completions HTTP/1.1", f"host: {at.netloc}", "connection: close", f"content-length: {len(body)}")
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    start = time.monotonic()
+    writer.write("\r\n".join([*head, "", body]).encode())
+    arrivals, last = [], b""
+    async for line in reader:  # the lengths of HTTP's own chunks stand on lines between, and are passed over
+        if line.startswith(b"data: {"):
+            arrivals.append(time.monotonic())
+            last = line
+    writer.close()
+    assert last, "the server refused"
+    usage = json.loads(last[6:])["usage"]
+    assert usage["completion_tokens"] == load.max_tokens, f"not {load.max_tokens} tokens: {usage}"
+    return Stream(start, arrivals[:-1], load.max_tokens)  # the last chunk tells the usage alone
