@@ -14,8 +14,8 @@ class EngineConfig:
     refused with `QueueFull`, unless it would wait alone."""
     max_model_len: int | None = None
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
-    max_prefill_tokens: int = 2048
-    """Prompt tokens that one step may take in; a longer prompt gets a step of its own."""
+    max_prefill_tokens: int = 512
+    """Prompt tokens that one step may take in; a longer prompt takes several, between which the others get tokens."""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True

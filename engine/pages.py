@@ -73,9 +73,11 @@ class SegmentPages:
 
     def grow(self, held: list[int], streams: int) -> None:
         """Add pages to those that a running request holds, until they hold `streams`. The caller asked before."""
-        while len(held) < self.pages_for(streams):
+        for _ in range(self.pages_for(streams) - len(held)):
             page = self._next(held)
-            self.share([page])
+            self._holders[page] = self._runners[page] = 1
+            self.free -= 1
+            self.live += 1
             held.append(page)
 
     def share(self, pages: list[int]) -> None:
