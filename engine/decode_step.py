@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.device_layers import Scratch, run_layers
+from engine.device_layers import Scratch, has_kernels, run_layers
 from engine.fork_cache import ForkCache
 from engine.kernels.forking import Choice, average, begin, choose, settle
 from engine.kernels.lanes import Lanes
@@ -21,8 +21,6 @@ from engine.pages import Segment, SegmentPages
 from model import ForkingBlock, ModelConfig, Thoughtbubbles
 from model.rotary import BASE
 
-MOST_STREAMS = 32
-"""The most streams a token may have in a model that is decoded so: a place's candidates are one program's."""
 PROGRAMS = 1056
 """Attention programs that are wanted at once, eight for each of a large device's multiprocessors."""
 MOST_SPLITS = 16
@@ -30,9 +28,8 @@ MOST_SPLITS = 16
 
 
 def decodes_alone(config: ModelConfig) -> bool:
-    """Whether a model of this kind can be decoded so; the others are decoded by `CachedForward` on any device."""
-    few = config.copies == 1 and 1 << len(config.fork_layers) <= MOST_STREAMS
-    return few and config.averaging != "logit" and not config.ablated
+    """Whether a model of this kind can be decoded so; the others are decoded by `CachedForward`, a step at a time."""
+    return has_kernels(config) and config.averaging != "logit"
 
 
 class DecodeStep:

@@ -54,8 +54,6 @@ class DeviceForward(CachedForward):
 
     def extend(self, chunks: list[Chunk]) -> Streams:
         """As `CachedForward.extend`; rows beyond those that live are padding."""
-        if self.model.config.copies > 1:  # a baseline that nobody serves
-            return super().extend(chunks)
         told = self._prepare(chunks)
         tokens = len(told.request)
         x = self.model.embed(to_device([[i for chunk in chunks for i in chunk.ids]], self._device)).x[0]

@@ -14,6 +14,14 @@ from engine.kernels.rows import Rows
 from engine.pages import SegmentPages
 from model import ModelConfig, Thoughtbubbles
 
+MOST_STREAMS = 32
+"""The most streams that a token may have for these kernels: its candidates are one program's."""
+
+
+def has_kernels(config: ModelConfig) -> bool:
+    """Whether the kernels compute what a model of this kind does; what they do not, `CachedForward` does anywhere."""
+    return config.copies == 1 and 1 << len(config.fork_layers) <= MOST_STREAMS and not config.ablated
+
 
 @dataclass(frozen=True)
 class Scratch:

@@ -97,5 +97,6 @@ def _forward(model: Thoughtbubbles) -> type[CachedForward]:
     if model.transformer.wte.weight.device.type != "cuda":
         return CachedForward
     from engine.device_forward import DeviceForward  # noqa: PLC0415 - Triton is there only where a device is
+    from engine.device_layers import has_kernels  # noqa: PLC0415
 
-    return DeviceForward
+    return DeviceForward if has_kernels(model.config) else CachedForward

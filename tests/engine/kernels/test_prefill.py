@@ -1,5 +1,6 @@
 """Prefill with kernels: the streams and the candidates of the naive whole-sequence forward, however it is cut."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -16,7 +17,6 @@ SHAPES: dict[str, dict[str, object]] = {
     "as it ships": {},
     "layer 0 forks, no bias, tanh": {"fork_layers": (0, 2), "bias": False, "activation": "gelu_tanh"},
     "two heads of odd width": {"n_head": 2, "n_embd": 24},
-    "copy-3": {"fork_layers": (), "max_block_size": 64, "copies": 3, "averaging": "rightmost"},
 }
 
 
@@ -56,3 +56,16 @@ def check(model: Thoughtbubbles, cut: list[int]) -> None:
         live = one.token_index[0] < len(ids)
         assert state.fork_counts(len(ids)) == one.token_index[0][live].bincount().tolist()
         torch.testing.assert_close(torch.cat(xs), one.x[0][live], atol=1e-4, rtol=1e-4)
+
+
+def test_models_that_the_kernels_do_not_compute_are_known(small_model: Thoughtbubbles) -> None:
+    from engine.decode_step import decodes_alone
+    from engine.device_layers import has_kernels
+
+    config = small_model.config
+    assert has_kernels(config)
+    assert decodes_alone(config)
+    copies = {"fork_layers": (), "max_block_size": 64, "copies": 3, "averaging": "rightmost"}
+    for change in (copies, {"residual_attenuation": False}, {"n_layer": 7, "fork_layers": (1, 2, 3, 4, 5, 6)}):
+        assert not has_kernels(replace(config, **change))  # type: ignore[arg-type]
+    assert not decodes_alone(replace(config, averaging="logit"))
