@@ -1,5 +1,6 @@
 """Documents to token files: nothing is lost, what is wrong is named, and tiktoken cuts text as the trained BPE does."""
 
+import argparse
 import gzip
 import hashlib
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from model import Tokenizer
 from tests.training.harness import HELD_OUT, SUBJECTS, TEXTS, VERBS, VOCAB, write_json_lines
-from training.data.prepare import prepare
+from training.data.prepare import add_arguments, prepare, run
 from training.data.token_file import Index, read_tokens
 from training.data.vocabulary import _printable_bytes, tiktoken_ranks, train_byte_pairs
 
@@ -41,6 +42,23 @@ def test_the_index_says_what_the_files_hold(data: Path) -> None:
     assert index.val.documents == len(HELD_OUT)
     assert index.val.sha256 == hashlib.sha256(content).hexdigest()
     assert list(index.train.sources) == ["train.jsonl"]
+
+
+def test_the_command_tells_the_size_of_both_files_and_no_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [tmp_path / f"{name}.txt" for name in ("one", "two", "held-out")]
+    for text in texts:
+        text.write_text("abab", encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    learned, held_out = map(str, texts[:2]), str(texts[2])
+    flags = ["--vocab-size", "258", "--workers", "1", "--out", str(tmp_path / "out")]
+    assert run(parser.parse_args(["--train", *learned, "--val", held_out, *flags])) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/out/train.bin: 6 tokens, 8 bytes, 2 documents",
+        f"{tmp_path}/out/val.bin: 3 tokens, 4 bytes, 1 documents",
+    ]
 
 
 def test_gzipped_lines_and_text_files_mix_under_a_given_vocabulary(data: Path, tmp_path: Path) -> None:
