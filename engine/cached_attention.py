@@ -1,38 +1,23 @@
 """Attention of new streams over the fork-state cache (SPEC.md, "Attenuated block").
 
-Letters: R requests, S new streams of all of them, M of one, K keys of one, N heads, H head width.
+Letters: R requests, S new streams of all of them; G requests of a group, M new streams of each, K keys of the longest;
+N heads, H head width, D = N·H.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.attention_groups import Group, Masks, groups
+from engine.cached_block import Attend
 from engine.fork_cache import ForkState
-from engine.packing import Packing
+from engine.gathering import Gathering, Room
+from engine.layout import Indices
 from engine.pages import NO_CANDIDATE, SegmentPages, Slots
-from model.attention import Attend
-
-
-@dataclass(frozen=True)
-class RequestView:
-    """One request's new streams in a segment, and what they attend to."""
-
-    new: slice
-    """Its new streams among those of all requests."""
-    held: int
-    """Streams that were there before this step."""
-    slots: Slots
-    """Where its K streams lie, the new ones last."""
-    mask: Tensor | None
-    """(M,K) which keys each new stream sees, causal in stream order; None where it is plain causal or sees all."""
-
-    @property
-    def fresh(self) -> bool:
-        """Whether there is nothing but the new streams."""
-        return self.held == 0
 
 
 @dataclass(frozen=True)
@@ -40,58 +25,83 @@ class SegmentView:
     """The new streams of one step in one segment, laid end to end, and where they lie in the cache."""
 
     pages: SegmentPages
-    packing: Packing
-    requests: list[RequestView]
+    held: list[int]
+    """(R,) streams of each request that were there before this step."""
+    new: list[int]
+    """(R,) new streams of each request."""
+    slots: list[Slots]
+    """(R,) where each request's streams lie, the new ones last."""
     new_slots: Tensor
     """(S,) where the new streams' keys and values go."""
+    groups: list[tuple[Group, Gathering | None]]
+    """Who attends together, and where they attend to more than their new streams, to what."""
+    dtype: torch.dtype
+    """What attention computes in."""
 
     @classmethod
-    def of(cls, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> "SegmentView":
+    def of(
+        cls, pages: SegmentPages, states: list[ForkState], held: list[int], masks: Masks, room: Room
+    ) -> "SegmentView":
         """The view for requests that held so many streams before and have grown since."""
-        requests, new_slots, start = [], [], 0
-        for state, before in zip(states, held, strict=True):
-            total = state.streams(pages.segment.index)
-            slots = pages.slots(state.pages[pages.segment.index], total)
-            new = total - before
-            requests.append(RequestView(slice(start, start + new), before, slots, _mask(before, new, device)))
-            new_slots.append(_from(slots, before, device))
-            start += new
-        packing = Packing.of([each.new.stop - each.new.start for each in requests], device)
-        return cls(pages, packing, requests, torch.cat(new_slots))
+        index = pages.segment.index
+        totals = [state.streams(index) for state in states]
+        new = [total - before for total, before in zip(totals, held, strict=True)]
+        slots = [pages.slots(state.pages[index], total) for state, total in zip(states, totals, strict=True)]
+        new_slots = np.concatenate([_from(at, before) for at, before in zip(slots, held, strict=True)])
+        together: list[tuple[Group, Gathering | None]] = []
+        for group in groups(held, new, masks):
+            own, counts = zip(*((slots[i], totals[i]) for i in group.requests), strict=True)
+            together.append((group, None if group.fresh else Gathering(pages, own, counts, room)))
+        return cls(
+            pages, held, new, slots, torch.from_numpy(new_slots).to(pages.keys.device), together, room.like.dtype
+        )
+
+    def write_scores(self, grid: Tensor) -> None:
+        """Store the grid scores (S,2), int32, of the candidates that the new streams make."""
+        self.pages.write_scores(self.new_slots, grid)
 
     def prior_scores(self) -> Tensor | None:
-        """The grid scores of all candidates before this step, (R,P), `NO_CANDIDATE` where there is none."""
-        if all(each.fresh for each in self.requests):
+        """On the host the grid scores of all earlier candidates, (R,P), `NO_CANDIDATE` where there is none."""
+        if not any(self.held):
             return None
-        scores = [self.pages.read_scores(each.slots)[: each.held].flatten() for each in self.requests]
-        return pad_sequence(scores, batch_first=True, padding_value=NO_CANDIDATE).long()
+        held = zip(self.slots, self.held, strict=True)
+        scores = [self.pages.read_scores(_first(at, n)).cpu() for at, n in held]
+        return scores[0][None] if len(scores) == 1 else pad_sequence(scores, True, NO_CANDIDATE)
 
     def attend(self, layer: int) -> Attend:
         """The attention of one layer: store the new keys and values, then look at all that came before."""
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (1,N,S,H) each
-            self.pages.write(layer, self.new_slots, k[0], v[0])
-            return torch.cat([self._attend_one(layer, each, q, k, v) for each in self.requests], dim=2)
+        def attend(heads: Tensor) -> Tensor:
+            queries, new = heads.select(1, 0).to(self.dtype), heads[:, 1:].to(self.pages.keys.dtype)
+            self.pages.write(layer, self.new_slots, new.permute(1, 2, 0, 3))
+            parts = [self._attend(layer, group, gathering, queries, new) for group, gathering in self.groups]
+            if len(parts) == 1:
+                return parts[0]
+            attended = parts[0].new_empty(len(queries), parts[0].shape[1])
+            for (group, _), part in zip(self.groups, parts, strict=True):
+                attended[group.rows] = part
+            return attended
 
         return attend
 
-    def _attend_one(self, layer: int, request: RequestView, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(1,N,M,H) of one request."""
-        q = q[:, :, request.new]
-        if request.fresh:
-            return F.scaled_dot_product_attention(q, k[:, :, request.new], v[:, :, request.new], is_causal=True)
-        keys, values = (each[None] for each in self.pages.read(layer, request.slots))
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=request.mask)
+    def _attend(self, layer: int, group: Group, gathering: Gathering | None, queries: Tensor, new: Tensor) -> Tensor:
+        """(G·M,D) of a group, from the queries (S,N,H) and the new keys and values (S,2,N,H) of all requests."""
+        if gathering:
+            keys, values = gathering.at(layer)
+        else:
+            keys, values = (group.own(each).to(queries.dtype) for each in new.unbind(1))
+        q = group.own(queries)
+        attended = F.scaled_dot_product_attention(q, keys, values, group.mask, is_causal=group.fresh)
+        return attended.transpose(1, 2).reshape(-1, queries.shape[1] * queries.shape[2])
 
 
-def _mask(held: int, new: int, device: torch.device) -> Tensor | None:
-    if held == 0 or new == 1:
-        return None
-    return torch.ones(new, held + new, dtype=torch.bool, device=device).tril(held)
+def _first(slots: Slots, held: int) -> Slots:
+    """The slots of the first `held` streams."""
+    return slice(slots.start, slots.start + held) if isinstance(slots, slice) else slots[:held]
 
 
-def _from(slots: Slots, held: int, device: torch.device) -> Tensor:
+def _from(slots: Slots, held: int) -> Indices:
     """The slots after the first `held`, one index a stream."""
     if isinstance(slots, slice):
-        return torch.arange(slots.start + held, slots.stop, device=device)
-    return slots[held:]
+        return np.arange(slots.start + held, slots.stop)
+    return slots[held:].numpy(force=True)

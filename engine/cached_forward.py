@@ -1,43 +1,34 @@
 """The forward pass of new tokens over the fork-state cache: prefill and decode are the same, many tokens or one.
 
-Letters: R requests, T new tokens of all of them, S their streams, C = 2S candidates, P candidates of a prefix.
+The host keeps count of the streams, in numpy, whose operations cost less than torch's where the numbers are few; torch
+computes with them.
+
+Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate, islice
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.attention_groups import Masks
 from engine.cached_attention import SegmentView
+from engine.cached_block import CachedBlock
+from engine.cached_fork import CachedFork
+from engine.cached_selection import Fork, Grid, Keep, select
 from engine.fork_cache import ForkCache, ForkState
-from engine.packing import Packing
+from engine.gathering import Room
+from engine.head_map import HeadMaps
+from engine.layout import Indices, Layout
+from engine.packed_linear import PackedLinear
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
-from engine.transfer import to_device
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
-from model.forking import gather
-from model.rotary import Rotation, fractions, rotation
-from model.selection import forced_candidates, on_grid, select_causal
-
-
-class View(Protocol):
-    """The new streams of one step in one segment, laid end to end, and where they lie in the cache."""
-
-    @property
-    def pages(self) -> SegmentPages:
-        """Of the segment."""
-
-    @property
-    def packing(self) -> Packing:
-        """Of the new streams."""
-
-    @property
-    def new_slots(self) -> Tensor:
-        """(S,) where their keys and values go."""
-
-    def prior_scores(self) -> Tensor | None:
-        """The grid scores of all candidates before this step, (R,P), `NO_CANDIDATE` where there is none."""
+from model.selection import GRID
 
 
 @dataclass(frozen=True)
@@ -58,108 +49,135 @@ class ForkTally:
     deletions: Counter[int] = field(default_factory=Counter)
     """Streams that arrived and were not kept."""
 
-    def add(self, layer: int, keep: Tensor) -> None:
+    def add(self, layer: int, keep: Keep) -> None:
         """Count a fork layer's survivors, (S,2): fork copies and kept streams."""
-        self.forks[layer] += int(keep[:, 0].sum())
-        self.deletions[layer] += int((~keep[:, 1]).sum())
+        forks, kept = keep.sum(0).tolist()
+        self.forks[layer] += forks
+        self.deletions[layer] += len(keep) - kept
 
 
 @dataclass(frozen=True)
-class StepFacts:
+class _Step:
     """What the chunks of one step have in common."""
 
     chunks: list[Chunk]
-    packing: Packing
-    """Of new tokens."""
-    first: Tensor
+    layout: Layout
+    """Of the T new tokens among R requests."""
+    first: Indices
     """(R,) tokens that were there before."""
-    position: Tensor
-    """(T,) each new token's place in its request."""
-    slots: Tensor
-    """(R,M) budget(t+1) - (t+1) at each new token t."""
+    slots: Indices
+    """(R,U) budget(t+1) - (t+1) at each new token t."""
 
     @classmethod
-    def of(cls, chunks: list[Chunk], device: torch.device) -> "StepFacts":
-        """The facts of these chunks, on a device."""
-        packing = Packing.of([len(chunk.ids) for chunk in chunks], device)
-        first, kappa = to_device(
-            [[chunk.state.tokens for chunk in chunks], [chunk.selection.max_block_size for chunk in chunks]], device
-        )
-        lengths = first[:, None] + torch.arange(1, packing.present.shape[1] + 1, device=device)
-        slots = budget(lengths, kappa[:, None], chunks[0].selection.block_size) - lengths
-        return cls(chunks, packing, first, first[packing.request] + packing.place, slots)
+    def of(cls, chunks: list[Chunk]) -> "_Step":
+        layout = Layout.of([len(chunk.ids) for chunk in chunks])
+        first = np.array([chunk.state.tokens for chunk in chunks])
+        kappa = np.array([[chunk.selection.max_block_size] for chunk in chunks])
+        lengths = first[:, None] + np.arange(1, layout.counts.max() + 1)
+        slots = budget(lengths, kappa, chunks[0].selection.block_size) - lengths
+        return cls(chunks, layout, first, slots)
+
+    def positions(self, bubbles: Layout) -> Tensor:
+        """(S,) float32: t + j/q for the j-th of the q streams of token t (SPEC.md, "Positions")."""
+        token = (self.first[self.layout.group] + self.layout.place)[bubbles.group]
+        fraction = (bubbles.place + 1) / bubbles.counts[bubbles.group]
+        return torch.from_numpy(token.astype(np.float32) + fraction.astype(np.float32))
+
+    def held(self, segment: Segment) -> list[int]:
+        """The streams that each request has in a segment."""
+        return [chunk.state.streams(segment.index) for chunk in self.chunks]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The new tokens' streams at one depth, laid end to end."""
+
+    x: Tensor
+    """(S,D)"""
+    score: Tensor
+    """(S,) float32, the cumulative scores c."""
+    bubbles: Layout
+    """Of the S streams among T tokens."""
 
 
 class CachedForward:
-    """Runs a model under the causal rule, keeping in a cache what later tokens need."""
+    """Runs a model under the causal rule, keeping in a cache what later tokens need. The weights are read once."""
 
     def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally) -> None:
         self.model = model
         self.cache = cache
         self.tally = tally
+        self._embedding = model.transformer.wte.weight.detach()
+        self.head = PackedLinear(self._embedding, None)
+        """(…,D) → (…,V), for `Thoughtbubbles.readout`."""
+        self._blocks = [CachedBlock(block) for block in model.blocks]
+        self._forks = {i: CachedFork(block) for i, block in enumerate(model.blocks) if isinstance(block, ForkingBlock)}
+        self._maps = HeadMaps(model.config, self._embedding.device)
+        self._room = Room(self._embedding)
+        self._masks = Masks(self._room.like)
 
     def extend(self, chunks: list[Chunk]) -> Streams:
         """The streams, after the last layer, of the chunks' tokens laid end to end (B = 1); the cache then holds them.
 
         The caller has made sure that the pages are there.
         """
-        device = self.model.transformer.wte.weight.device
-        step = StepFacts.of(chunks, device)
-        streams = self.model.embed(torch.tensor([[i for chunk in chunks for i in chunk.ids]], device=device))
-        alive = torch.zeros_like(step.slots)
-        view = None
+        step = _Step.of(chunks)
+        rows, view = self._embed(chunks), None
         for pages in self.cache.segments:
             if view is not None:
-                streams, alive = self._fork(pages.segment, streams, step, view)
-            view = self._grow(pages, step, alive)
-            streams = self._run(streams, step, view)
+                rows = self._fork(pages.segment, rows, step, view)
+            view = self._grow(pages, step, rows.bubbles)
+            self._run(pages.segment, rows, step, view)
         for chunk in chunks:
             self.cache.extend(chunk.state, chunk.ids)
-        return streams
+        token_index = self._told(rows.bubbles.group)
+        return Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
 
-    def _run(self, streams: Streams, step: StepFacts, view: View) -> Streams:
-        """The layers of a segment."""
-        positions = step.position[streams.token_index] + fractions(streams.token_index, streams.tokens)
-        by = rotation(positions, self.model.config.head_width)
-        x = self._layers(streams, by, view)
-        return Streams(x, streams.score, streams.token_index, streams.tokens)
+    def _embed(self, chunks: list[Chunk]) -> _Rows:
+        bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])
+        ids = np.array([i for chunk in chunks for i in chunk.ids])[bubbles.group]
+        x = self._embedding.index_select(0, self._told(ids))
+        return _Rows(x, torch.zeros(len(x), device=x.device), bubbles)
 
-    def _layers(self, streams: Streams, by: Rotation, view: View) -> Tensor:
-        """The residual streams (1,S,D) after the layers of a segment, whose keys and values the cache then holds."""
-        assert isinstance(view, SegmentView)
-        x = streams.x
-        for layer in view.pages.segment.layers:
-            x = self.model.blocks[layer](x, streams.score, by, view.attend(layer))
-        return x
+    def _grow(self, pages: SegmentPages, step: _Step, bubbles: Layout) -> SegmentView:
+        """Take pages for the new tokens' streams in a segment."""
+        held, sizes = step.held(pages.segment), iter(bubbles.counts.tolist())
+        for chunk, before in zip(step.chunks, held, strict=True):
+            _, *ends = accumulate(islice(sizes, len(chunk.ids)), initial=before)
+            self.cache.grow(chunk.state, pages.segment.index, ends)
+        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, self._masks, self._room)
 
-    def _view(self, pages: SegmentPages, states: list[ForkState], held: list[int], device: torch.device) -> View:
-        return SegmentView.of(pages, states, held, device)
+    def _run(self, segment: Segment, rows: _Rows, step: _Step, view: SegmentView) -> None:
+        """The layers of a segment, over the rows in place."""
+        by = self._maps.of(step.positions(rows.bubbles).to(rows.x.device), rows.score)
+        for layer in segment.layers:
+            self._blocks[layer](rows.x, by, view.attend(layer))
 
-    def _grow(self, pages: SegmentPages, step: StepFacts, alive: Tensor) -> View:
-        """Take pages for a segment's new streams: the originals, and `alive` (R,M) forks up to each new token."""
-        index, copies = pages.segment.index, self.model.config.copies
-        held = [chunk.state.streams(index) for chunk in step.chunks]
-        for chunk, first, forks in zip(step.chunks, step.first.tolist(), alive.tolist(), strict=True):
-            ends = [copies * (first + i + 1) + forks[i] for i in range(len(chunk.ids))]
-            self.cache.grow(chunk.state, index, ends)
-        return self._view(pages, [chunk.state for chunk in step.chunks], held, step.position.device)
-
-    def _fork(self, into: Segment, streams: Streams, step: StepFacts, view: View) -> tuple[Streams, Tensor]:
-        """Fork into a segment: the survivors, and for each request its forks up to each new token, (R,M)."""
-        block = self.model.blocks[into.layers.start]
-        assert isinstance(block, ForkingBlock)
-        scores = block.candidate_scores(streams.x, streams.score)  # (1,C)
-        grid = on_grid(scores).view(-1, 2)  # (S,2)
-        held = torch.tensor([c.state.streams(into.index) for c in step.chunks], device=step.first.device)
-        tokens = step.slots.shape[1]
-        local = torch.where(view.packing.present, view.packing.pad(step.packing.place[streams.token_index[0]]), tokens)
-        keep, alive = select_causal(
-            view.packing.pad(grid).flatten(1), local.repeat_interleave(2, dim=1), step.slots,
-            view.prior_scores(), held - step.first,
-        )  # fmt: skip
-        keep = view.packing.pack(keep.view(len(step.chunks), -1, 2))  # (S,2)
-        originals = forced_candidates(streams.token_index, streams.tokens)[0]
-        grid[:, 1].masked_fill_(originals, NO_CANDIDATE)
-        view.pages.write_scores(view.new_slots, grid)
+    def _fork(self, into: Segment, rows: _Rows, step: _Step, view: SegmentView) -> _Rows:
+        """Fork into a segment: the streams that survive."""
+        fork, originals = self._forks[into.layers.start], rows.bubbles.ends - 1
+        scores = fork.candidate_scores(rows.x, rows.score).numpy(force=True)
+        grid = np.rint(scores * GRID).astype(np.int32)
+        grid[originals, 1] = NO_CANDIDATE
+        view.write_scores(self._told(grid))
+        keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores())
+        keep[originals, 1] = True
         self.tally.add(into.layers.start, keep)
-        return gather(streams, keep.flatten().nonzero().T, scores, block.fork_embedding), alive
+        candidate = keep.ravel().nonzero()[0]
+        sizes = np.bincount(rows.bubbles.group[candidate // 2], minlength=len(rows.bubbles.counts))
+        score = self._told(scores.ravel()[candidate])
+        return _Rows(fork.survivors(rows.x, self._told(candidate)), score, Layout.of(sizes))
+
+    def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> Fork:
+        streams = np.array(view.held, np.int64) + np.array(view.new, np.int64)
+        return Fork(
+            grid=grid,
+            layout=bubbles if step.slots.shape[1] == 1 else Layout.of(view.new),
+            token=step.layout.place[bubbles.group],
+            slots=step.slots,
+            candidates=2 * streams - step.first - step.layout.counts,
+            alive=np.array(step.held(into)) - step.first,
+        )
+
+    def _told(self, numbers: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers).to(self._embedding.device)

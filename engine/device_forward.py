@@ -11,12 +11,13 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from engine.cached_forward import CachedForward, Chunk, ForkTally, StepFacts
+from engine.cached_forward import CachedForward, Chunk, ForkTally
 from engine.device_layers import Scratch, run_layers
 from engine.fork_cache import ForkCache
 from engine.kernels.prefill import Bubbles, Candidates, rank, spread, weigh
 from engine.kernels.rows import Rows
 from engine.pages import Segment
+from engine.step_facts import StepFacts
 from engine.transfer import to_device
 from model import ForkingBlock, Streams, Thoughtbubbles
 from model.rotary import BASE

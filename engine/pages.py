@@ -42,8 +42,8 @@ class SegmentPages:
 
     A page has holders, who keep it, and among them runners, whose requests are being served.
 
-    On a CPU a request's pages lie side by side where that can be had: then its keys are one slice, and attention reads
-    them in place instead of gathering a copy, which costs more than the attention itself.
+    On a CPU a request's pages lie side by side where that can be had: then its keys are one slice, and not picked
+    stream by stream.
     """
 
     def __init__(self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, like: Tensor) -> None:
@@ -51,10 +51,12 @@ class SegmentPages:
         self.segment = segment
         self.page_size = page_size
         self.pages = pages
-        shape = (len(segment.layers), config.n_head, pages * page_size, config.head_width)
-        self.keys = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
+        shape = (2, len(segment.layers), config.n_head, pages * page_size, config.head_width)
+        self._stored = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
+        self._by_layer = [self._stored[:, at] for at in range(len(segment.layers))]
+        self.keys = self._stored[0]
         """(layers, N, slots, H): head by head, so that a request whose pages lie side by side is a slice of each."""
-        self.values = like.new_zeros(shape)
+        self.values = self._stored[1]
         """As `keys`."""
         self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
         """(slots, 2) grid scores of the two candidates that each stream made."""
@@ -106,8 +108,7 @@ class SegmentPages:
     def copy(self, page: int, to: int) -> None:
         """Copy what a page holds."""
         source, target = (slice(p * self.page_size, (p + 1) * self.page_size) for p in (page, to))
-        for stored in (self.keys, self.values):
-            stored[:, :, target] = stored[:, :, source]
+        self._stored[..., target, :] = self._stored[..., source, :]
         self.scores[target] = self.scores[source]
 
     def slots(self, held: list[int], streams: int) -> Slots:
@@ -132,23 +133,25 @@ class SegmentPages:
         widest = max(gaps, key=len)
         return widest[0] if len(widest) == self.pages else widest[len(widest) // 2]
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values (N,S,H) of a layer at slots (S,)."""
-        self.keys[layer - self.segment.layers.start].index_copy_(1, slots, keys)
-        self.values[layer - self.segment.layers.start].index_copy_(1, slots, values)
+    def write(self, layer: int, slots: Tensor, keys_and_values: Tensor) -> None:
+        """Store keys and values (2,N,S,H) of a layer at slots (S,)."""
+        self._by_layer[layer - self.segment.layers.start].index_copy_(2, slots, keys_and_values)
 
-    def read(self, layer: int, slots: Slots) -> tuple[Tensor, Tensor]:
-        """Keys and values (N,K,H) of a layer at K slots."""
-        at = layer - self.segment.layers.start
-        return _at(self.keys[at], slots, dim=1), _at(self.values[at], slots, dim=1)
+    def read(self, layer: int, slots: Slots) -> Tensor:
+        """Keys and values (2,N,K,H) of a layer at K slots; not a copy where these lie side by side."""
+        return _at(self._by_layer[layer - self.segment.layers.start], slots, dim=2)
+
+    def in_place(self, slots: Slots) -> tuple[Tensor, ...] | None:
+        """What `read` gives for each layer where the slots lie side by side: views, all at once."""
+        return _at(self._stored, slots, dim=3).unbind(1) if isinstance(slots, slice) else None
 
     def write_scores(self, slots: Tensor, scores: Tensor) -> None:
-        """Store the grid scores (S,2) of the candidates that streams at slots (S,) made."""
-        self.scores[slots] = scores.to(torch.int32)
+        """Store the grid scores (S,2), int32, of the candidates that streams at slots (S,) made."""
+        self.scores.index_copy_(0, slots, scores)
 
     def read_scores(self, slots: Slots) -> Tensor:
-        """Grid scores (K,2) of the candidates that streams at K slots made."""
-        return _at(self.scores, slots, dim=0)
+        """Grid scores (2K,) of the candidates that streams at K slots made."""
+        return _at(self.scores, slots, dim=0).flatten()
 
     def check(self, running: list[list[int]], retired: list[list[int]]) -> None:
         """Assert that pages are held by just these holders, whose pages are given."""

@@ -3,7 +3,7 @@
 Letters: S streams, T tokens, W wanted tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,13 @@ def pick(streams: Streams, wanted: Tensor) -> Streams:
     return Streams(streams.x[:, kept], streams.score[:, kept], token_index[kept][None], len(wanted))
 
 
-def last_logits(model: Thoughtbubbles, streams: Streams, last: list[int]) -> Tensor:
-    """Logits (W,V) float32 of these tokens, which rise."""
+def last_logits(
+    model: Thoughtbubbles, streams: Streams, last: list[int], head: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Logits (W,V) float32 of these tokens, which rise; `head` as in `Thoughtbubbles.readout`."""
     if len(last) < streams.tokens:
         streams = pick(streams, torch.tensor(last, device=streams.x.device))
-    return model.readout(streams)[0].float()
+    return model.readout(streams, head)[0].float()
 
 
 def score(

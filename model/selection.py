@@ -7,12 +7,14 @@ Padding candidates carry `token_index == T`; they are never free, never forced a
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import ModelConfig
 
-Length = TypeVar("Length", int, Tensor)
+Length = TypeVar("Length", int, Tensor, NDArray[np.int64])
 Rule = Literal["blockwise", "dynamic", "fixed", "causal"]
 
 GRID = 2**16

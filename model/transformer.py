@@ -4,6 +4,7 @@ Letters: B batch, T tokens, S streams (S ≥ T), D model width, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
@@ -168,17 +169,20 @@ class Thoughtbubbles(nn.Module):
         positions = (token_index + first) + fractions(token_index, tokens)
         return rotation(positions, self.config.head_width)
 
-    def readout(self, streams: Streams) -> Tensor:
-        """Logits (B,T,V) of streams after the last layer (for `logit` log-probabilities, always float32)."""
-        norm = self.transformer.ln_f
+    def readout(self, streams: Streams, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Logits (B,T,V) of streams after the last layer (for `logit` log-probabilities, always float32).
+
+        `head` takes (…,D) to (…,V); None: the tied embedding.
+        """
+        norm, head = self.transformer.ln_f, head or self._head
         if self.config.averaging == "logit":
-            return logit_average(streams, self._head(norm(streams.x)))
+            return logit_average(streams, head(norm(streams.x)))
         if self.config.averaging == "rightmost":
-            return self._head(norm(rightmost(streams)))
+            return head(norm(rightmost(streams)))
         if self.config.norm_before_averaging:
             streams = Streams(norm(streams.x), streams.score, streams.token_index, streams.tokens)
-            return self._head(residual_average(streams).type_as(streams.x))
-        return self._head(norm(residual_average(streams).type_as(streams.x)))
+            return head(residual_average(streams).type_as(streams.x))
+        return head(norm(residual_average(streams).type_as(streams.x)))
 
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.transformer.wte.weight)

@@ -69,8 +69,8 @@ def fill(cache: ForkCache, state: ForkState, streams: int, mark: int) -> Tensor:
     slots = pages.slots(state.pages[1], streams)
     where = (torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[before:]
     keys = torch.randn(2, streams - before, 8)
-    pages.write(3, where, keys, -keys)
-    pages.write_scores(where, torch.full((streams - before, 2), mark))
+    pages.write(3, where, torch.stack((keys, -keys)))
+    pages.write_scores(where, torch.full((streams - before, 2), mark, dtype=torch.int32))
     return keys
 
 

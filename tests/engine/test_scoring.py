@@ -19,8 +19,8 @@ def largest(model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> list[int]
     made: list[int] = []
     readout = model.readout
 
-    def recorded(streams: Streams) -> Tensor:
-        logits = readout(streams)
+    def recorded(streams: Streams, *head: object) -> Tensor:
+        logits = readout(streams, *head)
         made.append(logits.shape[0] * logits.shape[1])
         return logits
 
