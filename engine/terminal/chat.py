@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer what is typed, until Ctrl-D. `ValueError` when the checkpoint has no chat template."""
     with suppress(ImportError):  # where it is, the arrow keys edit the line and bring earlier ones back
         importlib.import_module("readline")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with Ctrl-C ignored
     console = Console()
     checkpoint, engine = session.load(args)
     if checkpoint.chat_template is None:
