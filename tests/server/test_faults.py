@@ -54,7 +54,7 @@ def test_a_forward_that_raises_at_step_10(
 
     def client(server: Running) -> tuple[list[str], int, str]:
         server.engine.hold()
-        with bursting(model.transformer.h[0].ln_1, 10), ThreadPoolExecutor() as pool:
+        with bursting(model.transformer.ln_f, 10), ThreadPoolExecutor() as pool:
             streams = [pool.submit(told, server, **FORCED) for _ in range(3)]
             whole = pool.submit(server.client.post, "/v1/completions", json=FORCED)
             eventually(lambda: len(server.service.worker._generations) == 4)
