@@ -16,6 +16,7 @@ from model import Thoughtbubbles
 from training.config import Precision, TrainConfig
 from training.data.loader import PADDING
 from training.distributed import Ranks, replicate, shard
+from training.fused import Fusions, fused_loss
 from training.optimizer import build_optimizers, set_learning_rate
 from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
@@ -47,24 +48,35 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 class NextTokenLoss(nn.Module):
     """`next_token_loss` as a module, which is what DDP wraps and the compiler takes whole."""
 
-    def __init__(self, model: Thoughtbubbles, *, padded: bool = False) -> None:
+    def __init__(self, model: Thoughtbubbles, *, padded: bool = False, fusions: Fusions | None = None) -> None:
         super().__init__()
         self.model = model
         self._padded = padded
+        self._fusions = fusions
 
     def forward(self, windows: Tensor, ratio: float | None, noise: Tensor | None) -> Tensor:
         """(), of windows (B,T+1)."""
+        if self._fusions is not None:
+            return fused_loss(self.model, windows, ratio, noise, padded=self._padded, fusions=self._fusions)
         return next_token_loss(self.model, windows, ratio, noise, padded=self._padded)
 
 
 class TrainStep:
     """A model, its optimizers and what happens to them in a step; the model's weights are sharded in place."""
 
-    def __init__(self, model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> None:
+    def __init__(
+        self,
+        model: Thoughtbubbles,
+        config: TrainConfig,
+        ranks: Ranks,
+        *,
+        padded: bool = False,
+        fusions: Fusions | None = None,
+    ) -> None:
         self.model = model
         self._config = config
         self._ranks = ranks
-        self._loss = _prepare(model, config, ranks, padded=padded)
+        self._loss = _prepare(model, config, ranks, padded=padded, fusions=fusions)
         self.optimizers = build_optimizers(model, config)
 
     def __call__(self, step: int, batches: Iterable[Tensor]) -> Tensor:
@@ -107,9 +119,11 @@ class TrainStep:
         return ids.pin_memory().to(self._ranks.device, non_blocking=True)  # a copy from pageable memory would wait
 
 
-def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> nn.Module:
+def _prepare(
+    model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False, fusions: Fusions | None = None
+) -> nn.Module:
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
-    loss = NextTokenLoss(model, padded=padded)
+    loss = NextTokenLoss(model, padded=padded, fusions=fusions)
     if config.recompute:
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]

@@ -1,0 +1,32 @@
+"""How a pair of kernels becomes an operator that autograd and the compiler know."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Kernels run in Triton's interpreter, on a CPU."""
+OPAQUE = INTERPRETED or os.environ.get("THOUGHTBUBBLES_OPAQUE_KERNELS") == "1"
+"""The compiler calls operators as they are, instead of taking their kernels into its own graph."""
+
+wrap_triton: Callable[[Any], Any] = (lambda kernel: kernel) if OPAQUE else torch.library.wrap_triton
+
+
+def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function of tensors that calls kernels as `thoughtbubbles::name`; `fake` gives its empty results."""
+
+    def register(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - an operator is of its function's type
+        kind = torch.library.custom_op if OPAQUE else torch.library.triton_op
+        op = kind(f"thoughtbubbles::{name}", function, mutates_args=())
+        op.register_fake(fake)
+        return op
+
+    return register
+
+
+def programs(rows: int, at_once: int, most: int) -> int:
+    """How many programs share so many rows, each taking `at_once` at a time."""
+    return min(triton.cdiv(rows, at_once), most)

@@ -1,0 +1,177 @@
+"""The attenuated residual update and the LayerNorm that reads what it leaves (SPEC.md, "Attenuated block").
+
+x' = x + P · (update + bias), h = LN(x'): one pass each way. Letters: M streams of the whole batch, D model width.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from training.kernels.operators import operator, programs, wrap_triton
+
+_ROWS = 1
+_WARPS = 4
+_MOST_PROGRAMS = 528
+"""Four for each multiprocessor of an H100."""
+
+
+def update_and_norm(
+    x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The streams (…,D) after `update` (…,D), to which `bias` (D) is yet to be added, and their LayerNorm.
+
+    The update is weighted by exp of the cumulative `score` (…) float32; None: not at all. Sums are float32, both
+    results of x's type.
+    """
+    flat = [each.reshape(-1, x.shape[-1]) for each in (x, update)]
+    rows = None if score is None else score.flatten()
+    residual, normed = _update_and_norm(*flat, bias, rows, weight, norm_bias, eps)
+    return residual.view(x.shape), normed.view(x.shape)
+
+
+def _empty_streams(
+    x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@operator("update_and_norm", _empty_streams)
+def _update_and_norm(
+    x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
+    wrap_triton(_forward)[(triton.cdiv(rows, _ROWS),)](
+        x, update, _or(bias, x), _or(score, x), weight, _or(norm_bias, x), residual, normed, eps, rows, WIDTH=width,
+        WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
+        HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
+    )  # fmt: skip
+    return residual, normed
+
+
+def _empty_gradients(
+    dresidual: Tensor, dnormed: Tensor, residual: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None,
+    weight: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, width = residual.shape
+    scored = 0 if score is None else rows
+    partial = torch.empty((3, width), dtype=torch.float32, device=residual.device)
+    return torch.empty_like(residual), residual.new_empty((scored, width)), partial.new_empty(scored), partial
+
+
+@operator("update_and_norm_backward", _empty_gradients)
+def _update_and_norm_backward(
+    dresidual: Tensor, dnormed: Tensor, residual: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None,
+    weight: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x (M,D), of the update and of the score (none of either without scores: the update's is x's), and
+    those of weight, norm bias and bias (3,D).
+    """
+    (rows, width), shared = residual.shape, programs(residual.shape[0], _ROWS, _MOST_PROGRAMS)
+    scored = 0 if score is None else rows
+    dx, dupdate = torch.empty_like(residual), residual.new_empty((scored, width))
+    partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
+    dscore = partial.new_empty(scored)
+    wrap_triton(_backward)[(shared,)](
+        dresidual, dnormed, residual, update, _or(bias, update), _or(score, update), weight, dx, dupdate, dscore, partial,
+        eps, rows, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
+        num_warps=_WARPS,
+    )  # fmt: skip
+    return dx, dupdate, dscore, partial.sum(0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+    _, update, bias, score, weight, norm_bias, ctx.eps = inputs
+    ctx.has_norm_bias = norm_bias is not None
+    ctx.save_for_backward(output[0], update if score is not None else output[0], bias, score, weight)
+
+
+def _differentiate(ctx: Any, dresidual: Tensor, dnormed: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    residual, update, bias, score, weight = ctx.saved_tensors
+    gradients = dresidual.contiguous(), dnormed.contiguous()
+    dx, dupdate, dscore, sums = _update_and_norm_backward(*gradients, residual, update, bias, score, weight, ctx.eps)
+    dbias = None if bias is None else sums[2]
+    dnorm_bias = sums[1] if ctx.has_norm_bias else None
+    if score is None:
+        return dx, dx, dbias, None, sums[0], dnorm_bias, None
+    return dx, dupdate, dbias, dscore, sums[0], dnorm_bias, None
+
+
+_update_and_norm.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _or(absent: Tensor | None, other: Tensor) -> Tensor:
+    """A kernel's place for a tensor is filled, also where it does not look."""
+    return other if absent is None else absent
+
+
+@triton.jit
+def _forward(
+    x, update, bias, scores, weight, norm_bias, residual, normed, eps, rows,
+    WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
+):  # fmt: skip
+    row, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None], tl.arange(0, WIDTH_2)[None, :]
+    own, present = d < WIDTH, row < rows
+    there, at = own & present, row.to(tl.int64) * WIDTH + d
+    y = tl.load(update + at, mask=there, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+    if SCORED:
+        y *= tl.exp(tl.load(scores + row, mask=present, other=0.0))
+    y += tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+    kept = y.to(residual.dtype.element_ty)
+    tl.store(residual + at, kept, mask=there)
+    y = kept.to(tl.float32)
+    centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
+    h = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + eps)
+    h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
+    if HAS_NORM_BIAS:
+        h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
+    tl.store(normed + at, h.to(normed.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _backward(
+    dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, eps, rows,
+    WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, WIDTH_2)[None, :]
+    own = d < WIDTH
+    scale = tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
+    sum_weight = tl.zeros([ROWS, WIDTH_2], tl.float32)
+    sum_norm_bias = tl.zeros([ROWS, WIDTH_2], tl.float32)
+    sum_bias = tl.zeros([ROWS, WIDTH_2], tl.float32)
+    for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+        row = (start + tl.arange(0, ROWS))[:, None]
+        present = row < rows
+        there, at = own & present, row.to(tl.int64) * WIDTH + d
+        y = tl.load(residual + at, mask=there, other=0.0).to(tl.float32)
+        dh = tl.load(dnormed + at, mask=there, other=0.0).to(tl.float32)
+        dy = tl.load(dresidual + at, mask=there, other=0.0).to(tl.float32)
+        centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
+        reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + eps)
+        centred *= reciprocal
+        sum_weight += dh * centred
+        sum_norm_bias += dh
+        dh *= scale
+        along, mean = tl.sum(dh * centred, 1)[:, None] / WIDTH, tl.sum(dh, 1)[:, None] / WIDTH
+        dy += tl.where(there, (dh - mean - centred * along) * reciprocal, 0.0)
+        tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=there)
+        if SCORED:
+            dy *= tl.exp(tl.load(scores + row, mask=present, other=0.0))
+            u = tl.load(update + at, mask=there, other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                u += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=there)
+            tl.store(dscores + row, tl.sum(u * dy, 1)[:, None], mask=present)
+        sum_bias += dy
+    to = partial + tl.program_id(0) * (3 * WIDTH) + d
+    tl.store(to, tl.sum(sum_weight, 0)[None, :], mask=own)
+    tl.store(to + WIDTH, tl.sum(sum_norm_bias, 0)[None, :], mask=own)
+    tl.store(to + 2 * WIDTH, tl.sum(sum_bias, 0)[None, :], mask=own)
