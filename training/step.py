@@ -17,7 +17,7 @@ from training.config import Precision, TrainConfig
 from training.data.loader import PADDING
 from training.distributed import Ranks, replicate, shard
 from training.fused import Fusions, fused_loss
-from training.optimizer import build_optimizers, set_learning_rate
+from training.optimizer import build_optimizers, clip, clip_by_scale, set_learning_rate
 from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
@@ -72,12 +72,14 @@ class TrainStep:
         *,
         padded: bool = False,
         fusions: Fusions | None = None,
+        scaled_clip: bool = False,
     ) -> None:
         self.model = model
         self._config = config
         self._ranks = ranks
         self._loss = _prepare(model, config, ranks, padded=padded, fusions=fusions)
         self.optimizers = build_optimizers(model, config)
+        self._clip = clip_by_scale if scaled_clip else clip
 
     def __call__(self, step: int, batches: Iterable[Tensor]) -> Tensor:
         """Learn from `config.accumulation` batches as step `step` (from 0); their losses, still on the device.
@@ -89,7 +91,7 @@ class TrainStep:
         peak = self._config.learning_rate
         set_learning_rate(self.optimizers, peak * learning_rate_factor(step, self._config))
         losses = [self._accumulate(step, index, windows) for index, windows in enumerate(batches)]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
+        self._clip(self.model, self.optimizers, self._config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

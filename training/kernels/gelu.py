@@ -71,7 +71,7 @@ _gelu.register_autograd(_differentiate, setup_context=_keep)
 
 @triton.jit
 def _distribution(x):
-    """Φ and its density at x.
+    """The normal distribution and its density at x.
 
     The error function is Abramowitz and Stegun's 7.1.26, good to 1.5e-7 and so to float32: the exponential that it
     needs is the density's too, where the library's own would compute both tails of a polynomial beside it.

@@ -47,7 +47,7 @@ def _update_and_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
     wrap_triton(_forward)[(triton.cdiv(rows, _ROWS),)](
-        x, update, _or(bias, x), _or(score, x), weight, _or(norm_bias, x), residual, normed, eps, rows, WIDTH=width,
+        x, update, _or(bias, x), _or(score, x), weight, _or(norm_bias, x), residual, normed, rows, EPS=eps, WIDTH=width,
         WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
         HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
     )  # fmt: skip
@@ -79,7 +79,7 @@ def _update_and_norm_backward(
     dscore = partial.new_empty(scored)
     wrap_triton(_backward)[(shared,)](
         dresidual, dnormed, residual, update, _or(bias, update), _or(score, update), weight, dx, dupdate, dscore, partial,
-        eps, rows, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
+        rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
         num_warps=_WARPS,
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)
@@ -112,8 +112,8 @@ def _or(absent: Tensor | None, other: Tensor) -> Tensor:
 
 @triton.jit
 def _forward(
-    x, update, bias, scores, weight, norm_bias, residual, normed, eps, rows,
-    WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    x, update, bias, scores, weight, norm_bias, residual, normed, rows,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
     HAS_NORM_BIAS: tl.constexpr,
 ):  # fmt: skip
     row, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None], tl.arange(0, WIDTH_2)[None, :]
@@ -129,7 +129,7 @@ def _forward(
     tl.store(residual + at, kept, mask=there)
     y = kept.to(tl.float32)
     centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
-    h = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + eps)
+    h = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
     h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
     if HAS_NORM_BIAS:
         h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
@@ -138,8 +138,8 @@ def _forward(
 
 @triton.jit
 def _backward(
-    dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, eps, rows,
-    WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, rows,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
 ):  # fmt: skip
     d = tl.arange(0, WIDTH_2)[None, :]
     own = d < WIDTH
@@ -155,7 +155,7 @@ def _backward(
         dh = tl.load(dnormed + at, mask=there, other=0.0).to(tl.float32)
         dy = tl.load(dresidual + at, mask=there, other=0.0).to(tl.float32)
         centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
-        reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + eps)
+        reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
         centred *= reciprocal
         sum_weight += dh * centred
         sum_norm_bias += dh

@@ -1,0 +1,35 @@
+"""The head's loss with its gradient in one pass, against torch's."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.training.kernels.harness import DEVICE, assert_close, drawn, exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows_at_once", [None, 4])
+def test_loss_and_gradients_with_padding(dtype: torch.dtype, rows_at_once: int | None) -> None:
+    from training.kernels.cross_entropy import linear_cross_entropy
+
+    torch.manual_seed(0)
+    x, weight, targets = drawn(11, 16, dtype=dtype), drawn(100, 16, dtype=dtype), torch.randint(100, (11,), device=DEVICE)
+    targets[3] = targets[10] = -1
+    one, other, kept = exact(x), exact(weight), exact(weight)
+    want = F.cross_entropy(one @ other.T, targets, ignore_index=-1)
+    got = linear_cross_entropy(x, kept, targets, ignore_index=-1, rows_at_once=rows_at_once)
+    assert_close([got], [want], dtype)
+    back = torch.autograd.grad(got, [x, kept], torch.tensor(0.25, device=DEVICE))
+    assert_close(back, torch.autograd.grad(want, [one, other], torch.tensor(0.25, device=DEVICE)), dtype)
+
+
+def test_a_row_longer_than_a_block() -> None:
+    """Blocks of columns: the running maximum falls into the second."""
+    from training.kernels.cross_entropy import linear_cross_entropy
+
+    x, weight = drawn(2, 4), drawn(9000, 4)
+    targets = torch.tensor([8500, 3], device=DEVICE)
+    want = F.cross_entropy(x @ weight.T, targets)
+    got = linear_cross_entropy(x, weight, targets, ignore_index=-1)
+    assert_close([got], [want], torch.float32)
+    assert_close(torch.autograd.grad(got, [x, weight]), torch.autograd.grad(want, [x, weight]), torch.float32)
