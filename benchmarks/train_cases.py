@@ -1,6 +1,6 @@
 """Training at the 124M shape, many variants in one go: which fusion pays, alone and with the others.
 
-    python -m benchmarks.train_cases [--cases 2l/plain/64 2l/all+cudnn/64 ...] [--profile] [--out FOLDER] [--seconds 430]
+    python -m benchmarks.train_cases [--cases 2l/plain/64 2l/all+cudnn/64] [--profile] [--out FOLDER] [--seconds 430]
 
 A case is MODEL/VARIANT/BATCH. Models: `regular`, `2l`, `4l` (κ = 2L, 4L; 12 layers, D = 768, 12 heads, V = 50,304,
 L = 512, forks before layers 3, 7, 11). A variant joins names by `+`; `plain` is the step as it stands. Every case is a
@@ -35,21 +35,44 @@ from training.fused import Fusions
 from training.step import TrainStep
 
 KAPPA = {"regular": 512, "2l": 1024, "4l": 2048}
-ALL = ("bf16", "forks", "heads", "norm", "gelu", "head", "clip")
+ALL = ("bf16", "forks", "scores", "heads", "norm", "gelu", "head", "clip")
 FUSIONS: dict[str, dict[str, object]] = {
-    "bf16": {"residual": "bfloat16"}, "forks": {"forks": True}, "table": {"heads": "table"},
-    "heads": {"heads": "triton"}, "norm": {"norm": True}, "gelu": {"gelu": True}, "head": {"head": True},
-    "rows8k": {"head_rows": 8192}, "flat": {},
-}  # fmt: skip
+    "bf16": {"residual": "bfloat16"},
+    "forks": {"forks": True},
+    "table": {"heads": "table"},
+    "heads": {"heads": "triton"},
+    "scores": {"fork_scores": True},
+    "norm": {"norm": True},
+    "gelu": {"gelu": True},
+    "head": {"head": True},
+    "rows8k": {"head_rows": 8192},
+    "flat": {},
+}
 SWITCHES = ("plain", "all", "clip", "cudnn", "tuned", "graphs", "lone")
 """`lone`: mix-order reductions off; `tuned`: coordinate descent; `graphs`: CUDA graphs by the compiler."""
 BASE = "bf16+forks"
 DEFAULT = (
-    "2l/all+cudnn/64", "regular/all+cudnn/64", "4l/all+cudnn/32", "2l/plain/64", "regular/plain/64", "4l/plain/32",
-    "2l/all/64", f"2l/{BASE}/64", f"2l/{BASE}+table/64", f"2l/{BASE}+heads/64", f"2l/{BASE}+norm/64",
-    f"2l/{BASE}+gelu/64", f"2l/{BASE}+head/64", f"2l/{BASE}+cudnn/64", "regular/all+cudnn/128", "2l/all+cudnn/96",
-    "4l/all+cudnn/64", "2l/all+cudnn+rows8k/64", "2l/all+cudnn+tuned/64",
-)  # fmt: skip
+    "2l/all+cudnn/64",
+    "regular/all+cudnn/64",
+    "4l/all+cudnn/32",
+    "2l/plain/64",
+    "regular/plain/64",
+    "4l/plain/32",
+    "2l/all/64",
+    f"2l/{BASE}/64",
+    f"2l/{BASE}+table/64",
+    f"2l/{BASE}+heads/64",
+    f"2l/{BASE}+norm/64",
+    f"2l/{BASE}+gelu/64",
+    f"2l/{BASE}+head/64",
+    f"2l/{BASE}+cudnn/64",
+    f"2l/{BASE}+scores/64",
+    "regular/all+cudnn/128",
+    "2l/all+cudnn/96",
+    "4l/all+cudnn/64",
+    "2l/all+cudnn+rows8k/64",
+    "2l/all+cudnn+tuned/64",
+)
 STEPS, REPEATS = 8, 5
 
 
@@ -86,13 +109,26 @@ def main() -> None:
 
 def _start(case: str, args: argparse.Namespace, *, patience: int, opaque: bool = False) -> subprocess.Popen[bytes]:
     """A case's process; the more patience, the later its compiler gets a processor."""
-    command = ["nice", "-n", str(patience), sys.executable, "-m", "benchmarks.train_cases", "--case", case, "--out", str(args.out)]
+    command = [
+        "nice",
+        "-n",
+        str(patience),
+        sys.executable,
+        "-m",
+        "benchmarks.train_cases",
+        "--case",
+        case,
+        "--out",
+        str(args.out),
+    ]
     command += ["--profile"] if args.profile else []
     settings = {"TORCHINDUCTOR_COMPILE_THREADS": "3", "OMP_NUM_THREADS": "1"}
     settings |= {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     settings |= {"THOUGHTBUBBLES_OPAQUE_KERNELS": "1"} if opaque else {}
     with _file(args.out, case, "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **settings})
+        return subprocess.Popen(  # noqa: S603 - our own command
+            command, stdout=log, stderr=log, env={**os.environ, **settings}
+        )
 
 
 def _told(case: str, out: Path) -> str:
@@ -204,7 +240,7 @@ def _build(model_name: str, names: list[str], config: TrainConfig) -> tuple[Mode
         model, replace(config, compile=False), Ranks(device=torch.device("cuda")),
         fusions=Fusions(**chosen) if flat else None, scaled_clip="clip" in names,  # type: ignore[arg-type]
     )  # fmt: skip
-    learn._loss = _compile(_Gated(learn._loss), names)
+    learn._loss = _compile(_Gated(learn._loss), names)  # noqa: SLF001
     return model_config, learn
 
 

@@ -39,6 +39,8 @@ class Fusions:
     """Rows of logits at a time; None: all."""
     forks: bool = False
     """Forks and averaging whose gradients are gathered, not scattered."""
+    fork_scores: bool = False
+    """With `forks`: the update before a fork and the fork's logits as a kernel."""
     residual: Literal["float32", "bfloat16"] = "float32"
     """Type of the residual stream; scores, sums and weights stay float32."""
 
@@ -83,7 +85,7 @@ def _streams(model: Thoughtbubbles, streams: Streams, selection: Selection, fusi
     by, update, weighted = model.rotation(streams.token_index, streams.tokens), None, False
     for layer, block in enumerate(model.blocks):
         if isinstance(block, ForkingBlock):
-            streams = _fork(block, layer, _settle(streams, update), selection, fusions)
+            streams = _fork(block, layer, streams, update, selection, fusions)
             by, update = model.rotation(streams.token_index, streams.tokens), None
             weighted = block.residual_attenuation
         score = streams.score if weighted else None  # before the first fork P is 1
@@ -106,12 +108,23 @@ def _readout(model: Thoughtbubbles, streams: Streams, fusions: Fusions) -> Tenso
     return normed
 
 
-def _fork(block: ForkingBlock, layer: int, streams: Streams, selection: Selection, fusions: Fusions) -> Streams:
+def _fork(  # noqa: PLR0917
+    block: ForkingBlock, layer: int, streams: Streams, update: Update | None, selection: Selection, fusions: Fusions
+) -> Streams:
+    """The streams that survive the fork before this block, of those that the update leaves."""
     if not fusions.forks:
-        return block.fork(layer, streams, selection)[0]
+        return block.fork(layer, _settle(streams, update), selection)[0]
     from training.kernels.forking import fork  # noqa: PLC0415
 
-    return fork(block, streams, selection)
+    if update is None or not fusions.fork_scores:
+        return fork(block, _settle(streams, update), selection)
+    from training.kernels.fork_scores import update_and_score  # noqa: PLC0415
+
+    norm = block.forking_ln
+    x, logits = update_and_score(
+        streams.x, *update, norm.weight, norm.bias, block.forking_score.weight, norm.eps
+    )  # fmt: skip
+    return fork(block, _with(streams, x), selection, logits)
 
 
 def _settle(streams: Streams, update: Update | None) -> Streams:
@@ -133,13 +146,11 @@ def _update_and_norm(
         return streams, norm(streams.x)
     from training.kernels.residual import update_and_norm  # noqa: PLC0415
 
-    x, h = update_and_norm(
-        streams.x, update.value, update.bias, update.score, norm.weight, norm.bias, norm.eps
-    )
+    x, h = update_and_norm(streams.x, update.value, update.bias, update.score, norm.weight, norm.bias, norm.eps)
     return _with(streams, x), h
 
 
-def _attend(
+def _attend(  # noqa: PLR0917
     block: Block, h: Tensor, score: Tensor, by: Rotation, weigh: Tensor | None, fusions: Fusions
 ) -> Update:  # fmt: skip
     """Attention over streams whose norm is `h` (B,S,D)."""

@@ -27,7 +27,7 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate
             group["lr"] = learning_rate
 
 
-def clip(model: nn.Module, optimizers: list[torch.optim.Optimizer], norm: float) -> None:
+def clip(model: nn.Module, _: list[torch.optim.Optimizer], norm: float) -> None:
     """Cut the gradient's norm to `norm`."""
     torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
 
@@ -36,7 +36,7 @@ def clip_by_scale(model: nn.Module, optimizers: list[torch.optim.Optimizer], nor
     """The same, where the fused AdamW divides by the scale as it reads: one pass less over the gradients."""
     [adamw] = optimizers
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    total = torch.nn.utils.get_total_norm(gradients)
     adamw.grad_scale = ((total + 1e-6) / norm).clamp(min=1.0)  # type: ignore[attr-defined]
 
 

@@ -24,7 +24,7 @@ def linear_cross_entropy(
 
     Rows whose target is `ignore_index` take no part. `rows_at_once` bounds the memory of the logits; None: all.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index, rows_at_once or x.shape[0])  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index, rows_at_once or x.shape[0])
     return loss
 
 
@@ -47,19 +47,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return torch.cat(losses).sum() * scale
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         dx, dweight = ctx.saved_tensors
         return (gradient * dx).to(dx.dtype), (gradient * dweight).to(ctx.weight_type), None, None, None
 
 
-def _empty(logits: Tensor, targets: Tensor, scale: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _empty(logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device), torch.empty_like(logits)
 
 
 @operator("loss_and_gradient", _empty)
 def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Losses (R,) float32 of logits (R,V), 0 where ignored, and the gradient of `scale` () times their sum (R,V)."""
-    losses, dlogits = _empty(logits, targets, scale, ignore_index)
+    losses, dlogits = _empty(logits)
     rows, width = logits.shape
     wrap_triton(_kernel)[(rows,)](
         logits, targets, scale, losses, dlogits, WIDTH=width, IGNORED=ignore_index, COLUMNS=_COLUMNS, num_warps=_WARPS

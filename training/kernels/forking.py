@@ -17,29 +17,28 @@ from model.segments import segment_counts
 from model.selection import Selection, select
 
 
-def fork(block: ForkingBlock, streams: Streams, selection: Selection) -> Streams:
-    """The surviving streams, as `ForkingBlock.fork` gives them."""
-    scores = _candidate_scores(block, streams)
+def fork(block: ForkingBlock, streams: Streams, selection: Selection, logits: Tensor | None = None) -> Streams:
+    """The surviving streams, as `ForkingBlock.fork` gives them; `logits` (B,S,2) where they are known already."""
+    log_p = F.logsigmoid(_logits(block, streams.x) if logits is None else logits).clamp(min=LOWEST_LOG_P)
+    scores = (streams.score[:, :, None] + log_p).flatten(1)
     token_index = streams.token_index.repeat_interleave(2, dim=1)
     keep = select(selection, scores.detach(), token_index, streams.tokens)
     capacity = selection.capacity(streams.tokens, streams.x.shape[1])
     candidate, place = compact(keep, capacity), torch.where(keep, keep.cumsum(1) - 1, capacity)
     present = candidate < scores.shape[1]
     parent = torch.where(present, candidate // 2, 0)
-    x: Tensor = _Children.apply(streams.x, parent, place)  # type: ignore[no-untyped-call]
+    x: Tensor = _Children.apply(streams.x, parent, place)
     x = x + (present & (candidate % 2 == 0))[:, :, None] * block.fork_embedding.to(x.dtype)
     score = torch.where(present, scores.gather(1, torch.where(present, candidate, 0)), 0.0)
     token_index = torch.where(present, streams.token_index.gather(1, parent), streams.tokens)
     return Streams(x, score, token_index, streams.tokens)
 
 
-def _candidate_scores(block: ForkingBlock, streams: Streams) -> Tensor:
-    """`model.forking.candidate_scores` as two sums over the channels, which are one pass with the norm."""
-    with torch.autocast(streams.x.device.type, enabled=False):
-        normed = block.forking_ln(streams.x.float())
-        logits = torch.stack([(normed * row).sum(-1) for row in block.forking_score.weight.float()], dim=-1)
-    log_p = F.logsigmoid(logits).clamp(min=LOWEST_LOG_P)
-    return (streams.score[:, :, None] + log_p).flatten(1)
+def _logits(block: ForkingBlock, x: Tensor) -> Tensor:
+    """Of fork and keep, (B,S,2) float32, as two sums over the channels, which are one pass with the norm."""
+    with torch.autocast(x.device.type, enabled=False):
+        normed = block.forking_ln(x.float())
+        return torch.stack([(normed * row).sum(-1) for row in block.forking_score.weight.float()], dim=-1)
 
 
 class _Children(torch.autograd.Function):
@@ -51,19 +50,19 @@ class _Children(torch.autograd.Function):
         return _rows(x, parent)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (place,), survivors = ctx.saved_tensors, gradient.shape[1]
-        dx = 0.0
+        dx = gradient.new_zeros((), dtype=torch.float32)
         for child in (place[:, 0::2], place[:, 1::2]):
             own = _rows(gradient, child.clamp(max=survivors - 1)).float()
             dx = dx + torch.where((child < survivors)[:, :, None], own, 0.0)
-        return dx.to(gradient.dtype), None, None  # type: ignore[attr-defined]
+        return dx.to(gradient.dtype), None, None
 
 
 def residual_average(streams: Streams, most: int) -> Tensor:
     """`model.averaging.residual_average` where no token has more than `most` streams: (B,T,D) float32."""
     weighted = streams.score.exp()[:, :, None] * streams.x.float()
-    total: Tensor = _TokenSum.apply(weighted, streams.token_index, streams.tokens, most)  # type: ignore[no-untyped-call]
+    total: Tensor = _TokenSum.apply(weighted, streams.token_index, streams.tokens, most)
     return total
 
 
@@ -82,7 +81,7 @@ class _TokenSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (token_index,), tokens = ctx.saved_tensors, gradient.shape[1]
         own = _rows(gradient, token_index.clamp(max=tokens - 1))
         return torch.where((token_index < tokens)[:, :, None], own, 0.0), None, None, None

@@ -25,7 +25,7 @@ def biased_gelu(x: Tensor, bias: Tensor | None, *, tanh: bool) -> Tensor:
     return y.view(x.shape)
 
 
-def _empty(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
+def _empty(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -33,12 +33,21 @@ def _empty(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
 def _gelu(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     (rows, width), y = x.shape, torch.empty_like(x)
     wrap_triton(_forward)[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
-        x, x if bias is None else bias, y, rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS
+        x,
+        x if bias is None else bias,
+        y,
+        rows,
+        WIDTH=width,
+        ROWS=_ROWS,
+        COLUMNS=_COLUMNS,
+        HAS_BIAS=bias is not None,
+        TANH=tanh,
+        num_warps=_WARPS,
     )
     return y
 
 
-def _empty_gradients(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool) -> tuple[Tensor, Tensor]:
+def _empty_gradients(_dy: Tensor, x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
 
 
@@ -49,13 +58,13 @@ def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool) -> tu
     shared = programs(rows, _ROWS, _MOST_PROGRAMS)
     partial = torch.empty((shared, width), dtype=torch.float32, device=x.device)
     wrap_triton(_backward)[(shared, triton.cdiv(width, _COLUMNS))](
-        dy, x, x if bias is None else bias, dx, partial, rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_COLUMNS, HAS_BIAS=bias is not None,
-        TANH=tanh, num_warps=_WARPS,
+        dy, x, x if bias is None else bias, dx, partial, rows, WIDTH=width, ROWS=_ROWS,
+        COLUMNS=_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
     )  # fmt: skip
     return dx, partial.sum(0)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG001
     x, bias, ctx.tanh = inputs
     ctx.save_for_backward(x, bias)
 

@@ -32,13 +32,10 @@ def attention_heads(
     flat = [each.reshape(batch * streams, -1) for each in (qkv, cos, sin)]
     q, k, v = _heads(flat[0], bias, flat[1], flat[2], score.flatten(), heads, biased, attenuated)
     shape = (batch, streams, heads, width // 3 // heads)
-    return tuple(each.view(shape).transpose(1, 2) for each in (q, k, v))  # type: ignore[return-value]
+    return tuple(each.view(shape).transpose(1, 2) for each in (q, k, v))
 
 
-def _empty_heads(
-    qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, score: Tensor, heads: int, biased: bool,
-    attenuated: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _empty_heads(qkv: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     shape = (qkv.shape[0], qkv.shape[1] // 3)
     return qkv.new_empty(shape), qkv.new_empty(shape), qkv.new_empty(shape)
 
@@ -52,17 +49,16 @@ def _heads(
     q, k, v = qkv.new_empty((rows, width)), qkv.new_empty((rows, width)), qkv.new_empty((rows, width))
     half = width // heads // 2
     wrap_triton(_forward)[(triton.cdiv(rows, _ROWS),)](
-        qkv, qkv if bias is None else bias, cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half, HEADS_2=triton.next_power_of_2(heads),
-        HALF_2=triton.next_power_of_2(half), ROWS=_ROWS, HAS_BIAS=bias is not None, BIASED=biased,
-        ATTENUATED=attenuated, num_warps=_WARPS,
+        qkv, qkv if bias is None else bias, cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
+        HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
+        HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=_WARPS,
     )  # fmt: skip
     return q, k, v
 
 
 def _empty_gradients(
-    dq: Tensor, dk: Tensor, dv: Tensor, v: Tensor, cos: Tensor, sin: Tensor, score: Tensor, heads: int, biased: bool,
-    attenuated: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dq: Tensor, _dk: Tensor, _dv: Tensor, _v: Tensor, _cos: Tensor, _sin: Tensor, score: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = dq.shape
     return dq.new_empty((rows, 3 * width)), torch.empty_like(score), score.new_empty(3 * width)
 

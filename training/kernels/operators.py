@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
+from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on a CPU."""
@@ -19,7 +19,7 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
     """Register a function of tensors that calls kernels as `thoughtbubbles::name`; `fake` gives its empty results."""
 
     def register(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - an operator is of its function's type
-        kind = torch.library.custom_op if OPAQUE else torch.library.triton_op
+        kind: Any = torch.library.custom_op if OPAQUE else torch.library.triton_op
         op = kind(f"thoughtbubbles::{name}", function, mutates_args=())
         op.register_fake(fake)
         return op
@@ -29,4 +29,9 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
 
 def programs(rows: int, at_once: int, most: int) -> int:
     """How many programs share so many rows, each taking `at_once` at a time."""
-    return min(triton.cdiv(rows, at_once), most)
+    return min((rows + at_once - 1) // at_once, most)
+
+
+def or_other(absent: Tensor | None, other: Tensor) -> Tensor:
+    """A kernel's place for a tensor is filled, also where it does not look."""
+    return other if absent is None else absent

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, programs, wrap_triton
+from training.kernels.operators import operator, or_other, programs, wrap_triton
 
 _ROWS = 1
 _WARPS = 4
@@ -33,10 +33,7 @@ def update_and_norm(
     return residual.view(x.shape), normed.view(x.shape)
 
 
-def _empty_streams(
-    x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _empty_streams(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
 
@@ -47,17 +44,22 @@ def _update_and_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
     wrap_triton(_forward)[(triton.cdiv(rows, _ROWS),)](
-        x, update, _or(bias, x), _or(score, x), weight, _or(norm_bias, x), residual, normed, rows, EPS=eps, WIDTH=width,
-        WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
-        HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
+        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, rows,
+        EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None,
+        SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
     )  # fmt: skip
     return residual, normed
 
 
 def _empty_gradients(
-    dresidual: Tensor, dnormed: Tensor, residual: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None,
-    weight: Tensor, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    _dresidual: Tensor,
+    _dnormed: Tensor,
+    residual: Tensor,
+    _update: Tensor,
+    _bias: Tensor | None,
+    score: Tensor | None,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, width = residual.shape
     scored = 0 if score is None else rows
     partial = torch.empty((3, width), dtype=torch.float32, device=residual.device)
@@ -78,9 +80,9 @@ def _update_and_norm_backward(
     partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(scored)
     wrap_triton(_backward)[(shared,)](
-        dresidual, dnormed, residual, update, _or(bias, update), _or(score, update), weight, dx, dupdate, dscore, partial,
-        rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None, SCORED=score is not None,
-        num_warps=_WARPS,
+        dresidual, dnormed, residual, update, or_other(bias, update), or_other(score, update), weight,
+        dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS,
+        HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=_WARPS,
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)
 
@@ -105,16 +107,26 @@ def _differentiate(ctx: Any, dresidual: Tensor, dnormed: Tensor) -> tuple[Tensor
 _update_and_norm.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _or(absent: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel's place for a tensor is filled, also where it does not look."""
-    return other if absent is None else absent
+@triton.jit
+def standardised(y, there, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """Rows of mean 0 and variance 1, and the reciprocal of what their deviation was."""
+    centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
+    reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
+    return centred * reciprocal, reciprocal
+
+
+@triton.jit
+def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
+    """The gradient of rows from that of their standardised form."""
+    along, mean = tl.sum(dh * centred, 1)[:, None] / WIDTH, tl.sum(dh, 1)[:, None] / WIDTH
+    return tl.where(there, (dh - mean - centred * along) * reciprocal, 0.0)
 
 
 @triton.jit
 def _forward(
     x, update, bias, scores, weight, norm_bias, residual, normed, rows,
-    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
-    HAS_NORM_BIAS: tl.constexpr,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SCORED: tl.constexpr, HAS_NORM_BIAS: tl.constexpr,
 ):  # fmt: skip
     row, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None], tl.arange(0, WIDTH_2)[None, :]
     own, present = d < WIDTH, row < rows
@@ -127,9 +139,7 @@ def _forward(
     y += tl.load(x + at, mask=there, other=0.0).to(tl.float32)
     kept = y.to(residual.dtype.element_ty)
     tl.store(residual + at, kept, mask=there)
-    y = kept.to(tl.float32)
-    centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
-    h = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
+    h, _ = standardised(kept.to(tl.float32), there, WIDTH, EPS)
     h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
     if HAS_NORM_BIAS:
         h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
@@ -139,7 +149,8 @@ def _forward(
 @triton.jit
 def _backward(
     dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, rows,
-    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SCORED: tl.constexpr,
 ):  # fmt: skip
     d = tl.arange(0, WIDTH_2)[None, :]
     own = d < WIDTH
@@ -154,14 +165,10 @@ def _backward(
         y = tl.load(residual + at, mask=there, other=0.0).to(tl.float32)
         dh = tl.load(dnormed + at, mask=there, other=0.0).to(tl.float32)
         dy = tl.load(dresidual + at, mask=there, other=0.0).to(tl.float32)
-        centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
-        reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
-        centred *= reciprocal
+        centred, reciprocal = standardised(y, there, WIDTH, EPS)
         sum_weight += dh * centred
         sum_norm_bias += dh
-        dh *= scale
-        along, mean = tl.sum(dh * centred, 1)[:, None] / WIDTH, tl.sum(dh, 1)[:, None] / WIDTH
-        dy += tl.where(there, (dh - mean - centred * along) * reciprocal, 0.0)
+        dy += norm_gradient(dh * scale, centred, reciprocal, there, WIDTH)
         tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=there)
         if SCORED:
             dy *= tl.exp(tl.load(scores + row, mask=present, other=0.0))

@@ -13,7 +13,11 @@ def test_loss_and_gradients_with_padding(dtype: torch.dtype, rows_at_once: int |
     from training.kernels.cross_entropy import linear_cross_entropy
 
     torch.manual_seed(0)
-    x, weight, targets = drawn(11, 16, dtype=dtype), drawn(100, 16, dtype=dtype), torch.randint(100, (11,), device=DEVICE)
+    x, weight, targets = (
+        drawn(11, 16, dtype=dtype),
+        drawn(100, 16, dtype=dtype),
+        torch.randint(100, (11,), device=DEVICE),
+    )
     targets[3] = targets[10] = -1
     one, other, kept = exact(x), exact(weight), exact(weight)
     want = F.cross_entropy(one @ other.T, targets, ignore_index=-1)

@@ -12,10 +12,8 @@ from training.data.loader import PADDING
 from training.fused import Fusions, fused_loss
 from training.step import NextTokenLoss, next_token_loss
 
-MODEL = ModelConfig(
-    vocab_size=97, block_size=5, max_block_size=10, n_layer=3, n_head=2, n_embd=16, fork_layers=(1, 2)
-)
-ALL = Fusions(heads="triton", norm=True, gelu=True, head=True, head_rows=8, forks=True)
+MODEL = ModelConfig(vocab_size=97, block_size=5, max_block_size=10, n_layer=3, n_head=2, n_embd=16, fork_layers=(1, 2))
+ALL = Fusions(heads="triton", norm=True, gelu=True, head=True, head_rows=8, forks=True, fork_scores=True)
 
 
 def lively(config: ModelConfig) -> Thoughtbubbles:
