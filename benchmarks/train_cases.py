@@ -233,6 +233,8 @@ def _build(model_name: str, names: list[str], config: TrainConfig) -> tuple[Mode
         torch.backends.cuda.enable_cudnn_sdp(False)
     chosen = {key: value for name in names for key, value in FUSIONS.get(name, {}).items()}
     flat = any(name in FUSIONS for name in names)
+    if flat:  # before the compiler comes upon them
+        from training.kernels import cross_entropy, fork_scores, forking, gelu, heads, residual  # noqa: F401, PLC0415
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = Thoughtbubbles(model_config)

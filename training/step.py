@@ -125,13 +125,15 @@ def _prepare(
     model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False, fusions: Fusions | None = None
 ) -> nn.Module:
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
+    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
+    if fusions is not None:  # it calls no block, and blocks are what is recomputed and sharded
+        assert not (config.recompute or sharded or config.dropout)
     loss = NextTokenLoss(model, padded=padded, fusions=fusions)
     if config.recompute:
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if config.random_ratio:
         compiler.recompile_limit = max(compiler.recompile_limit, 2 * RATIO_LEVELS)
-    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
     if config.compile:
         # No dimension varies from step to step, and a graph for fixed shapes is the faster one. What is sharded
         # gathers its weights block by block, between graphs.
