@@ -140,7 +140,7 @@ def _heads(rows: int) -> None:
     )
     _with_tiles(
         heads,
-        ((2, 1056), (4, 528), (8, 528)),
+        ((2, 1056), (4, 528), (8, 396)),
         ("_WARPS", "_MOST_PROGRAMS"),
         lambda tile: _tell(
             "heads backward",
@@ -176,7 +176,7 @@ def _residual(rows: int) -> None:
     )
     _with_tiles(
         residual,
-        ((1, 4, 792), (1, 2, 528), (1, 8, 528), (2, 8, 264)),
+        ((1, 4, 528), (1, 2, 1056), (1, 8, 396), (2, 8, 264)),
         ("_ROWS", "_WARPS", "_MOST_PROGRAMS"),
         lambda tile: _tell(
             "residual backward",
@@ -224,7 +224,7 @@ def _gelu(rows: int) -> None:
     )
     _with_tiles(
         gelu,
-        ((4, 512, 4, 132), (2, 1024, 4, 264), (2, 512, 4, 264)),
+        ((4, 512, 4, 88), (2, 1024, 4, 264), (2, 512, 4, 176)),
         ("_ROWS", "_COLUMNS", "_WARPS", "_MOST_PROGRAMS"),
         lambda tile: _tell("gelu backward", lambda: gelu._gelu_backward(dy, x, bias, False), rows * 6 * width, tile),
     )

@@ -15,8 +15,10 @@ from training.kernels.operators import operator, programs, wrap_triton
 
 _ROWS = 1
 _WARPS = 4
-_MOST_PROGRAMS = 1056
-"""Eight for each multiprocessor of an H100: each sums its rows' part of the bias' gradient on its own."""
+_MOST_PROGRAMS = 792
+"""Six for each multiprocessor of an H100, all there at once; each sums the bias' gradient over as many rows as the others.
+More than a multiprocessor holds would begin when these end.
+"""
 
 
 def attention_heads(

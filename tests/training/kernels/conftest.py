@@ -8,3 +8,14 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported, which nobody does without a device
 pytest.importorskip("triton", reason="the kernels are Triton's")
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few programs that each takes several rows, and strips of columns narrower than what the tests are of."""
+    from training.kernels import cross_entropy, fork_scores, gelu, heads, residual
+
+    for module in (fork_scores, gelu, heads, residual):
+        monkeypatch.setattr(module, "_MOST_PROGRAMS", 3)
+    monkeypatch.setattr(gelu, "_COLUMNS", 32)
+    monkeypatch.setattr(cross_entropy, "_COLUMNS", 64)
