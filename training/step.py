@@ -127,8 +127,9 @@ def _prepare(
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
     sharded = config.parallelism == "fsdp" and ranks.world_size > 1
     if fusions is not None:  # it calls no block, and blocks are what is recomputed and sharded
-        assert not (config.recompute or sharded), "kernels and whole blocks"
-        assert not config.dropout, "kernels without dropout"
+        assert not config.recompute
+        assert not sharded
+        assert not config.dropout
     loss = NextTokenLoss(model, padded=padded, fusions=fusions)
     if config.recompute:
         for block in model.blocks:

@@ -16,7 +16,7 @@ from training.kernels.operators import operator, programs, wrap_triton
 _ROWS = 1
 _WARPS = 4
 _MOST_PROGRAMS = 792
-"""Six for each multiprocessor of an H100, all there at once; each sums the bias' gradient over as many rows as the others.
+"""Six for each multiprocessor of an H100, all there at once, each with as many rows, whose bias' gradient it sums.
 More than a multiprocessor holds would begin when these end.
 """
 
