@@ -134,7 +134,7 @@ def _start(case: str, args: argparse.Namespace, *, patience: int, opaque: bool =
 def _told(case: str, out: Path) -> str:
     result, log = _file(out, case, "txt"), _file(out, case, "log")
     if result.exists():
-        return result.read_text(encoding="utf-8")
+        return result.read_text(encoding="utf-8").partition("\n")[0]  # its profile stays in the file
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"{case:<28} failed: " + " | ".join(line.strip()[:160] for line in lines[-4:])
 

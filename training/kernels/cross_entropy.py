@@ -61,14 +61,14 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: Tensor, ignore_in
     """Losses (R,) float32 of logits (R,V), 0 where ignored, and the gradient of `scale` () times their sum (R,V)."""
     losses, dlogits = _empty(logits)
     rows, width = logits.shape
-    wrap_triton(_kernel)[(rows,)](
+    wrap_triton(_cross_entropy_kernel)[(rows,)](
         logits, targets, scale, losses, dlogits, WIDTH=width, IGNORED=ignore_index, COLUMNS=_COLUMNS, num_warps=_WARPS
     )
     return losses, dlogits
 
 
 @triton.jit
-def _kernel(
+def _cross_entropy_kernel(
     logits, targets, scales, losses, dlogits,
     WIDTH: tl.constexpr, IGNORED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip

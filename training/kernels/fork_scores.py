@@ -43,7 +43,7 @@ def _update_and_score(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual = x.shape, torch.empty_like(x)
     logits = torch.empty((rows, 2), dtype=torch.float32, device=x.device)
-    wrap_triton(_forward)[(rows,)](
+    wrap_triton(_fork_scores_kernel)[(rows,)](
         x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), projection, residual, logits,
         EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None,
         SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
@@ -69,7 +69,7 @@ def _update_and_score_backward(
     dx, dupdate = torch.empty_like(residual), torch.empty_like(residual)
     partial = torch.empty((shared, 5, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(rows)
-    wrap_triton(_backward)[(shared,)](
+    wrap_triton(_fork_scores_backward_kernel)[(shared,)](
         dresidual, dlogits, residual, update, or_other(bias, residual), or_other(score, residual), weight,
         or_other(norm_bias, weight), projection, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width,
         WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
@@ -107,7 +107,7 @@ _update_and_score.register_autograd(_differentiate, setup_context=_keep)
 
 
 @triton.jit
-def _forward(
+def _fork_scores_kernel(
     x, update, bias, scores, weight, norm_bias, projection, residual, logits,
     EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
     HAS_NORM_BIAS: tl.constexpr,
@@ -133,7 +133,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _fork_scores_backward_kernel(
     dresidual, dlogits, residual, update, bias, scores, weight, norm_bias, projection, dx, dupdate, dscores, partial,
     rows,
     EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,

@@ -32,7 +32,7 @@ def _empty(x: Tensor, *_: object) -> Tensor:
 @operator("gelu", _empty)
 def _gelu(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     (rows, width), y = x.shape, torch.empty_like(x)
-    wrap_triton(_forward)[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
+    wrap_triton(_gelu_kernel)[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
         x,
         x if bias is None else bias,
         y,
@@ -57,7 +57,7 @@ def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool) -> tu
     (rows, width), dx = x.shape, torch.empty_like(x)
     shared = programs(rows, _ROWS, _MOST_PROGRAMS)
     partial = torch.empty((shared, width), dtype=torch.float32, device=x.device)
-    wrap_triton(_backward)[(shared, triton.cdiv(width, _COLUMNS))](
+    wrap_triton(_gelu_backward_kernel)[(shared, triton.cdiv(width, _COLUMNS))](
         dy, x, x if bias is None else bias, dx, partial, rows, WIDTH=width, ROWS=_ROWS,
         COLUMNS=_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
     )  # fmt: skip
@@ -94,7 +94,7 @@ def _distribution(x):
 
 
 @triton.jit
-def _forward(
+def _gelu_kernel(
     x, bias, y, rows,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
@@ -112,7 +112,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _gelu_backward_kernel(
     dy, x, bias, dx, partial, rows,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip

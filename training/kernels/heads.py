@@ -50,7 +50,7 @@ def _heads(
     rows, width = qkv.shape[0], qkv.shape[1] // 3
     q, k, v = qkv.new_empty((rows, width)), qkv.new_empty((rows, width)), qkv.new_empty((rows, width))
     half = width // heads // 2
-    wrap_triton(_forward)[(triton.cdiv(rows, _ROWS),)](
+    wrap_triton(_heads_kernel)[(triton.cdiv(rows, _ROWS),)](
         qkv, qkv if bias is None else bias, cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
         HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
         HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=_WARPS,
@@ -75,7 +75,7 @@ def _heads_backward(
     half, shared = width // heads // 2, programs(rows, 1, _MOST_PROGRAMS)
     dqkv, dscore = dq.new_empty((rows, 3 * width)), torch.empty_like(score)
     partial = score.new_empty((shared, 3 * width))
-    wrap_triton(_backward)[(shared,)](
+    wrap_triton(_heads_backward_kernel)[(shared,)](
         dq, dk, dv, v, cos, sin, score, dqkv, dscore, partial, rows, HEADS=heads, HALF=half,
         HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), BIASED=biased,
         ATTENUATED=attenuated, num_warps=_WARPS,
@@ -99,7 +99,7 @@ _heads.register_autograd(_differentiate, setup_context=_keep)
 
 
 @triton.jit
-def _forward(
+def _heads_kernel(
     qkv, bias, cosines, sines, scores, queries, keys, values, rows,
     HEADS: tl.constexpr, HALF: tl.constexpr, HEADS_2: tl.constexpr, HALF_2: tl.constexpr, ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr, BIASED: tl.constexpr, ATTENUATED: tl.constexpr,
@@ -136,7 +136,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _heads_backward_kernel(
     dqueries, dkeys, dvalues, values, cosines, sines, scores, dqkv, dscores, partial, rows,
     HEADS: tl.constexpr, HALF: tl.constexpr, HEADS_2: tl.constexpr, HALF_2: tl.constexpr,
     BIASED: tl.constexpr, ATTENUATED: tl.constexpr,

@@ -43,7 +43,7 @@ def _update_and_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
-    wrap_triton(_forward)[(triton.cdiv(rows, _ROWS),)](
+    wrap_triton(_residual_kernel)[(triton.cdiv(rows, _ROWS),)](
         x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, rows,
         EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None,
         SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
@@ -79,7 +79,7 @@ def _update_and_norm_backward(
     dx, dupdate = torch.empty_like(residual), residual.new_empty((scored, width))
     partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(scored)
-    wrap_triton(_backward)[(shared,)](
+    wrap_triton(_residual_backward_kernel)[(shared,)](
         dresidual, dnormed, residual, update, or_other(bias, update), or_other(score, update), weight,
         dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS,
         HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=_WARPS,
@@ -123,7 +123,7 @@ def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _residual_kernel(
     x, update, bias, scores, weight, norm_bias, residual, normed, rows,
     EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr,
     SCORED: tl.constexpr, HAS_NORM_BIAS: tl.constexpr,
@@ -147,7 +147,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _residual_backward_kernel(
     dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, rows,
     EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr,
     SCORED: tl.constexpr,
