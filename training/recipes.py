@@ -44,8 +44,8 @@ def paper(size: str, variant: str = "2l") -> Recipe:
 
     Up to 772M as the paper's first version: 75,000 steps of 64 blocks of 512 tokens (2.5B), AdamW, warm-up, stable,
     decay; forks before layers 3, 7, 11. 1.9B as its second: 480 blocks a step, and as many steps as the authors' launch
-    scripts gave before mid-training; forks before layers 2, 5, 8, GELU by tanh. 772M and 1.9B have the authors' shapes.
-    Of 150M and 319M the paper tells the number of parameters alone: these shapes are ours.
+    scripts gave before mid-training; forks before layers 2, 5, 8, GELU by tanh. 1.9B has the authors' shape.
+    Of the other sizes the paper tells the number of parameters alone: these shapes are ours.
     """
     n_layer, n_head, n_embd, batch_size = SIZES[size]
     large = size == "1.9b"
