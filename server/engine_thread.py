@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 Command = Callable[[Engine], None]
+
+TURN_SECONDS = 0.0002
+"""How long a thread of this process keeps Python while another waits for it. Python's own 5 ms are several steps of a
+small model: the engine's thread, which gives way in each of its calls to torch, would wait as long for the event loop."""
 
 
 class Listener(Protocol):
@@ -55,6 +60,7 @@ class EngineThread:
 
     def start(self) -> None:
         """Begin to load; what happens is told on the running event loop."""
+        sys.setswitchinterval(TURN_SECONDS)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 

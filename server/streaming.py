@@ -72,10 +72,10 @@ async def _told(completion: Completion, generation: Generation, first: Sequence[
 
 async def _written(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
     """What is told of events. A prompt with its log-probabilities can be long, and is written off the event loop."""
-    if all(event.prompt is None for event in events):
+    if not completion.long or all(event.prompt is None for event in events):
         return _write(completion, events)
     return await write_alone(lambda: _write(completion, events))
 
 
 def _write(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
-    return b"".join(map(sse, completion.chunks(events)))
+    return b"".join([sse(chunk) for chunk in completion.chunks(events)])
