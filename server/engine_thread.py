@@ -23,7 +23,7 @@ Command = Callable[[Engine], None]
 
 TURN_SECONDS = 0.0002
 """How long a thread of this process keeps Python while another waits for it. Python's own 5 ms are several steps of a
-small model: the engine's thread, which gives way in each of its calls to torch, would wait as long for the event loop."""
+small model: the engine's thread, which gives way in each of its calls to torch, would wait that long for the loop."""
 
 
 class Listener(Protocol):
