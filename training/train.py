@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model import ModelConfig
+from model import ModelConfig, set_threads
 from training.config import TrainConfig
 from training.distributed import join
 from training.flags import add_field_flags, override
@@ -29,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="the log also as events in OUT/tensorboard")
     parser.add_argument("--wandb", metavar="PROJECT", help="the log also to this project of Weights & Biases")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads that torch computes with (one fewer than torch would)")
     add_field_flags(parser, ModelConfig)
     add_field_flags(parser, TrainConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as asked; 0, also when a signal asked for an early, clean end."""
+    set_threads(args.threads)
     model_config, config = RECIPES[args.recipe]()
     if args.phase is not None:
         config = PHASES[args.phase](config)
