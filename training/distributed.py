@@ -78,7 +78,8 @@ def join(device: str) -> Iterator[Ranks]:
 def shard(model: Thoughtbubbles) -> None:
     """FSDP2: every block by itself, and what is left (embedding, last norm) as the root.
 
-    A block's fork runs before its forward, so it gathers the block's weights too.
+    A block's fork runs before its forward, so it gathers the block's weights too. They travel in float32 and autocast
+    rounds them for the matrix products alone, as for one device: norms and fork scores are computed in float32.
     """
     for block in model.blocks:
         fully_shard(block)

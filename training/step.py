@@ -110,18 +110,28 @@ class TrainStep:
 def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> nn.Module:
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
     loss = NextTokenLoss(model, padded=padded)
+    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
+    if config.compile:
+        _compile(loss, config, sharded=sharded)
     if config.recompute:
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    if config.random_ratio:
-        compiler.recompile_limit = max(compiler.recompile_limit, 2 * RATIO_LEVELS)
-    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
-    if config.compile:
-        # No dimension varies from step to step, and a graph for fixed shapes is the faster one. What is sharded
-        # gathers its weights block by block, between graphs.
-        for module in model.blocks if sharded else [loss]:
-            module.compile(dynamic=False)
     if sharded:
         shard(model)
         return loss
     return replicate(loss, ranks)
+
+
+def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None:
+    """Have the step compiled when it first runs, for the shapes it then has: no dimension varies from step to step."""
+    if config.random_ratio:
+        compiler.recompile_limit = max(compiler.recompile_limit, 3 * RATIO_LEVELS)  # of a block, which may fork
+    if not sharded:
+        # Ranks run the graph of one alone. Cut at DDP's buckets it would be sent piece by piece, but fuse less.
+        compiler.optimize_ddp = False
+        loss.compile(dynamic=False)
+        return
+    # What is sharded gathers its weights before each block: what runs after that is compiled, and not the gathering,
+    # which is no graph.
+    for block in loss.model.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]

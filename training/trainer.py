@@ -159,8 +159,8 @@ class Trainer:
         return {"val_loss": loss} | ({f"val_loss/{n}": x for n, x in losses.items()} if len(losses) > 1 else {})
 
     def _held_out_loss(self, windows: Sequence[Window]) -> float:
-        """Nats a token under the training rule, over all ranks."""
-        with autocast(self._ranks.device, self._config.precision):
+        """Nats a token under the training rule, over all ranks; not compiled, since windows are of any length."""
+        with autocast(self._ranks.device, self._config.precision), torch.compiler.set_stance("force_eager"):
             own = negative_log_likelihood(self._model, self._own(windows), "blockwise", self._share)
         nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
         return nats / sum(window.predicted for window in windows)

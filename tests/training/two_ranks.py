@@ -3,14 +3,19 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
+from model import Thoughtbubbles
 from tests.training.harness import MODEL, QUIET, never, stop_after
 from training.config import TrainConfig
 from training.distributed import Ranks, join
+from training.step import TrainStep
 from training.trainer import Trainer
 
 
@@ -24,12 +29,27 @@ def main(data: Path, out: Path) -> None:
 
         sharded = replace(QUIET, parallelism="fsdp")
         trainer("ddp", QUIET).run(never)
-        whole = trainer("fsdp", replace(sharded, recompute=True))
-        assert all(isinstance(weights, DTensor) for weights in whole._model.parameters())
-        whole.run(never)
+        with patch("torch.compile", partial(torch.compile, backend="eager")):
+            _share_graphs(ranks)
+            counters.clear()
+            whole = trainer("fsdp", replace(sharded, recompute=True, compile=True))
+            assert all(isinstance(weights, DTensor) for weights in whole._model.parameters())
+            whole.run(never)
+            assert not counters["stats"]["unique_graphs"], counters  # depth makes no new ones, nor does validation
         trainer("muon", replace(sharded, optimizer="muon")).run(never)
         trainer("two-then-one", sharded).run(_asked_of_the_last(ranks, 3))
         trainer("one-then-two", sharded, resume=True).run(never)
+
+
+def _share_graphs(ranks: Ranks) -> None:
+    """Sharded, every block is one graph, and those alike share it: the first ones, one that forks, those after it."""
+    config = replace(QUIET, parallelism="fsdp", compile=True, recompute=True)
+    ids = torch.zeros((1, MODEL.block_size + 1), dtype=torch.int64)
+    learn = TrainStep(Thoughtbubbles(replace(MODEL, n_layer=12)), config, ranks)
+    for step in range(2):
+        learn(step, [ids, ids])
+    assert counters["stats"]["unique_graphs"] == 3, counters
+    assert not counters["graph_break"], counters
 
 
 def _asked_of_the_last(ranks: Ranks, steps: int) -> Callable[[], bool]:
