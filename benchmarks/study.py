@@ -16,15 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.study_arm import RESULT_FILE
-from benchmarks.study_plan import Run, Study, read_study
+from benchmarks.study_plan import Run, read_study
+from benchmarks.study_results import RESULT_FILE, missing, read_results
 
 TICK = 0.2
 """Seconds between two looks at what runs."""
-
-Result = dict[str, Any]
 
 
 def main() -> int:
@@ -44,23 +41,6 @@ def main() -> int:
                 file.write(result.read_text(encoding="utf-8"))
         print(f"{time.monotonic() - begin:6.1f} s  {run.name}: {_outcome(result, status)}", flush=True)
     return min(failed, 1)
-
-
-def read_results(path: Path) -> list[Result]:
-    """The lines of a results file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def result_of(study: Study, run: Run, results: Sequence[Result]) -> Result | None:
-    """What was found of `run` under the settings that the study has now."""
-    settings = study.settings(run)
-    same = (r for r in results if (r["arm"], r["seed"]) == (run.arm, run.seed) and r["settings"] == settings)
-    return next(same, None)
-
-
-def missing(study: Study, results: Sequence[Result]) -> list[Run]:
-    """The runs without a result, the most important first."""
-    return [run for run in study.runs if result_of(study, run, results) is None]
 
 
 def work(

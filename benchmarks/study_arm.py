@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.header import machine
 from benchmarks.study_plan import Evaluation, Run, Study, read_study
+from benchmarks.study_results import RESULT_FILE
 from model import Thoughtbubbles, load_checkpoint
 from model.selection import Rule
 from training.data.token_file import Index, read_tokens
@@ -28,7 +29,6 @@ from training.step import autocast
 from training.stopping import stop_on_signal
 from training.trainer import STATE_FOLDER, Trainer
 
-RESULT_FILE = "result.json"
 BATCH = 128
 """Windows that are measured at once."""
 

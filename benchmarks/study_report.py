@@ -2,8 +2,9 @@
 
     python -m benchmarks.study_report RESULTS.jsonl [--study benchmarks/study.toml] [--figures docs/images]
 
-Differences are paired: each seed against the same seed. ± is the standard deviation over seeds.
-A claim holds where every seed that both sides have says so. The figures (study-differences.png, study-cost.png,
+Differences are paired: each seed against the same seed. ± is the standard deviation over seeds. A claim holds where
+every seed that both sides have says so and the mean is two standard errors from nothing; it does not hold where every
+seed says the contrary, and as clearly; else it is undecided. The figures (study-differences.png, study-cost.png,
 study-dial.png) need the extra `plots`.
 """
 
@@ -14,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.study import Result, read_results, result_of
 from benchmarks.study_plan import Claim, Study, read_study
+from benchmarks.study_results import Result, read_results, result_of
 from model.selection import Rule
 
 Found = Mapping[str, Mapping[int, Result]]
@@ -62,11 +63,13 @@ def losses(found: Found, side: str) -> dict[int, float]:
 
 
 def verdict(apart: Sequence[float]) -> str:
-    """Whether the lower side was lower, by seed."""
+    """Whether the lower side was lower: in how many seeds, and whether their spread leaves that open."""
     if not apart:
         return "not measured"
     below = sum(each < 0 for each in apart)
     word = {len(apart): "holds", 0: "does not hold"}.get(below, "undecided")
+    if len(apart) > 1 and abs(statistics.mean(apart)) < 2 * statistics.stdev(apart) / math.sqrt(len(apart)):
+        word = "undecided"
     return f"{word}: {below} of {len(apart)}"
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks.study import main as train_all
-from benchmarks.study import missing, work
+from benchmarks.study import work
 from benchmarks.study_arm import main as train_arm
 from benchmarks.study_plan import Run, Study, read_study
+from benchmarks.study_results import missing
 from model import Thoughtbubbles
 from tests.benchmarks.harness import TINY, result
 from training.data.prepare import prepare

@@ -35,12 +35,14 @@ def test_differences_are_between_equal_seeds() -> None:
     ("apart", "said"),
     [
         ([-0.1, -0.2], "holds: 2 of 2"),
-        ([0.1, 0.0], "does not hold: 0 of 2"),
+        ([0.1, 0.2], "does not hold: 0 of 2"),
+        ([-0.1], "holds: 1 of 1"),
+        ([-0.01, -0.4], "undecided: 2 of 2"),  # mean 0.205, error 0.195
         ([-0.1, 0.2, -0.3], "undecided: 2 of 3"),
         ([], "not measured"),
     ],
 )
-def test_a_claim_holds_where_every_seed_says_so(apart: list[float], said: str) -> None:
+def test_a_claim_holds_where_every_seed_says_so_and_they_agree(apart: list[float], said: str) -> None:
     assert verdict(apart) == said
 
 
