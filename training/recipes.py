@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from model import ModelConfig
@@ -62,6 +63,11 @@ def paper(size: str, variant: str = "2l") -> Recipe:
     return replace(model, **VARIANTS[variant]), train
 
 
+def pretrain(train: TrainConfig) -> TrainConfig:
+    """The paper's first phase: as the recipe has it."""
+    return train
+
+
 def midtrain(train: TrainConfig) -> TrainConfig:
     """The paper's second phase, on from a pretrained checkpoint: 8,500 steps, falling to a tenth all the way."""
     return replace(train, steps=8500, warmup_steps=0, decay_fraction=1.0, final_fraction=0.1, validate_every=250)
@@ -90,7 +96,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """What is changed of the model with κ = 2L: SPEC.md, "Baselines of the paper"."""
 
-PHASES: dict[str, Callable[[TrainConfig], TrainConfig]] = {"midtrain": midtrain, "finetune": finetune}
+PHASES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
+    "pretrain": pretrain, "midtrain": midtrain, "finetune": finetune
+}  # fmt: skip
+"""How each phase trains; what on, a file of its name in `MIXTURES` says."""
+
+MIXTURES = Path(__file__).parent / "mixtures"
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"shipped": shipped, "speed": speed, "tiny": tiny} | {
     size if variant == "2l" else f"{size}-{variant}": partial(paper, size, variant)

@@ -38,8 +38,9 @@ class Trainer:
     """Trains a model on a prepared folder, or a mixture of several, and leaves in `out`:
 
     `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state/`, what resuming reads;
-    `log.jsonl`. `start` is a checkpoint whose weights it begins with. Every rank has a Trainer. Raises `ValueError`
-    for data, sizes or a resumed run that do not fit together.
+    `log.jsonl`. `start` is a checkpoint whose weights it begins with, `root` what the folders of a mixture are relative
+    to (None: its file). Every rank has a Trainer. Raises `ValueError` for data, sizes or a resumed run that do not fit
+    together.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class Trainer:
         ranks: Ranks,
         resume: bool,
         start: Path | None = None,
+        root: Path | None = None,
     ) -> None:
         self._model_config = model_config
         self._config = config
         self._out = out
         self._ranks = ranks
         self._share = ranks.share(config.batch_size)
-        self._corpus = Corpus.open(data, model_config.block_size, config.seed)
+        self._corpus = Corpus.open(data, model_config.block_size, config.seed, root)
         _require_vocabulary(model_config, self._corpus.vocab_size)
         torch.manual_seed(config.seed)
         self._model = Thoughtbubbles(model_config, dropout=config.dropout)
@@ -163,7 +165,7 @@ class Trainer:
         with autocast(self._ranks.device, self._config.precision), torch.compiler.set_stance("force_eager"):
             own = negative_log_likelihood(self._model, self._own(windows), "blockwise", self._share)
         nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
-        return nats / sum(window.predicted for window in windows)
+        return nats / sum(int(window.counted.sum()) for window in windows)
 
     def _own(self, windows: Sequence[Window]) -> list[Window]:
         """What this rank validates on: as many windows as every other, since sharded ranks go in step."""

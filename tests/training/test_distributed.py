@@ -25,11 +25,13 @@ def alone(data: Path, out: Path, config: TrainConfig = QUIET, *, resume: bool = 
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of all that two ranks did; `one` and `one-muon` are a single process's."""
+    """Folders of all that two ranks did; `one`, `one-muon` and `one-padded` are a single process's."""
     out = tmp_path_factory.mktemp("runs")
     alone(data, out / "one").run(never)
     alone(data, out / "one-muon", replace(QUIET, optimizer="muon")).run(never)
     alone(data, out / "one-then-two").run(stop_after(3))
+    (out / "padded.toml").write_text(f'[sets.a]\ndata = "{data}"\nweight = 1\nform = "padded"\n')
+    alone(out / "padded.toml", out / "one-padded").run(never)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = ["-m", "tests.training.two_ranks", str(data), str(out)]
     done = subprocess.run(
@@ -60,6 +62,11 @@ def test_two_ranks_learn_what_one_does(runs: Path, parallelism: str) -> None:
 
 def test_muon_steers_sharded_matrices_as_whole_ones(runs: Path) -> None:
     assert_same_run(runs / "one-muon", runs / "muon")
+
+
+def test_targets_of_all_ranks_count_alike(runs: Path) -> None:
+    """Though the documents of one are longer than those of the other."""
+    assert_same_run(runs / "one-padded", runs / "padded")
 
 
 def test_one_goes_on_where_two_stopped(data: Path, runs: Path) -> None:

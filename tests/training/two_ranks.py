@@ -24,11 +24,12 @@ def main(data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     with join("cpu") as ranks:
 
-        def trainer(name: str, config: TrainConfig, *, resume: bool = False) -> Trainer:
+        def trainer(name: str, config: TrainConfig, *, resume: bool = False, data: Path = data) -> Trainer:
             return Trainer(MODEL, config, data=data, out=out / name, ranks=ranks, resume=resume)
 
         sharded = replace(QUIET, parallelism="fsdp")
         trainer("ddp", QUIET).run(never)
+        trainer("padded", QUIET, data=out / "padded.toml").run(never)
         with patch("torch.compile", partial(torch.compile, backend="eager")):
             _share_graphs(ranks)
             counters.clear()
