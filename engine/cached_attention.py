@@ -1,6 +1,6 @@
 """Attention of new streams over the fork-state cache (SPEC.md, "Attenuated block").
 
-Letters: R requests, S new streams of all of them; M new streams of one, K all of its streams; P candidates of prefixes;
+Letters: R requests, S new streams of all of them; G requests of a group, M new streams of each, K keys of the longest;
 N heads, H head width, D = N·H.
 """
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.attention_groups import Group, Masks, groups
 from engine.cached_block import Attend
 from engine.fork_cache import ForkState
-from engine.hidden_keys import HiddenKeys
+from engine.gathering import Gathering, Room
 from engine.layout import Indices
 from engine.pages import NO_CANDIDATE, SegmentPages, Slots
-from engine.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,28 @@ class SegmentView:
     """(R,) where each request's streams lie, the new ones last."""
     new_slots: Tensor
     """(S,) where the new streams' keys and values go."""
-    sights: list[Sight]
-    """(R,) what each request's new streams look at."""
+    groups: list[tuple[Group, Gathering | None]]
+    """Who attends together, and where they attend to more than their new streams, to what."""
+    dtype: torch.dtype
+    """What attention computes in."""
 
     @classmethod
-    def of(cls, pages: SegmentPages, states: list[ForkState], held: list[int], hidden: HiddenKeys) -> "SegmentView":
+    def of(
+        cls, pages: SegmentPages, states: list[ForkState], held: list[int], masks: Masks, room: Room
+    ) -> "SegmentView":
         """The view for requests that held so many streams before and have grown since."""
         index = pages.segment.index
         totals = [state.streams(index) for state in states]
         new = [total - before for total, before in zip(totals, held, strict=True)]
         slots = [pages.slots(state.pages[index], total) for state, total in zip(states, totals, strict=True)]
         new_slots = np.concatenate([_from(at, before) for at, before in zip(slots, held, strict=True)])
-        sights = [Sight(pages, *each, hidden) for each in zip(slots, new, totals, strict=True)]
-        return cls(pages, held, new, slots, torch.from_numpy(new_slots).to(pages.keys.device), sights)
+        together: list[tuple[Group, Gathering | None]] = []
+        for group in groups(held, new, masks):
+            own, counts = zip(*((slots[i], totals[i]) for i in group.requests), strict=True)
+            together.append((group, None if group.fresh else Gathering(pages, own, counts, room)))
+        return cls(
+            pages, held, new, slots, torch.from_numpy(new_slots).to(pages.keys.device), together, room.like.dtype
+        )
 
     def write_scores(self, grid: Tensor) -> None:
         """Store the grid scores (S,2), int32, of the candidates that the new streams make."""
@@ -62,13 +72,27 @@ class SegmentView:
         """The attention of one layer: store the new keys and values, then look at all that came before."""
 
         def attend(heads: Tensor) -> Tensor:
-            self.pages.write(layer, self.new_slots, heads[:, 1:].to(self.pages.keys.dtype).permute(1, 2, 0, 3))
-            queries = heads.select(1, 0).transpose(0, 1)[None].split(self.new, 2)
-            parts = [sight.attend(layer, own) for sight, own in zip(self.sights, queries, strict=True)]
-            attended = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            return attended.flatten(2)[0]
+            queries, new = heads.select(1, 0).to(self.dtype), heads[:, 1:].to(self.pages.keys.dtype)
+            self.pages.write(layer, self.new_slots, new.permute(1, 2, 0, 3))
+            parts = [self._attend(layer, group, gathering, queries, new) for group, gathering in self.groups]
+            if len(parts) == 1:
+                return parts[0]
+            attended = parts[0].new_empty(len(queries), parts[0].shape[1])
+            for (group, _), part in zip(self.groups, parts, strict=True):
+                attended[group.rows] = part
+            return attended
 
         return attend
+
+    def _attend(self, layer: int, group: Group, gathering: Gathering | None, queries: Tensor, new: Tensor) -> Tensor:
+        """(G·M,D) of a group, from the queries (S,N,H) and the new keys and values (S,2,N,H) of all requests."""
+        if gathering:
+            keys, values = gathering.at(layer)
+        else:
+            keys, values = (group.own(each).to(queries.dtype) for each in new.unbind(1))
+        q = group.own(queries)
+        attended = F.scaled_dot_product_attention(q, keys, values, group.mask, is_causal=group.fresh)
+        return attended.transpose(1, 2).reshape(-1, queries.shape[1] * queries.shape[2])
 
 
 def _first(slots: Slots, held: int) -> Slots:

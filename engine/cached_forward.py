@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.attention_groups import Masks
 from engine.cached_attention import SegmentView
 from engine.cached_block import CachedBlock
 from engine.cached_fork import CachedFork
 from engine.cached_selection import Fork, Grid, Keep, select
 from engine.fork_cache import ForkCache, ForkState
+from engine.gathering import Room
 from engine.head_map import HeadMaps
-from engine.hidden_keys import HiddenKeys
 from engine.layout import Indices, Layout
 from engine.packed_linear import PackedLinear
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
@@ -112,7 +113,8 @@ class CachedForward:
         self._blocks = [CachedBlock(block) for block in model.blocks]
         self._forks = {i: CachedFork(block) for i, block in enumerate(model.blocks) if isinstance(block, ForkingBlock)}
         self._maps = HeadMaps(model.config, self._embedding.device)
-        self._hidden = HiddenKeys(self._embedding)
+        self._room = Room(self._embedding)
+        self._masks = Masks(self._room.like)
 
     def extend(self, chunks: list[Chunk]) -> Streams:
         """The streams, after the last layer, of the chunks' tokens laid end to end (B = 1); the cache then holds them.
@@ -143,7 +145,7 @@ class CachedForward:
         for chunk, before in zip(step.chunks, held, strict=True):
             _, *ends = accumulate(islice(sizes, len(chunk.ids)), initial=before)
             self.cache.grow(chunk.state, pages.segment.index, ends)
-        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, self._hidden)
+        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, self._masks, self._room)
 
     def _run(self, segment: Segment, rows: _Rows, step: _Step, view: SegmentView) -> None:
         """The layers of a segment, over the rows in place."""

@@ -141,12 +141,9 @@ class SegmentPages:
         """Keys and values (2,N,K,H) of a layer at K slots; not a copy where these lie side by side."""
         return _at(self._by_layer[layer - self.segment.layers.start], slots, dim=2)
 
-    def in_place(self, slots: Slots) -> list[tuple[Tensor, Tensor]] | None:
-        """Keys and values (1,N,K,H) of each layer where the slots lie side by side: views, all at once."""
-        if not isinstance(slots, slice):
-            return None
-        keys, values = (each[:, None, :, slots].unbind() for each in (self.keys, self.values))
-        return list(zip(keys, values, strict=True))
+    def in_place(self, slots: Slots) -> tuple[Tensor, ...] | None:
+        """What `read` gives for each layer where the slots lie side by side: views, all at once."""
+        return _at(self._stored, slots, dim=3).unbind(1) if isinstance(slots, slice) else None
 
     def write_scores(self, slots: Tensor, scores: Tensor) -> None:
         """Store the grid scores (S,2), int32, of the candidates that streams at slots (S,) made."""
