@@ -160,7 +160,7 @@ class CachedForward:
         grid = np.rint(scores * GRID).astype(np.int32)
         grid[originals, 1] = NO_CANDIDATE
         view.write_scores(self._told(grid))
-        keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores())
+        keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores)
         keep[originals, 1] = True
         self.tally.add(into.layers.start, keep)
         candidate = keep.ravel().nonzero()[0]

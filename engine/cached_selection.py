@@ -3,6 +3,7 @@
 Letters: R requests, U new tokens of one, S the new streams of all, C candidates of one request, P those of its prefix.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,17 +41,18 @@ class Fork(NamedTuple):
         return self.layout.pad(self.grid, NO_CANDIDATE).reshape(len(self.slots), -1)
 
 
-def select(fork: Fork, prior: Tensor | None) -> Keep:
+def select(fork: Fork, read_prior: Callable[[], Tensor | None]) -> Keep:
     """The free candidates that survive, (S,2).
 
-    `prior` (R,P) are the grid scores of all earlier candidates, `NO_CANDIDATE` where one was forced or there is none.
+    `read_prior` gives (R,P) the grid scores of all earlier candidates, `NO_CANDIDATE` where one was forced or there is
+    none. It is not asked where there never were more than may stay.
     """
     if fork.slots.shape[1] > 1:
-        keep = _select_many(fork, prior)
-    elif (fork.candidates <= fork.slots[:, 0]).all():  # there never were more than may stay
+        keep = _select_many(fork, read_prior())
+    elif (fork.candidates <= fork.slots[:, 0]).all():
         return np.ones(fork.grid.shape, dtype=np.bool_)
     else:
-        padded = fork.padded
+        padded, prior = fork.padded, read_prior()
         earlier = 0 if prior is None else count_earlier(torch.from_numpy(padded), prior).numpy()
         keep = select_next(padded, earlier, fork.slots[:, 0], fork.alive)
     return fork.layout.pack(keep.reshape(len(keep), -1, 2))

@@ -118,7 +118,8 @@ class Engine:
         self.scheduler.settle()
         events = self._settle(plan.requests, output.fork_counts)
         going = [i for i, request in enumerate(plan.requests) if request in self.scheduler.running]
-        events += self._continue([plan.requests[i] for i in going], output.logits[going])
+        logits = output.logits if len(going) == len(plan.requests) else output.logits[going]
+        events += self._continue([plan.requests[i] for i in going], logits)
         return events, [count for counts in output.fork_counts for count in counts]
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:

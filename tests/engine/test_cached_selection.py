@@ -44,5 +44,5 @@ def test_where_all_candidates_fit_they_all_stay() -> None:
         return Fork(grid, Layout.of([2]), np.zeros(2, np.int64), np.array([[7]]), np.array([candidates]), one + 4)
 
     free = grid != NO_CANDIDATE
-    assert (select(fork(7), prior) & free).tolist() == free.tolist()
-    assert (select(fork(8), prior) & free).tolist() == free.tolist()
+    assert (select(fork(7), lambda: prior) & free).tolist() == free.tolist()
+    assert (select(fork(8), lambda: prior) & free).tolist() == free.tolist()
