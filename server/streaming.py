@@ -63,11 +63,10 @@ async def _told(completion: Completion, generation: Generation, first: Sequence[
         yield await _written(completion, first)
         async for events in generation:
             yield await _written(completion, events)
-        for chunk in completion.last_chunks():
-            yield sse(chunk)
+        end = [sse(chunk) for chunk in completion.last_chunks()]
     except ApiError as error:
-        yield sse(error.body)
-    yield DONE
+        end = [sse(error.body)]
+    yield b"".join([*end, DONE])
 
 
 async def _written(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
