@@ -1,5 +1,6 @@
 """A training run: learn, log, validate, save, stop, go on."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
 from model.checkpoint import MAX_PADDING
 from training.config import TrainConfig
 from training.data.corpus import Corpus
+from training.data.loader import PADDING, inputs
 from training.distributed import Ranks
 from training.flops import flops_per_block, peak_flops
 from training.measures import Window, negative_log_likelihood
@@ -140,9 +142,18 @@ class Trainer:
         number = self._numbers(step)[index]
         path = self._out / NOT_FINITE_FILE
         if self._ranks.first:
-            save_file({"windows": self._corpus.loader.batch(number, self._config.batch_size)}, path)
+            self._write_batch(number, path)
         self._state.wait()
-        raise LossNotFiniteError(f"the loss of step {step + 1} is not finite: batch {number}, written to {path}")
+        wrong = f"the loss of step {step + 1} is not finite: batch {number}, written to {path}"
+        raise LossNotFiniteError(f"{wrong}, to read in {path.with_suffix('.txt').name}")
+
+    def _write_batch(self, number: int, path: Path) -> None:
+        """A batch of all ranks as the token ids that were learned from, and beside it as text, a line a window."""
+        windows = self._corpus.loader.batch(number, self._config.batch_size)
+        save_file({"windows": windows}, path)
+        decode = self._corpus.tokenizer.decode
+        lines = (json.dumps(decode(inputs(w[w != PADDING]).tolist()), ensure_ascii=False) + "\n" for w in windows)
+        path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.steps
