@@ -20,7 +20,7 @@ from engine.attention_groups import Masks
 from engine.cached_attention import SegmentView
 from engine.cached_block import CachedBlock
 from engine.cached_fork import CachedFork
-from engine.cached_selection import Fork, Grid, Keep, select
+from engine.cached_selection import Grid, Keep, SelectionFacts, select
 from engine.fork_cache import ForkCache, ForkState
 from engine.gathering import Room
 from engine.head_map import HeadMaps
@@ -168,9 +168,9 @@ class CachedForward:
         score = self._told(scores.ravel()[candidate])
         return _Rows(fork.survivors(rows.x, self._told(candidate)), score, Layout.of(sizes))
 
-    def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> Fork:
+    def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> SelectionFacts:
         streams = np.array(view.held, np.int64) + np.array(view.new, np.int64)
-        return Fork(
+        return SelectionFacts(
             grid=grid,
             layout=bubbles if step.slots.shape[1] == 1 else Layout.of(view.new),
             token=step.layout.place[bubbles.group],

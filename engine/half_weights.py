@@ -20,7 +20,7 @@ def halves_hold(weight: Tensor) -> bool:
         return False
     if "fbgemm" not in torch.backends.quantized.supported_engines or not hasattr(torch, "fbgemm_pack_gemm_matrix_fp16"):
         return False
-    return bool((weight - weight.half()).abs().max() <= LOST)
+    return bool((weight.half().float() - weight).abs_().max() <= LOST)
 
 
 class HalfWeights:
