@@ -55,8 +55,7 @@ def main() -> None:
 
 def _engine(args: argparse.Namespace, dtype: torch.dtype) -> Engine:
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device, dtype=dtype)
-    limits = EngineConfig(max_batch_size=max(args.batch_sizes), prefix_caching=False)
-    return Engine(checkpoint.model, checkpoint.tokenizer, limits)
+    return Engine(checkpoint.model, checkpoint.tokenizer, EngineConfig(max_batch_size=max(args.batch_sizes)))
 
 
 def _print_peers(args: argparse.Namespace) -> None:
