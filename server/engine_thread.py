@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 Load = Callable[[], tuple[Engine, ServedModel]]
 Command = Callable[[Engine], None]
 
-TURN_SECONDS = 0.0002
-"""How long a thread of this process keeps Python while another waits for it. Python's own 5 ms are several steps of a
-small model: the engine's thread, which gives way in each of its calls to torch, would wait that long for the loop."""
+TURN_SECONDS = 0.00005
+"""How long a thread of this process keeps Python while another waits for it. The engine's thread gives way in each of
+its calls to torch: at Python's own 5 ms it would wait for the loop, each time, longer than a device takes for a step."""
 
 
 class Listener(Protocol):
