@@ -23,7 +23,7 @@ Command = Callable[[Engine], None]
 
 TURN_SECONDS = 0.00005
 """How long a thread of this process keeps Python while another waits for it. The engine's thread gives way in each of
-its calls to torch: at Python's own 5 ms it would wait for the loop, each time, longer than a device takes for a step."""
+its calls to torch: at Python's own 5 ms it would wait for the loop, each time, longer than a device for a step."""
 
 
 class Listener(Protocol):
