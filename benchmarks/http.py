@@ -34,10 +34,10 @@ import torch
 from uvicorn.loops.auto import auto_loop_factory
 
 from benchmarks.header import header
-from benchmarks.shapes import random_model
+from benchmarks.shapes import numbered_tokens, random_model
 from benchmarks.streaming import Load, Stream, put_load
 from engine import Engine, SamplingParams
-from model import Tokenizer, save_checkpoint
+from model import save_checkpoint
 from server.app import create_app
 from server.lifecycle import listen, serve
 from server.loading import ServedModel, load_model
@@ -174,13 +174,13 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _checkpoint(args: argparse.Namespace) -> Iterator[Path | None]:
-    """The folder that is named, None for the one that ships, or a new one with random weights and GPT-2's tokens."""
+    """The folder that is named, None for the one that ships, or a new one: random weights, and numbers for tokens."""
     if args.random_shape is None:
         yield args.checkpoint
         return
     with tempfile.TemporaryDirectory() as folder:
-        dtype = getattr(torch, args.dtype)
-        save_checkpoint(Path(folder) / "random", random_model(512, "cpu", dtype), Tokenizer.from_name("gpt2"), {})
+        model = random_model(512, "cpu", getattr(torch, args.dtype))
+        save_checkpoint(Path(folder) / "random", model, numbered_tokens(model.config.vocab_size), {})
         yield Path(folder) / "random"
 
 
