@@ -1,6 +1,7 @@
 """Learning answers alone: what a question is, that its tokens are read and never learned, right to the boundaries."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import Thoughtbubbles, Tokenizer
+from model import ChatTemplate, Thoughtbubbles, Tokenizer
 from tests.training.harness import MODEL, QUIET, TEXTS, never, stop_after, write_json_lines
 from training.data import encoding
 from training.data.corpus import Corpus
@@ -27,6 +28,7 @@ from training.measures import Window
 from training.step import TrainStep, next_token_loss
 from training.trainer import Trainer
 
+ROOT = Path(__file__).parents[2]
 CPU = Ranks(device=torch.device("cpu"))
 LENGTH = MODEL.block_size
 LEARN = 'form = "padded"\nlearn = "answers"\n'
@@ -74,6 +76,13 @@ def test_what_the_assistant_says_and_how_it_ends_is_learned() -> None:
         (" a bubble…", False),
     ]
     assert "".join(text for text, _ in document.pieces()) == document.text
+
+
+def test_the_chat_template_of_the_documentation_asks_as_was_learned(tokenizer: Path) -> None:
+    [template] = re.findall(r"```jinja\n(.*?)```", (ROOT / "docs" / "TRAINING.md").read_text(), re.DOTALL)
+    document, read = conversation(TALK), Tokenizer.from_file(tokenizer)
+    asked = ChatTemplate(template).encode(TALK["messages"][:-1], read)
+    assert asked == [read.end_of_text, *read.encode(document.text[: document.given[-1][1]])]
 
 
 def test_of_questions_the_answer_is_learned() -> None:
