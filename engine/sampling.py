@@ -65,27 +65,30 @@ class Draw:
 def sample(logits: Tensor, draw: Draw) -> Tensor:
     """Token ids (R,) from logits (R,V). A row's result depends on that row alone.
 
-    Gumbel's way: the largest of log p + noise is a sample of p. The noise is a function of seed, position and token.
+    Gumbel's way: the largest of logits / temperature + noise is a sample of their softmax. The noise is a function of
+    seed, position and token.
     """
-    greedy = draw.temperature == 0
+    greedy = (draw.temperature == 0)[:, None]
     if bool(greedy.all()):
         return logits.argmax(1)
-    scaled = logits.float() / torch.where(greedy, 1.0, draw.temperature)[:, None]
-    noisy = restrict(scaled, draw) + gumbel(draw.seed, draw.position, logits.shape[1])
-    return torch.where(greedy, logits.argmax(1), noisy.argmax(1))
+    scaled = logits.float() / torch.where(greedy, 1.0, draw.temperature[:, None])
+    noise = gumbel(draw.seed, draw.position, logits.shape[1]).mul_(~greedy)
+    return noise.add_(restrict(scaled, draw)).argmax(1)
 
 
 def restrict(scaled: Tensor, draw: Draw) -> Tensor:
-    """Log-probabilities (R,V) with what top-k, top-p and min-p leave out at -inf, applied in this order."""
-    log_p = scaled.log_softmax(1)
+    """Logits over temperature (R,V) with what top-k, top-p and min-p leave out at -inf, applied in this order."""
     if bool((draw.top_k > 0).any() | (draw.top_p < 1).any()):
-        log_p = log_p.masked_fill(log_p < _lowest(log_p, draw), -torch.inf)
-    return log_p.masked_fill(log_p < log_p.amax(1, keepdim=True) + draw.min_p[:, None].log(), -torch.inf)
+        scaled = scaled.masked_fill(scaled < _lowest(scaled, draw), -torch.inf)
+    if bool((draw.min_p > 0).any()):
+        likeliest = scaled.amax(1, keepdim=True)
+        scaled = scaled.masked_fill(scaled < likeliest + draw.min_p[:, None].log(), -torch.inf)
+    return scaled
 
 
-def _lowest(log_p: Tensor, draw: Draw) -> Tensor:
-    """The lowest log-probability (R,1) that top-k, and then top-p, leave in; what equals it stays with it."""
-    ordered, rank = _descending(log_p), torch.arange(log_p.shape[1], device=log_p.device)
+def _lowest(scaled: Tensor, draw: Draw) -> Tensor:
+    """The lowest (R,1) that top-k, and then top-p, leave in; what equals it stays with it."""
+    ordered, rank = _descending(scaled), torch.arange(scaled.shape[1], device=scaled.device)
     ordered = ordered.masked_fill((draw.top_k[:, None] > 0) & (rank >= draw.top_k[:, None]), -torch.inf)
     p = ordered.softmax(1)
     stays = (p.cumsum(1) - p < draw.top_p[:, None]) | (draw.top_p[:, None] == 1)
