@@ -1,5 +1,6 @@
 """The nouns that scheduler, runner, engine and callers share: what is asked, its state, and what is told."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,8 +79,8 @@ class Request:
     prompt_report: PromptReport | None = None
     cached_tokens: int | None = None
     """Tokens it started from when it first ran."""
-    in_flight: int = 0
-    """Tokens of it that a device has been asked for and that are not known yet, 0 or 1."""
+    asked: int = 0
+    """Tokens that were asked for: its output, and on a device that decodes ahead perhaps one that is not known yet."""
     stream_tokens: int = 0
     streams: int = 0
     """Live streams after the last fork layer."""
@@ -110,9 +111,9 @@ class Request:
     @property
     def ends_in_flight(self) -> bool:
         """Whether nothing more need be asked of a device than what is in flight."""
-        if self.held and self.in_flight and self.held.finish_reason is not None:
+        if self.asked >= self._steps:
             return True
-        return len(self.output) + self.in_flight >= self._steps
+        return self.held is not None and self.held.finish_reason is not None and self.asked > len(self.output)
 
     @cached_property
     def _steps(self) -> int:
@@ -122,13 +123,13 @@ class Request:
     @property
     def draws_alone(self) -> bool:
         """Whether its next token is a draw from what the model says, that nothing else need be known for."""
-        return self._is_plain and len(self.output) >= self.params.min_tokens
+        return len(self.output) >= self._draws_alone_from
 
     @cached_property
-    def _is_plain(self) -> bool:
+    def _draws_alone_from(self) -> float:
         params = self.params
         restricts = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-        return not (params.adjusts_logits or restricts or params.logprobs is not None)
+        return math.inf if params.adjusts_logits or restricts or params.logprobs is not None else params.min_tokens
 
     @property
     def max_tokens(self) -> int:

@@ -40,10 +40,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
         engine = Engine(model, tokenizer, config)
         if not ON_GPU:
-            engine._device = DeviceBatch(
-                model, engine.cache, engine._runner.tally, lanes=config.max_batch_size,
-                max_tokens=engine.max_model_len, vocabulary=tokenizer.vocab_size,
-            )  # fmt: skip
+            engine._device = DeviceBatch(model, engine.cache, engine._runner.tally, vocabulary=tokenizer.vocab_size)
         return engine
 
     return make
