@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +19,6 @@ logger = logging.getLogger(__name__)
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 Command = Callable[[Engine], None]
-
-TURN_SECONDS = 0.00005
-"""How long a thread of this process keeps Python while another waits for it. The engine's thread gives way in each of
-its calls to torch: at Python's own 5 ms it would wait for the loop, each time, longer than a device for a step."""
 
 
 class Listener(Protocol):
@@ -60,7 +55,6 @@ class EngineThread:
 
     def start(self) -> None:
         """Begin to load; what happens is told on the running event loop."""
-        sys.setswitchinterval(TURN_SECONDS)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
