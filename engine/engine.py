@@ -167,13 +167,13 @@ class Engine:
         """Ask the device for a step, and tell of the one before; those it cannot serve get theirs the other way."""
         others = [request for request in plan.requests if not request.cached]
         events, counts = self._compute(Plan("decode", others, [1] * len(others)))
-        requests = [request for request in plan.requests if request.cached and not request.ends_in_flight]
+        requests = [request for request in plan.requests if request.cached and request.asked < request.most]
         drawing = all(request.draws_alone for request in requests)
         before, self._flight = self._flight, None
         if before and not drawing:  # the host draws, and for that must know the last token
             landed, streams = self._land(device, before)
             events, counts, before = events + landed, counts + streams, None
-            requests = [request for request in requests if request.state and not request.ends_in_flight]
+            requests = [request for request in requests if request.state and request.asked < request.most]
         asked = device.launch(requests, drawing=drawing) if requests else None
         for flight in (before, asked if not drawing else None):
             if flight:
@@ -227,7 +227,7 @@ class Engine:
             if request.first_token is None:
                 request.first_token = now
             if request.params.return_fork_counts:
-                request.held = event
+                request.hold(event)
             else:
                 events.append(event if event.finish_reason is None else self._close(request, event))
         self._generation_tokens += len(requests)

@@ -81,12 +81,17 @@ class Request:
     """Tokens it started from when it first ran."""
     asked: int = 0
     """Tokens that were asked for: its output, and on a device that decodes ahead perhaps one that is not known yet."""
+    most: int = field(init=False)
+    """As many need be asked for: all that it may have and, where their streams are told, one that shows the last's."""
     stream_tokens: int = 0
     streams: int = 0
     """Live streams after the last fork layer."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     first_token: float | None = None
+
+    def __post_init__(self) -> None:
+        self.most = self.params.max_tokens + self.params.return_fork_counts
 
     @cached_property
     def cached(self) -> bool:
@@ -107,18 +112,6 @@ class Request:
     def newest(self) -> int:
         """Its last token."""
         return self.output[-1] if self.output else self.prompt[-1]
-
-    @property
-    def ends_in_flight(self) -> bool:
-        """Whether nothing more need be asked of a device than what is in flight."""
-        if self.asked >= self._steps:
-            return True
-        return self.held is not None and self.held.finish_reason is not None and self.asked > len(self.output)
-
-    @cached_property
-    def _steps(self) -> int:
-        """Steps after the prompt's: the last token's streams take one more."""
-        return self.params.max_tokens + self.params.return_fork_counts
 
     @property
     def draws_alone(self) -> bool:
@@ -146,6 +139,12 @@ class Request:
         """Whether something of the prompt was asked and has not been computed."""
         asked = self.params.prompt_logprobs is not None or self.params.return_fork_counts
         return asked and self.prompt_report is None
+
+    def hold(self, event: TokenEvent) -> None:
+        """Keep the event of the newest token until one more is asked for, which shows that token's streams."""
+        self.held = event
+        if event.finish_reason is not None:
+            self.most = len(self.output) + 1
 
     def count(self, streams: int, computed: int) -> None:
         """Note its live streams after the last fork layer, and how many a step computed there."""
