@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.attention_groups import Group, Masks, groups
 from engine.cached_block import Attend
-from engine.fork_cache import ForkState
+from engine.fork_state import ForkState
 from engine.gathering import Gathering, Room
 from engine.layout import Indices
 from engine.pages import NO_CANDIDATE, SegmentPages, Slots

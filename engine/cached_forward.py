@@ -20,7 +20,8 @@ from engine.attention_groups import Masks
 from engine.cached_attention import SegmentView
 from engine.cached_fork import CachedFork
 from engine.cached_selection import Grid, Keep, SelectionFacts, select
-from engine.fork_cache import ForkCache, ForkState
+from engine.fork_cache import ForkCache
+from engine.fork_state import ForkState
 from engine.gathering import Room
 from engine.layout import Indices, Layout
 from engine.packed_model import PackedModel

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from engine.cached_forward import ForkTally
 from engine.decode_step import DecodeStep
-from engine.fork_cache import ForkCache, ForkState
+from engine.fork_cache import ForkCache
+from engine.fork_state import ForkState
 from engine.kernels.lanes import Lanes
 from engine.layout import Indices
 from engine.ledger import Numbers

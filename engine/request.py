@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from engine.detokenizer import Detokenizer
-from engine.fork_cache import ForkState
+from engine.fork_state import ForkState
 from engine.prompt_report import PromptReport, TopLogprobs
 from engine.sampling_params import SamplingParams
 from model import Selection

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.fork_cache import ForkCache, ForkState, most_streams, segments
+from engine.fork_cache import ForkCache, most_streams, segments
+from engine.fork_state import ForkState
 from model import ModelConfig, Selection
 
 CONFIG = ModelConfig(
