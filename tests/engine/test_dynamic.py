@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.dynamic import Counting
 from engine import Engine, EngineConfig, SamplingParams
-from engine.cached_block import Attend
 from engine.detokenizer import Detokenizer
 from engine.packed_model import PackedModel
 from engine.recompute import Recompute
@@ -135,18 +134,6 @@ def test_token_by_token_to_the_independent_implementations_numbers(folder: Path,
         assert torch.equal(segment.token_index, wanted[f"{name}.fork{i}.token_index"])
         torch.testing.assert_close(segment.score, wanted[f"{name}.fork{i}.score"], atol=2e-5, rtol=0)
     torch.testing.assert_close(revised.logits, wanted[f"{name}.logits.residual"][0, -1], atol=2e-5, rtol=0)
-
-
-class Counting(PackedModel):
-    """Notes how many streams each layer was given."""
-
-    def __init__(self, model: Thoughtbubbles) -> None:
-        super().__init__(model)
-        self.rows: list[int] = []
-
-    def run(self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]) -> None:
-        self.rows += [len(x)] * len(layers)
-        super().run(layers, x, positions, score, attend)
 
 
 def grow(model: Thoughtbubbles, ratio: float, ids: list[int]) -> list[list[int]]:
