@@ -11,7 +11,7 @@ how many streams a token has the model compute.
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from benchmarks.header import header
 from engine import set_threads
+from engine.cached_block import Attend
 from engine.fork_cache import most_streams, segments
+from engine.packed_model import PackedModel
 from engine.revisable import RevisableState
 from engine.revising_forward import RevisingForward
 from engine.scoring import pick
@@ -32,6 +34,19 @@ COMPARED_EVERY = 8
 """Tokens after which all is recomputed."""
 
 Texts = list[list[int]]
+
+
+class Counting(PackedModel):
+    """Notes how many streams each layer is given."""
+
+    def __init__(self, model: Thoughtbubbles) -> None:
+        super().__init__(model)
+        self.rows: list[int] = []
+
+    def run(self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]) -> None:
+        """As that of every packed model."""
+        self.rows += [len(x)] * len(layers)
+        super().run(layers, x, positions, score, attend)
 
 
 @torch.inference_mode()
@@ -62,32 +77,33 @@ def _windows(ids: list[int], runs: int, batch_size: int, length: int) -> list[Te
 
 
 def _print_times(model: Thoughtbubbles, selection: Selection, batches: list[Texts], context: int) -> None:
-    runs = [_run(model, selection, texts, context) for texts in batches]
+    forward = RevisingForward(model, PackedModel(model))
+    runs = [_run(forward, selection, texts, context) for texts in batches]
     whole, changed = (statistics.median(statistics.mean(run[way]) for run in runs) for way in ("whole", "changed"))
     slowest, difference = (max(max(run[what]) for run in runs) for what in ("changed", "difference"))
     print(f"{len(batches[0]):5}  {context:7}  {whole:16.1f}  {changed:15.1f}  {whole / changed:5.1f}x"
           f"  {slowest:16.1f}  {difference:16.1e}", flush=True)  # fmt: skip
 
 
-def _run(model: Thoughtbubbles, selection: Selection, texts: Texts, context: int) -> dict[str, list[float]]:
+def _run(forward: RevisingForward, selection: Selection, texts: Texts, context: int) -> dict[str, list[float]]:
     """Milliseconds of either way, and how far apart their logits came."""
     run: dict[str, list[float]] = {"whole": [], "changed": [], "difference": []}
-    for length, logits, ms in _feed(model, selection, texts, context):
+    for length, logits, ms in _feed(forward, selection, texts, context):
         run["changed"].append(ms)
         if length % COMPARED_EVERY == 0:
             start = time.process_time()
-            expected = _recompute(model, selection, [text[:length] for text in texts])
+            expected = _recompute(forward.model, selection, [text[:length] for text in texts])
             run["whole"].append(1000 * (time.process_time() - start))
             run["difference"].append((logits - expected).abs().max().item())
     return run
 
 
 def _feed(
-    model: Thoughtbubbles, selection: Selection, texts: Texts, context: int
+    forward: RevisingForward, selection: Selection, texts: Texts, context: int
 ) -> Iterator[tuple[int, Tensor, float]]:
     """The tokens around a context, one of every text at a time: how many there are, their logits, milliseconds."""
-    like, forward = model.transformer.wte.weight, RevisingForward(model)
-    states = [RevisableState(model.config, selection, len(text), like) for text in texts]
+    config, like = forward.model.config, forward.model.transformer.wte.weight
+    states = [RevisableState(config, selection, len(text), like) for text in texts]
     forward.extend(states, [text[: context - WINDOW] for text in texts])
     for length in range(context - WINDOW + 1, context + WINDOW + 1):
         start = time.process_time()
@@ -107,14 +123,13 @@ def _recompute(model: Thoughtbubbles, selection: Selection, texts: Texts) -> Ten
 
 def _print_streams(model: Thoughtbubbles, selection: Selection, batches: list[Texts], context: int) -> None:
     """How many streams of each segment a token has the model compute, and how many there are."""
-    given: list[int] = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].shape[1]))
-    tokens = [given[-model.config.n_layer :] for texts in batches for _ in _feed(model, selection, texts, context)]
+    packed = Counting(model)
+    forward, layers = RevisingForward(model, packed), model.config.n_layer
+    tokens = [packed.rows[-layers:] for texts in batches for _ in _feed(forward, selection, texts, context)]
     there = most_streams(model.config, selection, context)
     for segment, streams in zip(segments(model.config), there, strict=True):
         if segment.layers:
-            computed = [layers[segment.layers.start] for layers in tokens]
+            computed = [rows[segment.layers.start] for rows in tokens]
             alone = sum(n <= 1 << segment.index for n in computed) / len(computed)
             print(f"{context:7}  {segment.layers.start:3}-{segment.layers[-1]:2}  {streams:7}  {alone:22.0%}"
                   f"  {statistics.median(computed):6.0f}  {statistics.mean(computed):5.1f}", flush=True)  # fmt: skip

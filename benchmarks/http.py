@@ -4,62 +4,135 @@ r"""What HTTP costs: tokens streamed to clients of a real server, against the en
     python -m benchmarks.http --random-shape 124m --device cuda --dtype bfloat16 --clients 1 64 --processes 4 \
         --prompt-tokens 128 --max-tokens 128 --requests-per-client 4
 
-Each client asks as often as told, one request after the other, and so is the engine alone: as many run at a time, the
-next begins when one ends. For each number of clients it prints tokens/s of both and their share; the 50th and 99th
-percentile of the time to the first token; the inter-token time of both, the median over requests, and their ratio; and
-how many tokens a chunk had on average.
+The model is loaded once. On the thread that will serve it the engine does alone what clients will ask for; then it is
+served, and clients in other processes ask the like of it. Each client asks as often as told, one request after the
+other, and so is the engine alone: as many run at a time, the next begins when one ends. They do so `together`, where
+answers are of one length, so that clients ask all at once; and where there are several also `apart`, with answers from
+half as long to half as long again, so that most requests find the others running.
+
+Each line tells tokens/s of both and their share; the time to the first token, its 50th and 99th percentile and the
+engine's own 50th; the inter-token time of both, the median over requests, and their ratio; and how many tokens a chunk
+had on average.
 """
 
 import argparse
+import asyncio
+import os
+import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from uvicorn.loops.auto import auto_loop_factory
 
 from benchmarks.header import header
-from benchmarks.serving import serving
-from benchmarks.shapes import random_model
+from benchmarks.shapes import numbered_tokens, random_model
 from benchmarks.streaming import Load, Stream, put_load
-from engine import Engine, EngineConfig, SamplingParams, set_threads
-from model import Checkpoint, Tokenizer, load_checkpoint, save_checkpoint, shipped_checkpoint
+from engine import Engine, SamplingParams
+from model import save_checkpoint
+from server.app import create_app
+from server.lifecycle import listen, serve
+from server.loading import ServedModel, load_model
+from server.logs import writing
+from server.service import Service
+from server.settings import ServerSettings
 
-COLUMNS = ("clients", "tokens/s", "engine alone", "share", "first token p50 ms", "p99 ms", "inter-token ms",
-           "engine alone ms", "ratio", "tokens a chunk")  # fmt: skip
+COLUMNS = ("clients", "asking  ", "tokens/s", "engine alone", "share", "first token p50 ms", "p99 ms",
+           "engine alone p50 ms", "inter-token ms", "engine alone ms", "ratio", "tokens a chunk")  # fmt: skip
+Trial = tuple[Load, list[Stream]]
+"""What was asked, and the streams that came of it."""
 
 
 def main() -> None:
     """Print the table."""
     args = _arguments()
     with _checkpoint(args) as folder, ProcessPoolExecutor(args.processes, get_context("spawn")) as processes:
-        set_threads()  # as the server does
-        print(header())
-        print("  ".join(COLUMNS))
-        checkpoint = load_checkpoint(folder, device=args.device, dtype=getattr(torch, args.dtype))
-        loads = [_load(args, clients, checkpoint.tokenizer.vocab_size - 1) for clients in args.clients]
-        alone = _alone(args, checkpoint, loads)
-        options = {"checkpoint": folder, "device": args.device, "dtype": args.dtype,
-                   "max-batch-size": max(args.clients), "cache-bytes": args.cache_bytes}  # fmt: skip
-        with serving(*(word for name, value in options.items() for word in (f"--{name}", str(value)))) as (address, _):
-            for load, engine in zip(loads, alone, strict=True):
-                _row(_warmed(replace(load, address=address), processes, args.processes), engine, load)
+        processes.submit(int)  # with the first work they all start: meanwhile the model is loaded
+        settings = ServerSettings(
+            checkpoint=folder,
+            device=args.device,
+            dtype=args.dtype,
+            max_batch_size=max(args.clients),
+            cache_bytes=args.cache_bytes,
+        )
+        alone: list[Trial] = []
+        service = Service.create(settings, partial(_loaded, settings, args, alone))
+        with _silence(), writing("text"), asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+            served = runner.run(_served(service, alone, processes, args.processes))
+    print(header())
+    print("  ".join(COLUMNS))
+    for (load, engine), streams in zip(alone, served, strict=True):
+        _print_row(load, engine, streams)
 
 
-def _row(streams: list[Stream], engine: list[Stream], load: Load) -> None:
-    first = sorted(1000 * stream.first for stream in streams)
+def _loaded(settings: ServerSettings, args: argparse.Namespace, alone: list[Trial]) -> tuple[Engine, ServedModel]:
+    """What a server loads, after it has done alone, on the thread that will serve, what clients will ask of it."""
+    engine, served = load_model(settings)
+    for load in _loads(args, served.tokenizer.vocab_size - 1):
+        _generate(engine, _warm_up(load))
+        alone.append((load, _generate(engine, load)))
+    return engine, served
+
+
+def _loads(args: argparse.Namespace, vocabulary: int) -> Iterator[Load]:
+    for clients in args.clients:
+        for apart in (False, True)[: min(clients, 2)]:
+            yield Load(
+                address="", clients=clients, requests=args.requests_per_client, prompt_tokens=args.prompt_tokens,
+                vocabulary=vocabulary, max_tokens=args.max_tokens, apart=apart, seed=f"{clients}/{apart}",
+            )  # fmt: skip
+
+
+def _warm_up(load: Load) -> Load:
+    """One request of each client that counts for nothing."""
+    return replace(load, requests=1, seed=f"{load.seed} warm")
+
+
+async def _served(service: Service, alone: list[Trial], processes: Executor, number: int) -> list[list[Stream]]:
+    """The streams of each load over HTTP, with other prompts than the engine has seen."""
+    told = []
+    async with _address_of(service) as address:
+        for load, _ in alone:
+            asked = replace(load, address=address, seed=f"{load.seed} HTTP")
+            await asyncio.to_thread(put_load, _warm_up(asked), processes, number)
+            told.append(await asyncio.to_thread(put_load, asked, processes, number))
+    return told
+
+
+@asynccontextmanager
+async def _address_of(service: Service) -> AsyncIterator[str]:
+    """Where the service is, once it is loaded; it runs as `python -m server` runs it, on a free port."""
+    with listen(service.settings.host, 0) as listener:
+        running = asyncio.create_task(serve(service, create_app(service), listener))
+        loaded = asyncio.create_task(service.worker.loaded.wait())
+        await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)
+        if service.worker.failure is not None:
+            raise service.worker.failure
+        try:
+            yield "http://{}:{}".format(*listener.getsockname())
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            await running
+
+
+def _print_row(load: Load, engine: list[Stream], streams: list[Stream]) -> None:
+    first, engine_first = (sorted(1000 * each.first for each in told) for told in (streams, engine))
     rate, engine_rate = _rate(streams), _rate(engine)
     gap, engine_gap = (1000 * statistics.median(each.inter_token for each in told) for told in (streams, engine))
     chunk = sum(each.tokens for each in streams) / sum(len(each.arrivals) for each in streams)
-    cells = (str(load.clients), f"{rate:.0f}", f"{engine_rate:.0f}", f"{rate / engine_rate:.2f}",
-             f"{statistics.median(first):.1f}", f"{first[int(0.99 * len(first))]:.1f}", f"{gap:.2f}",
-             f"{engine_gap:.2f}", f"{gap / engine_gap:.2f}", f"{chunk:.2f}")  # fmt: skip
-    print("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, COLUMNS, strict=True)), flush=True)
+    cells = (str(load.clients), "apart" if load.apart else "together", f"{rate:.0f}", f"{engine_rate:.0f}",
+             f"{rate / engine_rate:.2f}", f"{statistics.median(first):.1f}", f"{first[int(0.99 * len(first))]:.1f}",
+             f"{statistics.median(engine_first):.1f}", f"{gap:.2f}", f"{engine_gap:.2f}", f"{gap / engine_gap:.2f}",
+             f"{chunk:.2f}")  # fmt: skip
+    print("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, COLUMNS, strict=True)))
 
 
 def _rate(streams: list[Stream]) -> float:
@@ -68,30 +141,14 @@ def _rate(streams: list[Stream]) -> float:
     return sum(each.tokens for each in streams) / (ended - began)
 
 
-def _warmed(load: Load, processes: Executor, number: int) -> list[Stream]:
-    """The load's streams, after one request of each client that counts for nothing."""
-    put_load(replace(load, requests=1, seed=load.seed + 1), processes, number)
-    return put_load(load, processes, number)
-
-
-def _alone(args: argparse.Namespace, checkpoint: Checkpoint, loads: list[Load]) -> list[list[Stream]]:
-    """The same of the engine without a server, which is gone afterwards."""
-    config = EngineConfig(max_batch_size=max(args.clients), cache_bytes=args.cache_bytes)
-    engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
-    told = []
-    for load in loads:
-        _generate(engine, replace(load, requests=1, seed=load.seed + 1))
-        told.append(_generate(engine, load))
-    return told
-
-
 def _generate(engine: Engine, load: Load) -> list[Stream]:
-    params = SamplingParams(max_tokens=load.max_tokens, ignore_eos=True)
+    """The load's streams without a server."""
     asked: dict[str, float] = {}
     arrivals: dict[str, list[float]] = {}
 
     def ask(client: int, request: int) -> None:
         name = f"{client}/{request}"
+        params = SamplingParams(max_tokens=load.tokens(client, request), ignore_eos=True)
         asked[name], arrivals[name] = time.monotonic(), []
         engine.add(name, load.prompt(client, request), params)
 
@@ -105,25 +162,25 @@ def _generate(engine: Engine, load: Load) -> list[Stream]:
             client, request = map(int, event.request_id.split("/"))
             if event.finish_reason is not None and request + 1 < load.requests:
                 ask(client, request + 1)
-    return [Stream(asked[name], arrivals[name], load.max_tokens) for name in asked]
-
-
-def _load(args: argparse.Namespace, clients: int, vocabulary: int) -> Load:
-    return Load(
-        address="", clients=clients, requests=args.requests_per_client, prompt_tokens=args.prompt_tokens,
-        vocabulary=vocabulary, max_tokens=args.max_tokens, seed=clients,
-    )  # fmt: skip
+    return [Stream(asked[name], arrivals[name], len(arrivals[name])) for name in asked]
 
 
 @contextmanager
-def _checkpoint(args: argparse.Namespace) -> Iterator[Path]:
-    """The folder that is named, the one that ships, or a new one with random weights and GPT-2's tokens."""
+def _silence() -> Iterator[None]:
+    """What the server says is written, as it always is, but to where nobody reads it."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+@contextmanager
+def _checkpoint(args: argparse.Namespace) -> Iterator[Path | None]:
+    """The folder that is named, None for the one that ships, or a new one: random weights, and numbers for tokens."""
     if args.random_shape is None:
-        yield args.checkpoint or shipped_checkpoint()
+        yield args.checkpoint
         return
     with tempfile.TemporaryDirectory() as folder:
-        dtype = getattr(torch, args.dtype)
-        save_checkpoint(Path(folder) / "random", random_model(512, "cpu", dtype), Tokenizer.from_name("gpt2"), {})
+        model = random_model(512, "cpu", getattr(torch, args.dtype))
+        save_checkpoint(Path(folder) / "random", model, numbered_tokens(model.config.vocab_size), {})
         yield Path(folder) / "random"
 
 
@@ -136,7 +193,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--requests-per-client", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=32, help="random ones (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=256, help="of each answer, at least 2 (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of each answer, at least 4 (%(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="that clients are divided among (%(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

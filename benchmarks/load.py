@@ -8,6 +8,7 @@ their requests beside what the server counted; the command fails when the two do
 
 import argparse
 import asyncio
+import json
 import random
 import re
 import statistics
@@ -73,7 +74,7 @@ async def _ask(http: httpx.AsyncClient, dice: random.Random, max_tokens: int) ->
     try:
         async with asyncio.timeout(HUNG_SECONDS):
             if dice.random() < 0.1:
-                return await _leave(http, body, dice.uniform(0, 0.3))
+                return await _leave(http.base_url, body, dice.uniform(0, 0.3))
             response = await http.post("/v1/completions", json=body)
     except TimeoutError:
         return "hung"
@@ -85,10 +86,16 @@ async def _ask(http: httpx.AsyncClient, dice: random.Random, max_tokens: int) ->
     return "done" if ended and '"error"' not in response.text else "broken"
 
 
-async def _leave(http: httpx.AsyncClient, body: Mapping[str, object], seconds: float) -> str:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await http.post("/v1/completions", json=body)
+async def _leave(address: httpx.URL, body: Mapping[str, object], seconds: float) -> str:
+    """Ask on a connection of its own, and close it after so long. An HTTP client, cancelled, may leave one open."""
+    asked = json.dumps(body)
+    head = ("POST /v1/completions HTTP/1.1", f"host: {address.netloc.decode()}", f"content-length: {len(asked)}")
+    _, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write("\r\n".join([*head, "", asked]).encode())
+    await asyncio.sleep(seconds)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
     return "left"
 
 

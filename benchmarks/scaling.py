@@ -1,6 +1,6 @@
 """The arithmetic of docs/SCALING.md: what a fleet carries and costs, from what was measured of one server.
 
-    python -m benchmarks.scaling [--tokens-per-second 344] [--answer-tokens 256] [--batch 32]
+    python -m benchmarks.scaling [--tokens-per-second 708] [--answer-tokens 256] [--batch 32]
 
 --tokens-per-second is what one replica streams: take yours from benchmarks/results (http-cpu.txt has one CPU thread's).
 The bytes of a token and of the metrics are counted on a real server; what Ray costs is read from ray-serve-….txt.
@@ -132,7 +132,7 @@ def _shown(value: float) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tokens-per-second", type=float, default=344, help="of one replica")
+    parser.add_argument("--tokens-per-second", type=float, default=708, help="of one replica")
     parser.add_argument("--answer-tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32, help="requests that run on one replica")
     return parser.parse_args()

@@ -34,8 +34,8 @@ def regular_peer(config: ModelConfig, device: str, dtype: torch.dtype) -> Any | 
 
 
 def numbered_tokens(vocab_size: int) -> Tokenizer:
-    """A tokenizer whose tokens are bytes and then numbers, since nobody reads what random weights say."""
-    ranks = {bytes([i]) if i < 256 else i.to_bytes(3, "big"): i for i in range(vocab_size - 1)}
+    """A tokenizer whose tokens are bytes and then written numbers, since nobody reads what random weights say."""
+    ranks = {bytes([i]) if i < 256 else f" {i}".encode(): i for i in range(vocab_size - 1)}
     return Tokenizer(ranks, "numbered")
 
 

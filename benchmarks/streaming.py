@@ -27,13 +27,20 @@ class Load:
     vocabulary: int
     """Token ids of prompts are below it, end-of-text not among them."""
     max_tokens: int
-    """Tokens of each answer, no more and no fewer."""
-    seed: int
+    """Tokens of each answer, no more and no fewer; on average where clients ask apart."""
+    apart: bool
+    """Whether answers differ in length, by up to a half, so that clients do not ask all at once."""
+    seed: str
     """Other prompts for each."""
 
     def prompt(self, client: int, request: int) -> list[int]:
         """Random token ids."""
         return random.Random(f"{self.seed}/{client}/{request}").choices(range(self.vocabulary), k=self.prompt_tokens)
+
+    def tokens(self, client: int, request: int) -> int:
+        """How many the answer has: the same with any seed."""
+        half = self.max_tokens // 2 if self.apart else 0
+        return self.max_tokens + random.Random(f"{client}/{request}").randint(-half, half)
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,12 @@ async def _together(load: Load, clients: range) -> list[Stream]:
 
 
 async def _client(load: Load, client: int) -> list[Stream]:
-    return [await _stream(load, load.prompt(client, request)) for request in range(load.requests)]
+    return [await _stream(load, client, request) for request in range(load.requests)]
 
 
-async def _stream(load: Load, prompt: list[int]) -> Stream:
-    asked = {"prompt": prompt, "max_tokens": load.max_tokens, "ignore_eos": True, "stream": True,
+async def _stream(load: Load, client: int, request: int) -> Stream:
+    tokens = load.tokens(client, request)
+    asked = {"prompt": load.prompt(client, request), "max_tokens": tokens, "ignore_eos": True, "stream": True,
              "stream_options": {"include_usage": True}}  # fmt: skip
     at, body = urlsplit(load.address), json.dumps(asked)
     head = ("POST /v1/completions HTTP/1.1", f"host: {at.netloc}", "connection: close", f"content-length: {len(body)}")
@@ -90,5 +98,5 @@ async def _stream(load: Load, prompt: list[int]) -> Stream:
     writer.close()
     assert last, "the server refused"
     usage = json.loads(last[6:])["usage"]
-    assert usage["completion_tokens"] == load.max_tokens, f"not {load.max_tokens} tokens: {usage}"
-    return Stream(start, arrivals[:-1], load.max_tokens)  # the last chunk tells the usage alone
+    assert usage["completion_tokens"] == tokens, f"not {tokens} tokens: {usage}"
+    return Stream(start, arrivals[:-1], tokens)  # the last chunk tells the usage alone

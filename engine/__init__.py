@@ -9,7 +9,7 @@ from engine.prompt_report import PromptReport
 from engine.request import FinishReason, RequestUsage, TokenEvent
 from engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
 from engine.stats import EngineStats, StepReport
-from engine.threads import set_threads
+from model import set_threads
 
 __all__ = [
     "MAX_LOGPROBS",

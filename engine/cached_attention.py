@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.attention_groups import Group, Masks, groups
 from engine.cached_block import Attend
-from engine.fork_cache import ForkState
+from engine.fork_state import ForkState
 from engine.gathering import Gathering, Room
 from engine.layout import Indices
 from engine.pages import NO_CANDIDATE, SegmentPages, Slots
@@ -46,7 +46,7 @@ class SegmentView:
         index = pages.segment.index
         totals = [state.streams(index) for state in states]
         new = [total - before for total, before in zip(totals, held, strict=True)]
-        slots = [pages.slots(state.pages[index], total) for state, total in zip(states, totals, strict=True)]
+        slots = [pages.slots(state.pages(index), total) for state, total in zip(states, totals, strict=True)]
         new_slots = np.concatenate([_from(at, before) for at, before in zip(slots, held, strict=True)])
         together: list[tuple[Group, Gathering | None]] = []
         for group in groups(held, new, masks):

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from engine.attention_groups import Masks
 from engine.cached_attention import SegmentView
-from engine.cached_block import CachedBlock
 from engine.cached_fork import CachedFork
-from engine.cached_selection import Fork, Grid, Keep, select
-from engine.fork_cache import ForkCache, ForkState
+from engine.cached_selection import Grid, Keep, SelectionFacts, select
+from engine.fork_cache import ForkCache
+from engine.fork_state import ForkState
 from engine.gathering import Room
-from engine.head_map import HeadMaps
 from engine.layout import Indices, Layout
-from engine.packed_linear import PackedLinear
+from engine.packed_model import PackedModel
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.selection import GRID
@@ -108,11 +107,9 @@ class CachedForward:
         self.cache = cache
         self.tally = tally
         self._embedding = model.transformer.wte.weight.detach()
-        self.head = PackedLinear(self._embedding, None)
-        """(…,D) → (…,V), for `Thoughtbubbles.readout`."""
-        self._blocks = [CachedBlock(block) for block in model.blocks]
+        self.packed = PackedModel(model)
+        """The layers, for other passes too."""
         self._forks = {i: CachedFork(block) for i, block in enumerate(model.blocks) if isinstance(block, ForkingBlock)}
-        self._maps = HeadMaps(model.config, self._embedding.device)
         self._room = Room(self._embedding)
         self._masks = Masks(self._room.like)
 
@@ -149,9 +146,8 @@ class CachedForward:
 
     def _run(self, segment: Segment, rows: _Rows, step: _Step, view: SegmentView) -> None:
         """The layers of a segment, over the rows in place."""
-        by = self._maps.of(step.positions(rows.bubbles).to(rows.x.device), rows.score)
-        for layer in segment.layers:
-            self._blocks[layer](rows.x, by, view.attend(layer))
+        positions = step.positions(rows.bubbles).to(rows.x.device)
+        self.packed.run(segment.layers, rows.x, positions, rows.score, view.attend)
 
     def _fork(self, into: Segment, rows: _Rows, step: _Step, view: SegmentView) -> _Rows:
         """Fork into a segment: the streams that survive."""
@@ -160,7 +156,7 @@ class CachedForward:
         grid = np.rint(scores * GRID).astype(np.int32)
         grid[originals, 1] = NO_CANDIDATE
         view.write_scores(self._told(grid))
-        keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores())
+        keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores)
         keep[originals, 1] = True
         self.tally.add(into.layers.start, keep)
         candidate = keep.ravel().nonzero()[0]
@@ -168,9 +164,9 @@ class CachedForward:
         score = self._told(scores.ravel()[candidate])
         return _Rows(fork.survivors(rows.x, self._told(candidate)), score, Layout.of(sizes))
 
-    def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> Fork:
+    def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> SelectionFacts:
         streams = np.array(view.held, np.int64) + np.array(view.new, np.int64)
-        return Fork(
+        return SelectionFacts(
             grid=grid,
             layout=bubbles if step.slots.shape[1] == 1 else Layout.of(view.new),
             token=step.layout.place[bubbles.group],

@@ -3,6 +3,7 @@
 Letters: R requests, U new tokens of one, S the new streams of all, C candidates of one request, P those of its prefix.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ Grid = NDArray[np.int32]
 Keep = NDArray[np.bool_]
 
 
-class Fork(NamedTuple):
+class SelectionFacts(NamedTuple):
     """What selection goes by."""
 
     grid: Grid
@@ -40,26 +41,29 @@ class Fork(NamedTuple):
         return self.layout.pad(self.grid, NO_CANDIDATE).reshape(len(self.slots), -1)
 
 
-def select(fork: Fork, prior: Tensor | None) -> Keep:
+def select(facts: SelectionFacts, read_prior: Callable[[], Tensor | None]) -> Keep:
     """The free candidates that survive, (S,2).
 
-    `prior` (R,P) are the grid scores of all earlier candidates, `NO_CANDIDATE` where one was forced or there is none.
+    `read_prior` gives (R,P) the grid scores of all earlier candidates, `NO_CANDIDATE` where one was forced or there is
+    none. It is not asked where there never were more than may stay.
     """
-    if fork.slots.shape[1] > 1:
-        keep = _select_many(fork, prior)
-    elif (fork.candidates <= fork.slots[:, 0]).all():  # there never were more than may stay
-        return np.ones(fork.grid.shape, dtype=np.bool_)
+    if facts.slots.shape[1] > 1:
+        keep = _select_many(facts, read_prior())
+    elif (facts.candidates <= facts.slots[:, 0]).all():
+        return np.ones(facts.grid.shape, dtype=np.bool_)
     else:
-        padded = fork.padded
+        padded, prior = facts.padded, read_prior()
         earlier = 0 if prior is None else count_earlier(torch.from_numpy(padded), prior).numpy()
-        keep = select_next(padded, earlier, fork.slots[:, 0], fork.alive)
-    return fork.layout.pack(keep.reshape(len(keep), -1, 2))
+        keep = select_next(padded, earlier, facts.slots[:, 0], facts.alive)
+    return facts.layout.pack(keep.reshape(len(keep), -1, 2))
 
 
-def _select_many(fork: Fork, prior: Tensor | None) -> Keep:
-    token = fork.layout.pad(fork.token, fork.slots.shape[1]).repeat(2, axis=1)
-    grid, alive = fork.padded.astype(np.int64), torch.from_numpy(fork.alive)
-    keep, _ = select_causal(torch.from_numpy(grid), torch.from_numpy(token), torch.from_numpy(fork.slots), prior, alive)
+def _select_many(facts: SelectionFacts, prior: Tensor | None) -> Keep:
+    token = facts.layout.pad(facts.token, facts.slots.shape[1]).repeat(2, axis=1)
+    grid, alive = facts.padded.astype(np.int64), torch.from_numpy(facts.alive)
+    keep, _ = select_causal(
+        torch.from_numpy(grid), torch.from_numpy(token), torch.from_numpy(facts.slots), prior, alive
+    )
     kept: Keep = keep.numpy()
     return kept
 

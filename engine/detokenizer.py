@@ -1,6 +1,6 @@
 """Token ids to text as it may be shown: never half a character, never the beginning of a stop string."""
 
-import codecs
+from encodings.utf_8 import IncrementalDecoder
 from typing import NamedTuple
 
 from model import Tokenizer
@@ -20,15 +20,12 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, include_stop: bool = False) -> None:
         self._tokenizer = tokenizer
+        self.stops = bool(stop)
+        """Whether there are stop strings; else nothing but half a character is ever held back."""
         self._stop = stop
         self._include_stop = include_stop
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = IncrementalDecoder(errors="replace")
         self._held = ""
-
-    @property
-    def stops(self) -> bool:
-        """Whether there are stop strings; else nothing but half a character is ever held back."""
-        return bool(self._stop)
 
     def push(self, token_id: int, *, may_stop: bool = True) -> Piece:
         """Add a token. With `may_stop` false a stop string in it is text like any other."""
@@ -37,7 +34,8 @@ class Detokenizer:
 
     def decode(self, token_id: int) -> str:
         """Add a token where nothing `stops`: the text that it adds."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        text = None if self._decoder.buffer else self._tokenizer.token_text(token_id)
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id)) if text is None else text
 
     def flush(self) -> str:
         """What was held back, at the end of the completion."""

@@ -7,36 +7,30 @@ the budget, not from the tokens.
 Letters: B places of the batch, G segments, V vocabulary.
 """
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.cached_forward import ForkTally
 from engine.decode_step import DecodeStep
-from engine.fork_cache import ForkCache, ForkState, most_streams
+from engine.fork_cache import ForkCache
+from engine.fork_state import ForkState
 from engine.kernels.lanes import Lanes
+from engine.layout import Indices
+from engine.ledger import Numbers
 from engine.request import Request
 from engine.transfer import to_device, to_host
-from model import Selection, Thoughtbubbles
+from model import Thoughtbubbles
 
-SPARE = 4
+SPARE = 15
 """Tokens that pages are taken for ahead of those that must be, where there are plenty: it is asked less often then."""
 
-
-@dataclass
-class _Lane:
-    """What the host has told the device of a request."""
-
-    index: int
-    pages: list[int]
-    """Of each segment, pages in its table."""
-    left: int = 0
-    """Steps that these are enough for, whatever streams they give."""
-    draws: bool = False
-    """Whether the device has drawn its newest token, and so has it."""
+Words = tuple[Indices, Numbers]
+"""Places in `Lanes.memory`, and what goes there."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +38,10 @@ class Flight:
     """A step that the device was asked for."""
 
     requests: list[Request]
-    states: list[ForkState]
-    """Theirs when it was asked for: a request that has since got another, or none, takes no part in it any more."""
+    lanes: Indices
+    """(B,)"""
+    openings: Indices
+    """(B,) of the states that had the lanes: who has since lost or left his takes no part in it any more."""
     logits: Tensor
     """(B,V), theirs until the next step is asked for."""
     drawn: bool
@@ -66,17 +62,20 @@ class DeviceBatch:
         cache: ForkCache,
         tally: ForkTally,
         *,
-        lanes: int,
-        max_tokens: int,
         vocabulary: int,
     ) -> None:
-        """For so many requests at once, of at most `max_tokens`, that draw from the first `vocabulary` tokens."""
+        """For as many requests at once as the cache is for, that draw from the first `vocabulary` tokens."""
         device = model.transformer.wte.weight.device
-        everything = Selection.of(model.config, "causal", float(1 << len(model.config.fork_layers)))
-        pages = [-(-n // cache.page_size) for n in most_streams(model.config, everything, max_tokens)]
+        lanes, columns = cache.ledger.table.shape
+        pages = np.diff(cache.ledger.begin, append=columns).tolist()
         self.lanes = Lanes.empty(lanes, pages, device)
         forks = torch.zeros((len(pages), 2), dtype=torch.int64, device=device)
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
+        self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
+                                          for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
+        """(ΣP,) where in `Lanes.memory` lane 0 has what stands in a column of `Ledger.table`; the others follow."""
+        self._column_stride = np.repeat(pages, pages)
+        """(ΣP,) after so many words."""
         self._steps = {
             n: DecodeStep(model, cache, self.lanes, places=n, vocabulary=vocabulary, tally=forks) for n in sizes
         }
@@ -84,9 +83,20 @@ class DeviceBatch:
         self._counted = torch.zeros(forks.shape, dtype=forks.dtype)
         self._fork_layers = model.config.fork_layers
         self._cache = cache
-        self._held: dict[ForkState, _Lane] = {}
-        self._seated: list[int] = []
-        self._idle = list(range(lanes))
+        self._launches = 0
+        self._quiet_until = 0
+        """The launch before which those who have places need be told nothing."""
+        self._seated: list[ForkState] = []
+        self._lanes = np.zeros(0, np.int64)
+        """(B,) of those who have places."""
+        self._openings = np.zeros(lanes, np.int64)
+        """(L,) of the states that the device was told of."""
+        self._told = np.zeros((lanes, len(pages)), np.int64)
+        """(L,G) pages in the device's tables."""
+        self._enough_until = np.zeros(lanes, np.int64)
+        """(L,) the launch before which their pages are enough, whatever streams come."""
+        self._draws = np.zeros(lanes, np.bool_)
+        """(L,) whether the device has drawn the newest token, and so has it."""
         if device.type == "cuda":
             for step in self._steps.values():
                 step.capture()
@@ -98,27 +108,29 @@ class DeviceBatch:
         """
         states = [request.state for request in requests if request.state]
         assert len(states) == len(requests), "a cached request runs with a state"
-        lanes = self._lanes_of(states)
-        self._inform(requests, states, lanes)
         step = self._steps[1 << (len(requests) - 1).bit_length()]
-        places = [lane.index for lane in lanes] + [-1] * (step.places - len(lanes))
-        if places != self._seated:
-            step.lane.copy_(to_device(places, step.lane.device))
-            self._seated = places
+        if states != self._seated:
+            self._seat(states, step)
+        lanes = self._lanes
+        if self._launches == self._quiet_until:
+            self._inform(requests, lanes)
         step.run(drawing=drawing)
-        for request, lane in zip(requests, lanes, strict=True):
-            request.in_flight += 1
-            lane.left -= 1
-            lane.draws = drawing
+        for request in requests:
+            request.asked += 1
+        self._launches += 1
+        self._draws[lanes] = drawing
+        if not drawing:
+            self._quiet_until = self._launches
         report, tally = to_host(step.report), to_host(step.tally)
         landed = None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
-        return Flight(requests, states, step.logits[: len(requests)], drawing, report, tally, landed)
+        openings = self._openings[lanes]
+        return Flight(requests, lanes, openings, step.logits[: len(requests)], drawing, report, tally, landed)
 
-    def land(self, flight: Flight) -> tuple[list[int], list[tuple[int, ...]]]:
-        """Wait for a flight. Each request's token, and the streams that it then has in each segment."""
+    def land(self, flight: Flight) -> tuple[Numbers, Numbers]:
+        """Wait for a flight. Each request's token (B,), and the streams (B,G) that it then has."""
         if flight.landed is not None:
             flight.landed.synchronize()
         for layer, (forks, deletions) in zip(
@@ -127,70 +139,59 @@ class DeviceBatch:
             self._tally.forks[layer] += forks
             self._tally.deletions[layer] += deletions
         self._counted = flight.tally
-        tokens, *ends = flight.report[:, : len(flight.requests)].tolist()
-        return tokens, list(zip(*ends, strict=True))
+        report = flight.report.numpy()[:, : len(flight.requests)]
+        return report[0], report[1:].T
 
-    def _lanes_of(self, states: list[ForkState]) -> list[_Lane]:
-        """A lane for each of these; nobody else keeps one."""
-        if len(states) != len(self._held) or not all(state in self._held for state in states):
-            for gone in self._held.keys() - set(states):
-                self._idle.append(self._held.pop(gone).index)
-            for state in states:
-                if state not in self._held:
-                    self._held[state] = _Lane(self._idle.pop(), [0] * len(state.pages))
-        return [self._held[state] for state in states]
+    def _seat(self, states: list[ForkState], step: DecodeStep) -> None:
+        """Give these, and nobody else, the places of a step."""
+        rows = [state.row for state in states]
+        step.lane.copy_(to_device(rows + [-1] * (step.places - len(rows)), step.lane.device))
+        self._seated, self._lanes, self._quiet_until = states, np.array(rows, np.int64), self._launches
 
-    def _inform(self, requests: list[Request], states: list[ForkState], lanes: list[_Lane]) -> None:
+    def _inform(self, requests: list[Request], lanes: Indices) -> None:
         """Take the pages that the next step may need, and tell the device what it does not know of these requests."""
-        at: list[int] = []
-        values: list[int] = []
-        for request, state, lane in zip(requests, states, lanes, strict=True):
-            if lane.left and lane.draws:  # as mostly, and this is asked for every token
-                continue
-            if not any(lane.pages):
-                self._note(self._of_request(request, state), lane.index, at, values)
-            if not lane.draws:
-                self._note(self._of_output(request), lane.index, at, values)
-            if not lane.left:
-                tokens = request.num_tokens + request.in_flight
-                spare = min(SPARE, request.max_tokens - tokens) if self._cache.is_roomy(len(lanes), SPARE + 2) else 0
-                lane.left = 1 + max(0, spare)
-                self._cache.reserve(state, request.selection, tokens + max(0, spare))
-                self._note_pages(state, lane, at, values)
-        if at:
-            self.lanes.write(at, values)
+        openings = self._cache.ledger.opening[lanes]
+        new = self._openings[lanes] != openings
+        undrawn = new | ~self._draws[lanes]
+        short = new | (self._enough_until[lanes] <= self._launches)
+        self._openings[lanes] = openings
+        self._told[lanes[new]] = 0
+        words: list[Words] = []
+        for mask, facts in ((new, self._of_requests), (undrawn, self._of_outputs), (short, self._of_pages)):
+            if mask.any():
+                words += facts([requests[i] for i in mask.nonzero()[0].tolist()], lanes[mask])
+        if words:
+            self.lanes.write(*map(np.concatenate, zip(*words, strict=True)))
+        self._quiet_until = int(self._enough_until[lanes].min())
 
-    def _note_pages(self, state: ForkState, lane: _Lane, at: list[int], values: list[int]) -> None:
-        for segment, held in enumerate(state.pages):
-            known = lane.pages[segment]
-            if len(held) > known:
-                first = self.lanes.place(self.lanes.tables[segment], lane.index) + known
-                at.extend(range(first, first + len(held) - known))
-                values.extend(held[known:])
-                lane.pages[segment] = len(held)
+    def _of_requests(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
+        ledger, lanes = self._cache.ledger, self.lanes
+        yield self._words(lanes.tokens, rows, ledger.tokens[rows].astype(np.int32))
+        yield self._words(lanes.kappa, rows, ledger.kappa[rows].astype(np.int32))
+        yield self._words(lanes.temperature, rows, np.array([r.params.temperature for r in requests], np.float32))
+        yield self._words(lanes.seed, rows, np.array([request.seed for request in requests], np.int64))
+        for field, streams in zip(lanes.streams, ledger.streams[rows].T, strict=True):
+            yield self._words(field, rows, streams.astype(np.int32))
 
-    def _note(self, facts: Sequence[tuple[Tensor, "array[int]"]], lane: int, at: list[int], values: list[int]) -> None:
-        for field, words in facts:
-            first = self.lanes.place(field, lane)
-            at.extend(range(first, first + len(words)))
-            values.extend(words)
+    def _of_outputs(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
+        yield self._words(self.lanes.token, rows, np.array([request.newest for request in requests], np.int32))
+        yield self._words(self.lanes.drawn, rows, np.array([len(request.output) for request in requests], np.int64))
 
-    def _of_request(self, request: Request, state: ForkState) -> list[tuple[Tensor, "array[int]"]]:
-        lanes = self.lanes
-        counts = [(field, _words("i", state.streams(i))) for i, field in enumerate(lanes.streams)]
-        return [
-            (lanes.tokens, _words("i", state.tokens)),
-            (lanes.kappa, _words("i", state.kappa)),
-            (lanes.temperature, _words("f", request.params.temperature)),
-            (lanes.seed, _words("q", request.seed)),
-            *counts,
-        ]
+    def _of_pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
+        """Pages for the next step and, where there is room, for some more."""
+        ledger = self._cache.ledger
+        spare = SPARE * self._cache.has_room(len(self._seated), SPARE + 2)
+        tokens = np.array([len(request.prompt) + request.asked for request in requests], np.int64)
+        left = np.array([request.max_tokens for request in requests], np.int64) - tokens
+        ahead = np.minimum(np.maximum(left, 0), spare)
+        self._cache.reserve([r.state for r in requests if r.state], tokens + ahead)
+        self._enough_until[rows] = self._launches + 1 + ahead
+        lane, column, _ = ledger.places(rows, self._told[rows], ledger.pages[rows])
+        self._told[rows] = ledger.pages[rows]
+        yield self._column_at[column] + self._column_stride[column] * lane, ledger.table[lane, column]
 
-    def _of_output(self, request: Request) -> list[tuple[Tensor, "array[int]"]]:
-        lanes = self.lanes
-        return [(lanes.token, _words("i", request.newest)), (lanes.drawn, _words("q", len(request.output)))]
-
-
-def _words(kind: str, value: float) -> "array[int]":
-    """A number as the device has it, in words of 32 bits."""
-    return array("i", array(kind, [value]).tobytes())
+    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.generic]) -> Words:
+        """What a field is to have of lanes, in words of 32 bits."""
+        start, width = self.lanes.place(field, 0), values.itemsize // 4
+        at = start + width * rows[:, None] + np.arange(width)
+        return at.ravel(), values.view(np.int32)

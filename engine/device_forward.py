@@ -6,8 +6,9 @@ Letters: R requests, T new tokens of all of them, M streams that there may be, D
 """
 
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,23 +75,19 @@ class DeviceForward(CachedForward):
 
     def _prepare(self, chunks: list[Chunk]) -> _Pass:
         """Take pages for all streams that there may be, and tell the device of the chunks."""
-        segments, sizes = range(len(self.cache.segments)), [len(chunk.ids) for chunk in chunks]
-        held = [[chunk.state.streams(i) for chunk in chunks] for i in segments]
-        room = [0 for _ in segments]
-        for place, chunk in enumerate(chunks):
-            most = self.cache.reserve(chunk.state, chunk.selection, chunk.state.tokens + len(chunk.ids))
-            room = [n + m - held[i][place] for i, (n, m) in enumerate(zip(room, most, strict=True))]
-        widths = [max(len(chunk.state.pages[i]) for chunk in chunks) for i in segments]
-        tables = [[(chunk.state.pages[i] + [0] * widths[i])[: widths[i]] for chunk in chunks] for i in segments]
-        ends = list(accumulate(sizes))
-        firsts = [end - n for end, n in zip(ends, sizes, strict=True)]
-        flat = [*firsts, *ends, *chain(*held), *chain(*(row for table in tables for row in table))]
-        shapes = [len(chunks)] * (2 + len(held)) + [len(chunks) * width for width in widths]
-        first, end, *rest = to_device(flat, self._device).split(shapes)
+        ledger, rows = self.cache.ledger, [chunk.state.row for chunk in chunks]
+        sizes, held = np.array([len(chunk.ids) for chunk in chunks]), ledger.streams[rows].T
+        most = self.cache.reserve([chunk.state for chunk in chunks], ledger.tokens[rows] + sizes)
+        widths = ledger.pages[rows].max(0)
+        tables = [ledger.table[rows, at : at + n] for at, n in zip(ledger.begin, widths, strict=True)]
+        ends = sizes.cumsum()
+        told = [ends - sizes, ends, *held, *tables]
+        flat = to_device(np.concatenate([each.ravel() for each in told]), self._device)
+        first, end, *rest = flat.split([each.size for each in told])
         facts = StepFacts.of(chunks, self._device)
         return _Pass(
             facts, facts.packing.request.int(), facts.position.int(), first, end - 1, rest[: len(held)],
-            [each.int().view(len(chunks), -1) for each in rest[len(held) :]], room,
+            [each.int().view(len(chunks), -1) for each in rest[len(held) :]], (most.T - held).sum(1).tolist(),
         )  # fmt: skip
 
     def _rows(self, told: _Pass, segment: Segment, start: Tensor, count: Tensor, most: int) -> Rows:
@@ -152,12 +149,11 @@ class DeviceForward(CachedForward):
 
     def _note(self, chunks: list[Chunk], ends: list[list[int]], tally: list[list[int]]) -> None:
         """Let the cache and the tally know, now that the host does."""
-        begin = 0
-        for chunk in chunks:
-            for own, told in zip(chunk.state.ends, ends, strict=True):
-                base = (own[-1] if own else 0) - (told[begin - 1] if begin else 0)
-                own.extend(base + end for end in told[begin : begin + len(chunk.ids)])
-            begin += len(chunk.ids)
+        for chunk, end in zip(chunks, accumulate(len(chunk.ids) for chunk in chunks), strict=True):
+            begin = end - len(chunk.ids)
+            for i, told in enumerate(ends):
+                before = chunk.state.streams(i) - (told[begin - 1] if begin else 0)
+                self.cache.grow(chunk.state, i, [before + n for n in told[begin:end]])
             self.cache.extend(chunk.state, chunk.ids)
         for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
             self.tally.forks[layer] += forks

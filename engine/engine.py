@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from engine.cached_forward import ForkTally
@@ -42,22 +43,18 @@ class Engine:
             total_bytes=self.config.cache_bytes,
             page_size=self.config.page_size,
             like=model.transformer.wte.weight.detach(),
+            requests=self.config.max_batch_size,
             retain=self.config.prefix_caching,
         )
         self.scheduler = Scheduler(self.config, self.cache)
         self.last_step: StepReport | None = None
         self._runner = Runner(model, self.cache, vocabulary=tokenizer.vocab_size)
-        self._device = _device_batch(
-            model,
-            self.cache,
-            self._runner.tally,
-            lanes=self.config.max_batch_size,
-            max_tokens=self.max_model_len,
-            vocabulary=tokenizer.vocab_size,
-        )
+        self._device = _device_batch(model, self.cache, self._runner.tally, vocabulary=tokenizer.vocab_size)
         self._flight: Flight | None = None
         """What the device has been asked for and nobody has been told of."""
         self._requests: dict[str, Request] = {}
+        self._ended: list[Request] = []
+        """Whose last event is told, and who have not been let go yet."""
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = 0
 
@@ -75,7 +72,7 @@ class Engine:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
         request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer)
-        if not self.cache.ever_fits(self.cache.pages_needed(selection, request.max_tokens)):
+        if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
                 "the forks of this request need more than the whole fork-state cache: ask for fewer tokens or a lower "
                 "fork_ratio",
@@ -89,7 +86,7 @@ class Engine:
         """Drop a request and free its pages at once; no event follows. False when there is no such request."""
         request = self._requests.pop(request_id, None)
         if request:
-            self.scheduler.remove(request)
+            self.scheduler.remove([request])
         return request is not None
 
     def step(self) -> list[TokenEvent]:
@@ -116,9 +113,13 @@ class Engine:
             return [], []
         output = self._runner.step(plan.requests, plan.tokens)
         self.scheduler.settle()
-        events = self._settle(plan.requests, output.fork_counts)
-        going = [i for i, request in enumerate(plan.requests) if request in self.scheduler.running]
-        events += self._continue([plan.requests[i] for i in going], output.logits[going])
+        events = self._settle(plan.requests, [counts[-1] for counts in output.fork_counts])
+        running = set(self.scheduler.running)
+        going = [i for i, request in enumerate(plan.requests) if request in running]
+        for i in going:
+            plan.requests[i].asked += 1
+        logits = output.logits if len(going) == len(plan.requests) else output.logits[going]
+        events += self._continue([plan.requests[i] for i in going], logits)
         return events, [count for counts in output.fork_counts for count in counts]
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
@@ -138,8 +139,8 @@ class Engine:
 
     def abort_all(self) -> None:
         """Drop every request."""
-        for request_id in list(self._requests):
-            self.abort(request_id)
+        self.scheduler.remove(list(self._requests.values()))
+        self._requests.clear()
 
     def stats(self) -> EngineStats:
         """The engine's numbers now."""
@@ -166,13 +167,13 @@ class Engine:
         """Ask the device for a step, and tell of the one before; those it cannot serve get theirs the other way."""
         others = [request for request in plan.requests if not request.cached]
         events, counts = self._compute(Plan("decode", others, [1] * len(others)))
-        requests = [request for request in plan.requests if request.cached and not request.ends_in_flight]
+        requests = [request for request in plan.requests if request.cached and request.asked < request.most]
         drawing = all(request.draws_alone for request in requests)
         before, self._flight = self._flight, None
         if before and not drawing:  # the host draws, and for that must know the last token
             landed, streams = self._land(device, before)
             events, counts, before = events + landed, counts + streams, None
-            requests = [request for request in requests if request.state and not request.ends_in_flight]
+            requests = [request for request in requests if request.state and request.asked < request.most]
         asked = device.launch(requests, drawing=drawing) if requests else None
         for flight in (before, asked if not drawing else None):
             if flight:
@@ -184,36 +185,31 @@ class Engine:
     def _land(self, device: "DeviceBatch", flight: "Flight") -> tuple[list[TokenEvent], list[int]]:
         """Wait for a step of the device and tell of it, but for those who have gone since."""
         drawn, ends = device.land(flight)
-        events, counts, here = [], [], []
-        for i, (request, state) in enumerate(zip(flight.requests, flight.states, strict=True)):
-            if request.state is not state:
-                continue
-            streams = ends[i][-1]
-            count = streams - state.ends[-1][-1]
-            self.cache.append(state, request.output[-1], ends[i])
-            request.in_flight -= 1
+        here = np.flatnonzero(self.cache.ledger.opening[flight.lanes] == flight.openings)
+        requests = [flight.requests[i] for i in here.tolist()]
+        ids = [request.output[-1] for request in requests]
+        counts = self.cache.append(flight.lanes[here], ids, ends[here]).tolist()
+        for request, streams, count in zip(requests, ends[here, -1].tolist(), counts, strict=True):
             request.count(streams, count)
-            counts.append(count)
-            if request.held:
-                events.append(self._close(request, request.held._replace(fork_count=count)))
-                request.held = None
-            if request.state:
-                here.append(i)
-        requests = [flight.requests[i] for i in here]
+        events = self._settle(requests, counts)
+        if events:  # some of which may have been their requests' last
+            here = here[[request.state is not None for request in requests]]
+            requests = [request for request in requests if request.state]
         if flight.drawn:
-            return events + self._tell(requests, [drawn[i] for i in here], [None] * len(here)), counts
-        return events + self._continue(requests, flight.logits[here].float()), counts
+            return events + self._tell(requests, drawn[here].tolist(), [None] * len(here)), counts
+        return events + self._continue(requests, flight.logits[here.tolist()].float()), counts
 
-    def _settle(self, requests: list[Request], fork_counts: list[list[int]]) -> list[TokenEvent]:
+    def _settle(self, requests: list[Request], fork_counts: list[int]) -> list[TokenEvent]:
         """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""
         events = []
-        for request, counts in zip(requests, fork_counts, strict=True):
+        for request, count in zip(requests, fork_counts, strict=True):
             if request.held:
-                event, request.held = request.held._replace(fork_count=counts[-1]), None
+                event, request.held = request.held._replace(fork_count=count), None
                 events.append(self._close(request, event))
             elif request.params.max_tokens == 0:
                 event = TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length")
                 events.append(self._close(request, event))
+        self._let_go()
         return events
 
     def _continue(self, requests: list[Request], logits: Tensor) -> list[TokenEvent]:
@@ -231,19 +227,26 @@ class Engine:
             if request.first_token is None:
                 request.first_token = now
             if request.params.return_fork_counts:
-                request.held = event
+                request.hold(event)
             else:
                 events.append(event if event.finish_reason is None else self._close(request, event))
         self._generation_tokens += len(requests)
+        self._let_go()
         return events
 
     def _close(self, request: Request, event: TokenEvent) -> TokenEvent:
-        """Let the request go if this is its last event, which then tells its usage."""
+        """Have a request's last event tell its usage, and the request let go with others that end in the same step."""
         if event.finish_reason is None:
             return event
-        usage = request.usage()
-        self.abort(request.id)
-        return event._replace(usage=usage)
+        self._ended.append(request)
+        return event._replace(usage=request.usage())
+
+    def _let_go(self) -> None:
+        if self._ended:
+            self.scheduler.remove(self._ended)
+            for request in self._ended:
+                del self._requests[request.id]
+            self._ended.clear()
 
     def _note(self, plan: Plan, counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(counts)
@@ -253,7 +256,7 @@ class Engine:
 
 
 def _device_batch(
-    model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, lanes: int, max_tokens: int, vocabulary: int
+    model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int
 ) -> "DeviceBatch | None":
     """What decodes ahead, on a device and for models that have kernels for it."""
     if model.transformer.wte.weight.device.type != "cuda":
@@ -263,4 +266,4 @@ def _device_batch(
 
     if not decodes_alone(model.config):
         return None
-    return DeviceBatch(model, cache, tally, lanes=lanes, max_tokens=max_tokens, vocabulary=vocabulary)
+    return DeviceBatch(model, cache, tally, vocabulary=vocabulary)

@@ -5,17 +5,25 @@ every layer of the segment, and the grid scores of the two candidates that each 
 segment, the deleted ones too. What `causal` gives a token never changes afterwards (SPEC.md, "Selection rules"), so
 nothing here is ever revised, and what one request leaves serves any other that begins with the same tokens under the
 same budget: whole pages are shared by count, and of one that is cut a copy is made.
+
+Letters: R requests, G segments.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
+from operator import le
 
+import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from engine.fork_state import ForkState
+from engine.layout import Indices
+from engine.ledger import Ledger, Numbers
 from engine.pages import Segment, SegmentPages
-from engine.prefix_index import PrefixIndex
-from model import ModelConfig, Selection
+from engine.prefix_index import BLOCK, PrefixIndex
+from model import ModelConfig, Selection, budget
 
 
 def segments(config: ModelConfig) -> list[Segment]:
@@ -31,35 +39,6 @@ def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list
     for _ in config.fork_layers:
         streams.append(selection.capacity(tokens, streams[-1]))
     return streams
-
-
-@dataclass(eq=False)
-class ForkState:
-    """What the cache holds of one sequence."""
-
-    kappa: int
-    """κ of the budget that chose its streams; under another they would be others."""
-    ids: list[int]
-    """Its tokens."""
-    pages: list[list[int]]
-    """For each segment its pages, in stream order."""
-    ends: list[list[int]]
-    """For each segment, how many streams the tokens up to each token have: the streams' token index."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens held."""
-        return len(self.ids)
-
-    def streams(self, segment: int) -> int:
-        """Live streams held in a segment."""
-        return self.ends[segment][-1] if self.ends[segment] else 0
-
-    def fork_counts(self, last: int) -> list[int]:
-        """Streams after the last fork layer of each of the `last` newest tokens."""
-        ends = self.ends[-1]
-        first = len(ends) - last
-        return [end - before for before, end in pairwise([ends[first - 1] if first else 0, *ends[first:]])]
 
 
 @dataclass(frozen=True)
@@ -97,9 +76,12 @@ class ForkCache:
         total_bytes: int,
         page_size: int,
         like: Tensor,
+        requests: int = 32,
         retain: bool = True,
     ) -> None:
         """Pages of `total_bytes` together, on the device and in the type of `like`; `retain` whether to share prefixes.
+
+        At most so many `requests` run at once, each of at most `max_tokens`.
 
         `ValueError` naming `cache_bytes` when not one request of `max_tokens` at the model's ratio would fit.
         """
@@ -116,9 +98,15 @@ class ForkCache:
             SegmentPages(config, s, pages=n * total_bytes // needed, page_size=page_size, like=like)
             for s, n in zip(segments(config), pages, strict=True)
         ]
+        widest = [min(segment.pages, -(-(max_tokens * config.copies << i) // page_size))
+                  for i, segment in enumerate(self.segments)]  # fmt: skip
+        self.ledger = Ledger.empty(requests, max_tokens, widest)
+        """Of the requests that run."""
+        self._vacant = list(range(requests))
+        self._open: dict[int, ForkState] = {}  # by row
+        self._openings = count(1)
         self._retain = retain
-        self._open: list[ForkState] = []
-        self._retained: list[ForkState] = []
+        self._retained: dict[ForkState, None] = {}  # the longest unused first
         self._index: PrefixIndex[ForkState] = PrefixIndex()
 
     def find(self, selection: Selection, ids: Sequence[int]) -> Prefix | None:
@@ -127,31 +115,37 @@ class ForkCache:
         if found is None:
             return None
         source, tokens = found
-        ends = [each[:tokens] for each in source.ends]
-        pages = [held[: cut[-1] // self.page_size] for held, cut in zip(source.pages, ends, strict=True)]
-        return Prefix(source, ForkState(source.kappa, source.ids[:tokens], pages, ends))
+        whole = source.ledger.ends[source.row, :, tokens - 1].astype(np.int64) // self.page_size
+        return Prefix(source, ForkState(source.ledger.cut(source.row, tokens, whole)))
 
     def open(self, selection: Selection, prefix: Prefix | None = None) -> ForkState:
         """A state to extend: empty, or with the tokens of a prefix, for which the pages must be there."""
-        if prefix is None:
-            state = self._empty(selection.max_block_size)
-        else:
-            state = self._share(prefix)
-            self._index.grow(state.kappa, state, prefix.state.ids)
-        self._open.append(state)
+        state = ForkState(self.ledger, self._vacant.pop())
+        self._open[state.row] = state
+        self.ledger.opening[state.row] = next(self._openings)
+        self.ledger.kappa[state.row] = selection.max_block_size
+        if prefix:
+            self._share(prefix, state)
         return state
 
-    def close(self, state: ForkState) -> None:
-        """The request runs no more. Its pages can be had by others from now on; until then its tokens can be found."""
-        self._open.remove(state)
-        for i, (segment, held) in enumerate(zip(self.segments, state.pages, strict=True)):
-            segment.retire(held)
-            unused = segment.pages_for(state.streams(i))  # of pages that were reserved
-            segment.release(held[unused:])
-            del held[unused:]
-        self._retained.append(state)
-        if not self._retain or not state.ids:
-            self._drop(state)
+    def close(self, states: Sequence[ForkState]) -> None:
+        """Their requests run no more. Others can have the pages from now on; until then the tokens can be found."""
+        assert all(self._open.get(state.row) is state for state in states), "closed twice"
+        ledger, rows = self.ledger, _rows(states)
+        held = ledger.pages[rows]
+        used = self._pages_for(ledger.streams[rows]) * self._retain  # the others were but reserved
+        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(held), held), strict=True):
+            segment.retire(pages)
+        for segment, pages in zip(self.segments, self._pages(rows, used, held), strict=True):
+            segment.release(pages)
+        ledger.pages[rows] = used
+        for state in states:
+            self._vacant.append(state.row)
+            del self._open[state.row]
+            if self._retain and state.tokens:
+                state.ledger, state.row = ledger.cut(state.row, state.tokens, ledger.pages[state.row]), 0
+                self._retained[state] = None
+        ledger.vacate(rows)
 
     def clear(self) -> None:
         """Give up all that is retained."""
@@ -160,108 +154,160 @@ class ForkCache:
 
     def pages_needed(self, selection: Selection, tokens: int, state: ForkState | None = None) -> list[int]:
         """The pages of each segment that a request may take to grow to `tokens` tokens, beyond those of `state`."""
-        state = state or self._empty(selection.max_block_size)
-        streams = self._may_have(selection, tokens, state)
-        return [
-            max(0, pages.pages_for(n) - len(held))
-            for pages, n, held in zip(self.segments, streams, state.pages, strict=True)
-        ]
+        if state is None:
+            state = ForkState(Ledger.empty(1, 0, [0] * len(self.segments)))
+            state.ledger.kappa[0] = selection.max_block_size
+        needed: list[list[int]] = self._lacking(state.ledger, _rows([state]), [tokens]).tolist()
+        return needed[0]
 
-    def reserve(self, state: ForkState, selection: Selection, tokens: int) -> list[int]:
-        """Take the pages that a state may need to grow to `tokens` tokens, before it is known how many it does.
+    def all_needed(self, states: Sequence[ForkState], tokens: Sequence[int]) -> Indices:
+        """(R,G) `pages_needed` of states that run, each to grow to so many tokens."""
+        return self._lacking(self.ledger, _rows(states), tokens)
 
-        Returns the streams of each segment that they are taken for.
+    def reserve(self, states: Sequence[ForkState], tokens: ArrayLike) -> Indices:
+        """Take the pages that states may need to grow to so many `tokens` (R,) each, before it is known how many do.
+
+        Returns (R,G) the streams that they are taken for.
         """
-        most = self._may_have(selection, tokens, state)
-        for pages, n, held in zip(self.segments, most, state.pages, strict=True):
-            pages.grow(held, n)
+        rows = _rows(states)
+        most = self._may_have(self.ledger, rows, tokens)
+        self._grow(rows, most)
         return most
 
     def fits(self, needs: Sequence[Sequence[int]], spare: Prefix | None = None) -> bool:
         """Whether all these needs of pages can be met at once; gives up what is retained, but not `spare`, for that."""
-        while not self._free(needs):
-            victims = [state for state in self._retained if spare is None or state is not spare.source]
-            if not victims:
-                return False
-            self._drop(victims[0])
-        return True
+        return self._make_free([sum(need) for need in zip(*needs, strict=True)], spare)
 
-    def is_roomy(self, requests: int, tokens: int = 2) -> bool:
-        """Whether so many requests could certainly have so many tokens more each, which is quick to say."""
-        most = [tokens * self.config.copies << pages.segment.index for pages in self.segments]
-        return all(
-            pages.free >= requests * (pages.pages_for(n) + 1) for pages, n in zip(self.segments, most, strict=True)
-        )
+    def has_room(self, requests: int, tokens: int = 2) -> bool:
+        """Whether so many requests can certainly have so many tokens more each, which is quick to say.
 
-    def ever_fits(self, need: Sequence[int]) -> bool:
-        """Whether an empty cache could meet this need."""
-        return all(n <= pages.pages for pages, n in zip(self.segments, need, strict=True))
+        Gives up what is retained for that.
+        """
+        most = [tokens * self.config.copies << i for i in range(len(self.segments))]
+        return self._make_free([requests * (-(-n // self.page_size) + 1) for n in most])  # the last may be full
+
+    def ever_fits(self, selection: Selection, tokens: int) -> bool:
+        """Whether an empty cache could hold so many tokens of a request."""
+        most = most_streams(self.config, selection, tokens)
+        return all(n <= pages.pages * self.page_size for pages, n in zip(self.segments, most, strict=True))
 
     def grow(self, state: ForkState, segment: int, ends: Sequence[int]) -> None:
         """Make room in a segment for the streams of more tokens, told as streams up to each token."""
-        self.segments[segment].grow(state.pages[segment], ends[-1])
-        state.ends[segment].extend(ends)
+        ledger, row, tokens = self.ledger, state.row, state.tokens
+        if ledger.pages[row, segment] * self.page_size < ends[-1]:
+            self._grow(_rows([state]), ends[-1] * (np.arange(len(self.segments)) == segment))
+        ledger.ends[row, segment, tokens : tokens + len(ends)] = ends
+        ledger.streams[row, segment] = ends[-1]
 
     def extend(self, state: ForkState, ids: Sequence[int]) -> None:
         """Note the tokens whose streams every segment now holds; from here on they can be found."""
-        if self._retain:
-            self._index.grow(state.kappa, state, ids)
-        else:
-            state.ids.extend(ids)
+        tokens = state.tokens
+        self.ledger.ids[state.row, tokens : tokens + len(ids)] = ids
+        self.ledger.tokens[state.row] += len(ids)
+        if self._retain and tokens // BLOCK < (tokens + len(ids)) // BLOCK:
+            self._index.grow(state.kappa, state)
 
-    def append(self, state: ForkState, token: int, ends: Sequence[int]) -> None:
-        """Note one token and the streams that every segment holds with it."""
-        for known, end in zip(state.ends, ends, strict=True):
-            known.append(end)
-        self.extend(state, (token,))
+    def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
+        """Note a token of each open state, told by rows (R,), and the streams (R,G) that it then has in each segment.
+
+        The pages were reserved. Returns (R,) the streams of each token after the last fork layer.
+        """
+        before = self.ledger.streams[rows, -1]
+        self.ledger.note(rows, ids, ends)
+        if self._retain:
+            for row in rows[self.ledger.tokens[rows] % BLOCK == 0].tolist():
+                self._index.grow(self._open[row].kappa, self._open[row])
+        computed: Indices = ends[:, -1] - before
+        return computed
 
     def use(self) -> CacheUse:
         """How full the cache is now."""
         return CacheUse(
-            streams=sum(state.streams(i) for state in self._open for i in range(len(self.segments))),
+            streams=int(self.ledger.streams.sum()),
             bytes=sum(pages.live * pages.page_bytes for pages in self.segments),
             ratio=max(pages.live / pages.pages for pages in self.segments),
         )
 
     def check_integrity(self) -> None:
         """Assert that pages are held by open and retained states, and by each no more than its streams need."""
+        running = self._open.values()
+        assert sorted([*self._open, *self._vacant]) == list(range(len(self.ledger.opening))), "rows lost or held twice"
+        assert np.flatnonzero(self.ledger.opening).tolist() == sorted(self._open), "rows that nobody has"
         for i, pages in enumerate(self.segments):
-            pages.check([state.pages[i] for state in self._open], [state.pages[i] for state in self._retained])
-            for state in (*self._open, *self._retained):
-                unused = len(state.pages[i]) - pages.pages_for(state.streams(i))
-                assert unused == 0 or (unused > 0 and state in self._open), f"segment {i}: pages without streams"
-                assert len(state.ends[i]) == state.tokens, f"segment {i}: tokens missing"
+            pages.check([state.pages(i) for state in running], [state.pages(i) for state in self._retained])
+            for state in (*running, *self._retained):
+                unused = len(state.pages(i)) - -(-state.streams(i) // self.page_size)
+                assert unused == 0 or (unused > 0 and state in running), f"segment {i}: pages without streams"
+                ends = [0, *state.ledger.ends[state.row, i, : state.tokens]]
+                assert ends[-1] == state.streams(i), f"segment {i}: tokens missing"
 
-    def _may_have(self, selection: Selection, tokens: int, state: ForkState) -> list[int]:
-        """The most streams of each segment that a state has once it has grown to `tokens` tokens."""
-        added = (tokens - state.tokens) * self.config.copies
-        most = most_streams(self.config, selection, tokens)
-        return [min(state.streams(i) + (added << i), n) for i, n in enumerate(most)]
+    def _may_have(self, ledger: Ledger, rows: Indices, tokens: ArrayLike) -> Indices:
+        """(R,G) the most streams that these rows have once they have grown to so many tokens (R,)."""
+        copies = np.multiply(tokens, self.config.copies)
+        limit = np.maximum(copies, budget(np.asarray(tokens), ledger.kappa[rows], self.config.block_size))
+        added = copies - ledger.tokens[rows] * self.config.copies
+        doubled = ledger.streams[rows] + (added[:, None] << np.arange(len(self.segments)))
+        most: Indices = np.minimum(doubled, limit[:, None])
+        return most
 
-    def _free(self, needs: Sequence[Sequence[int]]) -> bool:
-        return all(
-            sum(need) <= pages.free for pages, need in zip(self.segments, zip(*needs, strict=True), strict=False)
-        )
+    def _lacking(self, ledger: Ledger, rows: Indices, tokens: ArrayLike) -> Indices:
+        """(R,G) the pages that these rows may take to grow to so many tokens (R,)."""
+        lacking: Indices = self._pages_for(self._may_have(ledger, rows, tokens)) - ledger.pages[rows]
+        return lacking.clip(0)
 
-    def _share(self, prefix: Prefix) -> ForkState:
-        """A new state with a prefix's streams: whole pages shared, the one that was cut copied."""
-        state = ForkState(prefix.state.kappa, [], prefix.state.pages, prefix.state.ends)
-        for i, (segment, held) in enumerate(zip(self.segments, state.pages, strict=True)):
-            segment.share(held)
-            whole = len(held)
-            segment.grow(held, state.streams(i))
-            if len(held) > whole:
-                segment.copy(prefix.source.pages[i][whole], to=held[whole])
+    def _pages_for(self, streams: Indices) -> Indices:
+        return -(-streams // self.page_size)
+
+    def _pages(self, rows: Indices, since: Indices, until: Indices) -> list[Numbers]:
+        """The pages of each segment that these rows have from `since` (R,G) on, before `until` (R,G)."""
+        row, column, ends = self.ledger.places(rows, since, until)
+        pages = self.ledger.table[row, column]
+        return [pages[begin:end] for begin, end in pairwise([0, *ends])]
+
+    def _grow(self, rows: Indices, streams: Indices) -> None:
+        """Add pages to those of these rows (R,), until they hold so many streams (R,G)."""
+        ledger = self.ledger
+        held = ledger.pages[rows]
+        until = np.maximum(held, self._pages_for(streams))
+        row, column, ends = ledger.places(rows, held, until)
+        for segment, first, begin, end in zip(self.segments, ledger.begin, [0, *ends], ends, strict=False):
+            if end > begin:
+                segment.take(ledger.table, row[begin:end], column[begin:end], first)
+        ledger.pages[rows] = until
+
+    def _make_free(self, needed: list[int], spare: Prefix | None = None) -> bool:
+        """Whether so many pages of each segment are free once enough is given up, and nothing where it cannot be."""
+        if all(map(le, needed, [pages.free for pages in self.segments])):
+            return True
+        if not all(map(le, needed, [pages.pages - pages.live for pages in self.segments])):
+            return False
+        for state in list(self._retained):
+            if spare is None or state is not spare.source:
+                self._drop(state)
+            if all(map(le, needed, [pages.free for pages in self.segments])):
+                return True
+        return False
+
+    def _share(self, prefix: Prefix, state: ForkState) -> None:
+        """Begin a state with a prefix's streams: whole pages shared, the one that was cut copied."""
+        self.ledger.paste(state.row, prefix.state.ledger)
+        for i, segment in enumerate(self.segments):
+            segment.share(prefix.state.ledger.held(0, i))
+        self._grow(_rows([state]), self.ledger.streams[[state.row]])
+        for i, segment in enumerate(self.segments):
+            whole, own = len(prefix.state.pages(i)), state.pages(i)
+            if len(own) > whole:
+                segment.copy(prefix.source.pages(i)[whole], to=own[whole])
+        self._index.grow(state.kappa, state)
         if prefix.source in self._retained:  # used again, so the last to be given up
-            self._retained.remove(prefix.source)
-            self._retained.append(prefix.source)
-        return state
+            self._retained[prefix.source] = self._retained.pop(prefix.source)
 
     def _drop(self, state: ForkState) -> None:
-        self._retained.remove(state)
-        self._index.remove(state.kappa, state)
-        for segment, held in zip(self.segments, state.pages, strict=True):
-            segment.release(held)
+        del self._retained[state]
+        self._index.remove(state)
+        for i, segment in enumerate(self.segments):
+            segment.release(state.ledger.held(state.row, i))
 
-    def _empty(self, kappa: int) -> ForkState:
-        return ForkState(kappa, [], [[] for _ in self.segments], [[] for _ in self.segments])
+
+def _rows(states: Sequence[ForkState]) -> Indices:
+    return np.array([state.row for state in states], np.int64)

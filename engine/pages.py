@@ -4,13 +4,16 @@ A slot is the place of one stream; page p has slots p·page_size … (p+1)·page
 Letters: S streams, N heads, H head width, K slots of one request.
 """
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.layout import Indices
+from engine.ledger import Numbers
 from model import ModelConfig
 
 NO_CANDIDATE = torch.iinfo(torch.int32).min
@@ -60,50 +63,43 @@ class SegmentPages:
         """As `keys`."""
         self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
         """(slots, 2) grid scores of the two candidates that each stream made."""
-        self._holders = [0] * pages
-        self._runners = [0] * pages
-        self._idle = None if like.device.type == "cpu" else list(range(pages - 1, -1, -1))
+        self._holders = np.zeros(pages, np.int32)
+        self._runners = np.zeros(pages, np.int32)
+        self._idle = None if like.device.type == "cpu" else np.arange(pages, dtype=np.int32)
         self.free = pages
-        """Pages that nobody holds."""
+        """Pages that nobody holds; on a device the first so many of those that are idle."""
         self.live = 0
         """Pages that some running request holds."""
         self.page_bytes = page_size * segment.slot_bytes(config, like.element_size())
 
-    def pages_for(self, streams: int) -> int:
-        """Pages that so many streams of one request take."""
-        return -(-streams // self.page_size)
+    def take(self, table: Numbers, rows: Indices, columns: Indices, first: int) -> None:
+        """Have a free page at each of these places in a table of pages, for the running request that has the row.
 
-    def grow(self, held: list[int], streams: int) -> None:
-        """Add pages to those that a running request holds, until they hold `streams`. The caller asked before."""
-        for _ in range(self.pages_for(streams) - len(held)):
-            page = self._next(held)
-            self._holders[page] = self._runners[page] = 1
-            self.free -= 1
-            self.live += 1
-            held.append(page)
+        On the left of each, but for column `first`, stands another page of the same request. The caller asked before.
+        A device's kernels read by the page, wherever it lies: any page does there, and none is looked for.
+        """
+        if self._idle is not None:
+            table[rows, columns] = self._hold(self._idle[self.free - len(rows) : self.free])
+            return
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            table[row, column] = self._hold(self._next(table[row, column - 1] if column > first else self.pages))
 
-    def share(self, pages: list[int]) -> None:
-        """Let one more running request hold these pages."""
-        for page in pages:
-            self.free -= self._holders[page] == 0
-            self.live += self._runners[page] == 0
-            self._holders[page] += 1
-            self._runners[page] += 1
+    def share(self, pages: Numbers) -> None:
+        """Let one more running request hold these pages, which others hold."""
+        self.live += int(np.count_nonzero(self._runners[pages] == 0))
+        self._holders[pages] += 1
+        self._runners[pages] += 1
 
-    def retire(self, pages: list[int]) -> None:
-        """The request that holds these pages runs no more."""
-        for page in pages:
-            self._runners[page] -= 1
-            self.live -= self._runners[page] == 0
+    def retire(self, pages: Numbers) -> None:
+        """Requests that hold these pages, a page as often as it is told, run no more."""
+        self.live -= len(_count_down(self._runners, pages))
 
-    def release(self, pages: list[int]) -> None:
-        """A holder that has retired lets these pages go."""
-        for page in pages:
-            self._holders[page] -= 1
-            if self._holders[page] == 0:
-                self.free += 1
-                if self._idle is not None:
-                    self._idle.append(page)
+    def release(self, pages: Numbers) -> None:
+        """Holders that have retired let these pages go, a page as often as it is told."""
+        gone = _count_down(self._holders, pages)
+        if self._idle is not None:
+            self._idle[self.free : self.free + len(gone)] = gone
+        self.free += len(gone)
 
     def copy(self, page: int, to: int) -> None:
         """Copy what a page holds."""
@@ -120,18 +116,20 @@ class SegmentPages:
         pages = torch.tensor(held, device=self.keys.device)[:, None]
         return (pages * self.page_size + within).flatten()[:streams]
 
-    def _next(self, held: list[int]) -> int:
-        """The page after the last one, if it is free; else the middle of the widest gap, to leave all room to grow.
+    def _hold(self, pages: Numbers) -> Numbers:
+        """Note the one running holder of pages that had none."""
+        self._holders[pages] = self._runners[pages] = 1
+        self.free -= pages.size
+        self.live += pages.size
+        return pages
 
-        A device's kernels read by the page, wherever it lies: any page does there, and none is looked for.
-        """
-        if self._idle is not None:
-            return self._idle.pop()
-        if held and held[-1] + 1 < self.pages and self._holders[held[-1] + 1] == 0:
-            return held[-1] + 1
-        gaps = [list(gap) for holders, gap in groupby(range(self.pages), self._holders.__getitem__) if holders == 0]
-        widest = max(gaps, key=len)
-        return widest[0] if len(widest) == self.pages else widest[len(widest) // 2]
+    def _next(self, last: int) -> Numbers:
+        """The page after a request's last, if free; else the middle of the widest gap, to leave all room to grow."""
+        if last + 1 < self.pages and self._holders[last + 1] == 0:
+            return np.array(last + 1)
+        idle = np.flatnonzero(self._holders == 0)
+        widest = max(np.split(idle, np.flatnonzero(np.diff(idle) > 1) + 1), key=len)
+        return np.array(widest[0 if len(widest) == self.pages else len(widest) // 2])
 
     def write(self, layer: int, slots: Tensor, keys_and_values: Tensor) -> None:
         """Store keys and values (2,N,S,H) of a layer at slots (S,)."""
@@ -153,13 +151,26 @@ class SegmentPages:
         """Grid scores (2K,) of the candidates that streams at K slots made."""
         return _at(self.scores, slots, dim=0).flatten()
 
-    def check(self, running: list[list[int]], retired: list[list[int]]) -> None:
+    def check(self, running: Sequence[Sequence[int]], retired: Sequence[Sequence[int]]) -> None:
         """Assert that pages are held by just these holders, whose pages are given."""
         name = f"segment {self.segment.index}"
-        runners, holders = (Counter(chain.from_iterable(each)) for each in (running, [*running, *retired]))
-        assert [runners[page] for page in range(self.pages)] == self._runners, f"{name}: pages lost or held twice"
-        assert [holders[page] for page in range(self.pages)] == self._holders, f"{name}: pages lost or held twice"
-        assert (self.live, self.free) == (len(runners), self.pages - len(holders)), f"{name}: pages miscounted"
+        runners, others = (np.bincount([*chain(*each)], minlength=self.pages) for each in (running, retired))
+        holders = runners + others
+        assert np.array_equal(runners, self._runners), f"{name}: pages lost or held twice"
+        assert np.array_equal(holders, self._holders), f"{name}: pages lost or held twice"
+        assert self.live == np.count_nonzero(runners), f"{name}: pages miscounted"
+        assert self.free == np.count_nonzero(holders == 0), f"{name}: pages miscounted"
+        if self._idle is not None:
+            idle = np.sort(self._idle[: self.free])
+            assert np.array_equal(idle, np.flatnonzero(holders == 0)), f"{name}: held pages would be given out"
+
+
+def _count_down(counts: Numbers, pages: Numbers) -> Numbers:
+    """Take 1 from a page's count each time that it is told; the pages that then have none."""
+    each, times = np.unique(pages, return_counts=True)
+    counts[each] -= times
+    gone: Numbers = each[counts[each] == 0]
+    return gone
 
 
 def _at(stored: Tensor, slots: Slots, dim: int) -> Tensor:

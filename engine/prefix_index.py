@@ -16,8 +16,9 @@ BLOCK = 16
 class Tokens(Hashable, Protocol):
     """Something that holds the state of a sequence, and is nobody else."""
 
-    ids: list[int]
-    """Its tokens, which only ever grow at the end."""
+    @property
+    def ids(self) -> Sequence[int]:
+        """Its tokens, which only ever grow at the end."""
 
 
 State = TypeVar("State", bound=Tokens)
@@ -28,28 +29,24 @@ class PrefixIndex(Generic[State]):
 
     def __init__(self) -> None:
         self._by_hash: dict[int, State] = {}
-        self._tails: dict[State, tuple[int, int]] = {}  # the whole blocks of each state, and the hash of all of them
+        self._hashes: dict[State, list[int]] = {}  # of the whole blocks of each state
 
-    def grow(self, kind: Hashable, state: State, ids: Sequence[int]) -> None:
-        """Append tokens to a state that the index knows, or gets to know."""
-        state.ids.extend(ids)
-        blocks, key = self._tails.get(state) or (0, hash(kind))
-        while len(state.ids) >= (blocks + 1) * BLOCK:
-            key = hash((key, *state.ids[blocks * BLOCK : (blocks + 1) * BLOCK]))
+    def grow(self, kind: Hashable, state: State) -> None:
+        """Take note of what tokens a state has got, also of its first."""
+        keys, ids = self._hashes.setdefault(state, []), state.ids
+        for key in _hashes(keys[-1] if keys else hash(kind), ids[len(keys) * BLOCK :]):
             self._by_hash[key] = state
-            blocks += 1
-            self._tails[state] = blocks, key
+            keys.append(key)
 
-    def remove(self, kind: Hashable, state: State) -> None:
+    def remove(self, state: State) -> None:
         """Forget a state."""
-        self._tails.pop(state, None)
-        for key in _hashes(kind, state.ids):
+        for key in self._hashes.pop(state, ()):
             if self._by_hash.get(key) is state:
                 del self._by_hash[key]
 
     def find(self, kind: Hashable, ids: Sequence[int]) -> tuple[State, int] | None:
         """A state that begins as `ids` do, and for how many tokens; None when not for a block."""
-        found = list(takewhile(lambda state: state is not None, map(self._by_hash.get, _hashes(kind, ids))))
+        found = list(takewhile(lambda state: state is not None, map(self._by_hash.get, _hashes(hash(kind), ids))))
         if not found or found[-1] is None:
             return None
         shared = common_prefix(found[-1].ids, ids)
@@ -61,9 +58,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(takewhile(bool, map(eq, a, b)))
 
 
-def _hashes(kind: Hashable, ids: Sequence[int]) -> Iterator[int]:
-    """A hash for each whole block, of it and all before it."""
-    key = hash(kind)
+def _hashes(key: int, ids: Sequence[int]) -> Iterator[int]:
+    """A hash for each whole block, of it and all before it, which have the hash `key`."""
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         key = hash((key, *ids[start : start + BLOCK]))
         yield key

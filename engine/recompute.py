@@ -6,6 +6,7 @@ A state is only ever a shortcut: without it the whole sequence is computed again
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+from engine.packed_model import PackedModel
 from engine.prompt_report import Scores
 from engine.request import Request
 from engine.revisable import RevisableState
@@ -20,11 +21,11 @@ class Recompute:
     A request that has no room computes its whole sequence for every token, one such request after the other.
     """
 
-    def __init__(self, model: Thoughtbubbles, *, vocabulary: int, limit_bytes: int) -> None:
+    def __init__(self, model: Thoughtbubbles, packed: PackedModel, *, vocabulary: int, limit_bytes: int) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.limit_bytes = limit_bytes
-        self._forward = RevisingForward(model)
+        self._forward = RevisingForward(model, packed)
         self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # forgets a request that is gone
 
     @property

@@ -1,12 +1,13 @@
 """The nouns that scheduler, runner, engine and callers share: what is asked, its state, and what is told."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from engine.detokenizer import Detokenizer
-from engine.fork_cache import ForkState
+from engine.fork_state import ForkState
 from engine.prompt_report import PromptReport, TopLogprobs
 from engine.sampling_params import SamplingParams
 from model import Selection
@@ -78,14 +79,19 @@ class Request:
     prompt_report: PromptReport | None = None
     cached_tokens: int | None = None
     """Tokens it started from when it first ran."""
-    in_flight: int = 0
-    """Tokens of it that a device has been asked for and that are not known yet, 0 or 1."""
+    asked: int = 0
+    """Tokens that were asked for: its output, and on a device that decodes ahead perhaps one that is not known yet."""
+    most: int = field(init=False)
+    """As many need be asked for: all that it may have and, where their streams are told, one that shows the last's."""
     stream_tokens: int = 0
     streams: int = 0
     """Live streams after the last fork layer."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     first_token: float | None = None
+
+    def __post_init__(self) -> None:
+        self.most = self.params.max_tokens + self.params.return_fork_counts
 
     @cached_property
     def cached(self) -> bool:
@@ -108,27 +114,15 @@ class Request:
         return self.output[-1] if self.output else self.prompt[-1]
 
     @property
-    def ends_in_flight(self) -> bool:
-        """Whether nothing more need be asked of a device than what is in flight."""
-        if self.held and self.in_flight and self.held.finish_reason is not None:
-            return True
-        return len(self.output) + self.in_flight >= self._steps
-
-    @cached_property
-    def _steps(self) -> int:
-        """Steps after the prompt's: the last token's streams take one more."""
-        return self.params.max_tokens + self.params.return_fork_counts
-
-    @property
     def draws_alone(self) -> bool:
         """Whether its next token is a draw from what the model says, that nothing else need be known for."""
-        return self._is_plain and len(self.output) >= self.params.min_tokens
+        return len(self.output) >= self._draws_alone_from
 
     @cached_property
-    def _is_plain(self) -> bool:
+    def _draws_alone_from(self) -> float:
         params = self.params
         restricts = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-        return not (params.adjusts_logits or restricts or params.logprobs is not None)
+        return math.inf if params.adjusts_logits or restricts or params.logprobs is not None else params.min_tokens
 
     @property
     def max_tokens(self) -> int:
@@ -145,6 +139,12 @@ class Request:
         """Whether something of the prompt was asked and has not been computed."""
         asked = self.params.prompt_logprobs is not None or self.params.return_fork_counts
         return asked and self.prompt_report is None
+
+    def hold(self, event: TokenEvent) -> None:
+        """Keep the event of the newest token until one more is asked for, which shows that token's streams."""
+        self.held = event
+        if event.finish_reason is not None:
+            self.most = len(self.output) + 1
 
     def count(self, streams: int, computed: int) -> None:
         """Note its live streams after the last fork layer, and how many a step computed there."""

@@ -9,19 +9,21 @@ Letters: R requests, T tokens that are computed of all of them, S their streams,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from engine.cached_block import Attend
 from engine.fork_cache import segments
+from engine.packed_model import PackedModel
 from engine.pages import Segment
 from engine.revisable import RevisableSegment, RevisableState
 from engine.scoring import last_logits
 from model import ForkingBlock, Streams, Thoughtbubbles
-from model.attention import Attend
 from model.forking import fork
-from model.rotary import fractions, rotation
+from model.rotary import fractions
 from model.segments import segment_counts
 
 
@@ -58,8 +60,10 @@ class _Revision:
 class RevisingForward:
     """Runs a model under `dynamic` and `fixed`, overwriting what is kept of each request where it changed."""
 
-    def __init__(self, model: Thoughtbubbles) -> None:
+    def __init__(self, model: Thoughtbubbles, packed: PackedModel) -> None:
+        """`packed` are the model's layers."""
         self.model = model
+        self._packed = packed
         self._segments = segments(model.config)
 
     def extend(self, states: Sequence[RevisableState], sequences: Sequence[Sequence[int]]) -> list[Revised]:
@@ -91,16 +95,14 @@ class RevisingForward:
         revision.streams = _from_token(streams, revision.first)
 
     def _run(self, segment: Segment, revisions: list[_Revision]) -> Streams:
-        """What is computed of all requests, end to end, after the segment's layers."""
+        """What is computed of all requests, end to end, after the segment's layers, which change it in place."""
         streams = _end_to_end(revisions)
         token = torch.cat([each.streams.token_index for each in revisions], dim=1)
-        by = rotation(token + fractions(streams.token_index, streams.tokens), self.model.config.head_width)
+        positions = token + fractions(streams.token_index, streams.tokens)
         held = [each.state.segments[segment.index] for each in revisions]
         rows = [each.streams.x.shape[1] for each in revisions]
-        x = streams.x
-        for layer in segment.layers:
-            x = self.model.blocks[layer](x, streams.score, by, _attention(layer, held, rows))
-        streams = Streams(x, streams.score, streams.token_index, streams.tokens)
+        attend = partial(_attention, held, rows)
+        self._packed.run(segment.layers, streams.x[0], positions[0], streams.score[0], attend)
         if segment.forks_after:
             self._keep(segment, streams, held, rows)
         return streams
@@ -117,7 +119,7 @@ class RevisingForward:
         for each in revisions:
             each.state.tokens = each.tokens
         computed = [each.computed for each in revisions]
-        logits = last_logits(self.model, streams, [end - 1 for end in accumulate(computed)])
+        logits = last_logits(self.model, streams, [end - 1 for end in accumulate(computed)], self._packed.head)
         counts = segment_counts(streams.token_index, streams.tokens)[0].split(computed)
         totals = [each.state.segments[-1].count for each in revisions]
         return [Revised(row, own.tolist(), n) for row, own, n in zip(logits, counts, totals, strict=True)]
@@ -143,11 +145,12 @@ def _end_to_end(revisions: list[_Revision]) -> Streams:
     return Streams(x, score, torch.cat(number, dim=1), sum(each.computed for each in revisions))
 
 
-def _attention(layer: int, held: list[RevisableSegment], rows: list[int]) -> Attend:
+def _attention(held: list[RevisableSegment], rows: list[int], layer: int) -> Attend:
     """The attention of one layer: each request's streams over all that it has."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (1,N,S,H) each
-        parts = zip(held, *(each.split(rows, dim=2) for each in (q, k, v)), strict=True)
-        return torch.cat([segment.attend(layer, *part) for segment, *part in parts], dim=2)
+    def attend(heads: Tensor) -> Tensor:
+        each = heads.to(held[0].keys.dtype).permute(1, 2, 0, 3)[:, None].split(rows, dim=3)  # (3,1,N,M,H)
+        parts = [segment.attend(layer, *qkv) for segment, qkv in zip(held, each, strict=True)]
+        return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)[0]
 
     return attend

@@ -40,7 +40,7 @@ class Runner:
         self._model = model
         self._cached = _forward(model)(model, cache, self.tally)
         self._vocabulary = vocabulary
-        self._recompute = Recompute(model, vocabulary=vocabulary, limit_bytes=cache.total_bytes)
+        self._recompute = Recompute(model, self._cached.packed, vocabulary=vocabulary, limit_bytes=cache.total_bytes)
 
     @torch.inference_mode()
     def step(self, requests: list[Request], tokens: list[int]) -> StepOutput:
@@ -69,7 +69,7 @@ class Runner:
             first = end - len(chunk.ids)
             scoring = partial(score, self._model, streams, request.prompt[1:], first, vocabulary=self._vocabulary)
             _report_prompt(request, counts, scoring)
-        return last_logits(self._model, streams, [end - 1 for end in ends], self._cached.head), fork_counts
+        return last_logits(self._model, streams, [end - 1 for end in ends], self._cached.packed.head), fork_counts
 
     def _step_recomputed(self, requests: list[Request]) -> tuple[Tensor, list[list[int]]]:
         revised = self._recompute.step(requests)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from engine.config import EngineConfig
 from engine.errors import QueueFull
-from engine.fork_cache import ForkCache, ForkState, Prefix
+from engine.fork_cache import ForkCache, Prefix
 from engine.prefix_index import BLOCK, common_prefix
 from engine.request import Request
 from engine.waiting import Waiting
@@ -70,18 +70,18 @@ class Scheduler:
     def settle(self) -> None:
         """Let those run whose tokens are all computed; called after every step that computed some."""
         complete = [each for each in self.arriving if each.state is None or each.state.tokens == each.num_tokens]
-        for request in complete:
-            self.arriving.remove(request)
-            self.running.append(request)
+        self.running += complete
+        self.arriving = _without(complete, self.arriving)
 
-    def remove(self, request: Request) -> None:
-        """Let a request go, finished or aborted; its pages are free at once."""
-        for place in (self.running, self.arriving):
-            if request in place:
-                place.remove(request)
-                self._release(request)
-                return
-        self.waiting.remove(request)
+    def remove(self, requests: Sequence[Request]) -> None:
+        """Let requests go, finished or aborted; their pages are free at once."""
+        for request in set(requests).difference(self.running, self.arriving):
+            self.waiting.remove(request)
+        self.running, self.arriving = _without(requests, self.running), _without(requests, self.arriving)
+        self.cache.close([request.state for request in requests if request.state])
+        for request in requests:
+            request.state = None
+            request.asked = len(request.output)  # what the device makes of it, nobody waits for
 
     def _take_in(self) -> Plan:
         """Tokens of those who arrive, in their order, as many as a step may take."""
@@ -104,9 +104,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give places to those who wait, as long as there are any and one step could take in what they bring."""
+        if not self._may_admit:
+            return
         tokens = sum(len(request.pending) for request in self.arriving)
-        needs = self._needs(ahead=1) if self.waiting else []
-        while self.waiting and len(self.running) + len(self.arriving) < self.config.max_batch_size:
+        needs = self._needs(ahead=1)
+        while self._may_admit:
             request = self.waiting.first
             prefix = self._find(request)
             held = prefix.state.tokens if prefix else 0
@@ -116,6 +118,10 @@ class Scheduler:
             if not self._open(request, prefix, needs):
                 return
             self.arriving.append(self.waiting.popleft())
+
+    @property
+    def _may_admit(self) -> bool:
+        return len(self.waiting) > 0 and len(self.running) + len(self.arriving) < self.config.max_batch_size
 
     def _find(self, request: Request) -> Prefix | None:
         """What the cache has of its tokens; the last is left to compute, for its logits."""
@@ -140,7 +146,8 @@ class Scheduler:
         if not request.cached:
             return True
         for prefix in dict.fromkeys((found, None)):
-            need = self._need(request, prefix.state if prefix else None, ahead=1 if needs else 0)
+            reach = _reach(request, ahead=1 if needs else 0)
+            need = self.cache.pages_needed(request.selection, reach, prefix.state if prefix else None)
             if self.cache.fits([*needs, need], spare=prefix):
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
@@ -161,28 +168,31 @@ class Scheduler:
         """
         while not self._fits():
             victim = [each for each in (*self.running, *self.arriving) if each.cached][-1]
-            self.remove(victim)
+            self.remove([victim])
             self.waiting.appendleft(victim)
             self.preemptions += 1
 
     def _fits(self) -> bool:
         """Whether all can compute the tokens they have in the pages that are free."""
-        if not self.arriving and self.cache.is_roomy(len(self.running)):
+        if not self.arriving and self.cache.has_room(len(self.running)):
             return True
         return self.cache.fits(self._needs())
 
     def _needs(self, ahead: int = 0) -> list[Sequence[int]]:
-        """The pages that each of those who have a place may need."""
-        everyone = (*self.running, *self.arriving)
-        return [self._need(request, request.state, ahead) for request in everyone if request.cached]
+        """The pages that all who have any may need to go on by so many tokens, together; none where nobody has."""
+        holding = [request for request in (*self.running, *self.arriving) if request.state]
+        if not holding:
+            return []
+        states = [request.state for request in holding if request.state]
+        needs = self.cache.all_needed(states, [_reach(request, ahead) for request in holding])
+        return [needs.sum(0).tolist()]
 
-    def _need(self, request: Request, state: ForkState | None, ahead: int = 0) -> Sequence[int]:
-        """Pages to compute the tokens that a request has, and `ahead` more, on from a state."""
-        tokens = min(request.num_tokens + request.in_flight + ahead, request.max_tokens)
-        return self.cache.pages_needed(request.selection, tokens, state)
 
-    def _release(self, request: Request) -> None:
-        if request.state:
-            self.cache.close(request.state)
-            request.state = None
-            request.in_flight = 0  # what the device makes of it, nobody waits for
+def _reach(request: Request, ahead: int) -> int:
+    """The tokens that a request has, and `ahead` more, as far as it may go."""
+    return min(len(request.prompt) + request.asked + ahead, request.max_tokens)
+
+
+def _without(gone: Sequence[Request], requests: list[Request]) -> list[Request]:
+    absent = set(gone)
+    return [request for request in requests if request not in absent]

@@ -3,15 +3,15 @@
 From pageable memory a copy first waits for all that the device was asked to do: hence pinned memory.
 """
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def to_device(values: ArrayLike, device: torch.device) -> Tensor:
     """Integers as int64 on a device, there once it has done what it was asked before."""
-    here = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    here = torch.tensor(np.asarray(values, np.int64), device="cpu", pin_memory=device.type == "cuda")
     return here.to(device, non_blocking=True)
 
 

@@ -6,6 +6,7 @@ from model.config import ModelConfig
 from model.forking import Fork, Streams
 from model.segments import backend as segments_backend
 from model.selection import Rule, Selection, budget
+from model.threads import set_threads
 from model.tokenizer import Tokenizer
 from model.transformer import ForkingBlock, Thoughtbubbles
 
@@ -25,5 +26,6 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
     "segments_backend",
+    "set_threads",
     "shipped_checkpoint",
 ]

@@ -31,6 +31,7 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(
             name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
         )
+        self._texts: dict[int, str | None] = {}
         self._absent = frozenset(byte for byte in range(256) if bytes([byte]) not in ranks)
 
     @classmethod
@@ -84,6 +85,13 @@ class Tokenizer:
             raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
         return self._encoding.decode_single_token_bytes(token_id)
 
+    def token_text(self, token_id: int) -> str | None:
+        """Text of one token; None where its bytes are no whole characters. `ValueError` for an id outside."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            return self._texts.setdefault(token_id, _text(self.token_bytes(token_id)))
+
     def save(self, path: str | Path) -> None:
         """Write the ranks in tiktoken's form, all or nothing. `from_file` gives the same tokenizer back."""
         lines = (base64.b64encode(self.token_bytes(i)) + b" %d\n" % i for i in range(self.end_of_text))
@@ -93,6 +101,13 @@ class Tokenizer:
         # tiktoken panics on a byte that no token covers, and that cannot be caught as an Exception.
         if self._absent and not self._absent.isdisjoint(text.encode("utf-8", errors="replace")):
             raise ValueError("the text has a byte that this tokenizer's vocabulary lacks")
+
+
+def _text(token: bytes) -> str | None:
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _tiktoken_encoding(name: str) -> tiktoken.Encoding:

@@ -1,17 +1,14 @@
 """POST /v1/chat/completions, for checkpoints that have a chat template (API.md §5)."""
 
-import asyncio
 import uuid
-from collections.abc import Iterable
 
 from fastapi import APIRouter, Request, Response
 
+from server.aside import aside
 from server.chat import ignored, plan_chat
 from server.chat_completions import ChatCompletion
 from server.chat_schemas import ChatRequest
-from server.loading import ServedModel
 from server.openapi import STREAMED, refusals, takes
-from server.planning import Plan
 from server.responding import respond
 from server.service import Serving
 from server.validation import parse
@@ -29,11 +26,7 @@ async def create_chat_completion(request: Request, service: Serving) -> Response
     """Answer a conversation: whole, or as a stream."""
     served = service.worker.model
     name = f"chatcmpl-{uuid.uuid4().hex}"
-    # JSON and text may be long: not on the event loop.
-    planned, extra = await asyncio.to_thread(_plan, name, await request.body(), served)
-    return await respond(request, service, ChatCompletion(name, planned, served), extra)
-
-
-def _plan(name: str, body: bytes, served: ServedModel) -> tuple[Plan, Iterable[str]]:
-    chat = parse(body, ChatRequest)
-    return plan_chat(name, chat, served), ignored(chat)
+    body = await request.body()
+    asked = await aside(lambda: parse(body, ChatRequest), len(body))
+    planned = await aside(lambda: plan_chat(name, asked, served), len(body) * asked.n)
+    return await respond(request, service, ChatCompletion(name, planned, served), ignored(asked))

@@ -64,25 +64,19 @@ class Choice:
 
     def feed(self, events: Sequence[TokenEvent]) -> Delta:
         """What `events`, the next of this sequence and at least one, add together."""
-        head, last = self._begin(events[0]), events[-1]
-        for event in events:
-            if event.token_id is not None:
-                self._hold(event, event.token_id)
-        text = "".join([event.text for event in events])
+        head = NOTHING if self._begun else self._begin(events[0])
+        generated = [event for event in events if event.token_id is not None]
+        self.completion_tokens += len(generated)
+        self._logprob_sum += sum([event.logprob for event in generated if event.logprob])
+        text, last = "".join([event.text for event in events]), events[-1]
         self._shown += len(text)
-        return Delta(
-            text=head.text + text,
-            echoed=head.echoed,
-            tokens=self._told(everything=last.finish_reason is not None),
-            prompt_ids=head.prompt_ids,
-            finish_reason=last.finish_reason,
-            stop_reason=last.stop_reason,
-        )
+        if self._tells_tokens:
+            self._held += map(self._place, generated)
+        tokens = self._told(everything=last.finish_reason is not None) if self._held else ()
+        return Delta(head.text + text, head.echoed, tokens, head.prompt_ids, last.finish_reason, last.stop_reason)
 
     def _begin(self, event: TokenEvent) -> Delta:
         """What is told of the prompt, once."""
-        if self._begun:
-            return NOTHING
         self._begun = True
         text, echoed = self._echo(event.prompt) if self._request.echo else ("", ())
         return Delta(text=text, echoed=echoed, prompt_ids=self._prompt if self._request.return_token_ids else None)
@@ -101,12 +95,10 @@ class Choice:
             offset = offsets.place(self._token_bytes(token_id))
             yield Token(token_id, logprob, top_logprobs, fork_count, offset)
 
-    def _hold(self, event: TokenEvent, token_id: int) -> None:
-        self.completion_tokens += 1
-        self._logprob_sum += event.logprob or 0.0
-        if self._tells_tokens:
-            offset = self._offsets.place(self._token_bytes(token_id))
-            self._held.append(Token(token_id, event.logprob, event.top_logprobs, event.fork_count, offset))
+    def _place(self, event: TokenEvent) -> Token:
+        assert event.token_id is not None, "a token was generated"
+        offset = self._offsets.place(self._token_bytes(event.token_id))
+        return Token(event.token_id, event.logprob, event.top_logprobs, event.fork_count, offset)
 
     def _told(self, *, everything: bool) -> Sequence[Token]:
         told = [token for token in self._held if everything or token.offset < self._shown]

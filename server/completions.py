@@ -1,7 +1,7 @@
 """The wire form of one completion: its chunks while it runs, and the whole when it has ended (API.md §2 and §3)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from engine import RequestUsage, TokenEvent
@@ -82,12 +82,19 @@ class Completion:
 
     def _feed(self, events: Sequence[TokenEvent]) -> Iterator[tuple[int, Delta]]:
         """What the events add to each choice that has some, in the order of their first; counted as they are told."""
+        for index, part in self._parts(events):
+            if (usage := part[-1].usage) is not None:
+                self._usages.append(usage)
+            yield index, self._choices[index].feed(part)
+
+    def _parts(self, events: Sequence[TokenEvent]) -> Iterable[tuple[int, Sequence[TokenEvent]]]:
+        """The events of each choice that has some."""
+        if len(self._choices) == 1:
+            return [(0, events)]
         parts: dict[int, list[TokenEvent]] = {}
         for event in events:
             parts.setdefault(self._index[event.request_id], []).append(event)
-        for index, part in parts.items():
-            self._usages += [event.usage for event in part if event.usage is not None]
-            yield index, self._choices[index].feed(part)
+        return parts.items()
 
     def _best(self) -> Sequence[int]:
         """The sequences to return: of each prompt's candidates those of highest mean log-probability, best first."""

@@ -98,7 +98,8 @@ class EngineThread:
             if command is None:
                 return False
             command(engine)
-            self._meter.publish(engine.stats())
+            if self._commands.empty():  # one census for all that came together, as clients do
+                self._meter.publish(engine.stats())
         return True
 
     def _step(self, engine: Engine) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ IDLE_SECONDS = 75
 same moment, one to close it and the other to ask again."""
 WATCH_SECONDS = 0.25
 """How often the watchdog looks."""
+TURN_SECONDS = 0.00005
+"""How long a thread of this process keeps Python while another waits for it. The engine's thread gives way in each of
+its calls to torch: at Python's own 5 ms it would wait for the loop, each time, longer than a device for a step."""
 FAREWELL_SECONDS = 1.0
 """How long a failed server still says so, to its clients and on /ready."""
 
@@ -53,6 +57,22 @@ async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None
     After a signal new requests are refused and those that run may finish, for `drain_seconds` or until a second one;
     what runs then is ended with an error.
     """
+    with _short_turns():
+        await _serve(service, app, listener)
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Inside the block, Python's threads take turns of `TURN_SECONDS`."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+async def _serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
     worker, settings = service.worker, service.settings
     server = _Server(uvicorn_config(app, settings.body_timeout_seconds))
     stopping, hurrying = _stop_signals()

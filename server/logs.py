@@ -15,6 +15,7 @@ from server.facts import facts
 FIELDS = "fields"
 """The attribute of a log record that holds what is told beside the message."""
 logger = logging.getLogger("server.requests")
+_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each field of each line
 
 
 class JsonLines(logging.Formatter):
@@ -31,7 +32,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return _json(line)
 
 
 class TextLines(logging.Formatter):
@@ -43,7 +44,7 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """The line, with the fields behind it."""
         fields = getattr(record, FIELDS, {})
-        told = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
+        told = [f"{name}={_json(value)}" for name, value in fields.items()]
         return " ".join([super().formatMessage(record), *told])
 
 

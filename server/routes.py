@@ -1,15 +1,15 @@
 """POST /v1/completions and what belongs to it (API.md §1 to §3, §5)."""
 
-import asyncio
 import uuid
 
 from fastapi import APIRouter, Request, Response
 
+from server.aside import aside
 from server.completions import Completion
 from server.errors import clipped, not_found
 from server.loading import ServedModel
 from server.openapi import STREAMED, refusals, takes
-from server.planning import Plan, plan
+from server.planning import plan
 from server.responding import respond
 from server.schemas import CompletionRequest, Json
 from server.service import Serving
@@ -28,9 +28,10 @@ async def create_completion(request: Request, service: Serving) -> Response:
     """Complete prompts: whole, or as a stream."""
     served = service.worker.model
     name = f"cmpl-{uuid.uuid4().hex}"
-    # JSON and text may be long: not on the event loop.
-    planned = await asyncio.to_thread(_plan, name, await request.body(), served)
-    return await respond(request, service, Completion(name, planned, served), planned.request.model_extra or ())
+    body = await request.body()
+    asked = await aside(lambda: parse(body, CompletionRequest), len(body))
+    planned = await aside(lambda: plan(name, asked, served), len(body) * asked.candidates)
+    return await respond(request, service, Completion(name, planned, served), asked.model_extra or ())
 
 
 @router.post("/v1/completions/{name}/cancel", responses=refusals(404))
@@ -54,10 +55,6 @@ async def get_model(name: str, service: Serving) -> Json:
     if name != served.name:
         raise not_found(f"The model {clipped(name)!r} does not exist.", "model_not_found", "model")
     return _model_object(served)
-
-
-def _plan(name: str, body: bytes, served: ServedModel) -> Plan:
-    return plan(name, parse(body, CompletionRequest), served)
 
 
 def _model_object(served: ServedModel) -> Json:

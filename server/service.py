@@ -47,7 +47,7 @@ class Service:
         return cls(settings=settings, metrics=metrics, worker=worker, keys=keys, tracing=tracing)
 
 
-def _of(request: Request) -> Service:
+async def _of(request: Request) -> Service:  # what is no coroutine would be called on a thread
     service: Service = request.app.state.service
     return service
 

@@ -63,19 +63,18 @@ async def _told(completion: Completion, generation: Generation, first: Sequence[
         yield await _written(completion, first)
         async for events in generation:
             yield await _written(completion, events)
-        for chunk in completion.last_chunks():
-            yield sse(chunk)
+        end = [sse(chunk) for chunk in completion.last_chunks()]
     except ApiError as error:
-        yield sse(error.body)
-    yield DONE
+        end = [sse(error.body)]
+    yield b"".join([*end, DONE])
 
 
 async def _written(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
     """What is told of events. A prompt with its log-probabilities can be long, and is written off the event loop."""
-    if all(event.prompt is None for event in events):
+    if not completion.long or all(event.prompt is None for event in events):
         return _write(completion, events)
     return await write_alone(lambda: _write(completion, events))
 
 
 def _write(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
-    return b"".join(map(sse, completion.chunks(events)))
+    return b"".join([sse(chunk) for chunk in completion.chunks(events)])

@@ -1,11 +1,11 @@
 """Text to token ids and back over HTTP, so that clients need no copy of the vocabulary (API.md §5)."""
 
-import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 
 from model import Tokenizer
+from server.aside import aside
 from server.openapi import refusals, takes
 from server.schemas import DetokenizeRequest, Json, TokenizeRequest
 from server.service import Serving
@@ -20,7 +20,7 @@ async def tokenize(request: Request, service: Serving) -> Json:
     """Token ids of a text."""
     served = service.worker.model
     body = await request.body()
-    tokens = await asyncio.to_thread(_tokens, body, served.tokenizer)
+    tokens = await aside(lambda: _tokens(body, served.tokenizer), len(body))
     return {"tokens": tokens, "count": len(tokens), "max_model_len": served.max_model_len}
 
 
@@ -28,7 +28,8 @@ async def tokenize(request: Request, service: Serving) -> Json:
 async def detokenize(request: Request, service: Serving) -> Json:
     """The text of token ids."""
     tokenizer = service.worker.model.tokenizer
-    return {"prompt": await asyncio.to_thread(_text, await request.body(), tokenizer)}
+    body = await request.body()
+    return {"prompt": await aside(lambda: _text(body, tokenizer), len(body))}
 
 
 @router.get("/tokenizer_info", responses=refusals(503))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Triton reads it as it is first imported, which the compiler of training does too: no folder below is early enough.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # One thread: the small tensors of tests gain nothing from more, and on a busy machine threads that wait for each other
 # made a test fifteen times slower.

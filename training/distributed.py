@@ -1,6 +1,7 @@
 """Several processes that train one model, started by torchrun: who this one is, and what they agree on."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,8 +79,11 @@ def join(device: str) -> Iterator[Ranks]:
 def shard(model: Thoughtbubbles) -> None:
     """FSDP2: every block by itself, and what is left (embedding, last norm) as the root.
 
-    A block's fork runs before its forward, so it gathers the block's weights too.
+    A block's fork runs before its forward, so it gathers the block's weights too. They travel in float32 and autocast
+    rounds them for the matrix products alone, as for one device: norms and fork scores are computed in float32.
     """
+    # A fork returns views, which nobody changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for block in model.blocks:
         fully_shard(block)
         if isinstance(block, ForkingBlock):

@@ -18,7 +18,7 @@ from model.forking import Streams
 from model.rotary import Rotation, rotate
 from model.selection import Selection
 from model.transformer import MLP, Block, ForkingBlock
-from training.data.loader import PADDING
+from training.data.loader import PADDING, inputs, targets
 
 Heads = Literal["plain", "table", "triton"]
 
@@ -64,19 +64,19 @@ def fused_loss(
     model: Thoughtbubbles, windows: Tensor, ratio: float | None, noise: Tensor | None, *, padded: bool, fusions: Fusions
 ) -> Tensor:
     """`next_token_loss`; of a model without dropout."""
-    ids, targets = windows[:, :-1], windows[:, 1:]
-    lengths = (targets != PADDING).sum(1) if padded else None
-    streams = model.embed(ids.clamp(min=0) if padded else ids, lengths)
+    ids, expected = windows[:, :-1], windows[:, 1:]
+    lengths = (expected != PADDING).sum(1) if padded else None
+    streams = model.embed(inputs(ids) if padded else ids, lengths)
     streams = _with(streams, streams.x.to(getattr(torch, fusions.residual)))
     selection = Selection.of(model.config, "blockwise", ratio, noise)
     hidden = _readout(model, _streams(model, streams, selection, fusions), fusions)
-    hidden, weight, targets = hidden.flatten(0, 1), model.transformer.wte.weight, targets.flatten()
+    hidden, weight, learned = hidden.flatten(0, 1), model.transformer.wte.weight, targets(expected).flatten()
     if not fusions.head:
-        return F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=PADDING)
+        return F.cross_entropy(F.linear(hidden, weight).float(), learned, ignore_index=PADDING)
     from training.kernels.cross_entropy import linear_cross_entropy  # noqa: PLC0415 - where Triton is
 
     return linear_cross_entropy(
-        hidden.to(_product_type(hidden)), weight, targets, ignore_index=PADDING, rows_at_once=fusions.head_rows
+        hidden.to(_product_type(hidden)), weight, learned, ignore_index=PADDING, rows_at_once=fusions.head_rows
     )
 
 

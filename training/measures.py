@@ -36,6 +36,16 @@ class Window:
     """How many targets count, from the right."""
     following: int = 0
     """Targets at the right end that are left out of the count, the window being read to its end nonetheless."""
+    given: NDArray[np.unsignedinteger[Any]] | None = None
+    """(T+1,): 1 at tokens that are left out of it too, being only read; None for none."""
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """(T,): which targets count."""
+        end = len(self.ids) - 1 - self.following
+        position = np.arange(len(self.ids) - 1)
+        counted = (position >= end - self.predicted) & (position < end)
+        return counted if self.given is None else counted & (self.given[1:] == 0)
 
 
 class Likelihood(NamedTuple):
@@ -144,10 +154,7 @@ def _likelihoods(model: Thoughtbubbles, windows: Sequence[Window], rule: Rule, r
     longest = len(windows[-1].ids)
     ids = torch.from_numpy(np.stack([np.pad(w.ids.astype(np.int64), (0, longest - len(w.ids))) for w in windows]))
     lengths = torch.tensor([len(w.ids) - 1 for w in windows])
-    end = lengths - torch.tensor([w.following for w in windows])
-    first = end - torch.tensor([w.predicted for w in windows])
-    position = torch.arange(longest - 1)
-    counted = (position >= first[:, None]) & (position < end[:, None])
+    counted = torch.from_numpy(np.stack([np.pad(w.counted, (0, longest - len(w.ids))) for w in windows]))
     targets = torch.where(counted, ids[:, 1:], -100).to(device)  # -100: what cross_entropy leaves out
     ragged = None if int(lengths.min()) == longest - 1 else lengths.to(device)
     logits = model(ids[:, :-1].to(device), rule=rule, ratio=ratio, lengths=ragged)

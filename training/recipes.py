@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from model import ModelConfig
@@ -44,8 +45,8 @@ def paper(size: str, variant: str = "2l") -> Recipe:
 
     Up to 772M as the paper's first version: 75,000 steps of 64 blocks of 512 tokens (2.5B), AdamW, warm-up, stable,
     decay; forks before layers 3, 7, 11. 1.9B as its second: 480 blocks a step, and as many steps as the authors' launch
-    scripts gave before mid-training; forks before layers 2, 5, 8, GELU by tanh. 772M and 1.9B have the authors' shapes.
-    Of 150M and 319M the paper tells the number of parameters alone: these shapes are ours.
+    scripts gave before mid-training; forks before layers 2, 5, 8, GELU by tanh. 1.9B has the authors' shape.
+    Of the other sizes the paper tells the number of parameters alone: these shapes are ours.
     """
     n_layer, n_head, n_embd, batch_size = SIZES[size]
     large = size == "1.9b"
@@ -60,6 +61,11 @@ def paper(size: str, variant: str = "2l") -> Recipe:
         parallelism="fsdp" if large else "ddp", validate_every=2500, save_every=2500, log_every=50,
     )  # fmt: skip
     return replace(model, **VARIANTS[variant]), train
+
+
+def pretrain(train: TrainConfig) -> TrainConfig:
+    """The paper's first phase: as the recipe has it."""
+    return train
 
 
 def midtrain(train: TrainConfig) -> TrainConfig:
@@ -90,7 +96,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """What is changed of the model with κ = 2L: SPEC.md, "Baselines of the paper"."""
 
-PHASES: dict[str, Callable[[TrainConfig], TrainConfig]] = {"midtrain": midtrain, "finetune": finetune}
+PHASES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
+    "pretrain": pretrain, "midtrain": midtrain, "finetune": finetune
+}  # fmt: skip
+"""How each phase trains; what on, a file of its name in `MIXTURES` says."""
+
+MIXTURES = Path(__file__).parent / "mixtures"
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"shipped": shipped, "speed": speed, "tiny": tiny} | {
     size if variant == "2l" else f"{size}-{variant}": partial(paper, size, variant)

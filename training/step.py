@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model import Thoughtbubbles
 from training.config import Precision, TrainConfig
-from training.data.loader import PADDING
+from training.data.loader import PADDING, inputs, targets
 from training.distributed import Ranks, replicate, shard
 from training.fused import Fusions, fused_loss
 from training.optimizer import build_optimizers, clip, clip_by_scale, set_learning_rate
@@ -32,12 +32,12 @@ def next_token_loss(
     """Mean negative log-likelihood (nats a token) of all but the first of windows (B,T+1), under the training rule.
 
     `ratio` and `noise` are those of `Thoughtbubbles.forward`. Where `padded`, windows may end in `PADDING`, which takes
-    no part: neither in the loss nor in the budget of its row.
+    no part: neither in the loss nor in the budget of its row; and some of their tokens may be inputs alone.
     """
-    ids, targets = windows[:, :-1], windows[:, 1:]
-    lengths = (targets != PADDING).sum(1) if padded else None
-    logits = model(ids.clamp(min=0) if padded else ids, rule="blockwise", ratio=ratio, noise=noise, lengths=lengths)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PADDING)
+    ids, expected = windows[:, :-1], windows[:, 1:]
+    lengths = (expected != PADDING).sum(1) if padded else None
+    logits = model(inputs(ids) if padded else ids, rule="blockwise", ratio=ratio, noise=noise, lengths=lengths)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets(expected).flatten(), ignore_index=PADDING)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
@@ -77,6 +77,7 @@ class TrainStep:
         self.model = model
         self._config = config
         self._ranks = ranks
+        self._padded = padded
         self._loss = _prepare(model, config, ranks, padded=padded, fusions=fusions)
         self.optimizers = build_optimizers(model, config)
         self._clip = clip_by_scale if scaled_clip else clip
@@ -90,20 +91,30 @@ class TrainStep:
         torch.manual_seed(((self._config.seed << 32) + step) * 4096 + self._ranks.rank & 2**63 - 1)
         peak = self._config.learning_rate
         set_learning_rate(self.optimizers, peak * learning_rate_factor(step, self._config))
-        losses = [self._accumulate(step, index, windows) for index, windows in enumerate(batches)]
+        batches = list(batches)
+        weights = self._weights(batches)
+        losses = [self._accumulate(step, index, batches[index], weights[index]) for index in range(len(batches))]
         self._clip(self.model, self.optimizers, self._config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         return torch.stack(losses)
 
-    def _accumulate(self, step: int, index: int, windows: Tensor) -> Tensor:
+    def _weights(self, batches: list[Tensor]) -> list[float]:
+        """What each batch's loss is weighed with: all targets of a step count alike, on whatever number of ranks."""
+        if not self._padded:
+            return [1.0] * len(batches)
+        counts = torch.tensor([int((windows[:, 1:] > PADDING).sum()) for windows in batches], dtype=torch.float64)
+        mean = self._ranks.total(counts.sum()) / (self._ranks.world_size * len(batches))
+        return (counts / mean).tolist()
+
+    def _accumulate(self, step: int, index: int, windows: Tensor, weight: float) -> Tensor:
         config, device = self._config, self._ranks.device
         noise = torch.full((), fork_noise(step, config), device=device) if config.fork_noise else None
         drawn = ratio(step * config.accumulation + index, self.model.config, config)
         with self._synchronised(last=index == config.accumulation - 1):
             with autocast(device, config.precision):
-                loss: Tensor = self._loss(self._to_device(windows), drawn, noise)
+                loss: Tensor = self._loss(self._to_device(windows), drawn, noise) * weight
             (loss / config.accumulation).backward()
         return loss.detach()
 
@@ -131,17 +142,27 @@ def _prepare(
         assert not sharded
         assert not config.dropout
     loss = NextTokenLoss(model, padded=padded, fusions=fusions)
+    if config.compile:
+        _compile(loss, config, sharded=sharded)
     if config.recompute:
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    if config.random_ratio:
-        compiler.recompile_limit = max(compiler.recompile_limit, 2 * RATIO_LEVELS)
-    if config.compile:
-        # No dimension varies from step to step, and a graph for fixed shapes is the faster one. What is sharded
-        # gathers its weights block by block, between graphs.
-        for module in model.blocks if sharded else [loss]:
-            module.compile(dynamic=False)
     if sharded:
         shard(model)
         return loss
     return replicate(loss, ranks)
+
+
+def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None:
+    """Have the step compiled when it first runs, for the shapes it then has: no dimension varies from step to step."""
+    if config.random_ratio:
+        compiler.recompile_limit = max(compiler.recompile_limit, 3 * RATIO_LEVELS)  # of a block, which may fork
+    if not sharded:
+        # Ranks run the graph of one alone. Cut at DDP's buckets it would be sent piece by piece, but fuse less.
+        compiler.optimize_ddp = False
+        loss.compile(dynamic=False)
+        return
+    # What is sharded gathers its weights before each block: what runs after that is compiled, and not the gathering,
+    # which is no graph.
+    for block in loss.model.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from model import ModelConfig
+from model import ModelConfig, set_threads
 from training.config import TrainConfig
 from training.distributed import join
 from training.flags import add_field_flags, override
-from training.recipes import PHASES, RECIPES
+from training.recipes import MIXTURES, PHASES, RECIPES
 from training.stopping import stop_on_signal
 from training.tracking import Tracker, tensorboard, weights_and_biases
 from training.trainer import Trainer
@@ -21,27 +21,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `train`."""
     parser.add_argument("--recipe", choices=RECIPES, default="shipped", metavar="RECIPE",
                         help=f"where settings come from (%(default)s): {', '.join(RECIPES)}")  # fmt: skip
-    parser.add_argument("--phase", choices=PHASES, help="a later phase of the recipe's training, on from --start")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that `prepare` made, or a TOML of several")
+    parser.add_argument("--phase", choices=PHASES, default="pretrain",
+                        help="of the recipe's training (%(default)s); a later one goes on from --start")  # fmt: skip
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data", type=Path, help="a folder that `prepare` made, or a TOML of several")
+    data.add_argument("--sets", type=Path, metavar="FOLDER",
+                      help="where `prepare` made the sets of the phase's own mixture, each under its name")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, state/ and the log")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly")
     parser.add_argument("--start", type=Path, help="a checkpoint whose weights the run begins with")
     parser.add_argument("--tensorboard", action="store_true", help="the log also as events in OUT/tensorboard")
     parser.add_argument("--wandb", metavar="PROJECT", help="the log also to this project of Weights & Biases")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads that torch computes with (one fewer than torch would)")
     add_field_flags(parser, ModelConfig)
     add_field_flags(parser, TrainConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as asked; 0, also when a signal asked for an early, clean end."""
+    set_threads(args.threads)
     model_config, config = RECIPES[args.recipe]()
-    if args.phase is not None:
-        config = PHASES[args.phase](config)
-    model_config, config = override(model_config, args), override(config, args)
+    model_config, config = override(model_config, args), override(PHASES[args.phase](config), args)
     with stop_on_signal() as stopping, join(args.device) as ranks:
         trainer = Trainer(
-            model_config, config, data=args.data, out=args.out, ranks=ranks, resume=args.resume, start=args.start
+            model_config, config, data=args.data or MIXTURES / f"{args.phase}.toml", out=args.out, ranks=ranks,
+            resume=args.resume, start=args.start, root=args.sets,
         )  # fmt: skip
         with ExitStack() as stack:
             trackers = [stack.enter_context(tracker) for tracker in _trackers(args, config)] if ranks.first else []

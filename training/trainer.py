@@ -1,5 +1,6 @@
 """A training run: learn, log, validate, save, stop, go on."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
 from model.checkpoint import MAX_PADDING
 from training.config import TrainConfig
 from training.data.corpus import Corpus
+from training.data.loader import PADDING, inputs
 from training.distributed import Ranks
 from training.flops import flops_per_block, peak_flops
 from training.measures import Window, negative_log_likelihood
@@ -38,8 +40,9 @@ class Trainer:
     """Trains a model on a prepared folder, or a mixture of several, and leaves in `out`:
 
     `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state/`, what resuming reads;
-    `log.jsonl`. `start` is a checkpoint whose weights it begins with. Every rank has a Trainer. Raises `ValueError`
-    for data, sizes or a resumed run that do not fit together.
+    `log.jsonl`. `start` is a checkpoint whose weights it begins with, `root` what the folders of a mixture are relative
+    to (None: its file). Every rank has a Trainer. Raises `ValueError` for data, sizes or a resumed run that do not fit
+    together.
     """
 
     def __init__(
@@ -52,13 +55,14 @@ class Trainer:
         ranks: Ranks,
         resume: bool,
         start: Path | None = None,
+        root: Path | None = None,
     ) -> None:
         self._model_config = model_config
         self._config = config
         self._out = out
         self._ranks = ranks
         self._share = ranks.share(config.batch_size)
-        self._corpus = Corpus.open(data, model_config.block_size, config.seed)
+        self._corpus = Corpus.open(data, model_config.block_size, config.seed, root)
         _require_vocabulary(model_config, self._corpus.vocab_size)
         torch.manual_seed(config.seed)
         self._model = Thoughtbubbles(model_config, dropout=config.dropout)
@@ -138,9 +142,18 @@ class Trainer:
         number = self._numbers(step)[index]
         path = self._out / NOT_FINITE_FILE
         if self._ranks.first:
-            save_file({"windows": self._corpus.loader.batch(number, self._config.batch_size)}, path)
+            self._write_batch(number, path)
         self._state.wait()
-        raise LossNotFiniteError(f"the loss of step {step + 1} is not finite: batch {number}, written to {path}")
+        wrong = f"the loss of step {step + 1} is not finite: batch {number}, written to {path}"
+        raise LossNotFiniteError(f"{wrong}, to read in {path.with_suffix('.txt').name}")
+
+    def _write_batch(self, number: int, path: Path) -> None:
+        """A batch of all ranks as the token ids that were learned from, and beside it as text, a line a window."""
+        windows = self._corpus.loader.batch(number, self._config.batch_size)
+        save_file({"windows": windows}, path)
+        decode = self._corpus.tokenizer.decode
+        lines = (json.dumps(decode(inputs(w[w != PADDING]).tolist()), ensure_ascii=False) + "\n" for w in windows)
+        path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.steps
@@ -159,11 +172,11 @@ class Trainer:
         return {"val_loss": loss} | ({f"val_loss/{n}": x for n, x in losses.items()} if len(losses) > 1 else {})
 
     def _held_out_loss(self, windows: Sequence[Window]) -> float:
-        """Nats a token under the training rule, over all ranks."""
-        with autocast(self._ranks.device, self._config.precision):
+        """Nats a token under the training rule, over all ranks; not compiled, since windows are of any length."""
+        with autocast(self._ranks.device, self._config.precision), torch.compiler.set_stance("force_eager"):
             own = negative_log_likelihood(self._model, self._own(windows), "blockwise", self._share)
         nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
-        return nats / sum(window.predicted for window in windows)
+        return nats / sum(int(window.counted.sum()) for window in windows)
 
     def _own(self, windows: Sequence[Window]) -> list[Window]:
         """What this rank validates on: as many windows as every other, since sharded ranks go in step."""

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.transfer import to_device
@@ -59,7 +61,7 @@ class Lanes:
         words = field.element_size() // 4
         return int(field.storage_offset() + lane * field.stride(0)) * words
 
-    def write(self, at: Sequence[int], values: Sequence[int]) -> None:
+    def write(self, at: NDArray[np.int64], values: NDArray[np.int32]) -> None:
         """Write values to places of `memory`, after all that the device was asked to do before."""
-        both = to_device([at, values], self.memory.device)
+        both = to_device(np.stack((at, values)), self.memory.device)
         self.memory.index_copy_(0, both[0], both[1].int())

@@ -8,8 +8,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.request import TokenEvent
 from engine.sampling_params import ForkSelection, SamplingParams
-from engine.threads import set_threads
-from model import Checkpoint, load_checkpoint, shipped_checkpoint
+from model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
 
 REQUEST = "terminal"
 CHECKPOINT = "checkpoint folder (the one in checkpoints/)"

@@ -13,7 +13,7 @@ import pytest
 
 from server.keys import ApiKeys
 from tests.clients.harness import MakeClient
-from tests.server.harness import Running, Serve, eventually
+from tests.server.harness import Running, Serve, eventually, keeping_up
 from thoughtbubbles_client import (
     ApiError,
     AsyncClient,
@@ -39,7 +39,7 @@ from thoughtbubbles_client.parts import PartReader
 
 ONCE = RetryPolicy(retries=0)
 GO_ON: dict[str, Any] = {"ignore_eos": True, "logit_bias": {"65": 100}, "return_fork_counts": False}
-"""A letter each time, which is told at once."""
+"""A letter each time, which is told at once, alone or with those before it that were not read yet."""
 MESSAGES: list[Message] = [{"role": "user", "content": "Speak."}]
 
 
@@ -131,7 +131,8 @@ def test_a_real_stream_cut_anywhere(server: Running) -> None:
         "logprobs": 1,
         "logit_bias": {"195": 8, "169": 8},
     }
-    sent = server.client.post("/v1/completions", json=body).content
+    with keeping_up(server):
+        sent = server.client.post("/v1/completions", json=body).content
     whole = list(PartReader().feed(sent))
     assert len(whole) > 3
     for place in range(len(sent) + 1):
@@ -195,7 +196,7 @@ def test_limits_of_the_server(serve: Serve, make_client: MakeClient) -> None:
         eventually(lambda: not server.engine.has_work)
         server.engine.hold(after=1)
         stream = client.stream("a", max_tokens=9, **GO_ON)
-        assert next(stream).text == "A"
+        assert set(next(stream).text) == {"A"}
         with pytest.raises(RequestTimeoutError) as streamed:
             next(stream)
         assert (streamed.value.status, streamed.value.code) == (None, "timeout")
@@ -302,8 +303,7 @@ def assert_given_up(server: Running, held_after: int) -> None:
     """What was left while a step stood still is over with that step, and nothing of it is kept."""
     server.wait_until_asked()
     server.engine.let_go()
-    eventually(lambda: not server.engine.has_work)
-    assert server.engine.stats().cache_streams == 0
+    eventually(lambda: not server.engine.has_work and server.engine.stats().cache_streams == 0)
     assert server.engine.steps == held_after + 1
 
 
@@ -311,7 +311,7 @@ def test_a_stream_that_is_left_is_computed_no_further(server: Running, client: C
     server.engine.hold(after=3)
     steps = server.engine.steps + 3
     with client.stream("a", max_tokens=60, **GO_ON) as stream:
-        assert next(stream).text == "A"
+        assert set(next(stream).text) == {"A"}
         server.engine.wait_until_held()
     assert_given_up(server, steps)
 
@@ -321,7 +321,7 @@ def test_a_loop_that_breaks_is_computed_no_further(server: Running) -> None:
     steps = server.engine.steps + 3
     with Client(server.url) as client:
         for part in client.stream("a", max_tokens=60, **GO_ON):
-            assert part.text == "A"
+            assert set(part.text) == {"A"}
             server.engine.wait_until_held()
             break
         assert_given_up(server, steps)
@@ -335,7 +335,7 @@ def test_a_task_that_is_cancelled_is_computed_no_further(server: Running, stream
     async def ask(client: AsyncClient) -> None:
         if streamed:
             async for part in client.stream("a", max_tokens=60, **GO_ON):
-                assert part.text == "A"
+                assert set(part.text) == {"A"}
         else:
             await client.complete("a", max_tokens=60, **GO_ON)
 

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.serving import serving
 from tests.deploy.harness import ALERTS, DASHBOARD, DRAWN, MARKED, PANELS, Query, found, scraping
+from tests.server.harness import eventually
 
 QUERIES = [*ALERTS, *DRAWN, *MARKED]
 TARGET = {"job", "instance"}
@@ -35,7 +36,7 @@ def server() -> Iterator[httpx.Client]:
 
 
 def ask(server: httpx.Client) -> set[int]:
-    """A little load: some are answered, as a whole or as a stream, and one at least is refused."""
+    """A little load: some are answered, as a whole or as a stream, and one is refused, should all come together."""
     bodies = [{"prompt": "The river", "max_tokens": 24, "stream": number % 2 == 0} for number in range(5)]
     with ThreadPoolExecutor(len(bodies)) as pool:
         return set(pool.map(lambda body: server.post("/v1/completions", json=body).status_code, bodies))
@@ -44,7 +45,7 @@ def ask(server: httpx.Client) -> set[int]:
 @pytest.fixture(scope="module")
 def shown(server: httpx.Client) -> dict[str, set[str]]:
     """Every sample in /metrics and the names of its labels."""
-    assert ask(server) == {200, 429}
+    eventually(lambda: ask(server) == {200, 429})
     families = text_string_to_metric_families(server.get("/metrics").text)
     return ITS_OWN | {sample.name: TARGET | set(sample.labels) for family in families for sample in family.samples}
 
@@ -54,10 +55,8 @@ def prometheus(server: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -
     """A Prometheus that has looked before the load, while and after."""
     with scraping(str(server.base_url), tmp_path_factory.mktemp("prometheus")) as client:
         rate = 'rate(thoughtbubbles_request_rejected_total{reason="queue_full"}[1m]) > 0'
-        for _ in range(20):
-            ask(server)
-            if found(client, rate):
-                break
+        eventually(lambda: bool(ask(server) and found(client, rate)), seconds=60)
+        ask(server)  # now that it looks, everything happens once more
         yield client
 
 
@@ -89,10 +88,12 @@ def test_it_asks_for_what_is_shown(query: Query, shown: dict[str, set[str]]) -> 
 @needs_prometheus
 @pytest.mark.parametrize("query", DRAWN, ids=lambda query: query.where)
 def test_its_panel_has_lines(query: Query, prometheus: httpx.Client) -> None:
-    series = found(prometheus, query.expression)
-    assert series
-    assert not any(math.isnan(float(each["value"][1])) for each in series)
-    for each in series:
+    def lines() -> list[dict[str, Any]]:
+        series = found(prometheus, query.expression)
+        return [] if any(math.isnan(float(each["value"][1])) for each in series) else series
+
+    eventually(lambda: lines() != [])
+    for each in lines():
         assert set(re.findall(r"{{(\w+)}}", query.legend)) <= set(each["metric"])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.cached_selection import Fork, count_earlier, select, select_next
+from engine.cached_selection import SelectionFacts, count_earlier, select, select_next
 from engine.layout import Layout
 from engine.pages import NO_CANDIDATE
 from model.selection import NEVER, select_causal
@@ -39,10 +39,12 @@ def test_where_all_candidates_fit_they_all_stay() -> None:
     grid = np.array([[-5, -1], [-3, NO_CANDIDATE]], dtype=np.int32)
     prior = torch.full((1, 4), -2, dtype=torch.int32)
 
-    def fork(candidates: int) -> Fork:
+    def facts(candidates: int) -> SelectionFacts:
         one = np.array([0])
-        return Fork(grid, Layout.of([2]), np.zeros(2, np.int64), np.array([[7]]), np.array([candidates]), one + 4)
+        return SelectionFacts(
+            grid, Layout.of([2]), np.zeros(2, np.int64), np.array([[7]]), np.array([candidates]), one + 4
+        )
 
     free = grid != NO_CANDIDATE
-    assert (select(fork(7), prior) & free).tolist() == free.tolist()
-    assert (select(fork(8), prior) & free).tolist() == free.tolist()
+    assert (select(facts(7), lambda: prior) & free).tolist() == free.tolist()
+    assert (select(facts(8), lambda: prior) & free).tolist() == free.tolist()

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.dynamic import Counting
 from engine import Engine, EngineConfig, SamplingParams
 from engine.detokenizer import Detokenizer
+from engine.packed_model import PackedModel
 from engine.recompute import Recompute
 from engine.request import Request
 from engine.revisable import RevisableState
@@ -92,7 +94,7 @@ def sequences(model: Thoughtbubbles, dice: random.Random) -> list[Followed]:
 def test_growing_sequences_are_the_whole_forwards(shape: str, make_model: MakeModel) -> None:
     """Rules, ratios and lengths share batches; at times a sequence grows by more than one token."""
     model, dice = make_model(**SHAPES[shape]), random.Random(shape)
-    forward, waiting = RevisingForward(model), sequences(model, dice)
+    forward, waiting = RevisingForward(model, PackedModel(model)), sequences(model, dice)
     dice.shuffle(waiting)
     batch: list[Followed] = []
     astray = 0
@@ -125,48 +127,38 @@ def test_token_by_token_to_the_independent_implementations_numbers(folder: Path,
     selection = Selection.of(model.config, case["rule"], ratio)
     ids = wanted[f"{name}.ids"][0].tolist()
     state = RevisableState(model.config, selection, len(ids), model.transformer.wte.weight)
+    forward = RevisingForward(model, PackedModel(model))
     for length in range(1, len(ids) + 1):
-        [revised] = RevisingForward(model).extend([state], [ids[:length]])
+        [revised] = forward.extend([state], [ids[:length]])
     for i, segment in enumerate(state.segments[1:]):
         assert torch.equal(segment.token_index, wanted[f"{name}.fork{i}.token_index"])
         torch.testing.assert_close(segment.score, wanted[f"{name}.fork{i}.score"], atol=2e-5, rtol=0)
     torch.testing.assert_close(revised.logits, wanted[f"{name}.logits.residual"][0, -1], atol=2e-5, rtol=0)
 
 
-@pytest.fixture
-def rows(model: Thoughtbubbles) -> list[int]:
-    """How many streams each layer was given, call by call."""
-    seen: list[int] = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    return seen
-
-
-def grow(model: Thoughtbubbles, ratio: float, rows: list[int], ids: list[int]) -> list[list[int]]:
+def grow(model: Thoughtbubbles, ratio: float, ids: list[int]) -> list[list[int]]:
     """The streams that each layer computed for each token of `ids`, the first apart."""
     state = RevisableState(
         model.config, Selection.of(model.config, "dynamic", ratio), len(ids), model.transformer.wte.weight
     )
-    given = []
+    packed, given = Counting(model), []
     for length in range(1, len(ids) + 1):
-        rows.clear()
-        RevisingForward(model).extend([state], [ids[:length]])
-        given.append(list(rows))
+        packed.rows = []
+        RevisingForward(model, packed).extend([state], [ids[:length]])
+        given.append(packed.rows)
     return given[1:]
 
 
 @torch.inference_mode()
-def test_where_every_candidate_survives_only_the_new_token_is_computed(model: Thoughtbubbles, rows: list[int]) -> None:
+def test_where_every_candidate_survives_only_the_new_token_is_computed(model: Thoughtbubbles) -> None:
     """Forks stand before layers 1, 2 and 4."""
-    for given in grow(model, 8, rows, list(range(30))):
+    for given in grow(model, 8, list(range(30))):
         assert given == [1, 2, 4, 4, 8]
 
 
 @torch.inference_mode()
-def test_layers_before_the_first_real_choice_compute_the_new_token_alone(
-    model: Thoughtbubbles, rows: list[int]
-) -> None:
-    given = grow(model, 2, rows, list(range(30)))
+def test_layers_before_the_first_real_choice_compute_the_new_token_alone(model: Thoughtbubbles) -> None:
+    given = grow(model, 2, list(range(30)))
     assert all(layers[:2] == [1, 2] for layers in given)
     last = [layers[-1] for layers in given]
     assert min(last) < 5 < max(last), "at times nothing but the new token changed, at times much"
@@ -180,9 +172,9 @@ def test_what_is_kept_is_overwritten_in_place(model: Thoughtbubbles) -> None:
         buffers = [(s.keys, s.values, s.x, s.candidate_scores) for s in state.segments]
         return [each.data_ptr() for segment in buffers for each in segment]
 
-    before = places()
+    before, forward = places(), RevisingForward(model, PackedModel(model))
     for length in range(1, 31):
-        RevisingForward(model).extend([state], [list(range(length))])
+        forward.extend([state], [list(range(length))])
     assert places() == before
 
 
@@ -197,7 +189,7 @@ def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Toke
     """Room for two of four: the others are computed whole, until there is room for them."""
     requests = [make_request(name, 9, model, tokenizer) for name in "abcd"]
     one = RevisableState(model.config, requests[0].selection, 19, model.transformer.wte.weight).nbytes
-    recompute = Recompute(model, vocabulary=257, limit_bytes=int(2.5 * one))
+    recompute = Recompute(model, PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
 
     def logits() -> Tensor:
         return torch.stack([each.logits for each in recompute.step(requests)])

@@ -63,6 +63,16 @@ def test_random_prompts_ratios_and_batches(
     assert engine.stats().cache_bytes == 0
 
 
+@torch.no_grad()
+def test_weights_that_16_bits_hold(make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]) -> None:
+    """Those of a checkpoint stored in bfloat16: what is multiplied with 16 bits gives what 32 give."""
+    model = make_model().bfloat16().float()
+    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22))
+    completions = engine.generate(prompts, params())
+    for prompt, completion in zip(prompts, completions, strict=True):
+        check(model, prompt, completion, None)
+
+
 @pytest.mark.parametrize("rule", ["causal", "dynamic", "fixed"])
 def test_tokens_are_the_naive_samplers(
     rule: str, model: Thoughtbubbles, engine: Engine, prompts: list[list[int]]

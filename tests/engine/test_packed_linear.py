@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.packed_linear import Activation, PackedLinear
+from engine.packed_linear import FEW_ROWS, Activation, PackedLinear
 
 APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -18,13 +18,18 @@ APPLY: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("activation", APPLY)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 2, 7, 130])
-def test_it_is_the_linear_layer_and_its_activation(activation: Activation, bias: bool, rows: int) -> None:
-    linear = torch.nn.Linear(48, 33, bias=bias)
-    x = torch.randn(rows, 48)
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_it_is_the_linear_layer_and_its_activation(
+    activation: Activation, bias: bool, threads: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    linear = torch.nn.Linear(48, 33, bias=bias).to(stored).float()
+    packed = PackedLinear.of(linear, activation)
     with torch.inference_mode():
-        told = PackedLinear.of(linear, activation)(x)
-        torch.testing.assert_close(told, APPLY[activation](linear(x)), atol=1e-5, rtol=1e-5)
+        for rows in (1, 2, FEW_ROWS // 4, FEW_ROWS // 4 + 1, 130):
+            x = torch.randn(rows, 48)
+            torch.testing.assert_close(packed(x), APPLY[activation](linear(x)), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_may_be_strided_and_have_more_dimensions() -> None:

@@ -1,6 +1,7 @@
 """What one request leaves serves the next that begins alike, cut at any token, and nobody can tell by the tokens."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,17 +130,22 @@ def test_scores_of_a_cached_prompt_are_all_told(model: Thoughtbubbles, tokenizer
     torch.testing.assert_close(torch.tensor(report.token_logprobs[1:]), wanted, atol=1e-4, rtol=0)
 
 
+def grow(index: PrefixIndex[Sequence], state: Sequence, ids: Iterable[int]) -> None:
+    state.ids.extend(ids)
+    index.grow("k", state)
+
+
 def test_the_index_finds_the_longest_beginning() -> None:
     index: PrefixIndex[Sequence] = PrefixIndex()
     short, long = Sequence(), Sequence()
-    index.grow("k", short, range(2 * BLOCK))
+    grow(index, short, range(2 * BLOCK))
     for n in range(3 * BLOCK + 3):
-        index.grow("k", long, [n if n < 2 * BLOCK + 5 else 1000 + n])
+        grow(index, long, [n if n < 2 * BLOCK + 5 else 1000 + n])
     assert index.find("k", [*range(2 * BLOCK), 7]) == (long, 2 * BLOCK)
     assert index.find("k", [*range(BLOCK + 3), 999]) == (long, BLOCK + 3)
     assert index.find("k", [*range(BLOCK - 1), 999, 1]) is None
     assert index.find("other", range(2 * BLOCK)) is None
-    index.remove("k", long)
+    index.remove(long)
     assert index.find("k", long.ids) is None, "the later state took the earlier one's place"
 
 
@@ -147,5 +153,5 @@ def test_equal_hashes_of_other_tokens_do_no_harm() -> None:
     """hash(-1) == hash(-2) in CPython, so that the hashes of these blocks agree."""
     index: PrefixIndex[Sequence] = PrefixIndex()
     state = Sequence()
-    index.grow("k", state, [*range(BLOCK), *[-1] * BLOCK])
+    grow(index, state, [*range(BLOCK), *[-1] * BLOCK])
     assert index.find("k", [*range(BLOCK), *[-2] * BLOCK]) == (state, BLOCK)

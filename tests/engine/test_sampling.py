@@ -65,6 +65,11 @@ def test_top_k() -> None:
     assert kept([1.0, 3.0, 2.0, 0.0], top_k=2) == [1, 2]
 
 
+def test_equals_stay_or_go_together() -> None:
+    assert kept([1.0, 3.0, 2.0, 2.0], top_k=2) == [1, 2, 3]
+    assert kept(torch.tensor([0.2, 0.4, 0.2, 0.2]).log().tolist(), top_p=0.5) == [0, 1, 2, 3]
+
+
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().tolist()
     assert kept(logits, top_p=0.4) == [1]

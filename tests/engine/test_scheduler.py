@@ -44,6 +44,7 @@ def run(it: Scheduler) -> tuple[str, str]:
     for each in plan.requests:
         if each in it.running:
             each.output.append(ord(each.id))
+            each.asked += 1
     it.cache.check_integrity()
     return plan.phase, "".join(each.id for each in plan.requests)
 
@@ -64,7 +65,7 @@ def test_the_batch_is_bounded() -> None:
         it.add(request(name))
     assert run(it) == ("prefill", "ab")
     assert run(it) == ("decode", "ab")
-    it.remove(it.running[0])
+    it.remove([it.running[0]])
     assert run(it) == ("prefill", "c")
 
 
@@ -120,10 +121,10 @@ def test_who_arrives_is_removed_and_preempted_like_others() -> None:
     assert [each.id for each in it.waiting] == ["b"]
     second = request("b", prompt=3)
     it.add(second)
-    it.remove(second)
-    it.remove(it.running[0])
+    it.remove([second])
+    it.remove([it.running[0]])
     it.schedule()
-    it.remove(it.arriving[0])
+    it.remove([it.arriving[0]])
     assert it.cache.use().bytes == 0
 
 
@@ -133,7 +134,7 @@ def test_nobody_is_admitted_without_pages() -> None:
     it.add(request("b", prompt=24))
     assert run(it) == ("prefill", "a")
     assert run(it) == ("decode", "a")
-    it.remove(it.running[0])
+    it.remove([it.running[0]])
     assert run(it) == ("prefill", "b")
 
 
@@ -149,7 +150,7 @@ def test_the_last_to_come_is_preempted_and_comes_back_first() -> None:
     assert it.preemptions == 2
     assert [each.id for each in it.waiting] == ["b", "c"]
     assert all(each.state is None for each in it.waiting)
-    it.remove(it.running[0])
+    it.remove([it.running[0]])
     assert run(it)[1].startswith("b")
 
 
@@ -179,8 +180,8 @@ def test_removing_frees_pages_whether_running_or_waiting() -> None:
     it.add(first)
     run(it)
     it.add(second)
-    it.remove(second)
-    it.remove(first)
+    it.remove([second])
+    it.remove([first])
     assert it.cache.use().bytes == 0
     assert not it.schedule().requests
 
@@ -214,5 +215,5 @@ def test_streams_that_wait_are_told_through_preemption_and_removal() -> None:
     while not it.preemptions:
         run(it)
     assert it.waiting.streams == 2 * it.waiting.first.num_tokens > 20
-    it.remove(it.waiting.first)
+    it.remove([it.waiting.first])
     assert it.waiting.streams == 2 * sum(each.num_tokens for each in it.waiting)

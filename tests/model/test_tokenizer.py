@@ -52,8 +52,15 @@ def test_half_a_character_decodes_to_a_replacement(tokenizer: Tokenizer) -> None
     assert tokenizer.decode([260]) == "\N{REPLACEMENT CHARACTER}"
 
 
+def test_a_token_has_a_text_where_it_is_whole_characters(tokenizer: Tokenizer) -> None:
+    for _ in range(2):
+        assert [tokenizer.token_text(i) for i in (257, 260, 261)] == ["the", None, "<|endoftext|>"]
+
+
 @pytest.mark.parametrize("token_id", [-1, 262])
 def test_ids_outside_are_refused(tokenizer: Tokenizer, token_id: int) -> None:
+    with pytest.raises(ValueError, match=f"{token_id} is outside the vocabulary of 262"):
+        tokenizer.token_text(token_id)
     with pytest.raises(ValueError, match=f"{token_id} is outside the vocabulary of 262"):
         tokenizer.decode([token_id])
 

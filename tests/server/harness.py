@@ -115,14 +115,16 @@ def eventually(true: Callable[[], bool], seconds: float = 30) -> None:
 
 @contextmanager
 def keeping_up(server: Running) -> Iterator[None]:
-    """Each step is told before the next one begins."""
-    loop = server.service.worker._thread._loop
+    """Each step is read before the next one begins, however slow the loop."""
+    worker = server.service.worker
 
-    async def rest() -> None:
-        for _ in range(20):
-            await asyncio.sleep(0)
+    async def unread() -> bool:
+        return any(generation._inbox for generation in worker._generations.values())
 
-    server.engine.before_step = lambda: asyncio.run_coroutine_threadsafe(rest(), loop).result(30)
+    def all_is_read() -> bool:
+        return not asyncio.run_coroutine_threadsafe(unread(), worker._thread._loop).result(30)
+
+    server.engine.before_step = lambda: eventually(all_is_read)
     try:
         yield
     finally:

@@ -59,7 +59,7 @@ def connected(server: Running) -> socket.socket:
 
 
 def test_a_body_that_does_not_come(serve: Serve) -> None:
-    with serve(body_timeout_seconds=0.2) as server, connected(server) as client:
+    with serve(body_timeout_seconds=1) as server, connected(server) as client:
         client.sendall(b'POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{"prompt": "')
         told = read(client)  # to the end: the connection is closed, for the rest of the body may still come
         assert told.startswith(b"HTTP/1.1 408 ")
@@ -69,25 +69,25 @@ def test_a_body_that_does_not_come(serve: Serve) -> None:
 
 def test_a_slow_answer_is_no_slow_sender(serve: Serve) -> None:
     """The limit on the body is over when the body is there."""
-    with serve(body_timeout_seconds=0.2) as server:
+    with serve(body_timeout_seconds=1) as server:
         server.engine.hold(after=1)
         with events(server, max_tokens=3, logit_bias={"97": 100}) as told:
             next(told)
             server.engine.wait_until_held()
-            eventually(lambda: server.service.worker.step_seconds > 0.5)
+            eventually(lambda: server.service.worker.step_seconds > 1.5)
             server.engine.let_go()
             assert list(told)[-1] == "[DONE]"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nhost: te"])
 def test_a_head_that_does_not_come(serve: Serve, sent: bytes) -> None:
-    with serve(body_timeout_seconds=0.2) as server, connected(server) as client:
+    with serve(body_timeout_seconds=1) as server, connected(server) as client:
         client.sendall(sent)
         assert read(client) == b""
 
 
 def test_a_second_head_that_does_not_come(serve: Serve) -> None:
-    with serve(body_timeout_seconds=0.5) as server, connected(server) as client:
+    with serve(body_timeout_seconds=1) as server, connected(server) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nhost: test\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
         client.sendall(b"GET /health HTTP/1.1\r\nhost")

@@ -1,4 +1,4 @@
-"""Two ranks by torchrun, over gloo, learn what one process does, and either goes on where the other stopped."""
+"""Two ranks by torchrun, over gloo or NCCL, learn what one does, and either goes on where the other stopped."""
 
 import json
 import subprocess
@@ -16,22 +16,28 @@ from training.distributed import Ranks
 from training.state import read_facts
 from training.trainer import STATE_FOLDER, Trainer
 
-ALONE = Ranks(device=torch.device("cpu"))
+
+def alone(data: Path, out: Path, device: str, config: TrainConfig = QUIET, *, resume: bool = False) -> Trainer:
+    return Trainer(MODEL, config, data=data, out=out, ranks=Ranks(device=torch.device(device)), resume=resume)
 
 
-def alone(data: Path, out: Path, config: TrainConfig = QUIET, *, resume: bool = False) -> Trainer:
-    return Trainer(MODEL, config, data=data, out=out, ranks=ALONE, resume=resume)
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.multi_gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the ranks compute."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of all that two ranks did; `one` and `one-muon` are a single process's."""
+def runs(data: Path, device: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of all that two ranks did; `one`, `one-muon` and `one-padded` are a single process's."""
     out = tmp_path_factory.mktemp("runs")
-    alone(data, out / "one").run(never)
-    alone(data, out / "one-muon", replace(QUIET, optimizer="muon")).run(never)
-    alone(data, out / "one-then-two").run(stop_after(3))
+    alone(data, out / "one", device).run(never)
+    alone(data, out / "one-muon", device, replace(QUIET, optimizer="muon")).run(never)
+    alone(data, out / "one-then-two", device).run(stop_after(3))
+    (out / "padded.toml").write_text(f'[sets.a]\ndata = "{data}"\nweight = 1\nform = "padded"\n')
+    alone(out / "padded.toml", out / "one-padded", device).run(never)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = ["-m", "tests.training.two_ranks", str(data), str(out)]
+    script = ["-m", "tests.training.two_ranks", str(data), str(out), device]
     done = subprocess.run(
         [*launch, *script], check=False, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
     )
@@ -62,10 +68,15 @@ def test_muon_steers_sharded_matrices_as_whole_ones(runs: Path) -> None:
     assert_same_run(runs / "one-muon", runs / "muon")
 
 
-def test_one_goes_on_where_two_stopped(data: Path, runs: Path) -> None:
+def test_targets_of_all_ranks_count_alike(runs: Path) -> None:
+    """Though the documents of one are longer than those of the other."""
+    assert_same_run(runs / "one-padded", runs / "padded")
+
+
+def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> None:
     """The last rank alone was asked to stop, and both did."""
     assert read_facts(runs / "two-then-one" / STATE_FOLDER)["step"] == 3
-    resumed = alone(data, runs / "two-then-one", resume=True)
+    resumed = alone(data, runs / "two-then-one", device, resume=True)
     assert resumed.step == 3
     resumed.run(never)
     assert_same_run_from(runs / "one", runs / "two-then-one")

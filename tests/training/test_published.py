@@ -69,11 +69,11 @@ def ranks(tmp_path: Path) -> Path:
     return tmp_path / "bytes.tiktoken"
 
 
-def repository(folder: Path, name: str, files: Mapping[str, Mapping[str, Any]]) -> Path:
-    """A copy of a repository as it lies on the hub, each file with the same row twice."""
+def repository(folder: Path, name: str, files: Mapping[str, Mapping[str, Any]], copies: int = 2) -> Path:
+    """A copy of a repository as it lies on the hub, each file with the same row so many times."""
     for path, row in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        rows = datasets.Dataset.from_list([dict(row)] * 2)
+        rows = datasets.Dataset.from_list([dict(row)] * copies)
         if path.endswith(".parquet"):
             rows.to_parquet(folder / path)
         else:
@@ -93,10 +93,10 @@ def test_a_published_set_is_written_out_as_text(
 ) -> None:
     """Its parts, each row as it should read; and from any row on."""
     parts = published_documents(name, repository(tmp_path / "copy", name, files))
-    assert {part: list(documents.read()) for part, documents in parts.items()} == {
+    assert {part: [each.text for each in documents.read()] for part, documents in parts.items()} == {
         part: [text] * 2 for part, text in texts.items()
     }
-    assert list(parts["train"].read(1)) == [texts["train"]]
+    assert [each.text for each in parts["train"].read(1)] == [texts["train"]]
     assert parts["train"].total == 2
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from model import ModelConfig, Thoughtbubbles
 from tests.training.harness import MODEL, TRAIN
+from training.__main__ import main
 from training.config import TrainConfig
 from training.flags import add_field_flags, field_prose, override
 from training.recipes import PHASES, RECIPES, SIZES
@@ -45,6 +47,11 @@ def test_flags_change_what_they_name_and_nothing_else() -> None:
 
 def test_no_fork_layers_make_the_regular_twin() -> None:
     assert override(MODEL, parse("--fork-layers")) == replace(MODEL, fork_layers=())
+
+
+def test_no_threads_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--threads", "0"]) == 2
+    assert "threads must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_a_flag_that_makes_no_model_is_refused_by_name() -> None:

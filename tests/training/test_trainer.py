@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from model import ModelConfig, load_checkpoint
+from model import ModelConfig, Tokenizer, load_checkpoint
 from tests.training.harness import MODEL, TRAIN, VOCAB, never, stop_after
 from training.__main__ import main
 from training.config import OptimizerName, TrainConfig
@@ -159,6 +159,9 @@ def test_a_loss_that_is_no_number_stops_with_the_batch_that_caused_it(
         poisoned.run(never)
     found = load_file(tmp_path / "run" / NOT_FINITE_FILE)["windows"]
     assert torch.equal(found, batches[first])
+    tokenizer = Tokenizer.from_file(data / "tokenizer.tiktoken")
+    told = (tmp_path / "run" / NOT_FINITE_FILE).with_suffix(".txt").read_text().splitlines()
+    assert list(map(json.loads, told)) == [tokenizer.decode(ids.tolist()) for ids in batches[first]]
     assert read_facts(tmp_path / "run" / STATE_FOLDER)["step"] == 2
     assert all(tensor.isfinite().all() for tensor in state(tmp_path / "run").values())
 

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model import Tokenizer
+from training.data.given import read_given
 from training.data.loader import DocumentLoader, Loader, WindowLoader, document_cuts
 from training.data.mixture import Mixture, MixtureSet, read_mixture
 from training.data.token_file import Index, read_tokenizer, read_tokens
@@ -33,12 +37,15 @@ class Corpus:
     """What a checkpoint remembers of the data and a resumed run must find again, JSON-ready."""
 
     @classmethod
-    def open(cls, path: Path, length: int, seed: int) -> Self:
+    def open(cls, path: Path, length: int, seed: int, root: Path | None = None) -> Self:
         """A folder, or a TOML file of a mixture, for windows of `length` + 1 tokens.
 
-        Raises `ValueError` for data that is not there, does not fit together, or is too little.
+        `root` is what a mixture's folders are relative to (None: its file). Raises `ValueError` for data that is not
+        there, does not fit together, or is too little.
         """
-        return cls._open_mixture(path, length, seed) if path.suffix == ".toml" else cls._open_folder(path, length, seed)
+        if path.suffix == ".toml":
+            return cls._open_mixture(path, read_mixture(path, root), length, seed)
+        return cls._open_folder(path, length, seed)
 
     @classmethod
     def _open_folder(cls, folder: Path, length: int, seed: int) -> Self:
@@ -54,8 +61,7 @@ class Corpus:
         )
 
     @classmethod
-    def _open_mixture(cls, path: Path, length: int, seed: int) -> Self:
-        sets = read_mixture(path)
+    def _open_mixture(cls, path: Path, sets: Mapping[str, MixtureSet], length: int, seed: int) -> Self:
         indices = {name: Index.read(each.data) for name, each in sets.items()}
         first = next(iter(sets))
         for name, index in indices.items():
@@ -73,6 +79,7 @@ class Corpus:
             facts={
                 "weights": {name: each.weight for name, each in sets.items()},
                 "forms": {name: each.form for name, each in sets.items()},
+                "learn": {name: each.learn for name, each in sets.items()},
                 "sets": {name: index.to_dict() for name, index in indices.items()},
             },
         )
@@ -87,11 +94,17 @@ def _loader(part: MixtureSet, length: int, seed: int, tokenizer: Tokenizer) -> L
     ids = read_tokens(part.data, "train")
     if part.form == "packed":
         return WindowLoader(ids, length, seed)
-    return DocumentLoader(ids, length, seed, tokenizer.end_of_text)
+    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _given(part, "train", len(ids)))
 
 
 def _validation(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:
     ids = read_tokens(part.data, "val")
     if part.form == "packed":
         return packed_windows(ids, length)
-    return [Window(ids[a:b], b - a - 1) for a, b in document_cuts(ids, length, tokenizer.end_of_text)]
+    given = _given(part, "val", len(ids))
+    cuts = document_cuts(ids, length, tokenizer.end_of_text, given)
+    return [Window(ids[a:b], b - a - 1, given=None if given is None else given[a:b]) for a, b in cuts]
+
+
+def _given(part: MixtureSet, split: str, tokens: int) -> NDArray[np.unsignedinteger[Any]] | None:
+    return read_given(part.data, split, tokens) if part.learn == "answers" else None

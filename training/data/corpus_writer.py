@@ -15,6 +15,7 @@ from model import Tokenizer
 from model.atomic import write_file
 from training.data.documents import Documents, sha256
 from training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
+from training.data.given import finish_given, given_path, write_given
 from training.data.progress import PROGRESS_FILE, Progress
 from training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
 from training.data.vocabulary import train_vocabulary
@@ -74,7 +75,8 @@ class CorpusWriter:
         if isinstance(wanted, str):
             Tokenizer.from_name_or_file(wanted).save(path)
             return
-        texts = (text for text in self._inputs["train"].read() if not is_held_out(text, self._val_share))
+        texts = (document.text for document in self._inputs["train"].read())
+        texts = (text for text in texts if not is_held_out(text, self._val_share))
         train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents"), wanted, path)
 
     def _open(self, part: str) -> BinaryIO:
@@ -85,6 +87,8 @@ class CorpusWriter:
         if path.stat().st_size < size:
             raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove that file to begin anew")
         os.truncate(path, size)
+        if not size:
+            given_path(self._out, part).unlink(missing_ok=True)
         return path.open("ab")
 
     def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
@@ -98,7 +102,9 @@ class CorpusWriter:
                 bar.set_postfix(tokens=f"{sum(c.tokens for c in self._progress.written.values()):,}")
 
     def _append(self, files: Mapping[str, BinaryIO], source: str, encoded: dict[str, Encoded]) -> None:
-        for part, (ids, documents, size) in encoded.items():
+        for part, (ids, given, documents, size) in encoded.items():
+            if given.any():
+                write_given(self._out, part, given, self._progress.written[part].tokens)
             files[part].write(ids.tobytes())
             files[part].flush()
             os.fsync(files[part].fileno())
@@ -120,4 +126,5 @@ class CorpusWriter:
         if not counts.documents:
             held_out = "" if part in self._inputs else f" among the {self._val_share:.2%} that are held out"
             raise ValueError(f"{', '.join(sources)}: no documents{held_out}")
-        return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources)
+        given = finish_given(self._out, part, counts.tokens)
+        return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=given)

@@ -1,4 +1,4 @@
-"""Reading documents from files: JSON lines and parquet with a `text` field, and text files of one document each."""
+"""Reading documents from files: JSON lines and parquet of `text` or `messages`, text files of one document each."""
 
 import gzip
 import hashlib
@@ -8,18 +8,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from training.data.rows import Document, conversation
+
 _ROWS_AT_ONCE = 256
 
 
 class Documents(Protocol):
-    """Texts in an order that is the same whenever they are read."""
+    """Documents in an order that is the same whenever they are read."""
 
     @property
     def total(self) -> int | None:
         """How many they are, where that is known before reading them."""
 
-    def read(self, first: int = 0) -> Iterator[str]:
-        """The texts from document `first` (from 0) on. `ValueError` for what cannot be read."""
+    def read(self, first: int = 0) -> Iterator[Document]:
+        """Those from document `first` (from 0) on. `ValueError` for what cannot be read."""
 
     def sources(self) -> dict[str, str]:
         """What is read, by name, and a hash of each that changes when it does."""
@@ -36,9 +38,9 @@ class FileDocuments:
                 raise ValueError(f"{path} is not a file")
         self._paths = paths
 
-    def read(self, first: int = 0) -> Iterator[str]:
+    def read(self, first: int = 0) -> Iterator[Document]:
         """As `Documents.read`; what comes before `first` is read and dropped."""
-        return islice(read_documents(self._paths), first, None)
+        return islice(_read(self._paths), first, None)
 
     def sources(self) -> dict[str, str]:
         """File names and the sha256 of their content."""
@@ -48,12 +50,17 @@ class FileDocuments:
 def read_documents(paths: Iterable[Path]) -> Iterator[str]:
     """The texts of all documents in `paths`, in order.
 
-    `.jsonl` and `.jsonl.gz` hold one a line, `.parquet` one a row, any other file is one.
-    Raises `ValueError` naming the file, and the line, for what is not UTF-8, not JSON, not parquet, or has no `text`.
+    `.jsonl` and `.jsonl.gz` hold one a line, `.parquet` one a row, any other file is one; a conversation in `messages`
+    is written out. Raises `ValueError` naming the file, and the line, for what is not UTF-8, not JSON, not parquet, or
+    has neither `text` nor `messages`.
     """
+    return (document.text for document in _read(paths))
+
+
+def _read(paths: Iterable[Path]) -> Iterator[Document]:
     for path in paths:
         try:
-            yield from _texts(path)
+            yield from _documents(path)
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -64,20 +71,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _texts(path: Path) -> Iterable[str]:
+def _documents(path: Path) -> Iterable[Document]:
     if ".jsonl" in path.suffixes:
         return _json_lines(path)
-    return _parquet_rows(path) if path.suffix == ".parquet" else [path.read_text(encoding="utf-8")]
+    return _parquet_rows(path) if path.suffix == ".parquet" else [Document(path.read_text(encoding="utf-8"))]
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _json_lines(path: Path) -> Iterator[Document]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _text_of(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
+                yield _document(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
 
 
-def _parquet_rows(path: Path) -> Iterator[str]:
+def _parquet_rows(path: Path) -> Iterator[Document]:
     try:
         import pyarrow as pa  # noqa: PLC0415 - comes with the extra `datasets`
         from pyarrow import parquet  # noqa: PLC0415
@@ -85,10 +92,10 @@ def _parquet_rows(path: Path) -> Iterator[str]:
         raise ValueError(f"{path}: parquet needs the extra: pip install 'thoughtbubbles[datasets]'") from None
     try:
         file = parquet.ParquetFile(path)
-        columns = ["text"] if "text" in file.schema_arrow.names else None
+        columns = [name for name in ("text", "messages") if name in file.schema_arrow.names] or None
         rows = (row for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns) for row in batch.to_pylist())
         for number, row in enumerate(rows):
-            yield _text_of(row, f"{path}, row {number}")
+            yield _document(row, f"{path}, row {number}")
     except pa.ArrowException as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -100,8 +107,12 @@ def _parsed(line: str, where: str) -> object:
         raise ValueError(f"{where}: not JSON ({error})") from error
 
 
-def _text_of(document: object, where: str) -> str:
-    text = document.get("text") if isinstance(document, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: a document needs a string field 'text'")
-    return text
+def _document(row: object, where: str) -> Document:
+    found = row if isinstance(row, dict) else {}
+    if isinstance(found.get("text"), str):
+        return Document(found["text"])
+    try:
+        return conversation(found)
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = "a document needs a string field 'text', or 'messages', a list of turns with 'role' and 'content'"
+        raise ValueError(f"{where}: {reason}") from error

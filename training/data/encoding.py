@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import Tokenizer
+from training.data.rows import Document
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +29,8 @@ class Encoded(NamedTuple):
 
     ids: NDArray[np.unsignedinteger[Any]]
     """(tokens,): each document after an end-of-text."""
+    given: NDArray[np.uint8]
+    """(tokens,): 1 where a token is only given, 0 where it is to be learned, as every end-of-text is."""
     documents: int
     """How many."""
     bytes: int
@@ -47,18 +50,27 @@ class Encoder:
     val_share: float
     """Share of the documents that is held out, chosen by their text, so that no two equal ones are parted."""
 
-    def __call__(self, texts: list[str]) -> dict[str, Encoded]:
-        """What of `texts` belongs to `train` and to `val`."""
-        held_out = [is_held_out(text, self.val_share) for text in texts]
+    def __call__(self, documents: list[Document]) -> dict[str, Encoded]:
+        """What of `documents` belongs to `train` and to `val`."""
+        held_out = [is_held_out(document.text, self.val_share) for document in documents]
         return {
-            part: self._encode([text for text, out in zip(texts, held_out, strict=True) if out == (part == "val")])
+            part: self._encode([each for each, out in zip(documents, held_out, strict=True) if out == (part == "val")])
             for part in ("train", "val")
         }
 
-    def _encode(self, texts: list[str]) -> Encoded:
+    def _encode(self, documents: list[Document]) -> Encoded:
+        """Pieces that are given and pieces that are not are encoded apart, as when a model continues the one."""
         tokenizer = _tokenizer(self.tokenizer, self.tokenizer_sha256)
-        ids = [token for text in texts for token in (tokenizer.end_of_text, *tokenizer.encode(text))]
-        return Encoded(np.array(ids, dtype=self.dtype), len(texts), sum(len(text.encode()) for text in texts))
+        ids: list[int] = []
+        given: list[bool] = []
+        for document in documents:
+            ids.append(tokenizer.end_of_text)
+            for text, only_given in document.pieces():
+                given += [False] * (len(ids) - len(given))
+                ids += tokenizer.encode(text)
+                given += [only_given] * (len(ids) - len(given))
+        size = sum(len(document.text.encode()) for document in documents)
+        return Encoded(np.array(ids, dtype=self.dtype), np.array(given, dtype=np.uint8), len(documents), size)
 
 
 def is_held_out(text: str, share: float) -> bool:
@@ -67,13 +79,13 @@ def is_held_out(text: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2.0**64
 
 
-def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """`texts` in lists of a few megabytes: what a process is given at once."""
-    chunk: list[str] = []
+def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """`documents` in lists of a few megabytes: what a process is given at once."""
+    chunk: list[Document] = []
     size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
+    for document in documents:
+        chunk.append(document)
+        size += len(document.text)
         if size >= _CHARACTERS_AT_ONCE:
             yield chunk
             chunk, size = [], 0

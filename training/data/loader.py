@@ -17,6 +17,21 @@ PADDING = -1
 """Stands in a window where its document has ended: no input, and no target of the loss."""
 
 
+def only_read(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How a window tells that tokens are inputs and no targets: each id as a number below `PADDING`."""
+    return PADDING - 1 - ids
+
+
+def inputs(windows: Tensor) -> Tensor:
+    """The ids that a model reads of windows, any shape: what is only read as itself, padding as 0."""
+    return torch.where(windows < PADDING, PADDING - 1 - windows, windows).clamp(min=0)
+
+
+def targets(windows: Tensor) -> Tensor:
+    """The ids that a model learns to predict of windows, any shape: `PADDING` where it does not."""
+    return windows.clamp(min=PADDING)
+
+
 class Loader(ABC):
     """An endless stream of windows that is the same for everyone who asks."""
 
@@ -62,13 +77,22 @@ class DocumentLoader(Loader):
     """Padded: one document a window, or a part of one that is longer, in an order drawn anew for every pass.
 
     A window ends with the end-of-text that follows its document where it has room, and with `PADDING` after that.
+    `given` (tokens,) tells by 1 what is only read; windows of nothing else are left out.
     """
 
-    def __init__(self, ids: NDArray[np.unsignedinteger[Any]], length: int, seed: int, end_of_text: int) -> None:
+    def __init__(
+        self,
+        ids: NDArray[np.unsignedinteger[Any]],
+        length: int,
+        seed: int,
+        end_of_text: int,
+        given: NDArray[np.unsignedinteger[Any]] | None = None,
+    ) -> None:
         self._ids = ids
         self._length = length
         self._seed = seed
-        self._cuts = document_cuts(ids, length, end_of_text)
+        self._given = given
+        self._cuts = document_cuts(ids, length, end_of_text, given)
         if not len(self._cuts):
             raise ValueError("data: there is no document to learn from")
         self._order = lru_cache(maxsize=2)(self._draw_order)
@@ -79,17 +103,25 @@ class DocumentLoader(Loader):
         start, end = self._cuts[self._order(number)[position]]
         window = np.full(self._length + 1, PADDING, dtype=np.int64)
         window[: end - start] = self._ids[start:end]
+        if self._given is not None:
+            hidden = np.flatnonzero(self._given[start:end])
+            window[hidden] = only_read(window[hidden])
         return window
 
     def _draw_order(self, number: int) -> NDArray[np.int64]:
         return np.random.default_rng((self._seed, number)).permutation(len(self._cuts))
 
 
-def document_cuts(ids: NDArray[np.unsignedinteger[Any]], length: int, end_of_text: int) -> NDArray[np.int64]:
+def document_cuts(
+    ids: NDArray[np.unsignedinteger[Any]],
+    length: int,
+    end_of_text: int,
+    given: NDArray[np.unsignedinteger[Any]] | None = None,
+) -> NDArray[np.int64]:
     """Where the documents of a token file lie, cut into windows: (windows,2) of start and end in ids (tokens,).
 
     A document reaches from its end-of-text to the one that follows. One of more than L + 1 tokens is tiled, so that
-    each of its tokens but the first is a target once.
+    each of its tokens but the first is a target once. A window without a target, all being `given`, is none.
     """
     at = np.flatnonzero(ids == end_of_text)
     starts = at if len(at) and at[0] == 0 else np.concatenate([[0], at])
@@ -97,4 +129,12 @@ def document_cuts(ids: NDArray[np.unsignedinteger[Any]], length: int, end_of_tex
     counts = -(-(ends - starts - 1) // length)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     first = np.repeat(starts, counts) + within * length
-    return np.stack([first, np.minimum(first + length + 1, np.repeat(ends, counts))], axis=1)
+    cuts = np.stack([first, np.minimum(first + length + 1, np.repeat(ends, counts))], axis=1)
+    return cuts if given is None else cuts[_learned(given, cuts) > 0]
+
+
+def _learned(given: NDArray[np.unsignedinteger[Any]], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(windows,): how many targets each window of `cuts` (windows,2) has that are not given."""
+    learned = np.append(given == 0, False)  # one more, since a window may end where the file does
+    edges = np.stack([cuts[:, 0] + 1, cuts[:, 1]], axis=1)
+    return np.add.reduceat(learned, edges.ravel(), dtype=np.int64)[::2]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from training.data.loader import Loader
 
 Form = Literal["packed", "padded"]
+Learn = Literal["all", "answers"]
 BLOCK = 10_000
 """Windows of the stream in which every set has its share exactly, to a whole window."""
 
@@ -22,23 +23,29 @@ class MixtureSet:
     """One set of a mixture. Raises `ValueError` naming the setting for a value that cannot be used."""
 
     data: Path
-    """A folder that `prepare` made, or a published one; relative to the TOML file."""
+    """A folder that `prepare` made, or a published one."""
     weight: float
     """Its share of the windows, beside the others' weights: they need not add up to 1."""
     form: Form = "packed"
     """`packed` cuts windows of L tokens from its documents in a row, `padded` gives each document its own."""
+    learn: Learn = "all"
+    """`answers` has questions only read, and takes them out of the loss; of `padded` sets that have both."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.weight, int | float) and self.weight > 0):
             raise ValueError(f"weight must be above 0, not {self.weight!r}")
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {get_args(Form)}, not {self.form!r}")
+        if self.learn not in get_args(Learn):
+            raise ValueError(f"learn must be one of {get_args(Learn)}, not {self.learn!r}")
+        if self.learn == "answers" and self.form != "padded":
+            raise ValueError('learn = "answers" needs form = "padded"')
 
 
-def read_mixture(path: Path) -> dict[str, MixtureSet]:
+def read_mixture(path: Path, root: Path | None = None) -> dict[str, MixtureSet]:
     """The tables under `[sets]` in the TOML file `path`, by name, in the names' order.
 
-    Raises `ValueError` naming what is wrong.
+    Folders are relative to `root` (None: to the file). Raises `ValueError` naming what is wrong.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("sets")
@@ -46,7 +53,8 @@ def read_mixture(path: Path) -> dict[str, MixtureSet]:
         raise ValueError(f"data: {path}: {error}") from error
     if not isinstance(tables, dict) or not tables:
         raise ValueError(f"data: {path} needs a table [sets.NAME] for each of its sets")
-    return {name: _mixture_set(tables[name], path, name) for name in sorted(tables)}
+    where = {name: f"data: {path}: [sets.{name}]" for name in sorted(tables)}
+    return {name: _mixture_set(tables[name], where[name], root or path.parent) for name in where}
 
 
 class Mixture(Loader):
@@ -85,13 +93,12 @@ def whole_shares(weights: Sequence[float], total: int) -> NDArray[np.int64]:
     return shares
 
 
-def _mixture_set(table: object, path: Path, name: str) -> MixtureSet:
-    where = f"data: {path}: [sets.{name}]"
+def _mixture_set(table: object, where: str, root: Path) -> MixtureSet:
     if not isinstance(table, dict) or not isinstance(table.get("data"), str) or "weight" not in table:
         raise ValueError(f"{where} needs data, a folder, and weight")
     if unknown := sorted(table.keys() - {field.name for field in fields(MixtureSet)}):
         raise ValueError(f"{where}: {', '.join(unknown)} is no setting of a set")
     try:
-        return MixtureSet(**{**table, "data": path.parent / table["data"]})
+        return MixtureSet(**{**table, "data": root / table["data"]})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

@@ -1,20 +1,29 @@
 """The published data sets that `prepare` knows by name, read through the `datasets` library.
 
-What was published as one text is read as it is; questions and conversations are written out as the text that a model is
-asked to continue: lm-evaluation-harness's words for GSM8K and MMLU, a line of `User:` or `Assistant:` for a turn.
+What was published as one text is read as it is; questions and conversations are written out as `rows` has it. Names,
+configurations, files and fields are those of the sets' cards and files at https://huggingface.co/datasets/REPOSITORY:
+
+- openwebtext: `plain_text/train-00000-of-00080.parquet` and on, `text`.
+- pes2o: `data/v2/train-00000-of-00020.json.gz` and on, two files of `validation`, whose papers are of after 2022-12-01;
+  `text` beside `added`, `created`, `id`, `source`, `version`. Its loader `peS2o.py` names them; `datasets` 4 runs none.
+- fineweb: configuration `sample-10BT`, `sample/10BT/*.parquet`, `text`; it has `train` alone.
+- smoltalk: configuration `all`, nine files of `train`, one of `test`; `messages`, each of `content` and `role`.
+- gsm8k-aug: `train` of 385,620, `validation` of 500, `test` of 1,319; `question`, `steps`, a list of `<<6*7=42>>`, and
+  `answer`.
+- mmlu: configuration `all`, `auxiliary_train` of 99,842, `validation` of 1,531, `dev`, `test`; `question`, `subject`,
+  `choices`, four of them, and `answer`, 0 to 3.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from training.data.documents import Documents
+from training.data.rows import Document, Row, conversation, multiple_choice, plain_text, worked_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Row = Mapping[str, Any]
 
 
 class Split(NamedTuple):
@@ -30,7 +39,7 @@ class PublishedSet:
 
     repository: str
     """Owner and name on the hub."""
-    text: Callable[[Row], str]
+    document: Callable[[Row], Document]
     """A row of it as one document."""
     configuration: str | None = None
     """Which of its configurations."""
@@ -40,47 +49,26 @@ class PublishedSet:
     """What was published to validate on; where there is nothing, a share of the documents is held out."""
 
 
-def plain_text(row: Row) -> str:
-    """A document as it was published."""
-    return str(row["text"])
-
-
-def conversation(row: Row) -> str:
-    """Turns, each after the name of its role, with an empty line between two."""
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in row["messages"])
-
-
-def worked_answer(row: Row) -> str:
-    """A question, its steps, and after `####` the number that is asked for, as GSM8K writes it."""
-    return f"Question: {row['question'].strip()}\nAnswer: {' '.join(row['steps'])}\n#### {row['answer']}"
-
-
-def multiple_choice(row: Row) -> str:
-    """A question, its choices under letters, and the letter of the right one."""
-    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
-    return f"{row['question'].strip()}\n{choices}\nAnswer: {'ABCD'[row['answer']]}"
-
-
 # The first two are named by their files: the library reads no repository that has, or had, a script of its own.
 PUBLISHED = {
     "openwebtext": PublishedSet(
-        repository="Skylion007/openwebtext", text=plain_text, train=Split(files="plain_text/train-*.parquet")
+        repository="Skylion007/openwebtext", document=plain_text, train=Split(files="plain_text/train-*.parquet")
     ),
     "pes2o": PublishedSet(
         repository="allenai/peS2o",
-        text=plain_text,
+        document=plain_text,
         train=Split(files="data/v2/train-*.json.gz"),
         val=Split(files="data/v2/validation-*.json.gz"),
     ),
-    "fineweb": PublishedSet(repository="HuggingFaceFW/fineweb", configuration="sample-10BT", text=plain_text),
+    "fineweb": PublishedSet(repository="HuggingFaceFW/fineweb", configuration="sample-10BT", document=plain_text),
     "smoltalk": PublishedSet(
-        repository="HuggingFaceTB/smoltalk", configuration="all", text=conversation, val=Split("test")
+        repository="HuggingFaceTB/smoltalk", configuration="all", document=conversation, val=Split("test")
     ),
-    "gsm8k-aug": PublishedSet(repository="whynlp/gsm8k-aug", text=worked_answer, val=Split("validation")),
+    "gsm8k-aug": PublishedSet(repository="whynlp/gsm8k-aug", document=worked_answer, val=Split("validation")),
     "mmlu": PublishedSet(
         repository="cais/mmlu",
         configuration="all",
-        text=multiple_choice,
+        document=multiple_choice,
         train=Split("auxiliary_train"),
         val=Split("validation"),
     ),
@@ -92,16 +80,16 @@ class PublishedDocuments:
 
     def __init__(self, published: PublishedSet, split: Split, folder: Path | None) -> None:
         """`folder` is a copy of the repository, read in place of the hub. `ValueError` when neither can be had."""
-        self._text = published.text
+        self._document = published.document
         self._name = " ".join(filter(None, [published.repository, published.configuration, split.files or split.name]))
         self._rows = _load(published, split, folder)
         self.total: int | None = len(self._rows)
 
-    def read(self, first: int = 0) -> Iterator[str]:
+    def read(self, first: int = 0) -> Iterator[Document]:
         """As `Documents.read`."""
         for number, row in enumerate(self._rows.skip(first), first):
             try:
-                yield self._text(row)
+                yield self._document(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise ValueError(f"{self._name}, row {number}: not of this set's schema ({error!r})") from error
 

@@ -37,6 +37,8 @@ class Split:
     """Of the token file."""
     sources: dict[str, str]
     """What it was read from, by name: the sha256 of a file, the library's fingerprint of a published set."""
+    given_sha256: str | None = None
+    """Of the file beside it that tells questions from answers; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,8 @@ class Index:
         return cls(**{**index, "train": Split(**index["train"]), "val": Split(**index["val"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy."""
-        return asdict(self)
+        """A JSON-ready copy, of what there is."""
+        return asdict(self, dict_factory=lambda pairs: {name: value for name, value in pairs if value is not None})
 
 
 def read_tokens(folder: Path, split: str) -> NDArray[np.unsignedinteger[Any]]:

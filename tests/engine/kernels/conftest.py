@@ -1,6 +1,5 @@
-"""The kernels on a CUDA device where there is one, and in Triton's interpreter where not."""
+"""The kernels on a CUDA device where there is one, and in Triton's interpreter where not (tests/conftest.py)."""
 
-import os
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -11,8 +10,6 @@ from engine import Engine, EngineConfig
 from model import ModelConfig, Thoughtbubbles, Tokenizer
 
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported, which nobody does without a device
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
 MakeEngine = Callable[..., Engine]
@@ -40,10 +37,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
         engine = Engine(model, tokenizer, config)
         if not ON_GPU:
-            engine._device = DeviceBatch(
-                model, engine.cache, engine._runner.tally, lanes=config.max_batch_size,
-                max_tokens=engine.max_model_len, vocabulary=tokenizer.vocab_size,
-            )  # fmt: skip
+            engine._device = DeviceBatch(model, engine.cache, engine._runner.tally, vocabulary=tokenizer.vocab_size)
         return engine
 
     return make

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 WATCH_POLICY = "addEventListener('securitypolicyviolation', (event) => console.error(event.violatedDirective));"
 ASKED = {"echo": True, "logprobs": 20, "return_fork_counts": True}
 """What the page asks besides the form's settings, as far as it can be seen in the answer."""
+ENDLESS = {"prompt": "la la la la la la la la la la la la", "max_tokens": 900, "temperature": 0}
+"""Settings that the shipped checkpoint goes on with to the last token, however its numbers are rounded."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.playground.harness import Playground, Visit, box
+from tests.server.playground.harness import ENDLESS, Playground, Visit, box
 
 PHONE: dict[str, Any] = {
     "viewport": {"width": 360, "height": 740},
@@ -82,7 +82,7 @@ def test_without_a_mouse(shipped_url: str, visit: Visit) -> None:
 
 def test_escape_stops_and_the_focus_stays_in_reach(shipped_url: str, visit: Visit) -> None:
     playground = visit(shipped_url)
-    playground.set(**SETTINGS | {"max_tokens": 900})
+    playground.set(**ENDLESS)
     playground.page.locator("#send").press("Enter")
     playground.tokens.nth(12).wait_for()
     playground.page.focus("#stop")

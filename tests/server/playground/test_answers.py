@@ -11,7 +11,7 @@ import pytest
 
 from server.schemas import Json
 from tests.server.harness import eventually
-from tests.server.playground.harness import ASKED, Playground, Visit, depth, told
+from tests.server.playground.harness import ASKED, ENDLESS, Playground, Visit, depth, told
 
 if TYPE_CHECKING:
     from playwright.sync_api import Request
@@ -52,7 +52,7 @@ def test_stop(playground: Playground, shipped_url: str) -> None:
     before = stopped()
     stop = playground.page.locator("#stop")
     assert stop.is_disabled()
-    playground.set(**SETTINGS | {"max_tokens": 900})
+    playground.set(**ENDLESS)
     playground.page.click("text=Complete")
     playground.tokens.nth(20).wait_for()
     assert playground.page.locator(".text").get_attribute("aria-busy") == "true"

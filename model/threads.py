@@ -11,6 +11,8 @@ def set_threads(threads: int | None = None) -> None:
 
     With every core computing, the threads of a step wait at each operation for the one that anything else displaced,
     an event loop or a neighbour: measured on two busy cores, decoding then fell to a tenth. A core left over prevents
-    that, and costs a single request next to nothing, since its decode waits for memory.
+    that, and costs a single request next to nothing, since its decode waits for memory. `ValueError` below 1.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
     torch.set_num_threads(threads or max(1, TORCH_OWN - 1))

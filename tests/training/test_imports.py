@@ -1,0 +1,27 @@
+"""`python -m training` runs from a plain checkout with few packages; what extras bring is imported where it is used."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FEW = {"torch", "numpy", "safetensors", "tiktoken", "tokenizers", "tqdm", "jinja2"}  # the last comes with torch
+
+
+def at_once(path: Path) -> Iterator[str]:
+    """The top-level packages that a file imports when it is imported."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        yield from (name.split(".")[0] for name in names)
+
+
+@pytest.mark.parametrize("floor", ["model", "training"])
+def test_few_packages_are_needed(floor: str) -> None:
+    drawing = ROOT / "training" / "analysis" / "figures.py"  # matplotlib, asked for by `analyse` alone
+    for path in sorted((ROOT / floor).rglob("*.py")):
+        if path != drawing:
+            assert not set(at_once(path)) - FEW - set(sys.stdlib_module_names) - {"model", "training"}, path
