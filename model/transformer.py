@@ -138,8 +138,17 @@ class Thoughtbubbles(nn.Module):
         logits = self.readout(streams)
         return (logits, forks) if return_forks else logits
 
-    def streams(self, ids: Tensor, selection: Selection, lengths: Tensor | None = None) -> tuple[Streams, list[Fork]]:
-        """The residual streams after the last layer, and what each fork layer decided."""
+    def streams(
+        self,
+        ids: Tensor,
+        selection: Selection,
+        lengths: Tensor | None = None,
+        attend: Callable[[int, list[Fork]], Attend] | None = None,
+    ) -> tuple[Streams, list[Fork]]:
+        """The residual streams after the last layer, and what each fork layer decided.
+
+        `attend` gives a layer's attention, told what the fork layers up to it decided. None: `causal_attention`.
+        """
         streams, forks = self.embed(ids, lengths), []
         by = self.rotation(streams.token_index, streams.tokens)
         for layer, block in enumerate(self.blocks):
@@ -147,7 +156,7 @@ class Thoughtbubbles(nn.Module):
                 streams, record = block.fork(layer, streams, selection)
                 forks.append(record)
                 by = self.rotation(streams.token_index, streams.tokens)
-            x = block(streams.x, streams.score, by)
+            x = block(streams.x, streams.score, by, attend=attend(layer, forks) if attend else causal_attention)
             streams = Streams(x, streams.score, streams.token_index, streams.tokens)
         return streams, forks
 

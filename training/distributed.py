@@ -46,7 +46,7 @@ class Ranks:
         return bool(flag)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over the ranks of `values`, any shape, which are on the device."""
+        """The sum over the ranks of `values`, any shape, on the device or on the CPU, whose sum waits for no device."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model import Fork, ForkingBlock, Selection, Streams, Thoughtbubbles
+from model import Fork, Selection, Streams, Thoughtbubbles
+from model.attention import Attend
 
 Observe = Callable[[int, list[Fork], Tensor], None]
 """Given a layer, what the fork layers up to it decided, and its attention weights (N,S,S), each row's sum 1."""
@@ -19,23 +20,16 @@ def observed_streams(
     model: Thoughtbubbles, ids: Tensor, selection: Selection, observe: Observe
 ) -> tuple[Streams, list[Fork]]:
     """`Thoughtbubbles.streams` of ids (T,), telling `observe` of each layer in order."""
-    forks: list[Fork] = []
-    streams = model.embed(ids[None])
-    by = model.rotation(streams.token_index, streams.tokens)
-    for layer, block in enumerate(model.blocks):
-        if isinstance(block, ForkingBlock):
-            streams, record = block.fork(layer, streams, selection)
-            forks.append(record)
-            by = model.rotation(streams.token_index, streams.tokens)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
+    def attention(layer: int, forks: list[Fork]) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             weights = _weights(q, k)
             observe(layer, forks, weights[0])
             return weights.type_as(v) @ v
 
-        x = block(streams.x, streams.score, by, attend)
-        streams = Streams(x, streams.score, streams.token_index, streams.tokens)
-    return streams, forks
+        return attend
+
+    return model.streams(ids[None], selection, attend=attention)
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
