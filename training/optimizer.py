@@ -27,19 +27,6 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate
             group["lr"] = learning_rate
 
 
-def clip(model: nn.Module, _: list[torch.optim.Optimizer], norm: float) -> None:
-    """Cut the gradient's norm to `norm`."""
-    torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
-
-
-def clip_by_scale(model: nn.Module, optimizers: list[torch.optim.Optimizer], norm: float) -> None:
-    """The same, where the fused AdamW divides by the scale as it reads: one pass less over the gradients."""
-    [adamw] = optimizers
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
-    adamw.grad_scale = ((total + 1e-6) / norm).clamp(min=1.0)  # type: ignore[attr-defined]
-
-
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:
     """A layer's matrix: neither the embedding nor the two rows of a fork score."""
     return ".h." in name and parameter.dim() == 2 and not name.endswith("forking_score.weight")

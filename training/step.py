@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from model import Thoughtbubbles
+from model import ModelConfig, Thoughtbubbles
 from training.config import Precision, TrainConfig
 from training.data.loader import PADDING, inputs, targets
 from training.distributed import Ranks, replicate, shard
-from training.fused import Fusions, fused_loss
-from training.optimizer import build_optimizers, clip, clip_by_scale, set_learning_rate
+from training.optimizer import build_optimizers, set_learning_rate
+from training.read_back import guard_read_backs
 from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
@@ -40,47 +42,57 @@ def next_token_loss(
     return F.cross_entropy(logits.flatten(0, 1).float(), targets(expected).flatten(), ignore_index=PADDING)
 
 
+class LossFunction(Protocol):
+    """`next_token_loss`, or what computes the same."""
+
+    def __call__(
+        self, model: Thoughtbubbles, windows: Tensor, ratio: float | None, noise: Tensor | None, /, *, padded: bool
+    ) -> Tensor:
+        """The mean loss (), of windows (B,T+1)."""
+
+
+def loss_function(model_config: ModelConfig, config: TrainConfig, ranks: Ranks) -> LossFunction:
+    """`fused_loss` wherever it computes what is asked for, `next_token_loss` elsewhere."""
+    kernels = ranks.device.type == "cuda" and find_spec("triton") is not None
+    blocks = config.recompute or _sharded(config, ranks)  # of which the fused loss calls none
+    if not kernels or blocks or config.precision != "bfloat16" or config.dropout or model_config.averaging == "logit":
+        return next_token_loss
+    from training.fused import fused_loss  # noqa: PLC0415 - needs Triton
+
+    return fused_loss
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Matrix products in `precision`; weights stay float32."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 class NextTokenLoss(nn.Module):
-    """`next_token_loss` as a module, which is what DDP wraps and the compiler takes whole."""
+    """The loss as a module, which is what DDP wraps and the compiler takes whole."""
 
-    def __init__(self, model: Thoughtbubbles, *, padded: bool = False, fusions: Fusions | None = None) -> None:
+    def __init__(
+        self, model: Thoughtbubbles, *, padded: bool = False, function: LossFunction = next_token_loss
+    ) -> None:
         super().__init__()
         self.model = model
+        self.function = function
         self._padded = padded
-        self._fusions = fusions
 
     def forward(self, windows: Tensor, ratio: float | None, noise: Tensor | None) -> Tensor:
         """(), of windows (B,T+1)."""
-        if self._fusions is not None:
-            return fused_loss(self.model, windows, ratio, noise, padded=self._padded, fusions=self._fusions)
-        return next_token_loss(self.model, windows, ratio, noise, padded=self._padded)
+        return self.function(self.model, windows, ratio, noise, padded=self._padded)
 
 
 class TrainStep:
     """A model, its optimizers and what happens to them in a step; the model's weights are sharded in place."""
 
-    def __init__(
-        self,
-        model: Thoughtbubbles,
-        config: TrainConfig,
-        ranks: Ranks,
-        *,
-        padded: bool = False,
-        fusions: Fusions | None = None,
-        scaled_clip: bool = False,
-    ) -> None:
+    def __init__(self, model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> None:
         self.model = model
         self._config = config
         self._ranks = ranks
         self._padded = padded
-        self._loss = _prepare(model, config, ranks, padded=padded, fusions=fusions)
+        self._loss = _prepare(model, config, ranks, padded=padded)
         self.optimizers = build_optimizers(model, config)
-        self._clip = clip_by_scale if scaled_clip else clip
 
     def __call__(self, step: int, batches: Iterable[Tensor]) -> Tensor:
         """Learn from `config.accumulation` batches as step `step` (from 0); their losses, still on the device.
@@ -94,7 +106,7 @@ class TrainStep:
         batches = list(batches)
         weights = self._weights(batches)
         losses = [self._accumulate(step, index, batches[index], weights[index]) for index in range(len(batches))]
-        self._clip(self.model, self.optimizers, self._config.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -132,17 +144,13 @@ class TrainStep:
         return ids.pin_memory().to(self._ranks.device, non_blocking=True)  # a copy from pageable memory would wait
 
 
-def _prepare(
-    model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False, fusions: Fusions | None = None
-) -> nn.Module:
+def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> nn.Module:
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
-    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
-    if fusions is not None:  # it calls no block, and blocks are what is recomputed and sharded
-        assert not config.recompute
-        assert not sharded
-        assert not config.dropout
-    loss = NextTokenLoss(model, padded=padded, fusions=fusions)
+    loss = NextTokenLoss(model, padded=padded, function=loss_function(model.config, config, ranks))
+    sharded = _sharded(config, ranks)
     if config.compile:
+        if ranks.device.type == "cuda":
+            guard_read_backs()
         _compile(loss, config, sharded=sharded)
     if config.recompute:
         for block in model.blocks:
@@ -151,6 +159,10 @@ def _prepare(
         shard(model)
         return loss
     return replicate(loss, ranks)
+
+
+def _sharded(config: TrainConfig, ranks: Ranks) -> bool:
+    return config.parallelism == "fsdp" and ranks.world_size > 1
 
 
 def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None:

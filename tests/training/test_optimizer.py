@@ -8,7 +8,7 @@ import torch
 from model import Thoughtbubbles
 from tests.training.harness import MODEL, TRAIN
 from training.config import OptimizerName
-from training.optimizer import build_optimizers, clip, clip_by_scale, set_learning_rate
+from training.optimizer import build_optimizers, set_learning_rate
 
 both = pytest.mark.parametrize("name", ["adamw", "muon"])
 
@@ -44,20 +44,3 @@ def test_decay_and_learning_rate_are_those_asked_for(name: OptimizerName) -> Non
         optimizer.step()
     for n, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[n] * (0.95 if parameter.dim() == 2 else 1.0))
-
-
-@pytest.mark.parametrize("norm", [1e-3, 1e3])
-def test_the_scale_of_fused_adamw_clips(norm: float) -> None:
-    """Both where the gradient is cut and where it is short enough; the bound is of the float32 it is divided in."""
-    learnt = []
-    for way in (clip, clip_by_scale):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
-        optimizers = build_optimizers(model, TRAIN)
-        for _ in range(4):
-            model(torch.randn(4, 8)).square().sum().backward()
-            way(model, optimizers, norm)
-            optimizers[0].step()
-            optimizers[0].zero_grad()
-        learnt.append(list(model.parameters()))
-    torch.testing.assert_close(*learnt, rtol=1e-5, atol=1e-7)

@@ -1,7 +1,7 @@
 """The head and its cross-entropy without a (rows,V) tensor in float32 (SPEC.md, "Forward pass", step 3).
 
-Logits live in the type of the matrix product, some rows at a time; one pass over a row gives its loss and the gradient
-of its logits, so the head's gradients are known when the loss is. Letters: R rows, D model width, V vocabulary.
+Logits live in the type of the matrix product; one pass over a row gives its loss and the gradient of its logits, so the
+head's gradients are known when the loss is. Letters: R rows, D model width, V vocabulary.
 """
 
 from typing import Any
@@ -17,39 +17,30 @@ _COLUMNS = 8192
 _WARPS = 16
 
 
-def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int, rows_at_once: int | None = None
-) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int) -> Tensor:
     """Mean negative log-likelihood (), float32, of `targets` (R,) under logits x · weightᵀ of x (R,D), weight (V,D).
 
-    Rows whose target is `ignore_index` take no part. `rows_at_once` bounds the memory of the logits; None: all.
+    Rows whose target is `ignore_index` take no part.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index, rows_at_once or x.shape[0])
+    loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, rows_at_once: int  # noqa: ANN401
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:  # noqa: ANN401
         own = weight.to(x.dtype)
         scale = 1 / (targets != ignore_index).sum().float()
-        losses, dx, dweight = [], [], None
-        for some, wanted in zip(x.split(rows_at_once), targets.split(rows_at_once), strict=True):
-            loss, dlogits = _loss_and_gradient(some @ own.T, wanted, scale, ignore_index)
-            losses.append(loss)
-            dx.append(dlogits @ own)
-            part = dlogits.T @ some
-            dweight = part if dweight is None else dweight.float() + part
-        ctx.save_for_backward(torch.cat(dx), dweight)
+        losses, dlogits = _loss_and_gradient(x @ own.T, targets, scale, ignore_index)
+        ctx.save_for_backward(dlogits @ own, dlogits.T @ x)
         ctx.weight_type = weight.dtype
-        return torch.cat(losses).sum() * scale
+        loss: Tensor = losses.sum() * scale
+        return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         dx, dweight = ctx.saved_tensors
-        return (gradient * dx).to(dx.dtype), (gradient * dweight).to(ctx.weight_type), None, None, None
+        return (gradient * dx).to(dx.dtype), (gradient * dweight).to(ctx.weight_type), None, None
 
 
 def _empty(logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:

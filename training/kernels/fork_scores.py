@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, or_other, programs, wrap_triton
+from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
 from training.kernels.residual import norm_gradient, standardised
 
-_WARPS = 4
-_MOST_PROGRAMS = 528
-"""Four for each multiprocessor of an H100."""
+_WARPS, _BACKWARD_WARPS = 2, 4
+_MOST_PROGRAMS = 660
+"""Five for each multiprocessor of an H100."""
 
 
 def update_and_score(
@@ -46,7 +46,7 @@ def _update_and_score(
     wrap_triton(_fork_scores_kernel)[(rows,)](
         x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), projection, residual, logits,
         EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None,
-        SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
+        SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, logits
 
@@ -73,7 +73,7 @@ def _update_and_score_backward(
         dresidual, dlogits, residual, update, or_other(bias, residual), or_other(score, residual), weight,
         or_other(norm_bias, weight), projection, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width,
         WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
-        HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
+        HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)
 

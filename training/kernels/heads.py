@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, programs, wrap_triton
+from training.kernels.operators import operator, programs, warps, wrap_triton
 
-_ROWS = 1
-_WARPS = 4
-_MOST_PROGRAMS = 792
-"""Six for each multiprocessor of an H100, all there at once, each with as many rows, whose bias' gradient it sums.
+_ROWS = 2
+_WARPS, _BACKWARD_WARPS = 4, 2
+_MOST_PROGRAMS = 1056
+"""Eight for each multiprocessor of an H100, all there at once, each with as many rows, whose bias' gradient it sums.
 More than a multiprocessor holds would begin when these end.
 """
 
@@ -53,7 +53,7 @@ def _heads(
     wrap_triton(_heads_kernel)[(triton.cdiv(rows, _ROWS),)](
         qkv, qkv if bias is None else bias, cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
         HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
-        HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=_WARPS,
+        HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return q, k, v
 
@@ -78,7 +78,7 @@ def _heads_backward(
     wrap_triton(_heads_backward_kernel)[(shared,)](
         dq, dk, dv, v, cos, sin, score, dqkv, dscore, partial, rows, HEADS=heads, HALF=half,
         HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), BIASED=biased,
-        ATTENUATED=attenuated, num_warps=_WARPS,
+        ATTENUATED=attenuated, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dqkv, dscore, partial.sum(0)
 

@@ -10,12 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, or_other, programs, wrap_triton
+from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
 
-_ROWS = 1
-_WARPS = 4
-_MOST_PROGRAMS = 792
-"""Six for each multiprocessor of an H100."""
+_WARPS, _BACKWARD_WARPS = 4, 2
+_MOST_PROGRAMS = 1056
+"""Eight for each multiprocessor of an H100."""
 
 
 def update_and_norm(
@@ -43,10 +42,10 @@ def _update_and_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
-    wrap_triton(_residual_kernel)[(triton.cdiv(rows, _ROWS),)](
-        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, rows,
-        EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS, HAS_BIAS=bias is not None,
-        SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=_WARPS,
+    wrap_triton(_residual_kernel)[(rows,)](
+        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, EPS=eps,
+        WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, normed
 
@@ -74,15 +73,15 @@ def _update_and_norm_backward(
     """Gradients of x (M,D), of the update and of the score (none of either without scores: the update's is x's), and
     those of weight, norm bias and bias (3,D).
     """
-    (rows, width), shared = residual.shape, programs(residual.shape[0], _ROWS, _MOST_PROGRAMS)
+    (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
     scored = 0 if score is None else rows
     dx, dupdate = torch.empty_like(residual), residual.new_empty((scored, width))
     partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(scored)
     wrap_triton(_residual_backward_kernel)[(shared,)](
         dresidual, dnormed, residual, update, or_other(bias, update), or_other(score, update), weight,
-        dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), ROWS=_ROWS,
-        HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=_WARPS,
+        dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
+        HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)
 
@@ -124,61 +123,57 @@ def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
 
 @triton.jit
 def _residual_kernel(
-    x, update, bias, scores, weight, norm_bias, residual, normed, rows,
-    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SCORED: tl.constexpr, HAS_NORM_BIAS: tl.constexpr,
+    x, update, bias, scores, weight, norm_bias, residual, normed,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
 ):  # fmt: skip
-    row, d = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None], tl.arange(0, WIDTH_2)[None, :]
-    own, present = d < WIDTH, row < rows
-    there, at = own & present, row.to(tl.int64) * WIDTH + d
-    y = tl.load(update + at, mask=there, other=0.0).to(tl.float32)
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_2)[None, :]
+    own, at = d < WIDTH, row * WIDTH + d
+    y = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
     if HAS_BIAS:
         y += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
     if SCORED:
-        y *= tl.exp(tl.load(scores + row, mask=present, other=0.0))
-    y += tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        y *= tl.exp(tl.load(scores + row))
+    y += tl.load(x + at, mask=own, other=0.0).to(tl.float32)
     kept = y.to(residual.dtype.element_ty)
-    tl.store(residual + at, kept, mask=there)
-    h, _ = standardised(kept.to(tl.float32), there, WIDTH, EPS)
+    tl.store(residual + at, kept, mask=own)
+    h, _ = standardised(kept.to(tl.float32), own, WIDTH, EPS)
     h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
     if HAS_NORM_BIAS:
         h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
-    tl.store(normed + at, h.to(normed.dtype.element_ty), mask=there)
+    tl.store(normed + at, h.to(normed.dtype.element_ty), mask=own)
 
 
 @triton.jit
 def _residual_backward_kernel(
     dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, rows,
-    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SCORED: tl.constexpr,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
 ):  # fmt: skip
     d = tl.arange(0, WIDTH_2)[None, :]
     own = d < WIDTH
     scale = tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
-    sum_weight = tl.zeros([ROWS, WIDTH_2], tl.float32)
-    sum_norm_bias = tl.zeros([ROWS, WIDTH_2], tl.float32)
-    sum_bias = tl.zeros([ROWS, WIDTH_2], tl.float32)
-    for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
-        row = (start + tl.arange(0, ROWS))[:, None]
-        present = row < rows
-        there, at = own & present, row.to(tl.int64) * WIDTH + d
-        y = tl.load(residual + at, mask=there, other=0.0).to(tl.float32)
-        dh = tl.load(dnormed + at, mask=there, other=0.0).to(tl.float32)
-        dy = tl.load(dresidual + at, mask=there, other=0.0).to(tl.float32)
-        centred, reciprocal = standardised(y, there, WIDTH, EPS)
+    sum_weight = tl.zeros([1, WIDTH_2], tl.float32)
+    sum_norm_bias = tl.zeros([1, WIDTH_2], tl.float32)
+    sum_bias = tl.zeros([1, WIDTH_2], tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = tl.cast(row, tl.int64) * WIDTH + d
+        y = tl.load(residual + at, mask=own, other=0.0).to(tl.float32)
+        dh = tl.load(dnormed + at, mask=own, other=0.0).to(tl.float32)
+        dy = tl.load(dresidual + at, mask=own, other=0.0).to(tl.float32)
+        centred, reciprocal = standardised(y, own, WIDTH, EPS)
         sum_weight += dh * centred
         sum_norm_bias += dh
-        dy += norm_gradient(dh * scale, centred, reciprocal, there, WIDTH)
-        tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=there)
+        dy += norm_gradient(dh * scale, centred, reciprocal, own, WIDTH)
+        tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=own)
         if SCORED:
-            dy *= tl.exp(tl.load(scores + row, mask=present, other=0.0))
-            u = tl.load(update + at, mask=there, other=0.0).to(tl.float32)
+            dy *= tl.exp(tl.load(scores + row))
+            u = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
             if HAS_BIAS:
                 u += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
-            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=there)
-            tl.store(dscores + row, tl.sum(u * dy, 1)[:, None], mask=present)
+            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
+            tl.store(dscores + row, tl.sum(tl.sum(u * dy, 1), 0))
         sum_bias += dy
     to = partial + tl.program_id(0) * (3 * WIDTH) + d
-    tl.store(to, tl.sum(sum_weight, 0)[None, :], mask=own)
-    tl.store(to + WIDTH, tl.sum(sum_norm_bias, 0)[None, :], mask=own)
-    tl.store(to + 2 * WIDTH, tl.sum(sum_bias, 0)[None, :], mask=own)
+    tl.store(to, sum_weight, mask=own)
+    tl.store(to + WIDTH, sum_norm_bias, mask=own)
+    tl.store(to + 2 * WIDTH, sum_bias, mask=own)

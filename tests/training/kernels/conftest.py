@@ -1,12 +1,7 @@
-"""The training kernels on a CUDA device where there is one, and in Triton's interpreter where not."""
-
-import os
+"""The kernels on a CUDA device where there is one, and in Triton's interpreter where not (tests/conftest.py)."""
 
 import pytest
-import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported, which nobody does without a device
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
 
@@ -18,4 +13,5 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (fork_scores, gelu, heads, residual):
         monkeypatch.setattr(module, "_MOST_PROGRAMS", 3)
     monkeypatch.setattr(gelu, "_COLUMNS", 32)
+    monkeypatch.setattr(gelu, "_BACKWARD_COLUMNS", 16)
     monkeypatch.setattr(cross_entropy, "_COLUMNS", 64)

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from model import ModelConfig, Thoughtbubbles
 from tests.training.kernels.harness import DEVICE
+from training.config import TrainConfig
 from training.data.loader import PADDING
-from training.fused import Fusions, fused_loss
-from training.step import NextTokenLoss, next_token_loss
+from training.distributed import Ranks
+from training.step import NextTokenLoss, TrainStep, loss_function, next_token_loss
 
 MODEL = ModelConfig(vocab_size=97, block_size=5, max_block_size=10, n_layer=3, n_head=2, n_embd=16, fork_layers=(1, 2))
-ALL = Fusions(heads="triton", norm=True, gelu=True, head=True, head_rows=8, forks=True, fork_scores=True)
+FAST = TrainConfig(steps=1, batch_size=2, warmup_steps=0, precision="bfloat16")
+ONE = Ranks(device=torch.device("cuda"))
+TWO = replace(ONE, world_size=2)
 
 
 def lively(config: ModelConfig) -> Thoughtbubbles:
@@ -42,46 +45,47 @@ def learned(model: Thoughtbubbles, loss: Tensor) -> tuple[Tensor, dict[str, Tens
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal(model: Thoughtbubbles, fusions: Fusions, *, ratio: float | None = None, padded: bool = False) -> None:
+def assert_equal(model: Thoughtbubbles, *, ratio: float | None = None, padded: bool = False) -> None:
+    from training.fused import fused_loss
+
     ids = windows(padded)
     want, gradients = learned(model, next_token_loss(model, ids, ratio, padded=padded))
-    got, others = learned(model, fused_loss(model, ids, ratio, None, padded=padded, fusions=fusions))
+    got, others = learned(model, fused_loss(model, ids, ratio, padded=padded))
     torch.testing.assert_close(got, want)
     assert others.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert (others[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9, name
 
 
-@pytest.mark.parametrize("fusions", [Fusions(), Fusions(heads="table"), Fusions(forks=True), ALL], ids=str)
-def test_fusions_leave_loss_and_gradients_as_they_are(fusions: Fusions) -> None:
-    assert_equal(lively(MODEL), fusions)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
+        {},
         {"fork_layers": (), "max_block_size": 5, "bias": False, "activation": "gelu_tanh"},
         {"averaging": "rightmost", "residual_attenuation": False},
         {"norm_before_averaging": True, "value_attenuation": False},
+        {"fork_layers": (0, 2), "score_bias": False},
         {"fork_layers": (), "max_block_size": 5, "copies": 2, "averaging": "rightmost"},
     ],
     ids=str,
 )
 def test_every_kind_of_model(settings: dict[str, object]) -> None:
-    assert_equal(lively(replace(MODEL, **settings)), ALL)  # type: ignore[arg-type]
+    assert_equal(lively(replace(MODEL, **settings)))  # type: ignore[arg-type]
 
 
 def test_padding_and_ratio() -> None:
     model = lively(MODEL)
-    assert_equal(model, ALL, padded=True)
-    assert_equal(model, ALL, ratio=1.5)
+    assert_equal(model, padded=True)
+    assert_equal(model, ratio=1.5)
 
 
 def test_streams_in_bfloat16_learn_nearly_the_same() -> None:
+    from training.fused import fused_loss
+
     model = lively(replace(MODEL, fork_layers=(), max_block_size=5))  # a fork decided otherwise would be no rounding
     want, gradients = learned(model, next_token_loss(model, windows()))
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        loss = fused_loss(model, windows(), None, None, padded=False, fusions=replace(ALL, residual="bfloat16"))
+        loss = fused_loss(model, windows())
     got, others = learned(model, loss)
     torch.testing.assert_close(got, want, rtol=5e-3, atol=0)
     for name, gradient in gradients.items():
@@ -89,11 +93,12 @@ def test_streams_in_bfloat16_learn_nearly_the_same() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does that itself
-@pytest.mark.parametrize("fusions", [replace(ALL, residual="bfloat16"), Fusions(heads="table", forks=True)])
-def test_the_fused_loss_is_one_graph(fusions: Fusions) -> None:
+def test_the_fused_loss_is_one_graph() -> None:
     """With both ways through autograd's tracing, which breaks on what it cannot see through."""
+    from training.fused import fused_loss
+
     model = lively(MODEL)
-    loss = NextTokenLoss(model, fusions=fusions)
+    loss = NextTokenLoss(model, function=fused_loss)
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=False)
     found = []
     for way in (loss, compiled):
@@ -104,6 +109,19 @@ def test_the_fused_loss_is_one_graph(fusions: Fusions) -> None:
     torch.testing.assert_close(found[1][1], found[0][1])
 
 
-def test_an_unknown_way_is_refused() -> None:
-    with pytest.raises(ValueError, match="heads must be one of plain, table, triton"):
-        Fusions(heads="flash")  # type: ignore[arg-type]
+def test_training_is_fused_exactly_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.fused import fused_loss
+
+    learn = TrainStep(Thoughtbubbles(MODEL), FAST, ONE)
+    assert isinstance(learn._loss, NextTokenLoss)
+    assert learn._loss.function is fused_loss
+    for free in ({"compile": True}, {"fork_noise": 1.0, "random_ratio": True}, {"parallelism": "fsdp"}):
+        assert loss_function(MODEL, replace(FAST, **free), ONE) is fused_loss  # type: ignore[arg-type]
+    assert loss_function(MODEL, FAST, TWO) is fused_loss
+    for other in ({"precision": "float32"}, {"dropout": 0.1}, {"recompute": True}):
+        assert loss_function(MODEL, replace(FAST, **other), ONE) is next_token_loss  # type: ignore[arg-type]
+    assert loss_function(MODEL, replace(FAST, parallelism="fsdp"), TWO) is next_token_loss
+    assert loss_function(MODEL, FAST, Ranks(device=torch.device("cpu"))) is next_token_loss
+    assert loss_function(replace(MODEL, averaging="logit"), FAST, ONE) is next_token_loss
+    monkeypatch.setattr("training.step.find_spec", lambda name: None)
+    assert loss_function(MODEL, FAST, ONE) is next_token_loss
