@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -38,8 +39,13 @@ def main() -> None:
     args = _arguments()
     study = read_study(args.study)
     run, begin = study.find(args.arm, args.seed), time.perf_counter()
-    if not _train(run, args.data, args.out, torch.device(args.device)):
-        return
+    with stop_on_signal() as stopping:  # to the end: what is trained is measured, though asked to stop
+        if _train(run, args.data, args.out, torch.device(args.device), stopping):
+            _measure(study, run, args, begin)
+
+
+def _measure(study: Study, run: Run, args: argparse.Namespace, begin: float) -> None:
+    """Write down what is found of the trained model; `begin` is when its training did."""
     trained = time.perf_counter() - begin
     model = load_checkpoint(args.out / "checkpoint", device=args.device).model
     with autocast(torch.device(args.device), run.training.precision):
@@ -49,12 +55,11 @@ def main() -> None:
     (args.out / RESULT_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
-def _train(run: Run, data: Path, out: Path, device: torch.device) -> bool:
+def _train(run: Run, data: Path, out: Path, device: torch.device, stopping: Callable[[], bool]) -> bool:
     """Whether the last step is done: a signal asks for an earlier end."""
     resume = has_state(out / STATE_FOLDER)
-    with stop_on_signal() as stopping:
-        trainer = Trainer(run.model, run.training, data=data, out=out, ranks=Ranks(device=device), resume=resume)
-        trainer.run(stopping)
+    trainer = Trainer(run.model, run.training, data=data, out=out, ranks=Ranks(device=device), resume=resume)
+    trainer.run(stopping)
     return trainer.step == run.training.steps
 
 

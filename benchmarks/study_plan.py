@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from model import ModelConfig
 from training.config import TrainConfig
+from training.flops import flops_per_block
 
 _MODEL = {field.name for field in fields(ModelConfig)}
 _TRAIN = {field.name for field in fields(TrainConfig)} - {"seed"}
@@ -30,6 +31,11 @@ class Run(NamedTuple):
     def tokens(self) -> int:
         """That it learns from."""
         return self.training.steps * self.training.sequences_per_step * self.model.block_size
+
+    @property
+    def operations(self) -> float:
+        """Of learning from them, at the full ratio."""
+        return self.training.steps * self.training.sequences_per_step * flops_per_block(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

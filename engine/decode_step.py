@@ -21,8 +21,8 @@ from engine.pages import Segment, SegmentPages
 from model import ForkingBlock, ModelConfig, Thoughtbubbles
 from model.rotary import BASE
 
-PROGRAMS = 1056
-"""Attention programs that are wanted at once, eight for each of a large device's multiprocessors."""
+PROGRAMS = 528
+"""Attention programs that are wanted at once, four for each of a large device's multiprocessors."""
 MOST_SPLITS = 16
 """Programs that share out the keys of one place and head, at most."""
 
@@ -67,7 +67,8 @@ class DecodeStep:
         self._x = [x[i % 2, : len(rows.slot)] for i, rows in enumerate(self._rows)]  # neighbours never share memory
         self._choices = [Choice.empty(places, rows.most, weight.device) for rows in self._rows]
         splits = triton.next_power_of_2(max(1, PROGRAMS // (places * model.config.n_head)))
-        self._scratch = Scratch.empty(model.config, weight, places, most, min(MOST_SPLITS, splits))
+        self._scratch = Scratch.zeros(model.config, weight, places=places, rows=most, usual=places,
+                                      splits=min(MOST_SPLITS, splits))  # fmt: skip
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
 
     @property
@@ -96,12 +97,13 @@ class DecodeStep:
             self._launch(drawing=drawing)
 
     def _launch(self, *, drawing: bool) -> None:
-        begin(self.model.transformer.wte.weight, self.lanes, self._time, self._rows[0], self._frequencies,
-              self._x[0])  # fmt: skip
+        first = self.model.blocks[0].ln_1
+        begin(self.model.transformer.wte.weight, self.lanes, self._time, self._rows[0], self._frequencies, self._x[0],
+              first, self._scratch.normed)  # fmt: skip
         for pages, rows, x in zip(self.cache.segments, self._rows, self._x, strict=True):
             if pages.segment.index:
                 self._fork(pages.segment)
-            run_layers(self.model, pages, x, rows, self._scratch.of(len(x)))
+            run_layers(self.model, pages, x, rows, self._scratch.of(len(x)), normed=True)
         self._read_out()
         if drawing:
             draw(self.logits, self.lanes, self.lane, self._best, self._best_at, self.report[0], self.vocabulary)
@@ -116,7 +118,7 @@ class DecodeStep:
         choose(block, source, before, self.cache.segments[into.index - 1].scores, self.lanes, self._time, after,
                into.index, self.model.config.block_size, choice, self.tally[into.index])  # fmt: skip
         settle(block, source, before, self.lanes, self._time, choice, after, into.index, self._frequencies,
-               target)  # fmt: skip
+               target, block.ln_1, self._scratch.normed)  # fmt: skip
 
     def _read_out(self) -> None:
         config = self.model.config
@@ -133,6 +135,7 @@ class DecodeStep:
 
         return Rows(
             most=most,
+            usual=min(most * places, -(-places * self.model.config.max_block_size // self.model.config.block_size)),
             page_size=pages.page_size,
             table=self.lanes.tables[index],
             lane=self.lane,

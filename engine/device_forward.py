@@ -62,7 +62,7 @@ class DeviceForward(CachedForward):
         token_index = torch.arange(tokens, device=self._device)
         bubbles = Bubbles(token_index.int(), torch.ones_like(told.request))
         rows = self._originals(told)
-        scratch = Scratch.empty(self.model.config, x, len(chunks), max(told.room))
+        scratch = Scratch.zeros(self.model.config, x, places=len(chunks), rows=max(told.room), usual=min(told.room))
         tally = torch.zeros((len(self.cache.segments), 2), dtype=torch.int64, device=self._device)
         ends = []
         for pages in self.cache.segments:
@@ -98,7 +98,7 @@ class DeviceForward(CachedForward):
         return Rows(
             page_size=self.cache.page_size, table=told.tables[index],
             lane=torch.arange(len(start), dtype=torch.int32, device=self._device), start=start.int(), count=count.int(),
-            length=(told.held[index] + count).int(), most=most, live=count.sum(dtype=torch.int32)[None],
+            length=(told.held[index] + count).int(), most=most, usual=room, live=count.sum(dtype=torch.int32)[None],
             slot=torch.empty(room, dtype=torch.int32, device=self._device),
             score=torch.zeros(room, device=self._device), cos=angles[0], sin=angles[1],
         )  # fmt: skip

@@ -11,7 +11,9 @@ from torch import Tensor
 
 def to_device(values: ArrayLike, device: torch.device) -> Tensor:
     """Integers as int64 on a device, there once it has done what it was asked before."""
-    here = torch.tensor(np.asarray(values, np.int64), device="cpu", pin_memory=device.type == "cuda")
+    here = torch.tensor(np.asarray(values, np.int64), device="cpu")
+    if device.type == "cuda":
+        here = here.pin_memory()
     return here.to(device, non_blocking=True)
 
 

@@ -74,21 +74,21 @@ def _paged_attention(
 ):  # fmt: skip
     place, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     head, split = tl.program_id(1), tl.program_id(2)
-    left = tl.load(counts + place) - tile * QUERIES  # new streams from this tile on
-    if left <= 0:
-        return
+    new, held = tl.load(counts + place), tl.load(lengths + place)
+    start, lane = tl.load(starts + place), tl.load(lanes + place)
+    left = new - tile * QUERIES  # new streams from this tile on
     count = tl.minimum(left, QUERIES)
-    length = tl.load(lengths + place) - (left - count)
-    share = tl.cdiv(tl.cdiv(length, SPLITS), KEYS) * KEYS
+    length = held - (left - count)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), KEYS), 1) * KEYS
     used = tl.cdiv(length, share)
-    if split >= used:
+    if (left <= 0) | (split >= used):
         return
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
-    row = tl.load(starts + place) + tile * QUERIES + i
+    row = start + tile * QUERIES + i
     ours = (i < count)[:, None] & (channel < WIDTH)[None, :]
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=ours, other=0.0)
     last = length - count + i  # the last key that each query sees: its own
-    pages = table + tl.load(lanes + place) * table_stride
+    pages = table + lane * table_stride
     keys += head * head_stride.to(tl.int64)
     values += head.to(tl.int64) * head_stride
 

@@ -41,15 +41,19 @@ class Choice:
         return cls(torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device))
 
 
-def begin(embedding: Tensor, lanes: Lanes, time: Tensor, rows: Rows, frequencies: Tensor, x: Tensor) -> None:
+def begin(
+    embedding: Tensor, lanes: Lanes, time: Tensor, rows: Rows, frequencies: Tensor, x: Tensor, norm: nn.LayerNorm,
+    normed: Tensor,
+) -> None:  # fmt: skip
     """One stream for the newest token of each lane that has a place: its vector in x (M,D), its row in `rows`.
 
-    Writes to `time` (B,) which token of its sequence that is. `frequencies` (H/2,) are of the rotary angles.
+    LN(x) goes to `normed` (M,D). Writes to `time` (B,) which token of its sequence that is. `frequencies` (H/2,) are of
+    the rotary angles.
     """
     _begin[(rows.places,)](
         embedding, lanes.token, lanes.tokens, lanes.streams[0], rows.table, rows.lane, frequencies,
         time, x, rows.start, rows.count, rows.length, rows.live, rows.slot, rows.score, rows.cos, rows.sin,
-        rows.table.stride(0), x.shape[1], frequencies.shape[0],
+        rows.table.stride(0), x.shape[1], frequencies.shape[0], norm.weight, norm.bias, norm.eps, normed,
         PAGE=rows.page_size, PLACES=triton.next_power_of_2(rows.places),
         WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]),
     )  # fmt: skip
@@ -76,13 +80,16 @@ def choose(
 
 def settle(
     block: ForkingBlock, x: Tensor, rows: Rows, lanes: Lanes, time: Tensor, choice: Choice, into: Rows, segment: int,
-    frequencies: Tensor, out: Tensor,
+    frequencies: Tensor, out: Tensor, norm: nn.LayerNorm, normed: Tensor,
 ) -> None:  # fmt: skip
-    """The chosen candidates' streams, out (M,D), and their rows in `into`: places, scores, angles, slots."""
+    """The chosen candidates' streams, out (M,D), and their rows in `into`: places, scores, angles, slots.
+
+    LN(out) goes to `normed` (M,D).
+    """
     _settle[(rows.places,)](
         x, block.fork_embedding, rows.start, choice.candidate, choice.score, rows.lane, time, lanes.streams[segment],
         into.table, frequencies, out, into.start, into.count, into.length, into.live, into.slot, into.score, into.cos,
-        into.sin, into.table.stride(0), x.shape[1], frequencies.shape[0],
+        into.sin, into.table.stride(0), x.shape[1], frequencies.shape[0], norm.weight, norm.bias, norm.eps, normed,
         PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1], PLACES=triton.next_power_of_2(rows.places),
         WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
     )  # fmt: skip
@@ -103,6 +110,7 @@ def average(x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, *, rightmost
 def _begin(
     embedding, token, tokens, held, table, lanes, frequencies,
     time, x, starts, counts, lengths, live, slots, scores, cosines, sines, table_stride, width, half,
+    norm_weight, norm_bias, eps, normed,
     PAGE: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     place, others = tl.program_id(0), tl.arange(0, PLACES)
@@ -130,6 +138,8 @@ def _begin(
     d = tl.arange(0, WIDTH)
     vector = tl.load(embedding + tl.load(token + lane).to(tl.int64) * width + d, mask=d < width)
     tl.store(x + row * width + d, vector, mask=d < width)
+    y = _norm(vector[None, :].to(tl.float32), d < width, norm_weight, norm_bias, eps, d, width)
+    tl.store(normed + row * width + d[None, :], y.to(normed.dtype.element_ty), mask=(d < width)[None, :])
 
 
 @triton.jit
@@ -210,20 +220,19 @@ def _choose(
     PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0)
-    lane, count = tl.load(lanes + place), tl.load(counts + place)
+    lane, count, start = tl.load(lanes + place), tl.load(counts + place), tl.load(starts + place)
+    t, held = tl.load(time + place), tl.load(lengths + place) - count
     if lane < 0:
         tl.store(next_counts + place, 0)
         return
     j = tl.arange(0, CANDIDATES)
-    row = tl.load(starts + place) + j // 2
+    row = start + j // 2
     present, free, forced = j < 2 * count, j < 2 * count - 1, j == 2 * count - 1
     score, grid = candidates_of(x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width, WIDTH)
-    held = tl.load(lengths + place) - count
     earlier = count_prior(grid, held, table + lane * table_stride, cached, PAGE, CANDIDATES, PRIOR)
     siblings = count_siblings(grid, free, j)
 
     # rule (a), a running top-k, then rule (b), within the budget at every length
-    t = tl.load(time + place)
     room = ((t + 1).to(tl.int64) * tl.load(kappas + lane) + block_size - 1) // block_size - (t + 1)
     alive = tl.load(next_held + lane) - t
     passing = tl.sum((free & (earlier + siblings < room)).to(tl.int32))
@@ -244,6 +253,7 @@ def _choose(
 def _settle(
     x, fork_embedding, starts, chosen, chosen_scores, lanes, time, next_held, next_table, frequencies,
     out, next_starts, next_counts, next_lengths, live, slots, scores, cosines, sines, table_stride, width, half,
+    norm_weight, norm_bias, eps, normed,
     PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     place, others = tl.program_id(0), tl.arange(0, PLACES)
@@ -268,6 +278,8 @@ def _settle(
     mark = tl.load(fork_embedding + d, mask=there, other=0.0).to(vector.dtype)
     vector = tl.where((candidate % 2 == 0)[:, None], vector + mark[None, :], vector)
     tl.store(out + row[:, None] * width + d[None, :], vector, mask=both)
+    y = _norm(vector.to(tl.float32), there, norm_weight, norm_bias, eps, d, width)
+    tl.store(normed + row[:, None] * width + d[None, :], y.to(normed.dtype.element_ty), mask=both)
     tl.store(scores + row, tl.load(chosen_scores + place * CANDIDATES + k, mask=present, other=0.0), mask=present)
     stream = held + k
     page = tl.load(next_table + lane * table_stride + stream // PAGE, mask=present, other=0)

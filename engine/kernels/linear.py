@@ -3,87 +3,146 @@
 Letters: M rows that there may be, D model width, K inputs, O outputs, N heads, H head width.
 """
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from engine.kernels.tiles import Tiles, precision
+from engine.kernels.rows import Rows
+from engine.kernels.tiles import precision, tiles_of
 
 
-def normalise(x: Tensor, norm: nn.LayerNorm, out: Tensor, live: Tensor) -> None:
-    """Out = LN(x), for the first `live` (1,) rows of x (M,D)."""
-    _normalise[(x.shape[0],)](x, norm.weight, norm.bias, out, live, norm.eps, x.shape[1],
-                              WIDTH=triton.next_power_of_2(x.shape[1]))  # fmt: skip
+@dataclass(frozen=True)
+class Owed:
+    """What a linear layer has still to add to the streams, where programs shared out its inputs."""
+
+    sums: Tensor
+    """(parts,M,D) float32, each program's."""
+    bias: Tensor | None
+    """(D,)."""
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear, out: Tensor, live: Tensor, *, tanh: bool) -> None:
-    """Out = GELU(W · x + b) for the first `live` (1,) rows of x (M,K); out (M,O). `tanh`: which GELU."""
-    tiles = Tiles.of(x, out.shape[1])
+def normalise(x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, owed: Owed | None = None) -> None:
+    """Out = LN(x), for the live rows of x (M,D), after adding to x what is `owed`; without a norm that alone."""
+    weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
+    sums, added = (owed.sums, owed.bias) if owed else (None, None)
+    _normalise[(x.shape[0],)](
+        x, sums, added, rows.score, weight, bias, out, rows.live, eps, x.shape[1], x.numel(),
+        PARTS=len(sums) if sums is not None else 0, WIDTH=triton.next_power_of_2(x.shape[1]),
+    )  # fmt: skip
+
+
+def gelu_linear(x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, *, tanh: bool) -> None:
+    """Out = GELU(W · x + b) for the live rows of x (M,K); out (M,O). `tanh`: which GELU."""
+    tiles = tiles_of(x, out.shape[1], rows.usual)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
     _gelu_linear[grid](
-        x, layer.weight, layer.bias, out, live, out.shape[1],
+        x, layer.weight, layer.bias, out, rows.live, x.shape[0], out.shape[1],
         K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
         PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
-def residual_linear(x: Tensor, layer: nn.Linear, stream: Tensor, score: Tensor, live: Tensor) -> None:
-    """Add exp(score) · (W · x + b) to `stream` (M,O), for the first `live` (1,) rows of x (M,K) and score (M,)."""
-    tiles = Tiles.of(x, stream.shape[1])
-    grid = (triton.cdiv(stream.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
+def residual_linear(x: Tensor, layer: nn.Linear, stream: Tensor, rows: Rows, room: Tensor) -> Owed | None:
+    """Add exp(c) · (W · x + b) to `stream` (M,O), for the live rows of x (M,K) and their scores c.
+
+    Or leave that to `normalise`, where it is better that several programs share out the inputs; their sums then go to
+    `room`, which is large enough.
+    """
+    tiles = tiles_of(x, stream.shape[1], rows.usual)
+    share = triton.cdiv(triton.cdiv(x.shape[1], tiles.parts), tiles.depth) * tiles.depth
+    parts = triton.cdiv(x.shape[1], share)  # where inputs are few, fewer
+    grid = (triton.cdiv(stream.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
+    sums = room[: parts * stream.numel()].view(parts, *stream.shape) if parts > 1 else None
     _residual_linear[grid](
-        x, layer.weight, layer.bias, stream, score, live, stream.shape[1],
-        K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+        x, layer.weight, layer.bias, stream, sums, rows.score, rows.live, x.shape[0], stream.shape[1],
+        K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PARTS=parts, SHARE=share,
         PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
+    return Owed(sums, layer.bias) if sums is not None else None
 
 
 def project_heads(
-    x: Tensor,
-    layer: nn.Linear,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    score: Tensor,
-    angles: tuple[Tensor, Tensor],
-    live: Tensor,
-    *,
-    scored: bool,
+    x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, *, scored: bool
 ) -> None:
-    """Queries, keys and values of the first `live` (1,) rows of x (M,D), ready for attention.
+    """Queries, keys and values of the live rows of x (M,D), ready for attention (SPEC.md, "Attenuated block").
 
-    SPEC.md, "Attenuated block".
-    They are rotated by `angles` (M,H/2), cosines and sines; where `scored` the last channel becomes 1 and `score` (M,),
-    and values are weighted by exp(score). Queries (M,N,H) are for this step; keys and values go into a layer of the
-    cache (N,slots,H) at each row's slot (M,).
+    They are rotated by the angles of their positions; where `scored` the last channel becomes 1 and the score c, and
+    values are weighted by exp(c). Queries (M,N,H) are for this step; keys and values go into a layer of the cache
+    (N,slots,H) at each row's slot.
     """
-    tiles = Tiles.of(x, 3 * x.shape[1])
+    tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
     heads, width = queries.shape[1:]
-    half = min(max(16, triton.next_power_of_2(width // 2)), max(16, tiles.columns // 2))
+    half = min(triton.next_power_of_2(max(16, width) // 2), tiles.columns // 2)
     blocks = triton.cdiv(width // 2, half)
     grid = (3 * heads * blocks, triton.cdiv(x.shape[0], tiles.rows))
     _project_heads[grid](
-        x, layer.weight, layer.bias, queries, keys, values, slots, score, *angles, live,
-        keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks,
+        x, layer.weight, layer.bias, queries, keys, values, rows.slot, rows.score, rows.cos, rows.sin, rows.live,
+        x.shape[0], keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks,
         ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
 @triton.jit
-def _normalise(x, weight, bias, out, live, eps, width, WIDTH: tl.constexpr):
+def _normalise(
+    x, sums, added, score, weight, bias, out, live, eps, width, part_stride,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
     if row >= tl.load(live):
         return
     there = d < width
-    own = tl.load(x + row * width + d, mask=there, other=0.0).to(tl.float32)
-    centred = tl.where(there, own - tl.sum(own) / width, 0.0)
-    y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps)
-    y *= tl.load(weight + d, mask=there, other=0.0).to(tl.float32)
-    if bias is not None:
-        y += tl.load(bias + d, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + row * width + d, y.to(out.dtype.element_ty), mask=there)
+    at = row * width + d
+    own = tl.load(x + at, mask=there, other=0.0)
+    if PARTS > 0:
+        update = tl.zeros([WIDTH], tl.float32)
+        for part in tl.static_range(PARTS):
+            update += tl.load(sums + part * part_stride + at, mask=there, other=0.0)
+        if added is not None:
+            update += tl.load(added + d, mask=there, other=0.0).to(tl.float32)
+        own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)
+        tl.store(x + at, own, mask=there)
+    if weight is not None:
+        own = own.to(tl.float32)
+        centred = tl.where(there, own - tl.sum(own) / width, 0.0)
+        y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps)
+        y *= tl.load(weight + d, mask=there, other=0.0).to(tl.float32)
+        if bias is not None:
+            y += tl.load(bias + d, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _dead(live, ROWS: tl.constexpr):
+    """Whether this program's rows begin beyond the live ones.
+
+    The first ones do so only where nobody runs, when it does no harm to compute them; so they need not wait to be told.
+    """
+    dead = False
+    if tl.program_id(1) > 0:
+        dead = tl.program_id(1) * ROWS >= tl.load(live)
+    return dead
+
+
+@triton.jit
+def _product(
+    x, weight, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Σ x[row, k] · weight[column, k], for SHARE k from `first` on."""
+    accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, SHARE, DEPTH):
+        k = first + start + tl.arange(0, DEPTH)
+        if K % SHARE == 0 and SHARE % DEPTH == 0:
+            w = tl.load(weight + column[:, None] * K + k[None, :])
+            a = tl.load(x + row[:, None] * K + k[None, :])
+        else:
+            w = tl.load(weight + column[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
+            a = tl.load(x + row[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
+        accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
+    return accumulator
 
 
 @triton.jit
@@ -100,81 +159,65 @@ def _gelu(x, TANH: tl.constexpr):
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gelu_linear(
-    x, weight, bias, out, live, outputs,
+    x, weight, bias, out, live, rows, outputs,
     K: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    streams = tl.load(live)
-    if tl.program_id(1) * ROWS >= streams:
-        return
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    present, there = row < streams, column < outputs
-    accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, K, DEPTH):
-        k = start + tl.arange(0, DEPTH)
-        w = tl.load(weight + column[:, None] * K + k[None, :], mask=there[:, None] & (k < K)[None, :], other=0.0)
-        a = tl.load(x + row[:, None] * K + k[None, :], mask=present[:, None] & (k < K)[None, :], other=0.0)
-        accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
-    y = _gelu(_bias(accumulator, bias, column, there), TANH)
+    near = tl.minimum(column, outputs - 1)
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, tl.minimum(row, rows - 1), near, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
+    y = _gelu(_bias(product, bias, column, column < outputs), TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
-             mask=present[:, None] & there[None, :])  # fmt: skip
+             mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _residual_linear(
-    x, weight, bias, stream, score, live, outputs,
-    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, weight, bias, stream, sums, score, live, rows, outputs,
+    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
+    SHARE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    streams = tl.load(live)
-    if tl.program_id(1) * ROWS >= streams:
-        return
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    present, there = row < streams, column < outputs
-    accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, K, DEPTH):
-        k = start + tl.arange(0, DEPTH)
-        w = tl.load(weight + column[:, None] * K + k[None, :], mask=there[:, None] & (k < K)[None, :], other=0.0)
-        a = tl.load(x + row[:, None] * K + k[None, :], mask=present[:, None] & (k < K)[None, :], other=0.0)
-        accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
-    update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(accumulator, bias, column, there)
-    at = stream + row[:, None] * outputs + column[None, :]
-    both = present[:, None] & there[None, :]
-    before = tl.load(at, mask=both, other=0.0).to(tl.float32)
-    tl.store(at, (before + update).to(stream.dtype.element_ty), mask=both)
+    near, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, tl.minimum(row, rows - 1), near, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
+    present, there = row < tl.load(live), column < outputs
+    at, both = row[:, None] * outputs + column[None, :], present[:, None] & there[None, :]
+    if PARTS > 1:
+        tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=both)
+    else:
+        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, there)
+        before = tl.load(stream + at, mask=both, other=0.0).to(tl.float32)
+        tl.store(stream + at, (before + update).to(stream.dtype.element_ty), mask=both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, bias, queries, keys, values, slots, score, cosines, sines, live, head_stride,
+    x, weight, bias, queries, keys, values, slots, score, cosines, sines, live, rows, head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, BLOCKS: tl.constexpr,
     ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    streams = tl.load(live)
-    if tl.program_id(1) * ROWS >= streams:
-        return
     part = tl.program_id(0) // (HEADS * BLOCKS)  # 0 queries, 1 keys, 2 values
     head = tl.program_id(0) // BLOCKS % HEADS
-    i = tl.program_id(0) % BLOCKS * HALF + tl.arange(
-        0, HALF
-    )  # a channel of the head's first half; its partner is i + H/2
+    begin = (part * HEADS + head) * WIDTH
+    i = tl.program_id(0) % BLOCKS * HALF + tl.arange(0, HALF)  # a channel of the head's first half; i + H/2 its partner
+    j = tl.arange(0, 2 * HALF)  # channels and partners by turns, as one thread has two neighbours of a product
+    pair = tl.minimum(tl.program_id(0) % BLOCKS * HALF + j // 2, WIDTH // 2 - 1)
+    column = begin + pair + j % 2 * (WIDTH // 2)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    present, there = row < streams, i < WIDTH // 2
-    first = (part * HEADS + head) * WIDTH + i
-    second = first + WIDTH // 2
-    a1 = tl.zeros([ROWS, HALF], tl.float32)
-    a2 = tl.zeros([ROWS, HALF], tl.float32)
-    for start in range(0, K, DEPTH):
-        k = start + tl.arange(0, DEPTH)
-        w1 = tl.load(weight + first[:, None] * K + k[None, :], mask=there[:, None] & (k < K)[None, :], other=0.0)
-        w2 = tl.load(weight + second[:, None] * K + k[None, :], mask=there[:, None] & (k < K)[None, :], other=0.0)
-        a = tl.load(x + row[:, None] * K + k[None, :], mask=present[:, None] & (k < K)[None, :], other=0.0)
-        a1 = tl.dot(a, tl.trans(w1), a1, input_precision=PRECISION)
-        a2 = tl.dot(a, tl.trans(w2), a2, input_precision=PRECISION)
-    a1, a2 = _bias(a1, bias, first, there), _bias(a2, bias, second, there)
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, 2 * HALF, K, K, DEPTH, PRECISION)
+    product = _bias(product, bias, column, j >= 0)
+    a1, a2 = tl.split(tl.reshape(product, [ROWS, HALF, 2]))
+    present, there = row < tl.load(live), i < WIDTH // 2
     both = present[:, None] & there[None, :]
     c = tl.load(score + row, mask=present, other=0.0)[:, None]
     if part == 2:

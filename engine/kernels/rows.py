@@ -37,6 +37,8 @@ class Rows(Span):
 
     most: int
     """The most streams that one place may have."""
+    usual: int
+    """The rows that are to be expected, which the work is cut for; there may be more, up to M."""
     live: Tensor
     """(1,) int32, the rows of all places."""
     slot: Tensor

@@ -1,16 +1,13 @@
 """A study is read whole or refused, done in order of importance, and never done twice."""
 
 import json
-import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.study import main as train_all
-from benchmarks.study import work
 from benchmarks.study_arm import main as train_arm
 from benchmarks.study_plan import Run, Study, read_study
 from benchmarks.study_results import missing
@@ -85,30 +82,6 @@ def test_only_what_has_a_result_under_these_settings_is_left_out(study: Study) -
     assert [run.name for run in missing(study, found)] == ["2l-0", "regular-1", "2l-1", "regular-2"]
 
 
-def sleeper(run: Run) -> "subprocess.Popen[bytes]":
-    """Ends only when it is asked to."""
-    return subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-
-
-def test_so_many_run_at_a_time_and_all_are_told_how_they_ended(study: Study) -> None:
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(run: Run) -> "subprocess.Popen[bytes]":
-        assert sum(process.returncode is None for process in running) < 2
-        running.append(subprocess.Popen([sys.executable, "-c", f"raise SystemExit({run.seed})"]))
-        return running[-1]
-
-    ended = list(work(study.runs, start, 2, lambda: False))
-    assert sorted((run.name, status) for run, status in ended) == sorted((run.name, run.seed) for run in study.runs)
-
-
-def test_when_time_is_over_nothing_is_begun_and_what_runs_is_asked_to_end(study: Study) -> None:
-    calls = count()
-    ended = list(work(study.runs, sleeper, 2, lambda: next(calls) > 4))
-    assert [(run.name, status) for run, status in ended] == [("regular-0", -15), ("2l-0", -15)]
-    assert not list(work(study.runs, sleeper, 2, lambda: True))
-
-
 @pytest.mark.parametrize("arm", ["regular", "2l"])
 def test_an_arm_is_trained_and_measured(
     arm: str, toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,19 +110,22 @@ def test_the_command_does_all_and_then_nothing(
     monkeypatch.setattr(sys, "argv", ["study", f"--study={toml}", f"--data={data}", f"--out={tmp_path}/out"])
     assert train_all() == 0
     told = capsys.readouterr().out
-    assert told.startswith("0 of 1 runs have a result\n")
+    assert told.startswith("0 of 1 runs have a result; devices: none\n")
     assert "regular-3: loss" in told
     assert train_all() == 0
-    assert capsys.readouterr().out == "1 of 1 runs have a result\n"
+    assert capsys.readouterr().out == "1 of 1 runs have a result; devices: none\n"
     [line] = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert (json.loads(line)["arm"], json.loads(line)["seed"]) == ("regular", 3)
 
 
-def test_a_run_that_fails_is_told_and_has_no_result(
+def test_a_run_that_fails_is_told_with_its_last_words_and_has_no_result(
     toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.study.start", lambda run, args: subprocess.Popen(["false"]))
-    monkeypatch.setattr(sys, "argv", ["study", f"--study={toml}", f"--out={tmp_path}/out"])
+    results = tmp_path / "results.jsonl"
+    nowhere = ["study", f"--study={toml}", "--data=nowhere", f"--out={tmp_path}/out", f"--results={results}"]
+    monkeypatch.setattr(sys, "argv", nowhere)
+    toml.write_text(TINY.replace("[0, 1, 2]", "[0]").replace("[0, 1]", "[0]").replace("[5]", "[]"), encoding="utf-8")
     assert train_all() == 1
-    assert capsys.readouterr().out.count("failed, see") == 6
-    assert not (tmp_path / "out" / "results.jsonl").exists()
+    told = capsys.readouterr().out
+    assert told.count("failed, see") == told.count("ValueError: data: nowhere has no index.json") == 2
+    assert not results.exists()

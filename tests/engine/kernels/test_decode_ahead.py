@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 
 from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from model import Thoughtbubbles, Tokenizer
@@ -138,3 +139,16 @@ def test_a_prefix_left_by_a_device_is_shared(
     usage = again.events[-1].usage
     assert usage
     assert usage.cached_tokens >= len(prompt) + 4 - 2
+
+
+@pytest.mark.parametrize("kind", ["told of forks", "restricted, so the host draws"])
+def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
+    """As in tests/engine/test_device.py: what does not name its device is made on `meta`, in prefill and in decode."""
+    from engine.device_forward import DeviceForward
+
+    engine = make_engine(small_model)
+    runner = engine._runner
+    runner._cached = DeviceForward(engine.model, engine.cache, runner.tally)
+    with torch.device("meta"):
+        completions = engine.generate(PROMPTS[:3], params(**KINDS[kind], prompt_logprobs=1))
+    assert all(len(c.token_ids) == TOKENS for c in completions)

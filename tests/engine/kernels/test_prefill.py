@@ -25,6 +25,15 @@ def test_however_it_is_cut(cut: str, small_model: Thoughtbubbles) -> None:
     check(small_model, CUTS[cut])
 
 
+def test_inputs_shared_out(small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are in bfloat16: what is left for later is added before anybody looks, also at the end of a segment."""
+    from engine.kernels import linear
+    from engine.kernels.tiles import Tiles
+
+    monkeypatch.setattr(linear, "tiles_of", lambda x, outputs, _: Tiles(16, 32, 32, 4, 2, 1 + (outputs <= x.shape[1])))
+    check(small_model, CUTS["at once"])
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(shape: str) -> None:
     sizes = {"vocab_size": 257, "block_size": 64, "max_block_size": 128, "n_layer": 3, "n_head": 1, "n_embd": 16,

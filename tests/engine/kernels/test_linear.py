@@ -1,0 +1,114 @@
+"""Layers over live rows, against torch's: whatever stands in the rows beyond them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import ModelConfig
+from model.rotary import Rotation, rotate
+from tests.engine.kernels.conftest import DEVICE
+
+LIVE, MOST = 19, 40
+
+
+@pytest.fixture
+def rows() -> Any:  # noqa: ANN401 - the kernels' own, which nobody imports without a device
+    from engine.kernels.rows import Rows
+
+    def whole(n: int) -> Tensor:
+        return torch.zeros(n, dtype=torch.int32, device=DEVICE)
+
+    angle = torch.rand(MOST, 6, device=DEVICE)
+    return Rows(
+        most=MOST, usual=LIVE, page_size=4, table=whole(1), lane=whole(1), start=whole(1), count=whole(1),
+        length=whole(1), live=whole(1) + LIVE, slot=torch.randperm(64, device=DEVICE)[:MOST].int(),
+        score=-torch.rand(MOST, device=DEVICE), cos=angle.cos(), sin=angle.sin(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@torch.inference_mode()
+def test_inputs_shared_out_are_added_once(parts: int, bias: bool, rows: Any, monkeypatch: Any) -> None:  # noqa: ANN401
+    """96 inputs in steps of 32: with two parts the second has less to do than the first."""
+    from engine.kernels import linear
+    from engine.kernels.tiles import Tiles
+
+    monkeypatch.setattr(linear, "tiles_of", lambda *_: Tiles(16, 32, 32, 4, 2, parts))
+    layer, norm = nn.Linear(96, 24, bias=bias).to(DEVICE), nn.LayerNorm(24, bias=bias).to(DEVICE)
+    x, stream = torch.randn(MOST, 96, device=DEVICE), torch.randn(MOST, 24, device=DEVICE)
+    wanted = stream + rows.score.exp()[:, None] * layer(x)
+    wanted[LIVE:] = stream[LIVE:]
+    out = torch.full_like(stream, torch.nan)
+    owed = linear.residual_linear(x, layer, stream, rows, torch.full((6 * stream.numel(),), torch.nan, device=DEVICE))
+    assert (owed is None) == (parts == 1)
+    linear.normalise(stream, norm, out, rows, owed)
+    torch.testing.assert_close(stream, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out[:LIVE], norm(wanted[:LIVE]), atol=1e-5, rtol=1e-5)
+    assert out[LIVE:].isnan().all()
+    if owed:
+        linear.normalise(stream, None, out, rows, owed)
+        assert not torch.equal(stream, wanted), "what is owed is added whenever it is told of"
+
+
+@pytest.mark.parametrize("tanh", [True, False])
+@torch.inference_mode()
+def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
+    from engine.kernels.linear import gelu_linear
+
+    layer, x = nn.Linear(24, 40).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
+    out = torch.full((MOST, 40), torch.nan, device=DEVICE)
+    gelu_linear(x, layer, out, rows, tanh=tanh)
+    wanted = F.gelu(layer(x), approximate="tanh" if tanh else "none")
+    torch.testing.assert_close(out[:LIVE], wanted[:LIVE], atol=1e-5, rtol=1e-5)
+    assert out[LIVE:].isnan().all()
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@torch.inference_mode()
+def test_heads(scored: bool, rows: Any) -> None:  # noqa: ANN401
+    """Two heads of width 12, whose halves are no power of two."""
+    from engine.kernels.linear import project_heads
+
+    layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
+    queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE)
+    keys, values = torch.full((2, 2, 64, 12), torch.nan, device=DEVICE)
+    project_heads(x, layer, queries, keys, values, rows, scored=scored)
+    q, k, v = (part.view(MOST, 2, 12) for part in layer(x).split(24, dim=1))
+    by = Rotation(rows.cos[:, None], rows.sin[:, None])
+    q, k = rotate(q, by), rotate(k, by)
+    if scored:
+        q[..., -1], k[..., -1] = 1, rows.score[:, None]
+        v = v * rows.score.exp()[:, None, None]
+    slots = rows.slot[:LIVE].long()
+    for ours, torchs in (
+        (queries[:LIVE], q),
+        (keys[:, slots].transpose(0, 1), k),
+        (values[:, slots].transpose(0, 1), v),
+    ):
+        torch.testing.assert_close(ours, torchs[:LIVE], atol=1e-5, rtol=1e-5)
+    assert keys.isnan().sum() == (64 - LIVE) * 24
+
+
+@pytest.mark.parametrize("usual", [1, 9, 32, 64, 128, 200, 512, 1000, 5000])
+@torch.inference_mode()
+def test_halves_however_they_are_cut(usual: int, rows: Any) -> None:  # noqa: ANN401
+    """An MLP in tiles for fewer rows and for more than there are; the interpreter knows no bfloat16."""
+    from engine.device_layers import Scratch
+    from engine.kernels import linear
+
+    config = ModelConfig(vocab_size=9, block_size=8, max_block_size=16, n_layer=1, n_head=1, n_embd=48, fork_layers=())
+    fc, proj = (nn.Linear(*sizes).to(DEVICE, torch.half) for sizes in ((48, 192), (192, 48)))
+    norm, rows = nn.LayerNorm(48).to(DEVICE, torch.half), replace(rows, usual=usual)
+    x, stream = torch.randn(2, MOST, 48, device=DEVICE).half()
+    scratch = Scratch.zeros(config, x, places=1, rows=MOST, usual=usual)
+    wanted = stream[:LIVE] + rows.score[:LIVE].exp()[:, None] * proj(F.gelu(fc(x[:LIVE])))
+    linear.gelu_linear(x, fc, scratch.hidden, rows, tanh=False)
+    owed = linear.residual_linear(scratch.hidden, proj, stream, rows, scratch.sums)
+    linear.normalise(stream, norm, scratch.normed, rows, owed)
+    torch.testing.assert_close(stream[:LIVE].float(), wanted, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(scratch.normed[:LIVE], norm(stream[:LIVE]), atol=0.05, rtol=0.02)
