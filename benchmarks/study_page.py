@@ -96,7 +96,7 @@ ENTROPY = f"""\
 The paper's figure 5 has the entropy of a regular model too, which did not see the forks. Of the study's own models,
 drawn where they were trained, by
 
-    thoughtbubbles analyse {{forks}}-0/checkpoint --regular {{regular}}-0/checkpoint --data data/val.jsonl.gz --tokens 16384
+    thoughtbubbles analyse {{forks}}-0/checkpoint --regular {{regular}}-0/checkpoint --data data/val.jsonl.gz
 
 ![Forks per token of the small model against its own entropy and a regular model's](images/{ENTROPY_FIGURE})"""
 
