@@ -76,14 +76,36 @@ a CPU and resumes it: the losses equal the unkilled run's bit for bit.
 
 - **The shipped checkpoint** beside its regular twin: [its card](../checkpoints/thoughtbubbles-11m/README.md), section
 *How good it is*; the recipes that were tried for it, Muon too, with what each gave:
-[train-sweep.md](../benchmarks/results/train-sweep.md).
+[train-sweep.md](../benchmarks/results/train-sweep.md)."""
 
-- **Inside it**: what originals attend to, forks against entropy, a map of forks, scores and budget by layer (the
-paper's figures 4, 5 and 7), with the command: [Look inside](EVALUATION.md#look-inside)."""
+INSIDE = """\
+What [Look inside](EVALUATION.md#look-inside) tells more of, drawn from held-out text by the command below; the text of
+the map is named with it in [REPRODUCE.md](REPRODUCE.md#pictures).
+
+    thoughtbubbles analyse checkpoints/thoughtbubbles-11m --data data/val.jsonl.gz --tokens 16384 --out analysis
+
+![Figure 4 of the paper: what originals attend to, in all and by stream](images/analysis-attention.png)
+
+![Figure 5: forks per token against the entropy of the next token](images/analysis-entropy.png)
+
+![Figure 7: the forks of each token of a text in every layer](images/analysis-map.png)"""
+
+ENTROPY_FIGURE = "study-entropy.png"
+"""Of two of the study's models, which are too many to keep: drawn where they were trained."""
+ENTROPY = f"""\
+The paper's figure 5 has the entropy of a regular model too, which did not see the forks. Of the study's own models,
+drawn where they were trained, by
+
+    thoughtbubbles analyse {{forks}}-0/checkpoint --regular {{regular}}-0/checkpoint --data data/val.jsonl.gz
+
+![Forks per token of the small model against its own entropy and a regular model's](images/{ENTROPY_FIGURE})"""
 
 
-def page(study: Study, found: Found, results: str, command: str) -> str:
-    """Markdown, as it stands in `docs/`; `results` is the file that it tells of, `command` what writes it."""
+def page(study: Study, found: Found, results: str, command: str, *, entropy: bool = False) -> str:
+    """Markdown, as it stands in `docs/`; `results` is the file that it tells of, `command` what writes it.
+
+    `entropy` says whether there is an `ENTROPY_FIGURE`.
+    """
     forks, regular = study.report.forks, study.report.regular
 
     def figure(name: str, shows: str) -> str:
@@ -106,6 +128,8 @@ def page(study: Study, found: Found, results: str, command: str) -> str:
         "The dial, and a ratio drawn in training": [
             DIAL, table_of_dial(study, found), figure("dial", "Loss at each `fork_ratio` under `causal`"),
         ],
+        **({"Forks against entropy": ENTROPY.format(forks=forks, regular=regular).split("\n\n")} if entropy else {}),
+        "Inside the shipped checkpoint": INSIDE.split("\n\n"),
         "What is shown elsewhere": [ELSEWHERE],
     }  # fmt: skip
     commands = f"    python -m benchmarks.study --data data/corpus --out runs/study\n    {command}"

@@ -3,7 +3,8 @@
     python -m benchmarks.study_report RESULTS.jsonl [--study benchmarks/study.toml] [--page docs/RESULTS.md]
 
 Prints the page, or writes it, and its figures (study-differences, -cost, -rules and -dial.png) into images/ beside it,
-which needs the extra `plots`.
+which needs the extra `plots`. A study-entropy.png that is there already is shown too: forks
+against entropy, which `thoughtbubbles analyse` drew of two of the study's models.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.study_compare import by_arm
-from benchmarks.study_page import page
+from benchmarks.study_page import ENTROPY_FIGURE, page
 from benchmarks.study_plan import read_study
 from benchmarks.study_results import read_results
 
@@ -27,7 +28,8 @@ def main() -> None:
         raise SystemExit(f"error: no result in {args.results} has the settings of {args.study}")
     folder = args.page.parent if args.page else Path("docs")
     command = shlex.join(["python", "-m", "benchmarks.study_report", *sys.argv[1:]])
-    text = page(study, found, Path(os.path.relpath(args.results, folder)).as_posix(), command)
+    entropy = (folder / "images" / ENTROPY_FIGURE).exists()
+    text = page(study, found, Path(os.path.relpath(args.results, folder)).as_posix(), command, entropy=entropy)
     if not args.page:
         print(text, end="")
         return

@@ -69,10 +69,16 @@ def test_the_command_writes_the_page_and_its_figures(
     main()
     told = written.read_text(encoding="utf-8")
     assert "](../results.jsonl)" in told
-    images = re.findall(r"!\[.*\]\((.*)\)", told)
+    images = re.findall(r"!\[.*\]\((images/study.*)\)", told)
     assert len(images) == 4
+    assert "study-entropy.png" not in told
     assert all((written.parent / image).read_bytes()[:4] == b"\x89PNG" for image in images)
     assert told.count(f"python -m benchmarks.study_report {results} --study={toml} --page={written}") == 5
+    (written.parent / "images" / "study-entropy.png").touch()
+    main()
+    assert "thoughtbubbles analyse 2l-0/checkpoint --regular regular-0/checkpoint" in written.read_text(
+        encoding="utf-8"
+    )
     monkeypatch.setattr(sys, "argv", command)
     main()
     assert "| claim | in the paper |" in capsys.readouterr().out
@@ -81,8 +87,8 @@ def test_the_command_writes_the_page_and_its_figures(
 def test_the_page_s_own_links_lead_somewhere(study: Study) -> None:
     docs = Path(__file__).parents[2] / "docs"
     told = page(study, by_arm(study, lines(study)), "../benchmarks/study.toml", "the command")
-    links = [link.partition("#")[0] for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]*)\)", told)]
-    assert not [link for link in links if not (docs / link).exists() and not link.startswith("images/")]
+    links = [link.partition("#")[0] for link in re.findall(r"\[[^\]]*\]\(([^)]*)\)", told)]
+    assert not [link for link in links if not (docs / link).exists() and not link.startswith("images/study")]
     assert len(links) > 5
 
 
