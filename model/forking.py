@@ -3,6 +3,7 @@
 Letters: B batch, T tokens, S streams that arrive, C = 2S candidates, D model width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from model.selection import Selection, select
 
 LOWEST_LOG_P = -20.0
 """log p of forking and of keeping is clamped here, before the cumulative score is added."""
+
+Take = Callable[[Tensor, Tensor], Tensor]
+"""How parents' rows are copied to the survivors: as `take_rows` does, for an index that never decreases."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ def candidate_scores(x: Tensor, score: Tensor, norm: nn.LayerNorm, projection: n
     s = W_f · LN_f(x), log p = max(logsigmoid(s), -20), c' = c + log p; `x` (B,S,D), `score` (B,S).
     """
     with torch.autocast(x.device.type, enabled=False):  # scores stay float32 under mixed precision
-        logits = F.linear(norm(x).float(), projection.weight.float())  # (B,S,2): fork, keep
+        return accumulate(score, F.linear(norm(x).float(), projection.weight.float()))
+
+
+def accumulate(score: Tensor, logits: Tensor) -> Tensor:
+    """Scores (B,2S) of the candidates of streams with scores (B,S) and logits (B,S,2) of fork and keep; float32."""
     log_p = F.logsigmoid(logits).clamp(min=LOWEST_LOG_P)
     return (score[:, :, None] + log_p).flatten(1)
 
@@ -64,14 +72,21 @@ def compact(keep: Tensor, capacity: int) -> Tensor:
     return chosen.scatter(1, place, torch.arange(candidates, device=keep.device).expand_as(place))[:, :capacity]
 
 
-def gather(streams: Streams, candidate: Tensor, scores: Tensor, fork_embedding: Tensor) -> Streams:
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """The rows (B,S',D) of x (B,S,D) at `index` (B,S')."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def gather(
+    streams: Streams, candidate: Tensor, scores: Tensor, fork_embedding: Tensor, take: Take = take_rows
+) -> Streams:
     """The streams of the chosen candidates (B,S'), in their order; index 2S makes padding.
 
     A fork copy is its parent plus the fork embedding (D); a kept stream is unchanged. `scores` is (B,2S).
     """
     present = candidate < scores.shape[1]
-    parent = torch.where(present, candidate // 2, 0)
-    x = streams.x.gather(1, parent[:, :, None].expand(-1, -1, streams.x.shape[2]))
+    parent = (candidate // 2).clamp(max=streams.x.shape[1] - 1)  # what padding holds is never looked at
+    x = take(streams.x, parent)
     is_fork = present & (candidate % 2 == 0)
     x = x + is_fork[:, :, None] * fork_embedding.to(x.dtype)
     score = torch.where(present, scores.gather(1, torch.where(present, candidate, 0)), 0.0)
@@ -79,12 +94,14 @@ def gather(streams: Streams, candidate: Tensor, scores: Tensor, fork_embedding: 
     return Streams(x, score, token_index, streams.tokens)
 
 
-def fork(streams: Streams, scores: Tensor, fork_embedding: Tensor, selection: Selection) -> tuple[Streams, Tensor]:
-    """Select among the candidates by their `scores` (B,2S) and gather the survivors.
+def fork(
+    streams: Streams, scores: Tensor, fork_embedding: Tensor, selection: Selection, take: Take = take_rows
+) -> tuple[Streams, Tensor]:
+    """Select among the candidates by their `scores` (B,2S) and gather the survivors; `take` may differentiate faster.
 
     Returns the surviving streams and which candidates they were, (B,S').
     """
     token_index = streams.token_index.repeat_interleave(2, dim=1)
     keep = select(selection, scores.detach(), token_index, streams.tokens)
     candidate = compact(keep, selection.capacity(streams.tokens, streams.x.shape[1]))
-    return gather(streams, candidate, scores, fork_embedding), candidate
+    return gather(streams, candidate, scores, fork_embedding, take), candidate

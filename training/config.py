@@ -50,7 +50,7 @@ class TrainConfig:
     seed: int = 0
     """Decides the initial weights, the order of the data and the dropout."""
     precision: Precision = "float32"
-    """Of the matrix products; weights and optimizer are float32 always."""
+    """Of the matrix products, on a CUDA device of the streams too; weights and optimizer are float32 always."""
     recompute: bool = False
     """Activation checkpointing: a block's activations are computed again in the backward pass, not kept."""
     parallelism: Parallelism = "ddp"

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from model import Thoughtbubbles
+from model import ModelConfig, Thoughtbubbles
 from training.config import Precision, TrainConfig
 from training.data.loader import PADDING, inputs, targets
 from training.distributed import Ranks, replicate, shard
 from training.optimizer import build_optimizers, set_learning_rate
+from training.read_back import guard_read_backs
 from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
@@ -39,22 +42,45 @@ def next_token_loss(
     return F.cross_entropy(logits.flatten(0, 1).float(), targets(expected).flatten(), ignore_index=PADDING)
 
 
+class LossFunction(Protocol):
+    """`next_token_loss`, or what computes the same."""
+
+    def __call__(
+        self, model: Thoughtbubbles, windows: Tensor, ratio: float | None, noise: Tensor | None, /, *, padded: bool
+    ) -> Tensor:
+        """The mean loss (), of windows (B,T+1)."""
+
+
+def loss_function(model_config: ModelConfig, config: TrainConfig, ranks: Ranks) -> LossFunction:
+    """`fused_loss` wherever it computes what is asked for, `next_token_loss` elsewhere."""
+    kernels = ranks.device.type == "cuda" and find_spec("triton") is not None
+    blocks = config.recompute or _sharded(config, ranks)  # of which the fused loss calls none
+    if not kernels or blocks or config.precision != "bfloat16" or config.dropout or model_config.averaging == "logit":
+        return next_token_loss
+    from training.fused import fused_loss  # noqa: PLC0415 - needs Triton
+
+    return fused_loss
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Matrix products in `precision`; weights stay float32."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 class NextTokenLoss(nn.Module):
-    """`next_token_loss` as a module, which is what DDP wraps and the compiler takes whole."""
+    """The loss as a module, which is what DDP wraps and the compiler takes whole."""
 
-    def __init__(self, model: Thoughtbubbles, *, padded: bool = False) -> None:
+    def __init__(
+        self, model: Thoughtbubbles, *, padded: bool = False, function: LossFunction = next_token_loss
+    ) -> None:
         super().__init__()
         self.model = model
+        self.function = function
         self._padded = padded
 
     def forward(self, windows: Tensor, ratio: float | None, noise: Tensor | None) -> Tensor:
         """(), of windows (B,T+1)."""
-        return next_token_loss(self.model, windows, ratio, noise, padded=self._padded)
+        return self.function(self.model, windows, ratio, noise, padded=self._padded)
 
 
 class TrainStep:
@@ -120,9 +146,11 @@ class TrainStep:
 
 def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> nn.Module:
     """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
-    loss = NextTokenLoss(model, padded=padded)
-    sharded = config.parallelism == "fsdp" and ranks.world_size > 1
+    loss = NextTokenLoss(model, padded=padded, function=loss_function(model.config, config, ranks))
+    sharded = _sharded(config, ranks)
     if config.compile:
+        if ranks.device.type == "cuda":
+            guard_read_backs()
         _compile(loss, config, sharded=sharded)
     if config.recompute:
         for block in model.blocks:
@@ -131,6 +159,10 @@ def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded
         shard(model)
         return loss
     return replicate(loss, ranks)
+
+
+def _sharded(config: TrainConfig, ranks: Ranks) -> bool:
+    return config.parallelism == "fsdp" and ranks.world_size > 1
 
 
 def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None:

@@ -1,0 +1,127 @@
+"""The fused loss against `next_token_loss`: value, every gradient, one graph for the compiler."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import ModelConfig, Thoughtbubbles
+from tests.training.kernels.harness import DEVICE
+from training.config import TrainConfig
+from training.data.loader import PADDING
+from training.distributed import Ranks
+from training.step import NextTokenLoss, TrainStep, loss_function, next_token_loss
+
+MODEL = ModelConfig(vocab_size=97, block_size=5, max_block_size=10, n_layer=3, n_head=2, n_embd=16, fork_layers=(1, 2))
+FAST = TrainConfig(steps=1, batch_size=2, warmup_steps=0, precision="bfloat16")
+ONE = Ranks(device=torch.device("cuda"))
+TWO = replace(ONE, world_size=2)
+
+
+def lively(config: ModelConfig) -> Thoughtbubbles:
+    """Forks that live and die, and no weight that does nothing."""
+    torch.manual_seed(0)
+    model = Thoughtbubbles(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("forking_score", "fork_embedding", "wte")):
+                parameter.normal_(std=0.5)
+            elif name.endswith("bias") or "ln_" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.to(DEVICE)
+
+
+def windows(padded: bool = False) -> Tensor:
+    ids = torch.randint(97, (2, 6), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    if padded:
+        ids[1, 3:] = PADDING
+    return ids
+
+
+def learned(model: Thoughtbubbles, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(model: Thoughtbubbles, *, ratio: float | None = None, padded: bool = False) -> None:
+    from training.fused import fused_loss
+
+    ids = windows(padded)
+    want, gradients = learned(model, next_token_loss(model, ids, ratio, padded=padded))
+    got, others = learned(model, fused_loss(model, ids, ratio, padded=padded))
+    torch.testing.assert_close(got, want)
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (others[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"fork_layers": (), "max_block_size": 5, "bias": False, "activation": "gelu_tanh"},
+        {"averaging": "rightmost", "residual_attenuation": False},
+        {"norm_before_averaging": True, "value_attenuation": False},
+        {"fork_layers": (0, 2), "score_bias": False},
+        {"fork_layers": (), "max_block_size": 5, "copies": 2, "averaging": "rightmost"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_model(settings: dict[str, object]) -> None:
+    assert_equal(lively(replace(MODEL, **settings)))  # type: ignore[arg-type]
+
+
+def test_padding_and_ratio() -> None:
+    model = lively(MODEL)
+    assert_equal(model, padded=True)
+    assert_equal(model, ratio=1.5)
+
+
+def test_streams_in_bfloat16_learn_nearly_the_same() -> None:
+    from training.fused import fused_loss
+
+    model = lively(replace(MODEL, fork_layers=(), max_block_size=5))  # a fork decided otherwise would be no rounding
+    want, gradients = learned(model, next_token_loss(model, windows()))
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        loss = fused_loss(model, windows())
+    got, others = learned(model, loss)
+    torch.testing.assert_close(got, want, rtol=5e-3, atol=0)
+    for name, gradient in gradients.items():
+        assert (others[name] - gradient).norm() <= 0.05 * gradient.norm(), name
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does that itself
+def test_the_fused_loss_is_one_graph() -> None:
+    """With both ways through autograd's tracing, which breaks on what it cannot see through."""
+    from training.fused import fused_loss
+
+    model = lively(MODEL)
+    loss = NextTokenLoss(model, function=fused_loss)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=False)
+    found = []
+    for way in (loss, compiled):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            value = way(windows()[:1, :4], None, None)
+        found.append(learned(model, value))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    torch.testing.assert_close(found[1][1], found[0][1])
+
+
+def test_training_is_fused_exactly_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.fused import fused_loss
+
+    learn = TrainStep(Thoughtbubbles(MODEL), FAST, ONE)
+    assert isinstance(learn._loss, NextTokenLoss)
+    assert learn._loss.function is fused_loss
+    for free in ({"compile": True}, {"fork_noise": 1.0, "random_ratio": True}, {"parallelism": "fsdp"}):
+        assert loss_function(MODEL, replace(FAST, **free), ONE) is fused_loss  # type: ignore[arg-type]
+    assert loss_function(MODEL, FAST, TWO) is fused_loss
+    for other in ({"precision": "float32"}, {"dropout": 0.1}, {"recompute": True}):
+        assert loss_function(MODEL, replace(FAST, **other), ONE) is next_token_loss  # type: ignore[arg-type]
+    assert loss_function(MODEL, replace(FAST, parallelism="fsdp"), TWO) is next_token_loss
+    assert loss_function(MODEL, FAST, Ranks(device=torch.device("cpu"))) is next_token_loss
+    assert loss_function(replace(MODEL, averaging="logit"), FAST, ONE) is next_token_loss
+    monkeypatch.setattr("training.step.find_spec", lambda name: None)
+    assert loss_function(MODEL, FAST, ONE) is next_token_loss

@@ -1,0 +1,131 @@
+"""The training loss with kernels between its matrix products: `next_token_loss`, faster on a device.
+
+The same function of the same weights as `Thoughtbubbles.forward` (SPEC.md, "Forward pass"), which is what tests hold it
+to; here the blocks are laid out flat, so that a residual update and the norm that follows it, of the next block too,
+are one kernel. The residual streams have the type of the matrix products; scores, sums and weights stay float32.
+Letters: B batch, T tokens, S streams, D model width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import Thoughtbubbles
+from model.attention import causal_attention
+from model.forking import Streams, accumulate, fork
+from model.rotary import Rotation
+from model.selection import Selection
+from model.transformer import MLP, Block, ForkingBlock
+from training.data.loader import PADDING, inputs, targets
+from training.kernels.children import take_parents
+from training.kernels.cross_entropy import linear_cross_entropy
+from training.kernels.fork_scores import update_and_score
+from training.kernels.gelu import biased_gelu
+from training.kernels.heads import attention_heads
+from training.kernels.residual import update_and_norm
+
+
+class Update(NamedTuple):
+    """What a branch adds to the residual streams; its bias and its weight are left to the kernel that adds it."""
+
+    value: Tensor
+    """(B,S,D)."""
+    bias: Tensor | None
+    """(D), yet to be added."""
+    score: Tensor | None
+    """(B,S), by whose exp it is weighted; None: by 1."""
+
+
+def fused_loss(
+    model: Thoughtbubbles,
+    windows: Tensor,
+    ratio: float | None = None,
+    noise: Tensor | None = None,
+    *,
+    padded: bool = False,
+) -> Tensor:
+    """`next_token_loss`; of a model without dropout whose averaging is not `logit`."""
+    assert model.config.averaging != "logit"
+    ids, expected = windows[:, :-1], windows[:, 1:]
+    lengths = (expected != PADDING).sum(1) if padded else None
+    streams = model.embed(inputs(ids) if padded else ids, lengths)
+    streams = _with(streams, streams.x.to(_product_type(streams.x)))
+    streams = _streams(model, streams, Selection.of(model.config, "blockwise", ratio, noise))
+    hidden = model.readout(streams, nn.Identity()).flatten(0, 1)
+    return linear_cross_entropy(
+        hidden.to(_product_type(hidden)), model.transformer.wte.weight, targets(expected).flatten(),
+        ignore_index=PADDING,
+    )  # fmt: skip
+
+
+def _streams(model: Thoughtbubbles, streams: Streams, selection: Selection) -> Streams:
+    """The residual streams after the last layer."""
+    by, update, weighted = model.rotation(streams.token_index, streams.tokens), None, False
+    for block in model.blocks:
+        if isinstance(block, ForkingBlock):
+            streams, update = _fork(block, streams, update, selection), None
+            by, weighted = model.rotation(streams.token_index, streams.tokens), block.residual_attenuation
+        weigh = streams.score if weighted else None  # before the first fork P is 1
+        streams, h = _update_and_norm(streams, update, block.ln_1)
+        update = Update(*_attend(block, h, streams.score, by), weigh)
+        streams, h = _update_and_norm(streams, update, block.ln_2)
+        update = Update(*_mlp(block.mlp, h), weigh)
+    return _settle(streams, update)
+
+
+def _fork(block: ForkingBlock, streams: Streams, update: Update | None, selection: Selection) -> Streams:
+    """The streams that survive the fork before this block, of those that the update leaves."""
+    if update is None:
+        scores = block.candidate_scores(streams.x.float(), streams.score)
+    else:
+        norm, projection = block.forking_ln, block.forking_score.weight
+        x, logits = update_and_score(streams.x, *update, norm.weight, norm.bias, projection, norm.eps)
+        streams, scores = _with(streams, x), accumulate(streams.score, logits)
+    return fork(streams, scores, block.fork_embedding, selection, take_parents)[0]
+
+
+def _update_and_norm(streams: Streams, update: Update | None, norm: nn.LayerNorm) -> tuple[Streams, Tensor]:
+    """The streams with the update added, and the norm of them."""
+    if update is None:
+        return streams, norm(streams.x)
+    x, h = update_and_norm(streams.x, *update, norm.weight, norm.bias, norm.eps)
+    return _with(streams, x), h
+
+
+def _settle(streams: Streams, update: Update | None) -> Streams:
+    """The streams with the last update added."""
+    if update is None:
+        return streams
+    value = update.value.float() if update.bias is None else update.value + update.bias.float()
+    if update.score is not None:
+        value = update.score.exp()[:, :, None] * value
+    return _with(streams, (streams.x + value).to(streams.x.dtype))
+
+
+def _attend(block: Block, h: Tensor, score: Tensor, by: Rotation) -> tuple[Tensor, Tensor | None]:
+    """Attention over streams whose norm is `h` (B,S,D), (B,S,D), and the bias yet to be added."""
+    attn, qkv = block.attn, F.linear(h, block.attn.c_attn.weight)
+    heads = attention_heads(
+        qkv, attn.c_attn.bias, by.cos, by.sin, score, heads=attn.n_head, biased=attn.score_bias,
+        attenuated=attn.value_attenuation,
+    )  # fmt: skip
+    y = causal_attention(*heads)  # on an H100 torch takes cuDNN's, which is the fastest there
+    return F.linear(y.transpose(1, 2).flatten(2), attn.c_proj.weight), attn.c_proj.bias
+
+
+def _mlp(mlp: MLP, h: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The MLP of streams whose norm is `h` (B,S,D), (B,S,D), and the bias yet to be added."""
+    y = biased_gelu(F.linear(h, mlp.c_fc.weight), mlp.c_fc.bias, tanh=mlp.approximate == "tanh")
+    return F.linear(y, mlp.c_proj.weight), mlp.c_proj.bias
+
+
+def _with(streams: Streams, x: Tensor) -> Streams:
+    return Streams(x, streams.score, streams.token_index, streams.tokens)
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """The type that matrix products of `x` have here."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

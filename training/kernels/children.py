@@ -1,0 +1,37 @@
+"""A fork's gather with a way back that gathers too (SPEC.md, "Fork").
+
+A stream has at most two children, its fork copy and itself kept, which survive side by side. So its gradient needs no
+scattered sum, whose order a device does not keep. Letters: B batch, S streams that arrive, S' that survive, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.forking import take_rows
+from model.segments import segment_counts
+
+
+def take_parents(x: Tensor, parent: Tensor) -> Tensor:
+    """`take_rows` of x (B,S,D) at `parent` (B,S'), which never decreases and has each at most twice but in padding."""
+    taken: Tensor = _Children.apply(x, parent)
+    return taken
+
+
+class _Children(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parent: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(parent)
+        ctx.streams = x.shape[1]
+        return take_rows(x, parent)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        counts = segment_counts(ctx.saved_tensors[0], ctx.streams)
+        first, last = counts.cumsum(1) - counts, gradient.shape[1] - 1
+        dx = gradient.new_zeros((), dtype=torch.float32)
+        for j in range(2):
+            own = take_rows(gradient, (first + j).clamp(max=last)).float()
+            dx = dx + torch.where((j < counts)[:, :, None], own, 0.0)
+        return dx.to(gradient.dtype), None

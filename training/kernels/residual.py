@@ -1,0 +1,179 @@
+"""The attenuated residual update and the LayerNorm that reads what it leaves (SPEC.md, "Attenuated block").
+
+x' = x + P · (update + bias), h = LN(x'): one pass each way. Letters: M streams of the whole batch, D model width.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
+
+_WARPS, _BACKWARD_WARPS = 4, 2
+_MOST_PROGRAMS = 1056
+"""Eight for each multiprocessor of an H100."""
+
+
+def update_and_norm(
+    x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The streams (…,D) after `update` (…,D), to which `bias` (D) is yet to be added, and their LayerNorm.
+
+    The update is weighted by exp of the cumulative `score` (…) float32; None: not at all. Sums are float32, both
+    results of x's type.
+    """
+    flat = [each.reshape(-1, x.shape[-1]) for each in (x, update)]
+    rows = None if score is None else score.flatten()
+    residual, normed = _update_and_norm(*flat, bias, rows, weight, norm_bias, eps)
+    return residual.view(x.shape), normed.view(x.shape)
+
+
+def _empty_streams(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@operator("update_and_norm", _empty_streams)
+def _update_and_norm(
+    x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
+    wrap_triton(_residual_kernel)[(rows,)](
+        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, EPS=eps,
+        WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
+    )  # fmt: skip
+    return residual, normed
+
+
+def _empty_gradients(
+    _dresidual: Tensor,
+    _dnormed: Tensor,
+    residual: Tensor,
+    _update: Tensor,
+    _bias: Tensor | None,
+    score: Tensor | None,
+    *_: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, width = residual.shape
+    scored = 0 if score is None else rows
+    partial = torch.empty((3, width), dtype=torch.float32, device=residual.device)
+    return torch.empty_like(residual), residual.new_empty((scored, width)), partial.new_empty(scored), partial
+
+
+@operator("update_and_norm_backward", _empty_gradients)
+def _update_and_norm_backward(
+    dresidual: Tensor, dnormed: Tensor, residual: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None,
+    weight: Tensor, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x (M,D), of the update and of the score (none of either without scores: the update's is x's), and
+    those of weight, norm bias and bias (3,D).
+    """
+    (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
+    scored = 0 if score is None else rows
+    dx, dupdate = torch.empty_like(residual), residual.new_empty((scored, width))
+    partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
+    dscore = partial.new_empty(scored)
+    wrap_triton(_residual_backward_kernel)[(shared,)](
+        dresidual, dnormed, residual, update, or_other(bias, update), or_other(score, update), weight,
+        dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
+        HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=warps(width, _BACKWARD_WARPS),
+    )  # fmt: skip
+    return dx, dupdate, dscore, partial.sum(0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+    _, update, bias, score, weight, norm_bias, ctx.eps = inputs
+    ctx.has_norm_bias = norm_bias is not None
+    ctx.save_for_backward(output[0], update if score is not None else output[0], bias, score, weight)
+
+
+def _differentiate(ctx: Any, dresidual: Tensor, dnormed: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    residual, update, bias, score, weight = ctx.saved_tensors
+    gradients = dresidual.contiguous(), dnormed.contiguous()
+    dx, dupdate, dscore, sums = _update_and_norm_backward(*gradients, residual, update, bias, score, weight, ctx.eps)
+    dbias = None if bias is None else sums[2]
+    dnorm_bias = sums[1] if ctx.has_norm_bias else None
+    if score is None:
+        return dx, dx, dbias, None, sums[0], dnorm_bias, None
+    return dx, dupdate, dbias, dscore, sums[0], dnorm_bias, None
+
+
+_update_and_norm.register_autograd(_differentiate, setup_context=_keep)
+
+
+@triton.jit
+def standardised(y, there, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """Rows of mean 0 and variance 1, and the reciprocal of what their deviation was."""
+    centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
+    reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
+    return centred * reciprocal, reciprocal
+
+
+@triton.jit
+def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
+    """The gradient of rows from that of their standardised form."""
+    along, mean = tl.sum(dh * centred, 1)[:, None] / WIDTH, tl.sum(dh, 1)[:, None] / WIDTH
+    return tl.where(there, (dh - mean - centred * along) * reciprocal, 0.0)
+
+
+@triton.jit
+def _residual_kernel(
+    x, update, bias, scores, weight, norm_bias, residual, normed,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
+):  # fmt: skip
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_2)[None, :]
+    own, at = d < WIDTH, row * WIDTH + d
+    y = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+    if SCORED:
+        y *= tl.exp(tl.load(scores + row))
+    y += tl.load(x + at, mask=own, other=0.0).to(tl.float32)
+    kept = y.to(residual.dtype.element_ty)
+    tl.store(residual + at, kept, mask=own)
+    h, _ = standardised(kept.to(tl.float32), own, WIDTH, EPS)
+    h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
+    if HAS_NORM_BIAS:
+        h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
+    tl.store(normed + at, h.to(normed.dtype.element_ty), mask=own)
+
+
+@triton.jit
+def _residual_backward_kernel(
+    dresidual, dnormed, residual, update, bias, scores, weight, dx, dupdate, dscores, partial, rows,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, WIDTH_2)[None, :]
+    own = d < WIDTH
+    scale = tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
+    sum_weight = tl.zeros([1, WIDTH_2], tl.float32)
+    sum_norm_bias = tl.zeros([1, WIDTH_2], tl.float32)
+    sum_bias = tl.zeros([1, WIDTH_2], tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = tl.cast(row, tl.int64) * WIDTH + d
+        y = tl.load(residual + at, mask=own, other=0.0).to(tl.float32)
+        dh = tl.load(dnormed + at, mask=own, other=0.0).to(tl.float32)
+        dy = tl.load(dresidual + at, mask=own, other=0.0).to(tl.float32)
+        centred, reciprocal = standardised(y, own, WIDTH, EPS)
+        sum_weight += dh * centred
+        sum_norm_bias += dh
+        dy += norm_gradient(dh * scale, centred, reciprocal, own, WIDTH)
+        tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=own)
+        if SCORED:
+            dy *= tl.exp(tl.load(scores + row))
+            u = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
+            if HAS_BIAS:
+                u += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
+            tl.store(dscores + row, tl.sum(tl.sum(u * dy, 1), 0))
+        sum_bias += dy
+    to = partial + tl.program_id(0) * (3 * WIDTH) + d
+    tl.store(to, sum_weight, mask=own)
+    tl.store(to + WIDTH, sum_norm_bias, mask=own)
+    tl.store(to + 2 * WIDTH, sum_bias, mask=own)
