@@ -49,7 +49,7 @@ def _measure(study: Study, run: Run, args: argparse.Namespace, begin: float) -> 
     trained = time.perf_counter() - begin
     model = load_checkpoint(args.out / "checkpoint", device=args.device).model
     with autocast(torch.device(args.device), run.training.precision):
-        found = measure(model, args.data, study.evaluation)
+        found = measure(model, args.data, study.evaluation, dial=run.arm in study.report.dial)
     seconds = {"training_seconds": round(trained, 1), "seconds": round(time.perf_counter() - begin, 1)}
     told = {**_about(study, run, model), **found, "tokens_per_second": _speed(args.out / "log.jsonl"), **seconds}
     (args.out / RESULT_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")
@@ -63,17 +63,17 @@ def _train(run: Run, data: Path, out: Path, device: torch.device, stopping: Call
     return trainer.step == run.training.steps
 
 
-def measure(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[str, Any]:
+def measure(model: Thoughtbubbles, data: Path, evaluation: Evaluation, *, dial: bool) -> dict[str, Any]:
     """Of the held-out text in `data`: loss, perplexity and bits a byte under the training rule, in packed windows.
 
-    `rules` is the loss under each rule at the same positions, `dial` that of packed windows under `causal` at each
-    ratio; a model without forks is the same under all, and has `causal` alone.
+    `rules` is the loss under each rule at the same positions, `dial`, where asked for, that of packed windows under
+    `causal` at each ratio; a model without forks is the same under all, and has `causal` alone.
     """
     windows = packed_windows(read_tokens(data, "val"), model.config.block_size)
     score = _score(model, windows, "blockwise", size=Index.read(data).val.bytes)
     ends, whole = (cut(windows, evaluation.positions) for cut in (prefix_windows, whole_windows))
     rules: tuple[Rule, ...] = get_args(Rule) if model.config.fork_layers else ("causal",)
-    ratios = evaluation.ratios if model.config.fork_layers else []
+    ratios = evaluation.ratios if dial and model.config.fork_layers else []
     return {
         "loss": score.loss,
         "perplexity": score.perplexity,

@@ -59,7 +59,7 @@ class Report:
     cost: list[str]
     """The figure of loss against operations."""
     dial: list[str]
-    """The figure of loss against ratio."""
+    """The figure of loss against ratio: these alone are measured at several."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,22 +82,22 @@ def test_only_what_has_a_result_under_these_settings_is_left_out(study: Study) -
     assert [run.name for run in missing(study, found)] == ["2l-0", "regular-1", "2l-1", "regular-2"]
 
 
-@pytest.mark.parametrize("arm", ["regular", "2l"])
+@pytest.mark.parametrize("name", ["regular-1", "2l-1", "noise-5"])
 def test_an_arm_is_trained_and_measured(
-    arm: str, toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", ["study_arm", str(toml), arm, "1", f"--data={data}", f"--out={out}"])
+    out, arm, seed = tmp_path / "run", name[:-2], int(name[-1])
+    monkeypatch.setattr(sys, "argv", ["study_arm", str(toml), arm, str(seed), f"--data={data}", f"--out={out}"])
     train_arm()
     found = json.loads((out / "result.json").read_text(encoding="utf-8"))
     study = read_study(toml)
-    assert found["settings"] == study.settings(study.find(arm, 1))
-    assert (found["arm"], found["seed"], found["tokens"]) == (arm, 1, 64)
+    assert found["settings"] == study.settings(study.find(arm, seed))
+    assert (found["arm"], found["seed"], found["tokens"]) == (arm, seed, 64)
     assert 0 < found["bits_per_byte"] < found["loss"] < 7
     forks = arm != "regular"
     assert list(found["rules"]) == (["blockwise", "dynamic", "fixed", "causal"] if forks else ["causal"])
-    assert list(found["dial"]) == (["1", "2"] if forks else [])
-    if forks:  # one fork layer at ratio 2: every candidate survives, under every rule
+    assert list(found["dial"]) == (["1", "2"] if arm in study.report.dial else [])
+    if found["dial"]:  # one fork layer at ratio 2: every candidate survives, under every rule
         assert found["dial"]["2"] == pytest.approx(found["loss"], rel=1e-5)
         assert found["dial"]["1"] != pytest.approx(found["loss"], rel=1e-6)
 
