@@ -54,6 +54,11 @@ class ForkTally:
         self.forks[layer] += forks
         self.deletions[layer] += len(keep) - kept
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self.forks.clear()
+        self.deletions.clear()
+
 
 @dataclass(frozen=True)
 class _Step:

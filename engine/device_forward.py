@@ -94,13 +94,13 @@ class DeviceForward(CachedForward):
         """Rows of a segment, of which only start (R,) and count (R,) of each request are known."""
         index, room = segment.index, told.room[segment.index]
         half = self.model.config.head_width // 2
-        angles = torch.empty((2, room, half), device=self._device)
+        cos, sin = (torch.empty((room, half), device=self._device) for _ in range(2))
         return Rows(
             page_size=self.cache.page_size, table=told.tables[index],
             lane=torch.arange(len(start), dtype=torch.int32, device=self._device), start=start.int(), count=count.int(),
             length=(told.held[index] + count).int(), most=most, usual=room, live=count.sum(dtype=torch.int32)[None],
             slot=torch.empty(room, dtype=torch.int32, device=self._device),
-            score=torch.zeros(room, device=self._device), cos=angles[0], sin=angles[1],
+            score=torch.zeros(room, device=self._device), cos=cos, sin=sin,
         )  # fmt: skip
 
     def _originals(self, told: _Pass) -> Rows:

@@ -12,6 +12,7 @@ from engine.cached_forward import ForkTally
 from engine.checks import check_request
 from engine.completion import Completion, advance
 from engine.config import EngineConfig
+from engine.current_device import current_device
 from engine.detokenizer import Detokenizer
 from engine.drawing import draw_tokens, score_tokens
 from engine.errors import EngineError, InvalidRequest
@@ -22,6 +23,7 @@ from engine.runner import Runner
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
 from engine.stats import EngineStats, StepReport
+from engine.warming import warm_up
 from model import Selection, Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
@@ -49,7 +51,12 @@ class Engine:
         self.scheduler = Scheduler(self.config, self.cache)
         self.last_step: StepReport | None = None
         self._runner = Runner(model, self.cache, vocabulary=tokenizer.vocab_size)
-        self._device = _device_batch(model, self.cache, self._runner.tally, vocabulary=tokenizer.vocab_size)
+        weight = model.transformer.wte.weight
+        self._current = current_device(weight.device)
+        with self._current:
+            self._device = _device_batch(model, self.cache, self._runner.tally, vocabulary=tokenizer.vocab_size)
+            if weight.is_cuda:
+                warm_up(self._runner, self.cache, tokenizer, self.config)
         self._flight: Flight | None = None
         """What the device has been asked for and nobody has been told of."""
         self._requests: dict[str, Request] = {}
@@ -94,6 +101,10 @@ class Engine:
 
         A device decodes one step ahead: what is told then is of the step before, and nothing the first time.
         """
+        with self._current:
+            return self._step()
+
+    def _step(self) -> list[TokenEvent]:
         start = time.monotonic()
         plan = self.scheduler.schedule()
         if plan.phase == "prefill":

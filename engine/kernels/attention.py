@@ -65,7 +65,7 @@ def paged_attention(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["tiles"])
 def _paged_attention(
     queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
     scale, table_stride, head_stride, tiles,

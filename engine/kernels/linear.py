@@ -28,7 +28,7 @@ def normalise(x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, owe
     weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
     sums, added = (owed.sums, owed.bias) if owed else (None, None)
     _normalise[(x.shape[0],)](
-        x, sums, added, rows.score, weight, bias, out, rows.live, eps, x.shape[1], x.numel(),
+        x, sums, added, rows.score, weight, bias, out, rows.live, eps, x.shape[0], x.shape[1],
         PARTS=len(sums) if sums is not None else 0, WIDTH=triton.next_power_of_2(x.shape[1]),
     )  # fmt: skip
 
@@ -85,9 +85,9 @@ def project_heads(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _normalise(
-    x, sums, added, score, weight, bias, out, live, eps, width, part_stride,
+    x, sums, added, score, weight, bias, out, live, eps, rows, width,
     PARTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
@@ -99,7 +99,7 @@ def _normalise(
     if PARTS > 0:
         update = tl.zeros([WIDTH], tl.float32)
         for part in tl.static_range(PARTS):
-            update += tl.load(sums + part * part_stride + at, mask=there, other=0.0)
+            update += tl.load(sums + part * rows * width + at, mask=there, other=0.0)
         if added is not None:
             update += tl.load(added + d, mask=there, other=0.0).to(tl.float32)
         own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)

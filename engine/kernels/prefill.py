@@ -45,7 +45,8 @@ class Candidates:
     @classmethod
     def empty(cls, tokens: int, candidates: int, device: torch.device) -> Self:
         """Room for them."""
-        grid, siblings = torch.empty((2, tokens, candidates), dtype=torch.int32, device=device)
+        # each by itself: where a tensor begins is part of what a kernel is compiled for
+        grid, siblings = (torch.empty((tokens, candidates), dtype=torch.int32, device=device) for _ in range(2))
         passing = torch.empty(tokens, dtype=torch.int32, device=device)
         return cls(torch.empty((tokens, candidates), device=device), grid, siblings, passing)
 
@@ -107,7 +108,7 @@ def _weigh(
     tl.store(cached + tl.load(slots + row, mask=present, other=0) * 2 + j % 2, grid, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _rank(
     grids, starts, counts, requests, row_starts, row_counts, lengths, table, cached, rooms, siblings, passing,
     table_stride, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr,
@@ -124,7 +125,7 @@ def _rank(
     tl.store(passing + token, tl.sum((free & (earlier + own < tl.load(rooms + token))).to(tl.int32)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _spread(
     x, fork_embedding, candidate_scores, siblings, starts, counts, next_starts, next_counts, requests, positions,
     frequencies, row_starts, row_counts, lengths, table, out, token_index, slots, scores, cosines, sines, tally,
