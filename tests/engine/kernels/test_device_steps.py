@@ -1,0 +1,61 @@
+"""Steps on a device itself: the host waits for nothing but the step before, and any thread may take them."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from engine import SamplingParams, TokenEvent
+from model import Thoughtbubbles
+from tests.engine.kernels.conftest import MakeEngine
+
+PROMPTS = [[5, 9, 3, 3, 3, 7], [1, 2], [8] * 7]
+
+
+@contextmanager
+def waiting_fails() -> Iterator[None]:
+    """What makes the host wait for the device, other than an event, raises."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():  # torch warns that it does not notice everything
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_the_host_waits_for_nothing_while_it_decodes(
+    temperature: float, small_model: Thoughtbubbles, make_engine: MakeEngine
+) -> None:
+    """In more steps than pages are taken for ahead, so that the device is told of new ones among them."""
+    from engine.device_batch import SPARE
+
+    engine = make_engine(small_model)
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=SPARE + 30, ignore_eos=True)
+    for i, prompt in enumerate(PROMPTS):
+        engine.add(str(i), prompt, params)
+    told: list[TokenEvent] = []
+    while len(told) < 5 * len(PROMPTS):
+        told += engine.step()
+    with pytest.raises(RuntimeError), waiting_fails():
+        torch.ones(1, device="cuda").item()
+    with waiting_fails():
+        events = [event for _ in range(SPARE + 5) for event in engine.step()]
+    assert len(events) == (SPARE + 5) * len(PROMPTS)
+
+
+@pytest.mark.gpu
+def test_another_thread_may_step(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    wanted = [c.token_ids for c in make_engine(small_model).generate(PROMPTS, params)]
+    engine, told = make_engine(small_model), list[tuple[int, ...]]()
+    thread = threading.Thread(target=lambda: told.extend(c.token_ids for c in engine.generate(PROMPTS, params)))
+    thread.start()
+    thread.join()
+    assert told == wanted
