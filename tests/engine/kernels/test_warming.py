@@ -99,6 +99,30 @@ def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Varian
         assert len([each for each in met if each[0] == name]) > 1, "the prompts are of several classes"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_triton_compiles_nothing_for_a_prompt(
+    dtype: torch.dtype, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it says itself. No other test has this width, for what a process has compiled it does not compile again."""
+    from triton import knobs
+
+    compiled: list[object] = []
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **told: compiled.append(told["repr"]))
+    config = ModelConfig(
+        vocab_size=257, block_size=64, max_block_size=128, n_layer=5, n_head=2, n_embd=160, fork_layers=(1, 3)
+    )
+    model = lively(Thoughtbubbles(config)).to(dtype)
+    engine = make_engine(model, max_batch_size=32, max_prefill_tokens=2048, cache_bytes=1 << 28)
+    assert compiled
+    compiled.clear()
+    for ratio, requests, tokens in ((1, 1, 1), (None, 1, 2), (4, 1, 3), (None, 1, 9), (1.5, 1, 33), (4, 1, 61),
+                                    (None, 2, 55), (1, 4, 61), (None, 8, 60), (4, 16, 61), (None, 31, 61)):  # fmt: skip
+        params = SamplingParams(max_tokens=3, ignore_eos=True, fork_ratio=ratio, seed=1)
+        engine.generate([[1 + 7 * r + i % 5 for i in range(tokens)] for r in range(requests)], params)
+    assert compiled == []
+
+
 def test_nothing_of_it_is_left(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
     new, warmed = (on_kernels(make_engine(small_model, **SETTINGS)) for _ in range(2))
     warm(warmed)
