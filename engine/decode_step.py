@@ -77,14 +77,17 @@ class DecodeStep:
         return self.lane.shape[0]
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Record the step. No lane may have a place meanwhile, for what is recorded is also run."""
+    def capture(self, stream: torch.cuda.Stream) -> None:
+        """Record the step on a stream of its device: torch's own for that is of whichever device recorded first.
+
+        No lane may have a place meanwhile, for what is recorded is also run.
+        """
         self.lane.fill_(-1)
         for drawing in (True, False):
             self._launch(drawing=drawing)  # compiles what is new
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 self._launch(drawing=drawing)
             self._graphs[drawing] = graph
 

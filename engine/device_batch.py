@@ -98,8 +98,9 @@ class DeviceBatch:
         self._draws = np.zeros(lanes, np.bool_)
         """(L,) whether the device has drawn the newest token, and so has it."""
         if device.type == "cuda":
+            stream = torch.cuda.Stream(device)
             for step in self._steps.values():
-                step.capture()
+                step.capture(stream)
 
     def launch(self, requests: list[Request], *, drawing: bool) -> Flight:
         """Ask for the logits that follow these requests' tokens, and where `drawing` for a token of each.

@@ -82,6 +82,7 @@ def test_a_second_device_gives_the_cpus_tokens(
 ) -> None:
     params, told = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True), []
     on_cpu = Engine(model, tokenizer).generate(prompts, params)
+    Engine(model.to(FIRST), tokenizer)  # which records its graphs before the second does
 
     def serve() -> None:
         engine = Engine(model.to(SECOND), tokenizer)

@@ -110,7 +110,7 @@ def test_triton_compiles_nothing_for_a_prompt(
     compiled: list[object] = []
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **told: compiled.append(told["repr"]))
     config = ModelConfig(
-        vocab_size=257, block_size=64, max_block_size=128, n_layer=5, n_head=2, n_embd=160, fork_layers=(1, 3)
+        vocab_size=257, block_size=64, max_block_size=128, n_layer=5, n_head=4, n_embd=160, fork_layers=(1, 3)
     )
     model = lively(Thoughtbubbles(config)).to(dtype)
     engine = make_engine(model, max_batch_size=32, max_prefill_tokens=2048, cache_bytes=1 << 28)
