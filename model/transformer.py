@@ -162,15 +162,15 @@ class Thoughtbubbles(nn.Module):
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
         """One stream a token, or k in the copy-k baseline, with c = 0; ids (B,T). `ValueError` when T is 0."""
-        batch, tokens = ids.shape
+        (batch, tokens), copies = ids.shape, self.config.copies
         if tokens == 0:
             raise ValueError("ids must hold at least one token a row")
-        token_index = torch.arange(tokens, device=ids.device).expand(batch, tokens)
+        token_index = (torch.arange(tokens * copies, device=ids.device) // copies).expand(batch, tokens * copies)
         if lengths is not None:
             token_index = torch.where(token_index < lengths[:, None], token_index, tokens)
         x = self.dropout(self.transformer.wte(ids))
-        if self.config.copies > 1:
-            x, token_index = (each.repeat_interleave(self.config.copies, dim=1) for each in (x, token_index))
+        if copies > 1:
+            x = x.repeat_interleave(copies, dim=1)
         return Streams(x, torch.zeros(token_index.shape, device=ids.device), token_index, tokens)
 
     def rotation(self, token_index: Tensor, tokens: int, first: Tensor | int = 0) -> Rotation:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
@@ -76,7 +77,7 @@ def join(device: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def shard(model: Thoughtbubbles) -> None:
+def shard(model: Thoughtbubbles, ranks: Ranks) -> None:
     """FSDP2: every block by itself, and what is left (embedding, last norm) as the root.
 
     A block's fork runs before its forward, so it gathers the block's weights too. They travel in float32 and autocast
@@ -84,11 +85,12 @@ def shard(model: Thoughtbubbles) -> None:
     """
     # A fork returns views, which nobody changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))  # unasked, torch takes devices where there are any
     for block in model.blocks:
-        fully_shard(block)
+        fully_shard(block, mesh=mesh)
         if isinstance(block, ForkingBlock):
             register_fsdp_forward_method(block, "fork")
-    fully_shard(model)
+    fully_shard(model, mesh=mesh)
 
 
 def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:

@@ -156,7 +156,7 @@ def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded
         for block in model.blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if sharded:
-        shard(model)
+        shard(model, ranks)
         return loss
     return replicate(loss, ranks)
 
