@@ -24,7 +24,7 @@ import time
 import traceback
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 from unittest.mock import patch
 
 import torch
@@ -35,7 +35,7 @@ from model import ModelConfig, Thoughtbubbles
 from training.config import Precision, TrainConfig
 from training.distributed import Ranks
 from training.flops import flops_per_block
-from training.step import TrainStep, autocast, next_token_loss
+from training.step import LossFunction, NextTokenLoss, TrainStep, autocast, next_token_loss
 
 KAPPA = {"regular": 512, "2l": 1024, "4l": 2048}
 CASES = [f"{size}/{step}" for size in ("regular/64", "2l/64", "4l/32") for step in ("fused", "own")] + ["4l/64/fused"]
@@ -101,9 +101,13 @@ def await_turn(windows: Tensor) -> Tensor:
 await_turn.register_fake(torch.empty_like)
 
 
-def _gate(_: nn.Module, args: tuple[Tensor, float | None, Tensor | None]) -> tuple[Tensor, float | None, Tensor | None]:
-    """Goes before the loss, into the graph: by the time it runs all is compiled."""
-    return await_turn(args[0]), *args[1:]
+def _gated(function: LossFunction) -> LossFunction:
+    """Waits in the graph itself: by the time that runs all is compiled."""
+
+    def gated(model: Thoughtbubbles, windows: Tensor, *args: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        return function(model, await_turn(windows), *args, **named)
+
+    return gated
 
 
 def _run_case(case: str, out: Path, *, profile: bool) -> None:
@@ -146,8 +150,10 @@ def _build(model_name: str, step: str, config: TrainConfig) -> TrainStep:
             learn = TrainStep(model, config, ranks)
     else:
         learn = TrainStep(model, config, ranks)
-    assert (learn._loss.function is next_token_loss) == (step == "own")  # noqa: SLF001
-    learn._loss.register_forward_pre_hook(_gate)  # noqa: SLF001
+    loss = learn._loss  # noqa: SLF001
+    assert isinstance(loss, NextTokenLoss)
+    assert (loss.function is next_token_loss) == (step == "own")
+    loss.function = _gated(loss.function)
     return learn
 
 
