@@ -75,7 +75,8 @@ ELSEWHERE = """\
 a CPU and resumes it: the losses equal the unkilled run's bit for bit.
 
 - **The shipped checkpoint** beside its regular twin: [its card](../checkpoints/thoughtbubbles-11m/README.md), section
-*How good it is*; the recipes that were tried for it, Muon too, with what each gave:
+*How good it is*. Both learned from 426M tokens, 26 times through the corpus; there forks help, by 3.1% of perplexity.
+The recipes that were tried for it, Muon too, with what each gave:
 [train-sweep.md](../benchmarks/results/train-sweep.md)."""
 
 INSIDE = """\
