@@ -16,6 +16,12 @@ MakeEngine = Callable[..., Engine]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 
+@pytest.fixture(autouse=True)
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines compile what a test needs, and no more: on a device all that prompts may need would take each a while."""
+    monkeypatch.setattr("engine.engine.warm_up", lambda *_: None)
+
+
 @pytest.fixture
 def small_model() -> Thoughtbubbles:
     """As small as a model with two forks can be, for the interpreter takes its time."""

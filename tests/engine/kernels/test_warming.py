@@ -35,6 +35,11 @@ def variant(kernel: object, arguments: dict[str, object]) -> Variant:
 
 
 @pytest.fixture
+def cold() -> None:
+    """Not here: engines are warmed up on a device."""
+
+
+@pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
     from engine.kernels import attention, linear, prefill
