@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
-from training.kernels.residual import norm_gradient, standardised
+from training.kernels.residual import norm_gradient, standardised, updated
 
 _WARPS, _BACKWARD_WARPS = 2, 4
 _MOST_PROGRAMS = 660
@@ -85,17 +85,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dresidual: Tensor, dlogits: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     residual, update, bias, score, weight, norm_bias, projection = ctx.saved_tensors
+    gradients = dresidual.contiguous(), dlogits.contiguous()
     dx, dupdate, dscore, sums = _update_and_score_backward(
-        dresidual.contiguous(),
-        dlogits.contiguous(),
-        residual,
-        update,
-        bias,
-        score,
-        weight,
-        norm_bias,
-        projection,
-        ctx.eps,
+        *gradients, residual, update, bias, score, weight, norm_bias, projection, ctx.eps
     )
     return (
         dx, dupdate, None if bias is None else sums[2], None if score is None else dscore, sums[0],
@@ -113,19 +105,10 @@ def _fork_scores_kernel(
     HAS_NORM_BIAS: tl.constexpr,
 ):  # fmt: skip
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_2)[None, :]
-    own, at = d < WIDTH, row * WIDTH + d
-    y = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        y += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
-    if SCORED:
-        y *= tl.exp(tl.load(scores + row))
-    y += tl.load(x + at, mask=own, other=0.0).to(tl.float32)
-    kept = y.to(residual.dtype.element_ty)
-    tl.store(residual + at, kept, mask=own)
-    h, _ = standardised(kept.to(tl.float32), own, WIDTH, EPS)
-    h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
-    if HAS_NORM_BIAS:
-        h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
+    own = d < WIDTH
+    h = updated(
+        x, update, bias, scores, weight, norm_bias, residual, row, d, own, EPS, WIDTH, HAS_BIAS, SCORED, HAS_NORM_BIAS
+    )
     forking = tl.load(projection + d, mask=own, other=0.0).to(tl.float32)
     keeping = tl.load(projection + WIDTH + d, mask=own, other=0.0).to(tl.float32)
     tl.store(logits + 2 * row, tl.sum(tl.sum(h * forking, 1), 0))

@@ -122,13 +122,12 @@ def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _residual_kernel(
-    x, update, bias, scores, weight, norm_bias, residual, normed,
-    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
-    HAS_NORM_BIAS: tl.constexpr,
+def updated(
+    x, update, bias, scores, weight, norm_bias, residual, row, d, own,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr, HAS_NORM_BIAS: tl.constexpr,
 ):  # fmt: skip
-    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_2)[None, :]
-    own, at = d < WIDTH, row * WIDTH + d
+    """Store a row of x' and return its norm, in float32, of what is stored."""
+    at = row * WIDTH + d
     y = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
     if HAS_BIAS:
         y += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
@@ -141,7 +140,21 @@ def _residual_kernel(
     h *= tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
     if HAS_NORM_BIAS:
         h += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
-    tl.store(normed + at, h.to(normed.dtype.element_ty), mask=own)
+    return h
+
+
+@triton.jit
+def _residual_kernel(
+    x, update, bias, scores, weight, norm_bias, residual, normed,
+    EPS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_2: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr,
+    HAS_NORM_BIAS: tl.constexpr,
+):  # fmt: skip
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_2)[None, :]
+    own = d < WIDTH
+    h = updated(
+        x, update, bias, scores, weight, norm_bias, residual, row, d, own, EPS, WIDTH, HAS_BIAS, SCORED, HAS_NORM_BIAS
+    )
+    tl.store(normed + row * WIDTH + d, h.to(normed.dtype.element_ty), mask=own)
 
 
 @triton.jit
