@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
-from training.kernels.residual import norm_gradient, standardised, updated
+from training.kernels.residual import attenuated_gradient, norm_gradient, standardised, updated
 
 _WARPS, _BACKWARD_WARPS = 2, 4
 _MOST_PROGRAMS = 660
@@ -143,12 +143,9 @@ def _fork_scores_backward_kernel(
         dy += norm_gradient((by_fork * forking + by_keep * keeping) * scale, centred, reciprocal, own, WIDTH)
         tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=own)
         if SCORED:
-            dy *= tl.exp(tl.load(scores + row))
-        u = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            u += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
-        tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
-        tl.store(dscores + row, tl.sum(tl.sum(u * dy, 1), 0))
+            dy = attenuated_gradient(dy, update, bias, scores, dupdate, dscores, row, at, d, own, HAS_BIAS)
+        else:
+            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
         sum_bias += dy
     # h = centred · scale + norm bias, so the sums of dh · centred, of dh and of dlogit · h follow from those above
     to, constant = partial + tl.program_id(0) * (5 * WIDTH) + d, tl.zeros([1, WIDTH_2], tl.float32)

@@ -122,6 +122,18 @@ def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def attenuated_gradient(dy, update, bias, scores, dupdate, dscores, row, at, d, own, HAS_BIAS: tl.constexpr):
+    """Store the gradients of a row's update and score, from that of what the row became; return the former."""
+    dy *= tl.exp(tl.load(scores + row))
+    u = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        u += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+    tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
+    tl.store(dscores + row, tl.sum(tl.sum(u * dy, 1), 0))
+    return dy
+
+
+@triton.jit
 def updated(
     x, update, bias, scores, weight, norm_bias, residual, row, d, own,
     EPS: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr, HAS_NORM_BIAS: tl.constexpr,
@@ -179,12 +191,7 @@ def _residual_backward_kernel(
         dy += norm_gradient(dh * scale, centred, reciprocal, own, WIDTH)
         tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=own)
         if SCORED:
-            dy *= tl.exp(tl.load(scores + row))
-            u = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
-            if HAS_BIAS:
-                u += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
-            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
-            tl.store(dscores + row, tl.sum(tl.sum(u * dy, 1), 0))
+            dy = attenuated_gradient(dy, update, bias, scores, dupdate, dscores, row, at, d, own, HAS_BIAS)
         sum_bias += dy
     to = partial + tl.program_id(0) * (3 * WIDTH) + d
     tl.store(to, sum_weight, mask=own)
