@@ -7,15 +7,19 @@ import torch
 from model import ModelConfig, Thoughtbubbles, Tokenizer
 
 
-def random_model(block_size: int, device: str, dtype: torch.dtype) -> Thoughtbubbles:
-    """The 124M shape: 12 layers, D = 768, 12 heads, vocabulary 50,304, forks before layers 3, 7 and 11, κ = 2L."""
-    config = ModelConfig(
+def shape_124m(block_size: int) -> ModelConfig:
+    """12 layers, D = 768, 12 heads, vocabulary 50,304, forks before layers 3, 7 and 11, κ = 2L."""
+    return ModelConfig(
         vocab_size=50_304, block_size=block_size, max_block_size=2 * block_size, n_layer=12, n_head=12, n_embd=768,
         fork_layers=(3, 7, 11),
     )  # fmt: skip
+
+
+def random_model(block_size: int, device: str, dtype: torch.dtype) -> Thoughtbubbles:
+    """A model of the 124M shape."""
     torch.manual_seed(0)
     with torch.device(device):
-        return Thoughtbubbles(config).eval().to(dtype)
+        return Thoughtbubbles(shape_124m(block_size)).eval().to(dtype)
 
 
 def regular_peer(config: ModelConfig, device: str, dtype: torch.dtype) -> Any | None:  # noqa: ANN401 - transformers' own

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TextIO
@@ -31,13 +32,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.header import header
-from model import ModelConfig, Thoughtbubbles
+from benchmarks.shapes import shape_124m
+from model import Thoughtbubbles
 from training.config import Precision, TrainConfig
 from training.distributed import Ranks
 from training.flops import flops_per_block
 from training.step import LossFunction, NextTokenLoss, TrainStep, autocast, next_token_loss
 
-KAPPA = {"regular": 512, "2l": 1024, "4l": 2048}
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "regular": {"fork_layers": (), "max_block_size": 512},
+    "2l": {},
+    "4l": {"max_block_size": 2048},
+}
+"""Settings of each model that are not the shape's."""
 CASES = [f"{size}/{step}" for size in ("regular/64", "2l/64", "4l/32") for step in ("fused", "own")] + ["4l/64/fused"]
 STEPS, REPEATS = 8, 5
 WORST, LEAST = 3, 1e-4
@@ -137,14 +144,10 @@ def _build(model_name: str, step: str, config: TrainConfig) -> TrainStep:
     import torch._functorch.config as functorch  # noqa: PLC0415
 
     functorch.force_non_lazy_backward_lowering = True  # the way back too is compiled before the turn
-    model_config = ModelConfig(
-        vocab_size=50_304, block_size=512, max_block_size=KAPPA[model_name], n_layer=12, n_head=12, n_embd=768,
-        fork_layers=() if model_name == "regular" else (3, 7, 11),
-    )  # fmt: skip
     torch.manual_seed(0)
     ranks = Ranks(device=torch.device("cuda"))
     with ranks.device:
-        model = Thoughtbubbles(model_config)
+        model = Thoughtbubbles(replace(shape_124m(512), **DIFFERENT[model_name]))
     if step == "own":
         with patch("training.step.loss_function", return_value=next_token_loss):
             learn = TrainStep(model, config, ranks)
@@ -167,12 +170,9 @@ def _compare(learn: TrainStep, windows: Tensor) -> tuple[str, bool]:
     errors = {name: _errors(each, exact) for name, each in calls.items()}
     lines = [f"    loss of the own step in float32 {float(exact['loss']):.5f}"]
     for name, each in errors.items():
-        loss, (*far, (worst, of)) = (
-            float(calls[name]["loss"]),
-            sorted((far, of) for of, far in each.items() if "." in of),
-        )
-        lines.append(f"    {name:<16} loss {loss:.5f}, gradients off by {each['all']:.1e} together, "
-                     f"median {far[len(far) // 2][0]:.1e}, worst {worst:.1e} {of}")  # fmt: skip
+        *far, (worst, of) = sorted((far, of) for of, far in each.items() if "." in of)
+        lines.append(f"    {name:<16} loss {float(calls[name]['loss']):.5f}, gradients off by {each['all']:.1e} "
+                     f"together, median {far[len(far) // 2][0]:.1e}, worst {worst:.1e} {of}")  # fmt: skip
     own = errors["own, uncompiled"]
     right = all(each["all"] <= WORST * own["all"] and each["loss"] <= max(WORST * own["loss"], LEAST)
                 for each in errors.values())  # fmt: skip

@@ -23,7 +23,6 @@ from engine.runner import Runner
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
 from engine.stats import EngineStats, StepReport
-from engine.warming import warm_up
 from model import Selection, Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ class Engine:
         with self._current:
             self._device = _device_batch(model, self.cache, self._runner.tally, vocabulary=tokenizer.vocab_size)
             if weight.is_cuda:
+                from engine.warming import warm_up  # noqa: PLC0415 - where there are kernels to compile
+
                 warm_up(self._runner, self.cache, tokenizer, self.config)
         self._flight: Flight | None = None
         """What the device has been asked for and nobody has been told of."""

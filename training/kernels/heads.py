@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, programs, warps, wrap_triton
+from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
 
 _ROWS = 2
 _WARPS, _BACKWARD_WARPS = 4, 2
@@ -51,7 +51,7 @@ def _heads(
     q, k, v = qkv.new_empty((rows, width)), qkv.new_empty((rows, width)), qkv.new_empty((rows, width))
     half = width // heads // 2
     wrap_triton(_heads_kernel)[(triton.cdiv(rows, _ROWS),)](
-        qkv, qkv if bias is None else bias, cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
+        qkv, or_other(bias, qkv), cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
         HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
         HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=warps(width, _WARPS),
     )  # fmt: skip

@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 @pytest.fixture(autouse=True)
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines compile what a test needs, and no more: on a device all that prompts may need would take each a while."""
-    monkeypatch.setattr("engine.engine.warm_up", lambda *_: None)
+    monkeypatch.setattr("engine.warming.warm_up", lambda *_: None)
 
 
 @pytest.fixture
