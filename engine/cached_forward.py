@@ -3,7 +3,7 @@
 The host keeps count of the streams, in numpy, whose operations cost less than torch's where the numbers are few; torch
 computes with them.
 
-Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width.
+Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width, V vocabulary.
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from engine.gathering import Room
 from engine.layout import Indices, Layout
 from engine.packed_model import PackedModel
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
+from engine.scoring import last_logits
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.selection import GRID
 
@@ -118,10 +119,13 @@ class CachedForward:
         self._room = Room(self._embedding)
         self._masks = Masks(self._room.like)
 
-    def extend(self, chunks: list[Chunk]) -> Streams:
+    def prepare(self) -> None:
+        """Do what the first tokens would wait for."""
+
+    def extend(self, chunks: list[Chunk]) -> tuple[Streams, Tensor]:
         """The streams, after the last layer, of the chunks' tokens laid end to end (B = 1); the cache then holds them.
 
-        The caller has made sure that the pages are there.
+        And the logits (R,V) float32 that follow each chunk. The caller has made sure that the pages are there.
         """
         step = _Step.of(chunks)
         rows, view = self._embed(chunks), None
@@ -133,7 +137,8 @@ class CachedForward:
         for chunk in chunks:
             self.cache.extend(chunk.state, chunk.ids)
         token_index = self._told(rows.bubbles.group)
-        return Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
+        streams = Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
+        return streams, last_logits(self.model, streams, (step.layout.ends - 1).tolist(), self.packed.head)
 
     def _embed(self, chunks: list[Chunk]) -> _Rows:
         bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])

@@ -56,7 +56,7 @@ class Engine:
         with self._current:
             self._device = _device_batch(model, self.cache, self._runner.tally, vocabulary=tokenizer.vocab_size)
             if weight.is_cuda:
-                warm_up(self._runner, self.cache, tokenizer, self.config)
+                warm_up(self._runner, self.cache, tokenizer)
         self._flight: Flight | None = None
         """What the device has been asked for and nobody has been told of."""
         self._requests: dict[str, Request] = {}

@@ -17,7 +17,7 @@ from engine.fork_cache import ForkCache
 from engine.prompt_report import PromptReport, Scores
 from engine.recompute import Recompute
 from engine.request import Request
-from engine.scoring import last_logits, score
+from engine.scoring import score
 from model import Thoughtbubbles
 
 
@@ -42,6 +42,10 @@ class Runner:
         self._vocabulary = vocabulary
         self._recompute = Recompute(model, self._cached.packed, vocabulary=vocabulary, limit_bytes=cache.total_bytes)
 
+    def prepare(self) -> None:
+        """Do what the first tokens would wait for."""
+        self._cached.prepare()
+
     @torch.inference_mode()
     def step(self, requests: list[Request], tokens: list[int]) -> StepOutput:
         """Compute so many pending tokens of each request; who is to be told of its prompt gets its `prompt_report`."""
@@ -61,7 +65,7 @@ class Runner:
 
     def _step_cached(self, requests: list[Request], tokens: list[int]) -> tuple[Tensor, list[list[int]]]:
         chunks = [_chunk(request, share) for request, share in zip(requests, tokens, strict=True)]
-        streams = self._cached.extend(chunks)
+        streams, logits = self._cached.extend(chunks)
         ends = list(accumulate(len(chunk.ids) for chunk in chunks))
         fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
         for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
@@ -69,7 +73,7 @@ class Runner:
             first = end - len(chunk.ids)
             scoring = partial(score, self._model, streams, request.prompt[1:], first, vocabulary=self._vocabulary)
             _report_prompt(request, counts, scoring)
-        return last_logits(self._model, streams, [end - 1 for end in ends], self._cached.packed.head), fork_counts
+        return logits, fork_counts
 
     def _step_recomputed(self, requests: list[Request]) -> tuple[Tensor, list[list[int]]]:
         revised = self._recompute.step(requests)

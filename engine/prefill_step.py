@@ -1,0 +1,198 @@
+"""Prefill that the device runs alone: new tokens of some requests, from their vectors to the logits that follow.
+
+As in `engine.decode_step`, what survives each fork is known to the device alone until the end, and the whole is one
+CUDA graph: pages are taken beforehand for all that may survive, and every kernel leaves out what does not live. So a
+step serves any prompts that have no more tokens together than it has room for, and no more requests.
+
+Letters: R requests that there may be, T tokens that there may be, M streams that there may be, D model width,
+V vocabulary, G segments, P pages.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from engine.device_layers import Scratch, run_layers
+from engine.fork_cache import ForkCache
+from engine.kernels.forking import average
+from engine.kernels.prefill import Bubbles, Candidates, begin, fit, rank, spread, weigh
+from engine.kernels.rows import Rows
+from engine.pages import Segment, SegmentPages
+from model import ForkingBlock, Thoughtbubbles
+from model.rotary import BASE
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step is told: the host writes one of these, the device reads another."""
+
+    memory: Tensor
+    """int32, all that follows, to be copied in one go."""
+    ids: Tensor
+    """(T,)."""
+    request: Tensor
+    """(T,) each token's."""
+    position: Tensor
+    """(T,) its place there."""
+    room: Tensor
+    """(T,) streams that its length may have beyond one a token."""
+    first: Tensor
+    """(R,) the first token of each request among the T."""
+    last: Tensor
+    """(R,) its last."""
+    count: Tensor
+    """(R,) how many; 0 where no request is."""
+    length: Tensor
+    """(R,) how many it then has."""
+    held: Tensor
+    """(G,R) streams that it has so far."""
+    table: Tensor
+    """(R,ΣP) its pages, in stream order, of one segment after the other."""
+    live: Tensor
+    """(1,) tokens of all."""
+
+    @classmethod
+    def zeros(cls, tokens: int, places: int, segments: int, pages: int, device: torch.device) -> Self:
+        """For so many of each."""
+        sizes = [*[tokens] * 4, *[places] * 4, places * segments, places * pages, 1]
+        pinned = device.type == "cpu" and torch.cuda.is_available()
+        memory = torch.zeros(sum(sizes), dtype=torch.int32, device=device, pin_memory=pinned)
+        ids, request, position, room, first, last, count, length, held, table, live = memory.split(sizes)
+        held, table = held.view(segments, places), table.view(places, pages)
+        return cls(memory, ids, request, position, room, first, last, count, length, held, table, live)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What steps of every size write over: one of them runs at a time."""
+
+    x: Tensor
+    """(2,M,D): neighbouring segments never share memory."""
+    scratch: Scratch
+
+    @classmethod
+    def empty(cls, model: Thoughtbubbles, *, tokens: int, places: int, fewest: int) -> Self:
+        """For steps of `fewest` … `tokens` tokens."""
+        weight, rows = model.transformer.wte.weight, tokens << len(model.config.fork_layers)
+        scratch = Scratch.zeros(model.config, weight, places=places, rows=rows, usual=fewest)
+        return cls(weight.new_zeros((2, rows, model.config.n_embd)), scratch)
+
+
+class PrefillStep:
+    """The step for so many tokens: `run` launches it, or once it is captured replays it."""
+
+    def __init__(self, model: Thoughtbubbles, cache: ForkCache, work: Workspace, *, tokens: int, places: int) -> None:
+        """For at most so many tokens, of requests in at most so many places."""
+        weight, segments = model.transformer.wte.weight, len(cache.segments)
+        self.tokens, self._model, self._cache, self._work = tokens, model, cache, work
+        pages = cache.ledger.table.shape[1]
+        self.told = Inputs.zeros(tokens, places, segments, pages, torch.device("cpu"))
+        """For the host to write to before it runs."""
+        self._inputs = Inputs.zeros(tokens, places, segments, pages, weight.device)
+        self.report = torch.zeros(segments * (2 + tokens), dtype=torch.int32, device=weight.device)
+        """int32: (G,2) fork copies that survived and streams deleted on the way into each segment, and then (G,T) the
+        streams that each token has in it."""
+        tally, counts = self.report.split([2 * segments, segments * tokens])
+        self._tally = tally.view(segments, 2)
+        self._bubbles = [Bubbles(torch.zeros_like(n), n) for n in counts.view(segments, tokens)]
+        self._bubbles[0].start.copy_(torch.arange(tokens, device=weight.device))
+        self.logits = weight.new_empty((places, model.config.vocab_size))
+        """(R,V) of the token that follows each request's last."""
+        self._read = weight.new_empty((places, model.config.n_embd))
+        exponent = torch.arange(0, model.config.head_width, 2, device=weight.device, dtype=torch.float32)
+        self._frequencies = BASE ** -(exponent / model.config.head_width)
+        lane = torch.arange(places, dtype=torch.int32, device=weight.device)
+        self._rows = [self._rows_of(pages, lane) for pages in cache.segments]
+        self._x = [work.x[i % 2, : len(rows.slot)] for i, rows in enumerate(self._rows)]
+        self._candidates = [Candidates.empty(tokens, rows.most // tokens, weight.device) for rows in self._rows]
+        self._ends = replace(self._rows[-1], start=torch.zeros_like(lane), count=torch.zeros_like(lane))
+        """The streams of each request's last token."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.inference_mode()
+    def capture(self, stream: torch.cuda.Stream) -> None:
+        """Record the step on a stream of its device."""
+        self.prepare()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._launch()
+        self._graph = graph
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Compile what is new, with no tokens."""
+        self._inputs.memory.zero_()
+        self._launch()
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Compute what the step was told; it may be told of the next once that is read."""
+        self._inputs.memory.copy_(self.told.memory, non_blocking=True)
+        if self._graph:
+            self._graph.replay()
+        else:
+            self._launch()
+
+    def streams(self, live: int) -> tuple[Tensor, Tensor]:
+        """The first so many streams (S,D) after the last layer, and their scores (S,), until the next step."""
+        return self._x[-1][:live], self._rows[-1].score[:live]
+
+    def _launch(self) -> None:
+        inputs, tokens = self._inputs, self._rows[0]
+        self._tally.zero_()
+        self._bubbles[0].count.fill_(1)
+        begin(self._model.transformer.wte.weight, inputs.ids, inputs.request, inputs.position, tokens,
+              self._frequencies, self._x[0])  # fmt: skip
+        for pages, rows, x in zip(self._cache.segments, self._rows, self._x, strict=True):
+            if pages.segment.index:
+                self._fork(pages.segment)
+            run_layers(self._model, pages, x, rows, self._work.scratch.of(len(x)))
+        self._read_out()
+
+    def _fork(self, into: Segment) -> None:
+        """The streams of a segment, from those of the one before."""
+        block, inputs, tokens = self._model.blocks[into.layers.start], self._inputs, self._rows[0]
+        assert isinstance(block, ForkingBlock)
+        before, after = (self._bubbles[i] for i in (into.index - 1, into.index))
+        source, target = (self._rows[i] for i in (into.index - 1, into.index))
+        x, out = (self._x[i] for i in (into.index - 1, into.index))
+        scores, candidates = self._cache.segments[into.index - 1].scores, self._candidates[into.index]
+        weigh(block, x, before, tokens, source, scores, candidates)
+        rank(before, inputs.request, tokens, source, scores, inputs.room, candidates)
+        fit(tokens, candidates, inputs.room, inputs.held[into.index], after, target)
+        spread(block, x, before, candidates, after, tokens, inputs.request, inputs.position, self._frequencies, out,
+               target, self._tally[into.index])  # fmt: skip
+
+    def _read_out(self) -> None:
+        """Logits, but for a model that averages those of streams."""
+        config, ends = self._model.config, self._ends
+        if config.averaging == "logit":
+            return
+        torch.index_select(self._bubbles[-1].start, 0, self._inputs.last, out=ends.start)
+        torch.index_select(self._bubbles[-1].count, 0, self._inputs.last, out=ends.count)
+        average(self._x[-1], ends, self._model.transformer.ln_f, self._read,
+                rightmost=config.averaging == "rightmost", norm_first=config.norm_before_averaging)  # fmt: skip
+        torch.mm(self._read, self._model.transformer.wte.weight.T, out=self.logits)
+
+    def _rows_of(self, pages: SegmentPages, lane: Tensor) -> Rows:
+        inputs, index, config, device = self._inputs, pages.segment.index, self._model.config, lane.device
+        room, half, begin = self.tokens << index, config.head_width // 2, int(self._cache.ledger.begin[index])
+        original = index == 0
+        return Rows(
+            most=room,
+            usual=min(room, -(-self.tokens * config.max_block_size // config.block_size)),
+            page_size=pages.page_size,
+            table=inputs.table[:, begin:],
+            lane=lane,
+            start=inputs.first if original else torch.zeros_like(lane),
+            count=inputs.count if original else torch.zeros_like(lane),
+            length=inputs.length if original else torch.zeros_like(lane),
+            live=inputs.live if original else torch.zeros(1, dtype=torch.int32, device=device),
+            slot=torch.zeros(room, dtype=torch.int32, device=device),
+            score=torch.zeros(room, device=device),
+            cos=torch.zeros((room, half), device=device),
+            sin=torch.zeros((room, half), device=device),
+        )
