@@ -38,6 +38,22 @@ class Chunk:
     ids: list[int]
     state: ForkState
     selection: Selection
+    seed: int = 0
+    drawn: int = 0
+    """Tokens that the request has drawn before."""
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What came of chunks."""
+
+    streams: Streams
+    """After the last layer, of their tokens laid end to end (B = 1)."""
+    logits: Tensor
+    """(R,V) float32, of the token that follows each."""
+    drawn: list[int] | None = None
+    """(R,) a draw of it by seed and temperature alone, where a device has drawn."""
 
 
 @dataclass
@@ -122,10 +138,10 @@ class CachedForward:
     def prepare(self) -> None:
         """Do what the first tokens would wait for."""
 
-    def extend(self, chunks: list[Chunk]) -> tuple[Streams, Tensor]:
-        """The streams, after the last layer, of the chunks' tokens laid end to end (B = 1); the cache then holds them.
+    def extend(self, chunks: list[Chunk]) -> Extended:
+        """Compute the chunks' tokens; the cache then holds their streams.
 
-        And the logits (R,V) float32 that follow each chunk. The caller has made sure that the pages are there.
+        The caller has made sure that the pages are there.
         """
         step = _Step.of(chunks)
         rows, view = self._embed(chunks), None
@@ -138,7 +154,8 @@ class CachedForward:
             self.cache.extend(chunk.state, chunk.ids)
         token_index = self._told(rows.bubbles.group)
         streams = Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
-        return streams, last_logits(self.model, streams, (step.layout.ends - 1).tolist(), self.packed.head)
+        last = (step.layout.ends - 1).tolist()
+        return Extended(streams, last_logits(self.model, streams, last, self.packed.head))
 
     def _embed(self, chunks: list[Chunk]) -> _Rows:
         bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])

@@ -4,13 +4,14 @@ Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from engine.cached_forward import CachedForward, Chunk, ForkTally
+from engine.cached_forward import CachedForward, Chunk, Extended, ForkTally
 from engine.fork_cache import ForkCache
 from engine.layout import Layout
 from engine.ledger import Numbers
@@ -28,14 +29,27 @@ PLACES = 16
 class DeviceForward(CachedForward):
     """The same streams, with every request's work in each kernel."""
 
-    def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, sizes: Sequence[int] = SIZES) -> None:
-        """With steps of so many tokens, `sizes`, which rise; none is larger than all requests together can fill."""
+    def __init__(
+        self,
+        model: Thoughtbubbles,
+        cache: ForkCache,
+        tally: ForkTally,
+        *,
+        vocabulary: int,
+        sizes: Sequence[int] = SIZES,
+    ) -> None:
+        """With steps of so many tokens, `sizes`, which rise; none is larger than all requests together can fill.
+
+        They draw from the first `vocabulary` tokens of the model's.
+        """
         super().__init__(model, cache, tally)
         self._device = model.transformer.wte.weight.device
         self._places = min(PLACES, len(cache.ledger.ids))
         sizes = [n for n in sizes if n == sizes[0] or n < 2 * cache.ledger.ids.size]
-        work = Workspace.empty(model, tokens=sizes[-1], places=self._places, fewest=sizes[0])
-        self._steps = [PrefillStep(model, cache, work, tokens=n, places=self._places) for n in sizes]
+        work = Workspace.empty(model, sizes, self._places)
+        self._steps = [
+            PrefillStep(model, cache, work, tokens=n, places=self._places, vocabulary=vocabulary) for n in sizes
+        ]
 
     def prepare(self) -> None:
         """As `CachedForward.prepare`: capture the steps, where that can be."""
@@ -43,15 +57,17 @@ class DeviceForward(CachedForward):
         for step in self._steps:
             step.capture(stream) if stream else step.prepare()
 
-    def extend(self, chunks: list[Chunk]) -> tuple[Streams, Tensor]:
+    def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`; what it returns is written over by the next."""
         shares = list(self._shares(chunks))
         if len(shares) == 1:
             return self._compute(chunks)
-        streams, logits = zip(*[_copied(*self._compute(share)) for share in shares], strict=True)
+        parts = [_copied(self._compute(share)) for share in shares]
         ends = np.cumsum([len(chunk.ids) for chunk in chunks])
         done = np.cumsum([len(chunk.ids) for share in shares for chunk in share])
-        return _joined(streams), torch.cat(logits)[np.flatnonzero(np.isin(done, ends)).tolist()]
+        whole = np.flatnonzero(np.isin(done, ends)).tolist()
+        logits = torch.cat([part.logits for part in parts])[whole]
+        return Extended(_joined([part.streams for part in parts]), logits)
 
     def _shares(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """The chunks in as few steps as can be, in their order; one is cut where it does not fit."""
@@ -63,26 +79,27 @@ class DeviceForward(CachedForward):
                 if not left or len(share) == self._places:
                     yield share
                     share, left = [], most
-                share.append(Chunk(ids[:left], chunk.state, chunk.selection))
+                share.append(replace(chunk, ids=ids[:left]))
                 ids, left = ids[left:], left - len(share[-1].ids)
         yield share
 
-    def _compute(self, chunks: list[Chunk]) -> tuple[Streams, Tensor]:
+    def _compute(self, chunks: list[Chunk]) -> Extended:
         """`extend` for what one step has room for."""
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
         tokens = len(layout.group)
         step = next(step for step in self._steps if step.tokens >= tokens)
         self._tell(step, chunks, layout)
         step.run()
-        tally, counts = np.split(step.report.numpy(force=True), [2 * len(self.cache.segments)])
-        counts = counts.reshape(-1, step.tokens)[:, :tokens]
-        self._note(chunks, layout, counts, tally.reshape(-1, 2).tolist())
+        tally, drawn, counts = step.report()
+        counts = counts[:, :tokens]
+        self._note(chunks, layout, counts, tally.tolist())
         x, score = step.streams(int(counts[-1].sum()))
         token_index = to_device(np.arange(tokens).repeat(counts[-1]), self._device)
         streams = Streams(x[None], score[None], token_index[None], tokens)
         if self.model.config.averaging == "logit":
-            return streams, last_logits(self.model, streams, (layout.ends - 1).tolist(), self.packed.head)
-        return streams, step.logits[: len(chunks)].float()
+            last = (layout.ends - 1).tolist()
+            return Extended(streams, last_logits(self.model, streams, last, self.packed.head))
+        return Extended(streams, step.logits[: len(chunks)].float(), drawn[: len(chunks)].tolist())
 
     def _tell(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> None:
         """Take pages for all streams that there may be, and tell the step of the chunks."""
@@ -92,6 +109,9 @@ class DeviceForward(CachedForward):
         self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
         position = tokens[layout.group] + layout.place
         streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
+        _write(told.seed, [chunk.seed for chunk in chunks])
+        _write(told.drawn, [chunk.drawn for chunk in chunks])
+        _write(told.temperature, [chunk.temperature for chunk in chunks])
         _write(told.ids, [i for chunk in chunks for i in chunk.ids])
         _write(told.request, layout.group)
         _write(told.position, position)
@@ -121,9 +141,11 @@ def _write(field: Tensor, values: ArrayLike) -> None:
     field.numpy()[: len(np.asarray(values))] = values
 
 
-def _copied(streams: Streams, logits: Tensor) -> tuple[Streams, Tensor]:
+def _copied(part: Extended) -> Extended:
     """The same, for another step to come."""
-    return Streams(streams.x.clone(), streams.score.clone(), streams.token_index, streams.tokens), logits.clone()
+    streams = part.streams
+    kept = Streams(streams.x.clone(), streams.score.clone(), streams.token_index, streams.tokens)
+    return Extended(kept, part.logits.clone())
 
 
 def _joined(parts: Sequence[Streams]) -> Streams:

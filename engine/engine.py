@@ -130,7 +130,11 @@ class Engine:
         for i in going:
             plan.requests[i].asked += 1
         logits = output.logits if len(going) == len(plan.requests) else output.logits[going]
-        events += self._continue([plan.requests[i] for i in going], logits)
+        requests = [plan.requests[i] for i in going]
+        if output.drawn and all(request.draws_alone for request in requests):
+            events += self._tell(requests, [output.drawn[i] for i in going], [None] * len(going))
+        else:
+            events += self._continue(requests, logits)
         return events, [count for counts in output.fork_counts for count in counts]
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:

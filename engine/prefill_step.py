@@ -8,9 +8,11 @@ Letters: R requests that there may be, T tokens that there may be, M streams tha
 V vocabulary, G segments, P pages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from engine.fork_cache import ForkCache
 from engine.kernels.forking import average
 from engine.kernels.prefill import Bubbles, Candidates, begin, fit, rank, spread, weigh
 from engine.kernels.rows import Rows
+from engine.kernels.sampling import TOKENS_AT_ONCE, draw
+from engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
+from engine.ledger import Numbers
 from engine.pages import Segment, SegmentPages
 from model import ForkingBlock, Thoughtbubbles
 from model.rotary import BASE
@@ -30,6 +35,14 @@ class Inputs:
 
     memory: Tensor
     """int32, all that follows, to be copied in one go."""
+    seed: Tensor
+    """(R,) int64."""
+    drawn: Tensor
+    """(R,) int64, tokens that each request has drawn."""
+    temperature: Tensor
+    """(R,) float32; 0 is greedy."""
+    token: Tensor
+    """(R,) what the step draws: nothing that it is told."""
     ids: Tensor
     """(T,)."""
     request: Tensor
@@ -56,12 +69,25 @@ class Inputs:
     @classmethod
     def zeros(cls, tokens: int, places: int, segments: int, pages: int, device: torch.device) -> Self:
         """For so many of each."""
-        sizes = [*[tokens] * 4, *[places] * 4, places * segments, places * pages, 1]
+        sizes = [
+            2 * places,
+            2 * places,
+            *[places] * 2,
+            *[tokens] * 4,
+            *[places] * 4,
+            places * segments,
+            places * pages,
+            1,
+        ]
         pinned = device.type == "cpu" and torch.cuda.is_available()
         memory = torch.zeros(sum(sizes), dtype=torch.int32, device=device, pin_memory=pinned)
-        ids, request, position, room, first, last, count, length, held, table, live = memory.split(sizes)
-        held, table = held.view(segments, places), table.view(places, pages)
-        return cls(memory, ids, request, position, room, first, last, count, length, held, table, live)
+        seed, drawn, temperature, token, *vectors, held, table, live = memory.split(sizes)
+        ids, request, position, room, first, last, count, length = vectors
+        return cls(
+            memory, seed.view(torch.int64), drawn.view(torch.int64), temperature.view(torch.float32), token,
+            ids, request, position, room, first, last, count, length,
+            held.view(segments, places), table.view(places, pages), live,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,34 +99,41 @@ class Workspace:
     scratch: Scratch
 
     @classmethod
-    def empty(cls, model: Thoughtbubbles, *, tokens: int, places: int, fewest: int) -> Self:
-        """For steps of `fewest` … `tokens` tokens."""
-        weight, rows = model.transformer.wte.weight, tokens << len(model.config.fork_layers)
-        scratch = Scratch.zeros(model.config, weight, places=places, rows=rows, usual=fewest)
-        return cls(weight.new_zeros((2, rows, model.config.n_embd)), scratch)
+    def empty(cls, model: Thoughtbubbles, sizes: Sequence[int], places: int) -> Self:
+        """For steps of so many tokens, of requests in so many places; inputs are shared out in the small ones alone."""
+        weight, width, forks = model.transformer.wte.weight, model.config.n_embd, len(model.config.fork_layers)
+        rows = max(sizes) << forks
+        sharing = max((n for n in sizes if n <= MOST_ROWS_OF_PARTS), default=0) << forks
+        scratch = Scratch.zeros(model.config, weight, places=places, rows=rows, usual=rows)
+        sums = torch.empty(MOST_PARTS * sharing * width, device=weight.device)
+        return cls(weight.new_zeros((2, rows, width)), replace(scratch, sums=sums))
 
 
 class PrefillStep:
     """The step for so many tokens: `run` launches it, or once it is captured replays it."""
 
-    def __init__(self, model: Thoughtbubbles, cache: ForkCache, work: Workspace, *, tokens: int, places: int) -> None:
-        """For at most so many tokens, of requests in at most so many places."""
+    def __init__(
+        self, model: Thoughtbubbles, cache: ForkCache, work: Workspace, *, tokens: int, places: int, vocabulary: int
+    ) -> None:
+        """For at most so many tokens, of requests in at most so many places, that draw from the first `vocabulary`."""
         weight, segments = model.transformer.wte.weight, len(cache.segments)
         self.tokens, self._model, self._cache, self._work = tokens, model, cache, work
         pages = cache.ledger.table.shape[1]
         self.told = Inputs.zeros(tokens, places, segments, pages, torch.device("cpu"))
         """For the host to write to before it runs."""
         self._inputs = Inputs.zeros(tokens, places, segments, pages, weight.device)
-        self.report = torch.zeros(segments * (2 + tokens), dtype=torch.int32, device=weight.device)
-        """int32: (G,2) fork copies that survived and streams deleted on the way into each segment, and then (G,T) the
-        streams that each token has in it."""
-        tally, counts = self.report.split([2 * segments, segments * tokens])
+        self._report = torch.zeros(2 * segments + places + segments * tokens, dtype=torch.int32, device=weight.device)
+        tally, self._token, counts = self._report.split([2 * segments, places, segments * tokens])
         self._tally = tally.view(segments, 2)
         self._bubbles = [Bubbles(torch.zeros_like(n), n) for n in counts.view(segments, tokens)]
         self._bubbles[0].start.copy_(torch.arange(tokens, device=weight.device))
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(R,V) of the token that follows each request's last."""
         self._read = weight.new_empty((places, model.config.n_embd))
+        blocks = -(-vocabulary // TOKENS_AT_ONCE)
+        self._vocabulary = vocabulary
+        self._best = torch.empty((places, blocks), device=weight.device)
+        self._best_at = torch.empty((places, blocks), dtype=torch.int32, device=weight.device)
         exponent = torch.arange(0, model.config.head_width, 2, device=weight.device, dtype=torch.float32)
         self._frequencies = BASE ** -(exponent / model.config.head_width)
         lane = torch.arange(places, dtype=torch.int32, device=weight.device)
@@ -136,6 +169,14 @@ class PrefillStep:
         else:
             self._launch()
 
+    def report(self) -> tuple[Numbers, Numbers, Numbers]:
+        """Wait for it: fork copies that survived and streams deleted on the way into each segment (G,2), a draw for
+        each request (R,), and the streams that each token has in each segment (G,T).
+        """
+        report, segments = self._report.numpy(force=True), len(self._rows)
+        tally, drawn, counts = np.split(report, [2 * segments, 2 * segments + len(self._token)])
+        return tally.reshape(segments, 2), drawn, counts.reshape(segments, self.tokens)
+
     def streams(self, live: int) -> tuple[Tensor, Tensor]:
         """The first so many streams (S,D) after the last layer, and their scores (S,), until the next step."""
         return self._x[-1][:live], self._rows[-1].score[:live]
@@ -167,7 +208,7 @@ class PrefillStep:
                target, self._tally[into.index])  # fmt: skip
 
     def _read_out(self) -> None:
-        """Logits, but for a model that averages those of streams."""
+        """Logits and draws, but for a model that averages the logits of streams."""
         config, ends = self._model.config, self._ends
         if config.averaging == "logit":
             return
@@ -176,6 +217,7 @@ class PrefillStep:
         average(self._x[-1], ends, self._model.transformer.ln_f, self._read,
                 rightmost=config.averaging == "rightmost", norm_first=config.norm_before_averaging)  # fmt: skip
         torch.mm(self._read, self._model.transformer.wte.weight.T, out=self.logits)
+        draw(self.logits, self._inputs, ends.lane, self._best, self._best_at, self._token, self._vocabulary)
 
     def _rows_of(self, pages: SegmentPages, lane: Tensor) -> Rows:
         inputs, index, config, device = self._inputs, pages.segment.index, self._model.config, lane.device

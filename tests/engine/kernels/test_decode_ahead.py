@@ -148,7 +148,9 @@ def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, mak
 
     engine = make_engine(small_model)
     runner = engine._runner
-    runner._cached = DeviceForward(engine.model, engine.cache, runner.tally, [16])
+    runner._cached = DeviceForward(
+        engine.model, engine.cache, runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=[16]
+    )
     with torch.device("meta"):
         completions = engine.generate(PROMPTS[:3], params(**KINDS[kind], prompt_logprobs=1))
     assert all(len(c.token_ids) == TOKENS for c in completions)

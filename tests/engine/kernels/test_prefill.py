@@ -67,8 +67,8 @@ def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, mo
 
 def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None:
     """Whether a step is filled or has room to spare, and whatever an earlier one has left there."""
-    filled, spare = (Extended.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
-    left = Extended.by(small_model, 64, before=[[3] * 30, [8, 9] * 15])
+    filled, spare = (Outcome.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
+    left = Outcome.by(small_model, 64, before=[[3] * 30, [8, 9] * 15])
     for other in (spare, left):
         assert other.counts == filled.counts
         for name in ("x", "score", "logits"):
@@ -77,7 +77,7 @@ def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None
 
 
 @dataclass(frozen=True)
-class Extended:
+class Outcome:
     """What a step makes of the prompts."""
 
     x: torch.Tensor
@@ -93,15 +93,16 @@ class Extended:
         selection, model = Selection.of(model.config, "causal"), deepcopy(model).to(DEVICE)
         cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                           like=model.transformer.wte.weight.detach())  # fmt: skip
-        forward = DeviceForward(model, cache, ForkTally(), [size])
+        forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=[size])
         for prompts in (before, PROMPTS):
             states = [cache.open(selection) for _ in prompts]
             chunks = [Chunk(ids, state, selection) for ids, state in zip(prompts, states, strict=True)]
             if chunks:
                 with torch.inference_mode():
-                    streams, logits = forward.extend(chunks)
+                    extended = forward.extend(chunks)
         counts = [state.fork_counts(len(ids)) for ids, state in zip(PROMPTS, states, strict=True)]
-        return cls(streams.x.clone(), streams.score.clone(), logits.clone(), counts)
+        streams = extended.streams
+        return cls(streams.x.clone(), streams.score.clone(), extended.logits.clone(), counts)
 
 
 @pytest.mark.parametrize("sizes", [(40,), (4, 9)])
@@ -112,7 +113,9 @@ def test_prompts_are_scored_and_found_again(
     from engine.device_forward import DeviceForward
 
     engine, other = (make_engine(small_model) for _ in range(2))
-    engine._runner._cached = DeviceForward(engine.model, engine.cache, engine._runner.tally, sizes)
+    engine._runner._cached = DeviceForward(
+        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes
+    )
     told = []
     for each in (engine, other):
         scored = each.generate(PROMPTS, SamplingParams(max_tokens=0, prompt_logprobs=1))
@@ -141,14 +144,15 @@ def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 
     model = model.to(DEVICE)
     cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                       like=model.transformer.wte.weight.detach())  # fmt: skip
-    forward = DeviceForward(model, cache, ForkTally(), sizes)
+    forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=sizes)
     states = [cache.open(selection) for _ in PROMPTS]
     seen: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     for start, end in pairwise([0, *cut]):
         going = [i for i, ids in enumerate(PROMPTS) if len(ids) > start]
         with torch.inference_mode():
-            streams, logits = forward.extend([Chunk(PROMPTS[i][start:end], states[i], selection) for i in going])
-        for i, own in zip(going, logits.cpu(), strict=True):
+            extended = forward.extend([Chunk(PROMPTS[i][start:end], states[i], selection) for i in going])
+        streams = extended.streams
+        for i, own in zip(going, extended.logits.cpu(), strict=True):
             if end >= len(PROMPTS[i]):
                 torch.testing.assert_close(own, last[i], atol=1e-4, rtol=1e-4)
         counts = [sum(states[i].fork_counts(len(PROMPTS[i][start:end]))) for i in going]

@@ -54,7 +54,9 @@ def on_kernels(engine: Engine) -> Engine:
     """The engine, that prefills with kernels wherever it runs."""
     from engine.device_forward import DeviceForward
 
-    engine._runner._cached = DeviceForward(engine.model, engine.cache, engine._runner.tally, (2, 5, 20))
+    engine._runner._cached = DeviceForward(
+        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=(2, 5, 20)
+    )
     return engine
 
 
