@@ -3,7 +3,7 @@
 Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -57,12 +57,13 @@ class DeviceForward(CachedForward):
         for step in self._steps:
             step.capture(stream) if stream else step.prepare()
 
-    def extend(self, chunks: list[Chunk]) -> Extended:
+    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
         """As `CachedForward.extend`; what it returns is written over by the next."""
         shares = list(self._shares(chunks))
         if len(shares) == 1:
-            return self._compute(chunks)
-        parts = [_copied(self._compute(share)) for share in shares]
+            return self._compute(chunks, meanwhile)
+        *first, last = shares
+        parts = [*[_copied(self._compute(share)) for share in first], self._compute(last, meanwhile)]
         ends = np.cumsum([len(chunk.ids) for chunk in chunks])
         done = np.cumsum([len(chunk.ids) for share in shares for chunk in share])
         whole = np.flatnonzero(np.isin(done, ends)).tolist()
@@ -83,13 +84,15 @@ class DeviceForward(CachedForward):
                 ids, left = ids[left:], left - len(share[-1].ids)
         yield share
 
-    def _compute(self, chunks: list[Chunk]) -> Extended:
+    def _compute(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
         """`extend` for what one step has room for."""
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
         tokens = len(layout.group)
         step = next(step for step in self._steps if step.tokens >= tokens)
         self._tell(step, chunks, layout)
         step.run()
+        if meanwhile:
+            meanwhile()
         tally, drawn, counts = step.report()
         counts = counts[:, :tokens]
         self._note(chunks, layout, counts, tally.tolist())

@@ -25,6 +25,7 @@ from engine.kernels.sampling import TOKENS_AT_ONCE, draw
 from engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
 from engine.ledger import Numbers
 from engine.pages import Segment, SegmentPages
+from engine.transfer import to_host
 from model import ForkingBlock, Thoughtbubbles
 from model.rotary import BASE
 
@@ -143,6 +144,9 @@ class PrefillStep:
         self._ends = replace(self._rows[-1], start=torch.zeros_like(lane), count=torch.zeros_like(lane))
         """The streams of each request's last token."""
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._reported = self._report
+        """On the host, once it has landed."""
+        self._landed = torch.cuda.Event() if weight.is_cuda else None
 
     @torch.inference_mode()
     def capture(self, stream: torch.cuda.Stream) -> None:
@@ -168,12 +172,17 @@ class PrefillStep:
             self._graph.replay()
         else:
             self._launch()
+        self._reported = to_host(self._report)
+        if self._landed:
+            self._landed.record()
 
     def report(self) -> tuple[Numbers, Numbers, Numbers]:
         """Wait for it: fork copies that survived and streams deleted on the way into each segment (G,2), a draw for
         each request (R,), and the streams that each token has in each segment (G,T).
         """
-        report, segments = self._report.numpy(force=True), len(self._rows)
+        if self._landed:
+            self._landed.synchronize()
+        report, segments = self._reported.numpy(), len(self._rows)
         tally, drawn, counts = np.split(report, [2 * segments, 2 * segments + len(self._token)])
         return tally.reshape(segments, 2), drawn, counts.reshape(segments, self.tokens)
 

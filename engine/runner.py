@@ -49,10 +49,16 @@ class Runner:
         self._cached.prepare()
 
     @torch.inference_mode()
-    def step(self, requests: list[Request], tokens: list[int]) -> StepOutput:
-        """Compute so many pending tokens of each request; who is to be told of its prompt gets its `prompt_report`."""
+    def step(
+        self, requests: list[Request], tokens: list[int], meanwhile: Callable[[], None] | None = None
+    ) -> StepOutput:
+        """Compute so many pending tokens of each request; who is to be told of its prompt gets its `prompt_report`.
+
+        `meanwhile` is as in `CachedForward.extend`, and only where all run over the cache.
+        """
         if all(request.cached for request in requests):
-            return self._step_cached(requests, tokens)
+            return self._step_cached(requests, tokens, meanwhile)
+        assert meanwhile is None
         groups = defaultdict(list)
         for place, request in enumerate(requests):
             groups[request.cached].append(place)
@@ -67,9 +73,11 @@ class Runner:
         order = range(len(requests))
         return StepOutput(torch.stack([logits[i] for i in order]), [fork_counts[i] for i in order])
 
-    def _step_cached(self, requests: list[Request], tokens: list[int]) -> StepOutput:
+    def _step_cached(
+        self, requests: list[Request], tokens: list[int], meanwhile: Callable[[], None] | None = None
+    ) -> StepOutput:
         chunks = [_chunk(request, share) for request, share in zip(requests, tokens, strict=True)]
-        extended = self._cached.extend(chunks)
+        extended = self._cached.extend(chunks, meanwhile)
         ends = list(accumulate(len(chunk.ids) for chunk in chunks))
         fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
         for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
