@@ -14,7 +14,7 @@ from engine.cached_forward import Chunk, ForkTally
 from engine.fork_cache import ForkCache
 from engine.prefix_index import BLOCK
 from model import ModelConfig, Selection, Thoughtbubbles
-from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively
+from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels
 
 PROMPTS = [list(range(30, 50)), [7] * 13, [9, 4, 4, 4]]
 CUTS = {"at once": [20], "in two": [7, 20], "in three": [1, 2, 20]}
@@ -110,12 +110,7 @@ def test_prompts_are_scored_and_found_again(
     sizes: tuple[int, ...], small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
     """As without kernels, also where several steps take a prompt in, and after a prefix."""
-    from engine.device_forward import DeviceForward
-
-    engine, other = (make_engine(small_model) for _ in range(2))
-    engine._runner._cached = DeviceForward(
-        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes
-    )
+    engine, other = on_kernels(make_engine(small_model), sizes), make_engine(small_model)
     told = []
     for each in (engine, other):
         scored = each.generate(PROMPTS, SamplingParams(max_tokens=0, prompt_logprobs=1))

@@ -6,10 +6,11 @@ import torch
 from engine import Engine, SamplingParams
 from engine.warming import warm_up
 from model import ModelConfig, Thoughtbubbles, Tokenizer
-from tests.engine.kernels.conftest import MakeEngine, lively
+from tests.engine.kernels.conftest import MakeEngine, lively, on_kernels
 
 Variant = tuple[object, ...]
 SETTINGS: dict[str, object] = {"max_model_len": 14, "max_prefill_tokens": 20, "max_batch_size": 2, "seed": 0}
+SIZES = 2, 5, 20
 
 
 def variant(kernel: object, arguments: dict[str, object]) -> Variant:
@@ -50,16 +51,6 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     return seen
 
 
-def on_kernels(engine: Engine) -> Engine:
-    """The engine, that prefills with kernels wherever it runs."""
-    from engine.device_forward import DeviceForward
-
-    engine._runner._cached = DeviceForward(
-        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=(2, 5, 20)
-    )
-    return engine
-
-
 def warm(engine: Engine) -> None:
     warm_up(engine._runner, engine.cache, engine.tokenizer)
 
@@ -69,7 +60,7 @@ def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Varian
     config = ModelConfig(
         vocab_size=257, block_size=64, max_block_size=128, n_layer=3, n_head=1, n_embd=12, fork_layers=(1, 2)
     )
-    engine = on_kernels(make_engine(lively(Thoughtbubbles(config)).half(), page_size=3, **SETTINGS))
+    engine = on_kernels(make_engine(lively(Thoughtbubbles(config)).half(), page_size=3, **SETTINGS), SIZES)
     warm(engine)
     known = set(met)
     met.clear()
@@ -105,7 +96,7 @@ def test_triton_compiles_nothing_for_a_prompt(
 
 
 def test_nothing_of_it_is_left(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
-    new, warmed = (on_kernels(make_engine(small_model, **SETTINGS)) for _ in range(2))
+    new, warmed = (on_kernels(make_engine(small_model, **SETTINGS), SIZES) for _ in range(2))
     warm(warmed)
     warmed.cache.check_integrity()
     assert warmed.stats() == new.stats()
