@@ -5,7 +5,7 @@ CUDA graph: pages are taken beforehand for all that may survive, and every kerne
 step serves any prompts that have no more tokens together than it has room for, and no more requests.
 
 Letters: R requests that there may be, T tokens that there may be, M streams that there may be, D model width,
-V vocabulary, G segments, P pages.
+V vocabulary, G segments.
 """
 
 from collections.abc import Sequence
@@ -25,70 +25,10 @@ from engine.kernels.sampling import TOKENS_AT_ONCE, draw
 from engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
 from engine.ledger import Numbers
 from engine.pages import Segment, SegmentPages
+from engine.prefill_inputs import Inputs
 from engine.transfer import to_host
 from model import ForkingBlock, Thoughtbubbles
 from model.rotary import BASE
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a step is told: the host writes one of these, the device reads another."""
-
-    memory: Tensor
-    """int32, all that follows, to be copied in one go."""
-    seed: Tensor
-    """(R,) int64."""
-    drawn: Tensor
-    """(R,) int64, tokens that each request has drawn."""
-    temperature: Tensor
-    """(R,) float32; 0 is greedy."""
-    token: Tensor
-    """(R,) what the step draws: nothing that it is told."""
-    ids: Tensor
-    """(T,)."""
-    request: Tensor
-    """(T,) each token's."""
-    position: Tensor
-    """(T,) its place there."""
-    room: Tensor
-    """(T,) streams that its length may have beyond one a token."""
-    first: Tensor
-    """(R,) the first token of each request among the T."""
-    last: Tensor
-    """(R,) its last."""
-    count: Tensor
-    """(R,) how many; 0 where no request is."""
-    length: Tensor
-    """(R,) how many it then has."""
-    held: Tensor
-    """(G,R) streams that it has so far."""
-    table: Tensor
-    """(R,ΣP) its pages, in stream order, of one segment after the other."""
-    live: Tensor
-    """(1,) tokens of all."""
-
-    @classmethod
-    def zeros(cls, tokens: int, places: int, segments: int, pages: int, device: torch.device) -> Self:
-        """For so many of each."""
-        sizes = [
-            2 * places,
-            2 * places,
-            *[places] * 2,
-            *[tokens] * 4,
-            *[places] * 4,
-            places * segments,
-            places * pages,
-            1,
-        ]
-        pinned = device.type == "cpu" and torch.cuda.is_available()
-        memory = torch.zeros(sum(sizes), dtype=torch.int32, device=device, pin_memory=pinned)
-        seed, drawn, temperature, token, *vectors, held, table, live = memory.split(sizes)
-        ids, request, position, room, first, last, count, length = vectors
-        return cls(
-            memory, seed.view(torch.int64), drawn.view(torch.int64), temperature.view(torch.float32), token,
-            ids, request, position, room, first, last, count, length,
-            held.view(segments, places), table.view(places, pages), live,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,23 @@ TOKENS_AT_ONCE = 1024
 
 
 class Draws(Protocol):
-    """How each lane draws, as `Lanes` have it."""
+    """How each of L lanes draws."""
 
     @property
-    def seed(self) -> Tensor: ...  # noqa: D102
+    def seed(self) -> Tensor:
+        """(L,) int64."""
+
     @property
-    def drawn(self) -> Tensor: ...  # noqa: D102
+    def drawn(self) -> Tensor:
+        """(L,) int64, tokens drawn so far."""
+
     @property
-    def temperature(self) -> Tensor: ...  # noqa: D102
+    def temperature(self) -> Tensor:
+        """(L,) float32; 0 is greedy."""
+
     @property
-    def token(self) -> Tensor: ...  # noqa: D102
+    def token(self) -> Tensor:
+        """(L,) int32, the newest token."""
 
 
 def draw(
