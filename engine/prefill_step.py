@@ -80,7 +80,7 @@ class PrefillStep:
         lane = torch.arange(places, dtype=torch.int32, device=weight.device)
         self._rows = [self._rows_of(pages, lane) for pages in cache.segments]
         self._x = [work.x[i % 2, : len(rows.slot)] for i, rows in enumerate(self._rows)]
-        self._candidates = [Candidates.empty(tokens, rows.most // tokens, weight.device) for rows in self._rows]
+        self._candidates = [Candidates.empty(tokens, 1 << i, weight.device) for i in range(segments)]
         self._ends = replace(self._rows[-1], start=torch.zeros_like(lane), count=torch.zeros_like(lane))
         """The streams of each request's last token."""
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -173,7 +173,7 @@ class PrefillStep:
         room, half, begin = self.tokens << index, config.head_width // 2, int(self._cache.ledger.begin[index])
         original = index == 0
         return Rows(
-            most=room,
+            most=min(self.tokens, self._cache.ledger.ids.shape[1]) << index,
             usual=min(room, -(-self.tokens * config.max_block_size // config.block_size)),
             page_size=pages.page_size,
             table=inputs.table[:, begin:],
