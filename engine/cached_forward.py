@@ -3,10 +3,11 @@
 The host keeps count of the streams, in numpy, whose operations cost less than torch's where the numbers are few; torch
 computes with them.
 
-Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width.
+Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width, V vocabulary.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -26,6 +27,7 @@ from engine.gathering import Room
 from engine.layout import Indices, Layout
 from engine.packed_model import PackedModel
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
+from engine.scoring import last_logits
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.selection import GRID
 
@@ -37,6 +39,22 @@ class Chunk:
     ids: list[int]
     state: ForkState
     selection: Selection
+    seed: int = 0
+    drawn: int = 0
+    """Tokens that the request has drawn before."""
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What came of chunks."""
+
+    streams: Streams
+    """After the last layer, of their tokens laid end to end (B = 1)."""
+    logits: Tensor
+    """(R,V) float32, of the token that follows each."""
+    drawn: list[int] | None = None
+    """(R,) a draw of it by seed and temperature alone, where a device has drawn."""
 
 
 @dataclass
@@ -118,11 +136,17 @@ class CachedForward:
         self._room = Room(self._embedding)
         self._masks = Masks(self._room.like)
 
-    def extend(self, chunks: list[Chunk]) -> Streams:
-        """The streams, after the last layer, of the chunks' tokens laid end to end (B = 1); the cache then holds them.
+    def prepare(self) -> None:
+        """Do what the first tokens would wait for."""
 
-        The caller has made sure that the pages are there.
+    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
+        """Compute the chunks' tokens; the cache then holds their streams.
+
+        The caller has made sure that the pages are there. `meanwhile` is called once, where there is a device when it
+        was asked for them and nobody waits for it yet.
         """
+        if meanwhile:
+            meanwhile()
         step = _Step.of(chunks)
         rows, view = self._embed(chunks), None
         for pages in self.cache.segments:
@@ -133,7 +157,9 @@ class CachedForward:
         for chunk in chunks:
             self.cache.extend(chunk.state, chunk.ids)
         token_index = self._told(rows.bubbles.group)
-        return Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
+        streams = Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
+        last = (step.layout.ends - 1).tolist()
+        return Extended(streams, last_logits(self.model, streams, last, self.packed.head))
 
     def _embed(self, chunks: list[Chunk]) -> _Rows:
         bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])

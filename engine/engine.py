@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +57,7 @@ class Engine:
             if weight.is_cuda:
                 from engine.warming import warm_up  # noqa: PLC0415 - where there are kernels to compile
 
-                warm_up(self._runner, self.cache, tokenizer, self.config)
+                warm_up(self._runner, self.cache, tokenizer)
         self._flight: Flight | None = None
         """What the device has been asked for and nobody has been told of."""
         self._requests: dict[str, Request] = {}
@@ -113,17 +113,19 @@ class Engine:
                 request.started = request.started or start
         if plan.phase == "decode" and self._device:
             events, counts = self._decode_ahead(self._device, plan)
+        elif plan.phase == "prefill" and self._device:
+            events, counts = self._take_in(self._device, plan)
         else:
             events, counts = self._compute(plan)
         if plan.requests or events:
             self._note(plan, counts, time.monotonic() - start)
         return events
 
-    def _compute(self, plan: Plan) -> tuple[list[TokenEvent], list[int]]:
+    def _compute(self, plan: Plan, meanwhile: Callable[[], None] | None = None) -> tuple[list[TokenEvent], list[int]]:
         """A step that is waited for: its events, and the streams of each token that was computed."""
         if not plan.requests:
             return [], []
-        output = self._runner.step(plan.requests, plan.tokens)
+        output = self._runner.step(plan.requests, plan.tokens, meanwhile)
         self.scheduler.settle()
         events = self._settle(plan.requests, [counts[-1] for counts in output.fork_counts])
         running = set(self.scheduler.running)
@@ -131,7 +133,11 @@ class Engine:
         for i in going:
             plan.requests[i].asked += 1
         logits = output.logits if len(going) == len(plan.requests) else output.logits[going]
-        events += self._continue([plan.requests[i] for i in going], logits)
+        requests = [plan.requests[i] for i in going]
+        if output.drawn and all(request.draws_alone for request in requests):
+            events += self._tell(requests, [output.drawn[i] for i in going], [None] * len(going))
+        else:
+            events += self._continue(requests, logits)
         return events, [count for counts in output.fork_counts for count in counts]
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
@@ -192,6 +198,25 @@ class Engine:
                 landed, streams = self._land(device, flight)
                 events, counts = events + landed, counts + streams
         self._flight = asked if drawing else None
+        return events, counts
+
+    def _take_in(self, device: "DeviceBatch", plan: Plan) -> tuple[list[TokenEvent], list[int]]:
+        """Take in prompts, and before they are waited for ask for a step of those who run, that the device never idles.
+
+        The scheduler has seen to it that there are pages for both.
+        """
+        running = [request for request in self.scheduler.running if request.cached and request.asked < request.most]
+        if not (running and all(r.draws_alone for r in running) and all(r.cached for r in plan.requests)):
+            return self._compute(plan)
+        before = self._flight
+
+        def ask() -> None:
+            self._flight = device.launch(running, drawing=True)
+
+        events, counts = self._compute(plan, ask)
+        if before:
+            landed, streams = self._land(device, before)
+            events, counts = events + landed, counts + streams
         return events, counts
 
     def _land(self, device: "DeviceBatch", flight: "Flight") -> tuple[list[TokenEvent], list[int]]:

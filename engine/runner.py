@@ -17,7 +17,7 @@ from engine.fork_cache import ForkCache
 from engine.prompt_report import PromptReport, Scores
 from engine.recompute import Recompute
 from engine.request import Request
-from engine.scoring import last_logits, score
+from engine.scoring import score
 from model import Thoughtbubbles
 
 
@@ -29,6 +29,8 @@ class StepOutput:
     """(R,V) float32, of the token that follows what was computed of each request."""
     fork_counts: list[list[int]]
     """For each request, the streams after the last fork layer of each token that was computed."""
+    drawn: list[int] | None = None
+    """(R,) a token of each by seed and temperature alone, where a device has drawn for all."""
 
 
 class Runner:
@@ -38,13 +40,25 @@ class Runner:
         """`vocabulary`: how many of the model's token ids have a text; those after them only pad its embedding."""
         self.tally = ForkTally()
         self._model = model
-        self._cached = _forward(model)(model, cache, self.tally)
+        self._cached = _forward(model, cache, self.tally, vocabulary=vocabulary)
         self._vocabulary = vocabulary
         self._recompute = Recompute(model, self._cached.packed, vocabulary=vocabulary, limit_bytes=cache.total_bytes)
 
+    def prepare(self) -> None:
+        """Do what the first tokens would wait for."""
+        self._cached.prepare()
+
     @torch.inference_mode()
-    def step(self, requests: list[Request], tokens: list[int]) -> StepOutput:
-        """Compute so many pending tokens of each request; who is to be told of its prompt gets its `prompt_report`."""
+    def step(
+        self, requests: list[Request], tokens: list[int], meanwhile: Callable[[], None] | None = None
+    ) -> StepOutput:
+        """Compute so many pending tokens of each request; who is to be told of its prompt gets its `prompt_report`.
+
+        `meanwhile` is as in `CachedForward.extend`, and only where all run over the cache.
+        """
+        if all(request.cached for request in requests):
+            return self._step_cached(requests, tokens, meanwhile)
+        assert meanwhile is None
         groups = defaultdict(list)
         for place, request in enumerate(requests):
             groups[request.cached].append(place)
@@ -53,30 +67,34 @@ class Runner:
         for cached, places in groups.items():
             group = [requests[place] for place in places]
             shares = [tokens[place] for place in places]
-            rows, counts = self._step_cached(group, shares) if cached else self._step_recomputed(group)
-            logits.update(zip(places, rows, strict=True))
-            fork_counts.update(zip(places, counts, strict=True))
+            output = self._step_cached(group, shares) if cached else self._step_recomputed(group)
+            logits.update(zip(places, output.logits, strict=True))
+            fork_counts.update(zip(places, output.fork_counts, strict=True))
         order = range(len(requests))
         return StepOutput(torch.stack([logits[i] for i in order]), [fork_counts[i] for i in order])
 
-    def _step_cached(self, requests: list[Request], tokens: list[int]) -> tuple[Tensor, list[list[int]]]:
+    def _step_cached(
+        self, requests: list[Request], tokens: list[int], meanwhile: Callable[[], None] | None = None
+    ) -> StepOutput:
         chunks = [_chunk(request, share) for request, share in zip(requests, tokens, strict=True)]
-        streams = self._cached.extend(chunks)
+        extended = self._cached.extend(chunks, meanwhile)
         ends = list(accumulate(len(chunk.ids) for chunk in chunks))
         fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
         for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
             request.count(chunk.state.streams(-1), sum(counts))
             first = end - len(chunk.ids)
-            scoring = partial(score, self._model, streams, request.prompt[1:], first, vocabulary=self._vocabulary)
+            scoring = partial(
+                score, self._model, extended.streams, request.prompt[1:], first, vocabulary=self._vocabulary
+            )
             _report_prompt(request, counts, scoring)
-        return last_logits(self._model, streams, [end - 1 for end in ends], self._cached.packed.head), fork_counts
+        return StepOutput(extended.logits, fork_counts, extended.drawn)
 
-    def _step_recomputed(self, requests: list[Request]) -> tuple[Tensor, list[list[int]]]:
+    def _step_recomputed(self, requests: list[Request]) -> StepOutput:
         revised = self._recompute.step(requests)
         for request, each in zip(requests, revised, strict=True):
             request.count(each.streams, sum(each.fork_counts))
             _report_prompt(request, each.fork_counts, partial(self._recompute.score, request.prompt, request.selection))
-        return torch.stack([each.logits for each in revised]), [each.fork_counts for each in revised]
+        return StepOutput(torch.stack([each.logits for each in revised]), [each.fork_counts for each in revised])
 
 
 def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int], Scores]) -> None:
@@ -89,14 +107,17 @@ def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int],
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a cached request runs with a state"
-    return Chunk(request.pending[:tokens], request.state, request.selection)
+    return Chunk(request.pending[:tokens], request.state, request.selection, request.seed, len(request.output),
+                 request.params.temperature)  # fmt: skip
 
 
-def _forward(model: Thoughtbubbles) -> type[CachedForward]:
+def _forward(model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int) -> CachedForward:
     """How this model computes tokens over the cache: with kernels, where its device has them."""
     if model.transformer.wte.weight.device.type != "cuda":
-        return CachedForward
+        return CachedForward(model, cache, tally)
     from engine.device_forward import DeviceForward  # noqa: PLC0415 - Triton is there only where a device is
     from engine.device_layers import has_kernels  # noqa: PLC0415
 
-    return DeviceForward if has_kernels(model.config) else CachedForward
+    if not has_kernels(model.config):
+        return CachedForward(model, cache, tally)
+    return DeviceForward(model, cache, tally, vocabulary=vocabulary)

@@ -3,18 +3,38 @@
 Letters: B places of the batch, V vocabulary.
 """
 
+from typing import Protocol
+
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from engine.kernels.lanes import Lanes
 
 TOKENS_AT_ONCE = 1024
 """Tokens of the vocabulary that one program looks at."""
 
 
+class Draws(Protocol):
+    """How each of L lanes draws."""
+
+    @property
+    def seed(self) -> Tensor:
+        """(L,) int64."""
+
+    @property
+    def drawn(self) -> Tensor:
+        """(L,) int64, tokens drawn so far."""
+
+    @property
+    def temperature(self) -> Tensor:
+        """(L,) float32; 0 is greedy."""
+
+    @property
+    def token(self) -> Tensor:
+        """(L,) int32, the newest token."""
+
+
 def draw(
-    logits: Tensor, lanes: Lanes, lane: Tensor, best: Tensor, best_at: Tensor, token: Tensor, vocabulary: int
+    logits: Tensor, lanes: Draws, lane: Tensor, best: Tensor, best_at: Tensor, token: Tensor, vocabulary: int
 ) -> None:
     """The largest of logits / temperature + noise for each place, or of the logits where the temperature is 0.
 

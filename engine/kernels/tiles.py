@@ -43,7 +43,7 @@ MOST_PARTS = max(tiles.parts for kinds in _TABLE.values() for tiles in kinds)
 MOST_ROWS_OF_PARTS = max(usual for usual, kinds in _TABLE.items() if any(tiles.parts > 1 for tiles in kinds))
 """Usual rows up to which they are: many rows are programs enough."""
 MANY_ROWS = max(_TABLE)
-"""Usual rows from which on all are cut alike. Up to there each cut is for twice as many as the one before, or more."""
+"""Usual rows from which on all are cut alike."""
 
 
 def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:

@@ -1,6 +1,6 @@
 """The kernels on a CUDA device where there is one, and in Triton's interpreter where not (tests/conftest.py)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import pytest
@@ -47,6 +47,16 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
         return engine
 
     return make
+
+
+def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
+    """The engine, that prefills with kernels wherever it runs, in steps of so many tokens."""
+    from engine.device_forward import DeviceForward
+
+    engine._runner._cached = DeviceForward(
+        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes
+    )
+    return engine
 
 
 def lively(model: Thoughtbubbles) -> Thoughtbubbles:

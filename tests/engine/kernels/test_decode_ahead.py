@@ -7,7 +7,7 @@ import torch
 
 from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from model import Thoughtbubbles, Tokenizer
-from tests.engine.kernels.conftest import ON_GPU, MakeEngine
+from tests.engine.kernels.conftest import ON_GPU, MakeEngine, on_kernels
 
 TOKENS = 24 if ON_GPU else 4
 PROMPTS = [[5, 9, 3, 3, 3, 7], [1, 2], [8] * 7, [40, 41, 42, 43, 44], [5, 9, 3, 3, 3, 7, 11]]
@@ -70,6 +70,30 @@ def test_kinds_beside_each_other(small_model: Thoughtbubbles, make_engine: MakeE
     waited, ahead = run(engines[0], requests), run(engines[1], requests)
     assert_alike(ahead, waited)
     assert engines[1].stats().generation_tokens_total == engines[0].stats().generation_tokens_total
+
+
+def test_prompts_taken_in_and_first_tokens_drawn_by_kernels(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    requests = [(kind, prompt, params(**KINDS[kind])) for kind, prompt in zip(list(KINDS)[:5], PROMPTS, strict=True)]
+    requests += [("another", [3] * 9, params(**KINDS["drawn"])), ("short", [4], params(**KINDS["drawn"]))]
+    waited = run(plain(small_model, tokenizer), requests)
+    assert_alike(run(on_kernels(make_engine(small_model), [4, 12]), requests), waited)
+
+
+def test_those_who_run_go_on_while_a_prompt_is_taken_in(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
+    engine = make_engine(small_model)
+    engine.add("runs", PROMPTS[0], params(temperature=0))
+    while engine._flight is None:
+        engine.step()
+    before = engine._flight
+    engine.add("comes", PROMPTS[1], params(temperature=0))
+    events = engine.step()
+    assert [event.request_id for event in events] == ["comes", "runs"]
+    assert engine.last_step
+    assert engine.last_step.phase == "prefill"
+    assert engine._flight is not before
+    assert [request.id for request in engine._flight.requests] == ["runs"]
 
 
 def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
@@ -144,11 +168,7 @@ def test_a_prefix_left_by_a_device_is_shared(
 @pytest.mark.parametrize("kind", ["told of forks", "restricted, so the host draws"])
 def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     """As in tests/engine/test_device.py: what does not name its device is made on `meta`, in prefill and in decode."""
-    from engine.device_forward import DeviceForward
-
-    engine = make_engine(small_model)
-    runner = engine._runner
-    runner._cached = DeviceForward(engine.model, engine.cache, runner.tally)
+    engine = on_kernels(make_engine(small_model), [16])
     with torch.device("meta"):
         completions = engine.generate(PROMPTS[:3], params(**KINDS[kind], prompt_logprobs=1))
     assert all(len(c.token_ids) == TOKENS for c in completions)

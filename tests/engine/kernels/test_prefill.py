@@ -1,15 +1,20 @@
 """Prefill with kernels: the streams and the candidates of the naive whole-sequence forward, however it is cut."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 import pytest
 import torch
 
+from engine import SamplingParams
 from engine.cached_forward import Chunk, ForkTally
 from engine.fork_cache import ForkCache
+from engine.prefix_index import BLOCK
 from model import ModelConfig, Selection, Thoughtbubbles
-from tests.engine.kernels.conftest import DEVICE, lively
+from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels
 
 PROMPTS = [list(range(30, 50)), [7] * 13, [9, 4, 4, 4]]
 CUTS = {"at once": [20], "in two": [7, 20], "in three": [1, 2, 20]}
@@ -41,25 +46,113 @@ def test_shapes(shape: str) -> None:
     check(lively(Thoughtbubbles(ModelConfig.from_dict({**sizes, **SHAPES[shape]})).eval()), CUTS["in two"])
 
 
-def check(model: Thoughtbubbles, cut: list[int]) -> None:
+STEPS: dict[str, tuple[list[int], int]] = {
+    "of one size": ([40], 16),
+    "of many": ([3, 5, 20, 40], 16),
+    "too small for a prompt": ([7], 16),
+    "for fewer requests": ([40], 2),
+    "of a token": ([1], 1),
+}
+"""Tokens and requests that they take in."""
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine import device_forward
+
+    sizes, places = STEPS[steps]
+    monkeypatch.setattr(device_forward, "PLACES", places)
+    check(small_model, CUTS["in two"], sizes)
+
+
+def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None:
+    """Whether a step is filled or has room to spare, and whatever an earlier one has left there."""
+    filled, spare = (Outcome.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
+    left = Outcome.by(small_model, 64, before=[[3] * 30, [8, 9] * 15])
+    for other in (spare, left):
+        assert other.counts == filled.counts
+        for name in ("x", "score", "logits"):
+            torch.testing.assert_close(getattr(other, name), getattr(filled, name), atol=1e-6, rtol=1e-6)
+    assert torch.equal(spare.x, left.x)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step makes of the prompts."""
+
+    x: torch.Tensor
+    score: torch.Tensor
+    logits: torch.Tensor
+    counts: list[list[int]]
+
+    @classmethod
+    def by(cls, model: Thoughtbubbles, size: int, before: Sequence[list[int]] = ()) -> Self:
+        """A step for so many tokens, after another for other prompts."""
+        from engine.device_forward import DeviceForward
+
+        selection, model = Selection.of(model.config, "causal"), deepcopy(model).to(DEVICE)
+        cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
+                          like=model.transformer.wte.weight.detach())  # fmt: skip
+        forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=[size])
+        for prompts in (before, PROMPTS):
+            states = [cache.open(selection) for _ in prompts]
+            chunks = [Chunk(ids, state, selection) for ids, state in zip(prompts, states, strict=True)]
+            if chunks:
+                with torch.inference_mode():
+                    extended = forward.extend(chunks)
+        counts = [state.fork_counts(len(ids)) for ids, state in zip(PROMPTS, states, strict=True)]
+        streams = extended.streams
+        return cls(streams.x.clone(), streams.score.clone(), extended.logits.clone(), counts)
+
+
+@pytest.mark.parametrize("sizes", [(40,), (4, 9)])
+def test_prompts_are_scored_and_found_again(
+    sizes: tuple[int, ...], small_model: Thoughtbubbles, make_engine: MakeEngine
+) -> None:
+    """As without kernels, also where several steps take a prompt in, and after a prefix."""
+    engine, without = on_kernels(make_engine(small_model), sizes), make_engine(small_model)
+    told = []
+    for each in (engine, without):
+        scored = each.generate(PROMPTS, SamplingParams(max_tokens=0, prompt_logprobs=1))
+        longer = each.generate([[*PROMPTS[0], 5, 6], [1]], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+        told.append((scored, longer))
+    (reports, longer), (expected, wanted) = told
+    for ours, others in zip(reports, expected, strict=True):
+        report, other = ours.events[0].prompt, others.events[0].prompt
+        assert report
+        assert other
+        assert report.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-4)
+    assert [c.token_ids for c in longer] == [c.token_ids for c in wanted]
+    usage = longer[0].events[-1].usage
+    assert usage
+    assert usage.cached_tokens >= BLOCK
+    engine.cache.check_integrity()
+
+
+def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40)) -> None:
     """Prompts of unlike lengths, so that the shorter one is whole before the longer one is."""
     from engine.device_forward import DeviceForward
 
     selection = Selection.of(model.config, "causal")
     wanted = [model.streams(torch.tensor([ids]), selection)[0] for ids in PROMPTS]
+    last = [model.readout(streams)[0, -1].detach() for streams in wanted]
     model = model.to(DEVICE)
     cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                       like=model.transformer.wte.weight.detach())  # fmt: skip
-    forward = DeviceForward(model, cache, ForkTally())
+    forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=sizes)
     states = [cache.open(selection) for _ in PROMPTS]
     seen: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     for start, end in pairwise([0, *cut]):
         going = [i for i, ids in enumerate(PROMPTS) if len(ids) > start]
         with torch.inference_mode():
-            streams = forward.extend([Chunk(PROMPTS[i][start:end], states[i], selection) for i in going])
+            extended = forward.extend([Chunk(PROMPTS[i][start:end], states[i], selection) for i in going])
+        streams = extended.streams
+        for i, own in zip(going, extended.logits.cpu(), strict=True):
+            if end >= len(PROMPTS[i]):
+                torch.testing.assert_close(own, last[i], atol=1e-4, rtol=1e-4)
         counts = [sum(states[i].fork_counts(len(PROMPTS[i][start:end]))) for i in going]
         assert int((streams.token_index < streams.tokens).sum()) == sum(counts)
-        for i, x in zip(going, streams.x[0, : sum(counts)].cpu().split(counts), strict=True):
+        for i, x in zip(going, streams.x[0].clone().cpu().split(counts), strict=True):
             seen[i].append(x)
     for ids, state, xs, one in zip(PROMPTS, states, seen, wanted, strict=True):
         live = one.token_index[0] < len(ids)

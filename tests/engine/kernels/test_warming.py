@@ -1,20 +1,16 @@
 """An engine that has been warmed up has met every kernel that a prompt may need, and shows nothing of it."""
 
-from dataclasses import replace
-from itertools import pairwise
-
 import pytest
 import torch
 
 from engine import Engine, SamplingParams
-from engine.warming import prompt_lengths, warm_up
+from engine.warming import warm_up
 from model import ModelConfig, Thoughtbubbles, Tokenizer
-from tests.engine.kernels.conftest import MakeEngine, lively
+from tests.engine.kernels.conftest import MakeEngine, lively, on_kernels
 
 Variant = tuple[object, ...]
 SETTINGS: dict[str, object] = {"max_model_len": 14, "max_prefill_tokens": 20, "max_batch_size": 2, "seed": 0}
-BOUNDS = {2: 1, 32: 4, 128: 8, 512: 40, 1024: 80}
-"""Usual rows as they are, and as they are here, for the interpreter's sake."""
+SIZES = 2, 5, 20
 
 
 def variant(kernel: object, arguments: dict[str, object]) -> Variant:
@@ -42,11 +38,12 @@ def cold() -> None:
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
-    from engine.kernels import attention, linear, prefill
+    from engine.kernels import attention, forking, linear, prefill
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
-               attention._paged_attention, prefill._weigh, prefill._rank, prefill._spread]  # fmt: skip
+               attention._paged_attention, prefill._begin, prefill._weigh, prefill._rank, prefill._fit, prefill._spread,
+               forking._average]  # fmt: skip
     for kernel in kernels:
 
         def launch(*args: object, _kernel: object = kernel, _run: object = kernel.run, **kwargs: object) -> object:
@@ -59,40 +56,16 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     return seen
 
 
-@pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes as there are, but of fewer rows, and inputs shared out where these are few."""
-    from engine import warming
-    from engine.kernels import tiles
-
-    table = {few: tuple(replace(kind, depth=16) for kind in tiles._TABLE[many]) for many, few in BOUNDS.items()}
-    for module in (tiles, warming):
-        monkeypatch.setattr(module, "MANY_ROWS", max(table))
-    monkeypatch.setattr(tiles, "_TABLE", table)
-
-
-def on_kernels(engine: Engine) -> Engine:
-    """The engine, that prefills with kernels wherever it runs."""
-    from engine.device_forward import DeviceForward
-
-    engine._runner._cached = DeviceForward(engine.model, engine.cache, engine._runner.tally)
-    return engine
-
-
 def warm(engine: Engine) -> None:
-    warm_up(engine._runner, engine.cache, engine.tokenizer, engine.config)
+    warm_up(engine._runner, engine.cache, engine.tokenizer)
 
 
-def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Variant], cut: None) -> None:
-    """In halves, whose products are cut by their rows; of tokens odd and even, alone and together.
-
-    Numbers and addresses that 16 divides are compiled for anew: half a head is 6 channels wide, so that rows of angles
-    may end at any multiple of 8 bytes, and 12 tokens may have 48 streams in 16 pages.
-    """
+def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Variant]) -> None:
+    """Alone and together, in halves, whose products are cut by the rows that are usual in a step."""
     config = ModelConfig(
         vocab_size=257, block_size=64, max_block_size=128, n_layer=3, n_head=1, n_embd=12, fork_layers=(1, 2)
     )
-    engine = on_kernels(make_engine(lively(Thoughtbubbles(config)).half(), page_size=3, **SETTINGS))
+    engine = on_kernels(make_engine(lively(Thoughtbubbles(config)).half(), page_size=3, **SETTINGS), SIZES)
     warm(engine)
     known = set(met)
     met.clear()
@@ -100,8 +73,7 @@ def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Varian
         params = SamplingParams(max_tokens=0, fork_ratio=ratio)
         engine.generate([[1 + i * n for i in range(n)] for n in lengths], params)
     assert met <= known
-    for name in ("_gelu_linear", "_residual_linear", "_project_heads", "_normalise", "_paged_attention"):
-        assert len([each for each in met if each[0] == name]) > 1, "the prompts are of several classes"
+    assert met
 
 
 @pytest.mark.gpu
@@ -129,7 +101,7 @@ def test_triton_compiles_nothing_for_a_prompt(
 
 
 def test_nothing_of_it_is_left(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
-    new, warmed = (on_kernels(make_engine(small_model, **SETTINGS)) for _ in range(2))
+    new, warmed = (on_kernels(make_engine(small_model, **SETTINGS), SIZES) for _ in range(2))
     warm(warmed)
     warmed.cache.check_integrity()
     assert warmed.stats() == new.stats()
@@ -140,20 +112,3 @@ def test_nothing_of_it_is_left(small_model: Thoughtbubbles, make_engine: MakeEng
     assert [c.token_ids for c in told[0]] == [c.token_ids for c in told[1]], "seeds are drawn as if nothing had been"
     assert [c.events[-1].usage.cached_tokens for c in told[1] if c.events[-1].usage] == [0, 0]
     assert new.stats() == warmed.stats()
-
-
-@pytest.mark.parametrize(("most", "longest", "places"), [(2048, 1024, 32), (512, 512, 1), (300, 100, 8), (1, 1, 1)])
-def test_prompts_double_up_to_what_a_step_may_take(most: int, longest: int, places: int) -> None:
-    from engine.kernels.tiles import MANY_ROWS
-
-    lengths = prompt_lengths(most, longest, places)
-    totals = [sum(each) for each in lengths]
-    assert (totals[0], totals[-1]) == (1, min(most, MANY_ROWS))
-    assert all(a < b <= 2 * a for a, b in pairwise(totals))
-    assert all(len(each) <= places and min(each) >= 1 and max(each) <= longest for each in lengths)
-
-
-def test_each_cut_is_for_twice_the_rows_of_the_one_before_or_more() -> None:
-    from engine.kernels import tiles
-
-    assert all(2 * a <= b for a, b in pairwise(tiles._TABLE)), "what doubles can leave none out"
