@@ -125,6 +125,9 @@ class _Rows:
 class CachedForward:
     """Runs a model under the causal rule, keeping in a cache what later tokens need. The weights are read once."""
 
+    max_prefill_tokens = 512
+    """Tokens of prompts that a step does well to take in at most: more would hold those who run up for long."""
+
     def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally) -> None:
         self.model = model
         self.cache = cache

@@ -14,8 +14,9 @@ class EngineConfig:
     refused with `QueueFull`, unless it would wait alone."""
     max_model_len: int | None = None
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
-    max_prefill_tokens: int = 512
-    """Prompt tokens that one step may take in; a longer prompt takes several, between which the others get tokens."""
+    max_prefill_tokens: int | None = None
+    """Prompt tokens that one step may take in; a longer prompt takes several, between which the others get tokens.
+    (None: 512 on a CPU; where steps are captured on a device, as many as the largest computes, up to 2048.)"""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True
@@ -26,8 +27,8 @@ class EngineConfig:
     """Where requests that bring no seed of their own get theirs from (None: from chance)."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_waiting_streams", "max_prefill_tokens", "cache_bytes", "page_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_model_len is not None and self.max_model_len < 1:
-            raise ValueError(f"max_model_len must be at least 1, not {self.max_model_len}")
+        for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
+                     "page_size"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")

@@ -50,6 +50,7 @@ class DeviceForward(CachedForward):
         self._steps = [
             PrefillStep(model, cache, work, tokens=n, places=self._places, vocabulary=vocabulary) for n in sizes
         ]
+        self.max_prefill_tokens = sizes[-1]
 
     def prepare(self) -> None:
         """As `CachedForward.prepare`: capture the steps, where that can be."""
@@ -73,7 +74,7 @@ class DeviceForward(CachedForward):
     def _shares(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """The chunks in as few steps as can be, in their order; one is cut where it does not fit."""
         share: list[Chunk] = []
-        most = left = self._steps[-1].tokens
+        most = left = self.max_prefill_tokens
         for chunk in chunks:
             ids = chunk.ids
             while ids:

@@ -47,9 +47,10 @@ class Engine:
             requests=self.config.max_batch_size,
             retain=self.config.prefix_caching,
         )
-        self.scheduler = Scheduler(self.config, self.cache)
         self.last_step: StepReport | None = None
         self._runner = Runner(model, self.cache, vocabulary=tokenizer.vocab_size)
+        self.max_prefill_tokens = self.config.max_prefill_tokens or self._runner.max_prefill_tokens
+        self.scheduler = Scheduler(self.config, self.cache, self.max_prefill_tokens)
         weight = model.transformer.wte.weight
         self._current = current_device(weight.device)
         with self._current:

@@ -44,6 +44,11 @@ class Runner:
         self._vocabulary = vocabulary
         self._recompute = Recompute(model, self._cached.packed, vocabulary=vocabulary, limit_bytes=cache.total_bytes)
 
+    @property
+    def max_prefill_tokens(self) -> int:
+        """As `CachedForward.max_prefill_tokens`."""
+        return self._cached.max_prefill_tokens
+
     def prepare(self) -> None:
         """Do what the first tokens would wait for."""
         self._cached.prepare()

@@ -31,6 +31,8 @@ class Scheduler:
 
     config: EngineConfig
     cache: ForkCache
+    max_prefill_tokens: int
+    """Tokens that one step may take in."""
     waiting: Waiting = field(init=False)
     arriving: list[Request] = field(default_factory=list)
     """Those who have a place, and whose tokens are not all computed yet."""
@@ -87,7 +89,7 @@ class Scheduler:
         """Tokens of those who arrive, in their order, as many as a step may take."""
         requests: list[Request] = []
         tokens: list[int] = []
-        left = self.config.max_prefill_tokens
+        left = self.max_prefill_tokens
         for request in self.arriving:
             pending = len(request.pending)
             share = pending if self._is_whole(request) else min(pending, left)
@@ -113,7 +115,7 @@ class Scheduler:
             prefix = self._find(request)
             held = prefix.state.tokens if prefix else 0
             tokens += request.num_tokens - held
-            if self.arriving and (tokens > self.config.max_prefill_tokens or self._gains_by_waiting(request, held)):
+            if self.arriving and (tokens > self.max_prefill_tokens or self._gains_by_waiting(request, held)):
                 return
             if not self._open(request, prefix, needs):
                 return

@@ -57,7 +57,6 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_batch_size=settings.max_batch_size,
         max_waiting_streams=settings.max_waiting_streams,
         max_model_len=settings.max_model_len,
-        max_prefill_tokens=512 if settings.device == "cpu" else 2048,  # each holds those who run up for about as long
         cache_bytes=settings.cache_bytes,
     )
     _warm_up(checkpoint.model, checkpoint.tokenizer)

@@ -227,12 +227,22 @@ def test_a_refused_prompt_leaves_generate_without_work(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
-    [("max_batch_size", 0), ("max_waiting_streams", 0), ("max_model_len", 0), ("page_size", 0), ("cache_bytes", 0)],
+    "setting",
+    ["max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "page_size", "cache_bytes"],
 )
-def test_engine_settings_name_themselves(setting: str, value: int) -> None:
+def test_engine_settings_name_themselves(setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
-        EngineConfig(**{setting: value})
+        EngineConfig(**{setting: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [(None, 512), (7, 7)])
+def test_a_step_on_a_cpu_takes_in_512_tokens_unless_told(
+    asked: int | None, tokens: int, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    engine = Engine(model, tokenizer, EngineConfig(max_prefill_tokens=asked, max_model_len=600, page_size=4))
+    assert engine.max_prefill_tokens == tokens
+    engine.add("a", [1] * 599, SamplingParams(max_tokens=1))
+    assert engine.scheduler.schedule().tokens == [tokens]
 
 
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:

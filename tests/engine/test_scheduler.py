@@ -16,12 +16,13 @@ CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2,
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")
 
 
-def scheduler(requests_of_memory: float = 10, **settings: int) -> Scheduler:
+def scheduler(requests_of_memory: float = 10, *, max_prefill_tokens: int = 512, **settings: int) -> Scheduler:
     """With memory for so many requests of 32 tokens."""
     one = 8 * 4 * (2 * 8 * 4 + 8) + 16 * 4 * (2 * 8 * 4)
     cache = ForkCache(CONFIG, max_tokens=32, total_bytes=int(requests_of_memory * one), page_size=4,
                       like=torch.zeros(()))  # fmt: skip
-    return Scheduler(EngineConfig(**{"max_batch_size": 8, **settings}), cache)
+    config = EngineConfig(**{"max_batch_size": 8, **settings})  # type: ignore[arg-type]
+    return Scheduler(config, cache, max_prefill_tokens)
 
 
 def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal") -> Request:

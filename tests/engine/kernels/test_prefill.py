@@ -65,6 +65,17 @@ def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, mo
     check(small_model, CUTS["in two"], sizes)
 
 
+def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: Thoughtbubbles) -> None:
+    from engine.device_forward import DeviceForward
+
+    model = small_model.to(DEVICE)
+    for tokens, sizes, most in ((64, None, 2048), (20, None, 1024), (64, (4, 9), 9)):
+        cache = ForkCache(model.config, max_tokens=tokens, total_bytes=1 << 20, page_size=4, requests=32,
+                          like=model.transformer.wte.weight.detach())  # fmt: skip
+        chosen = {} if sizes is None else {"sizes": sizes}
+        assert DeviceForward(model, cache, ForkTally(), vocabulary=257, **chosen).max_prefill_tokens == most
+
+
 def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None:
     """Whether a step is filled or has room to spare, and whatever an earlier one has left there."""
     filled, spare = (Outcome.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
