@@ -204,21 +204,24 @@ class Engine:
     def _take_in(self, device: "DeviceBatch", plan: Plan) -> tuple[list[TokenEvent], list[int]]:
         """Take in prompts, and before they are waited for ask for a step of those who run, that the device never idles.
 
-        The scheduler has seen to it that there are pages for both.
+        The scheduler has seen to it that there are pages for both. Where the device cannot serve all, they take turns.
         """
-        running = [request for request in self.scheduler.running if request.cached and request.asked < request.most]
-        if not (running and all(r.draws_alone for r in running) and all(r.cached for r in plan.requests)):
+        running = [request for request in self.scheduler.running if request.asked < request.most]
+        if not all(r.cached and r.draws_alone for r in running) or not all(r.cached for r in plan.requests):
             return self._compute(plan)
-        before = self._flight
+        events: list[TokenEvent] = []
+        counts: list[int] = []
 
-        def ask() -> None:
-            self._flight = device.launch(running, drawing=True)
+        def go_on() -> None:
+            before, self._flight = self._flight, device.launch(running, drawing=True) if running else None
+            self.scheduler.go_on()
+            if before:
+                landed, streams = self._land(device, before)
+                events.extend(landed)
+                counts.extend(streams)
 
-        events, counts = self._compute(plan, ask)
-        if before:
-            landed, streams = self._land(device, before)
-            events, counts = events + landed, counts + streams
-        return events, counts
+        taken_in, streams = self._compute(plan, go_on)
+        return events + taken_in, counts + streams
 
     def _land(self, device: "DeviceBatch", flight: "Flight") -> tuple[list[TokenEvent], list[int]]:
         """Wait for a step of the device and tell of it, but for those who have gone since."""

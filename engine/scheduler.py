@@ -41,7 +41,7 @@ class Scheduler:
     prefix_queries: int = 0
     prefix_hits: int = 0
     _taken_in: bool = False
-    """Whether the last step took in tokens, so that it is the turn of those who run."""
+    """Whether the last step did nothing but take in tokens, so that it is the turn of those who run."""
 
     def __post_init__(self) -> None:
         self.waiting = Waiting(self.cache.config)
@@ -57,7 +57,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> Plan:
-        """The next step: a share of what arrives; else, and after every such step, a token for everyone who runs.
+        """The next step: a share of what arrives; else a token for all who run, as after a step that gave them none.
 
         So a long prompt, which is taken in by shares of `max_prefill_tokens`, holds nobody up for more than one.
         """
@@ -68,6 +68,10 @@ class Scheduler:
             return self._take_in()
         self._taken_in = False
         return Plan("decode", list(self.running), [1] * len(self.running))
+
+    def go_on(self) -> None:
+        """Note that everyone who runs gets a token beside what this step takes in: they need no turn of their own."""
+        self._taken_in = False
 
     def settle(self) -> None:
         """Let those run whose tokens are all computed; called after every step that computed some."""

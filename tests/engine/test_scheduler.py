@@ -95,6 +95,19 @@ def test_those_who_run_wait_for_one_share_of_a_prompt_at_most() -> None:
     assert shares == [("prefill", "b"), ("decode", "a")] * 2 + [("prefill", "b"), ("decode", "ab")]
 
 
+def test_those_who_got_a_token_beside_a_share_need_no_turn() -> None:
+    it = scheduler(max_prefill_tokens=8)
+    it.add(request("a", max_tokens=20))
+    run(it)
+    run(it)
+    it.add(request("b", prompt=20, max_tokens=9))
+    shares = []
+    for _ in range(4):
+        shares.append(run(it))
+        it.go_on()
+    assert shares == [("prefill", "b")] * 3 + [("decode", "ab")]
+
+
 def test_a_share_goes_to_the_next_in_line_too() -> None:
     it = scheduler(max_prefill_tokens=10)
     it.add(request("a", prompt=8))

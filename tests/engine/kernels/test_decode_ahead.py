@@ -89,11 +89,51 @@ def test_those_who_run_go_on_while_a_prompt_is_taken_in(small_model: Thoughtbubb
     before = engine._flight
     engine.add("comes", PROMPTS[1], params(temperature=0))
     events = engine.step()
-    assert [event.request_id for event in events] == ["comes", "runs"]
+    assert [event.request_id for event in events] == ["runs", "comes"]
     assert engine.last_step
     assert engine.last_step.phase == "prefill"
     assert engine._flight is not before
     assert [request.id for request in engine._flight.requests] == ["runs"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("greedy", ["prefill", "prefill", "prefill", "decode"]),
+        ("restricted, so the host draws", ["prefill", "decode", "prefill", "decode"]),
+        ("recomputed", ["prefill", "decode", "prefill", "decode"]),
+    ],
+)
+def test_they_take_turns_only_where_the_device_does_not_serve_both(
+    kind: str, steps: list[str], small_model: Thoughtbubbles, make_engine: MakeEngine
+) -> None:
+    """A prompt of three shares comes while another request runs."""
+    engine = make_engine(small_model, max_prefill_tokens=4)
+    engine.add("runs", [1, 2], params(**{**KINDS[kind], "max_tokens": TOKENS + 4}))
+    for _ in range(3):
+        engine.step()
+    engine.add("comes", [3] * 12, params(temperature=0))
+    phases = []
+    for _ in steps:
+        told = engine.step()
+        assert engine.last_step
+        phases.append(engine.last_step.phase)
+        served = "runs" in [event.request_id for event in told]
+        assert served == (kind == "greedy" or phases[-1] == "decode")
+    assert phases == steps
+
+
+def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
+    small_model: Thoughtbubbles, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(small_model)
+    engine.add("ends", PROMPTS[0], params(temperature=0, max_tokens=2))
+    while engine._flight is None:
+        engine.step()
+    engine.add("comes", PROMPTS[1], params(temperature=0))
+    events = engine.step()
+    assert [(event.request_id, event.finish_reason) for event in events] == [("ends", "length"), ("comes", None)]
+    assert engine._flight is None
 
 
 def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
