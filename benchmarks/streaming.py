@@ -97,11 +97,13 @@ async def _stream(load: Load, client: int, request: int) -> Stream:
     reader, writer = await asyncio.open_connection(at.hostname, at.port)
     start = time.monotonic()
     writer.write("\r\n".join([*head, "", body]).encode())
-    arrivals, last = [], b""
-    async for line in reader:  # the lengths of HTTP's own chunks stand on lines between, and are passed over
-        if line.startswith(b"data: {"):
-            arrivals.append(time.monotonic())
-            last = line
+    arrivals, last, rest = [], b"", b""
+    while some := await reader.read(1 << 16):
+        now = time.monotonic()
+        *lines, rest = (rest + some).split(b"\n")
+        told = [line for line in lines if line.startswith(b"data: {")]  # the lengths of HTTP's own chunks stand between
+        arrivals += [now] * len(told)
+        last = told[-1] if told else last
     writer.close()
     assert last, "the server refused"
     usage = json.loads(last[6:])["usage"]
