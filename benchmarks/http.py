@@ -57,7 +57,8 @@ def main() -> None:
     context = get_context("spawn")
     every = context.Barrier(args.processes)  # no process takes work before all are there: else the first take it all
     with _checkpoint(args) as folder, ProcessPoolExecutor(args.processes, context, every.wait) as processes:
-        processes.submit(int)  # with the first work they all start: meanwhile the model is loaded
+        for _ in range(args.processes):  # each starts one more: meanwhile the model is loaded
+            processes.submit(int)
         settings = ServerSettings(
             checkpoint=folder,
             device=args.device,
