@@ -103,6 +103,10 @@ class Request:
         """Prompt and output."""
         return [*self.prompt, *self.output]
 
+    def first(self, tokens: int) -> tuple[int, ...]:
+        """The first so many of its tokens, or all."""
+        return (*self.prompt[:tokens], *self.output[: max(0, tokens - len(self.prompt))])
+
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and output."""

@@ -7,7 +7,7 @@ from typing import Literal
 from engine.config import EngineConfig
 from engine.errors import QueueFull
 from engine.fork_cache import ForkCache, Prefix
-from engine.prefix_index import BLOCK, common_prefix
+from engine.prefix_index import BLOCK
 from engine.request import Request
 from engine.waiting import Waiting
 
@@ -137,8 +137,11 @@ class Scheduler:
         """Whether later it could start from what those who arrive compute, as the choices of one prompt can."""
         if not self._shares(request):
             return False
-        others = [other for other in self.arriving if other.selection == request.selection]
-        return any(common_prefix(request.tokens[:-1], other.tokens) - held >= BLOCK for other in others)
+        enough = held + BLOCK
+        if enough >= request.num_tokens:  # the last is computed in any case
+            return False
+        ours = request.first(enough)
+        return any(other.first(enough) == ours for other in self.arriving if other.selection == request.selection)
 
     def _shares(self, request: Request) -> bool:
         """Whether it may start from a prefix; a report of its prompt needs all of that computed."""
