@@ -175,6 +175,28 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
     assert_alike({name: Completion.of(events) for name, events in ahead.items()}, waited)
 
 
+def test_pages_are_taken_for_all_who_soon_need_some(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, for the device must be told each time: who came five steps later is not always five behind."""
+    from engine.decode_step import DecodeStep
+    from engine.kernels.lanes import Lanes
+
+    engine, told = make_engine(small_model), []
+    device = engine._device
+    assert device
+    for name in "ab":
+        engine.add(name, PROMPTS[0], params(max_tokens=50))
+        engine._compute(engine.scheduler.schedule())
+        engine.scheduler.go_on()
+    first, second = engine.scheduler.running
+    monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
+    monkeypatch.setattr(Lanes, "write", lambda *_: told.append(device._launches))
+    for step in range(40):
+        device.launch([first] if step < 5 else [first, second], drawing=True)
+    assert told == [0, 5, 16, 32]
+
+
 def test_an_abort_in_flight_frees_pages_at_once(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     engine = make_engine(small_model, prefix_caching=False)
     engine.add("gone", PROMPTS[0], params(temperature=0))
