@@ -19,7 +19,7 @@ from model import Thoughtbubbles, budget
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 """Tokens of the steps that there are; more are taken in by several."""
-PLACES = 16
+PLACES = 32
 """Requests that one step may take in."""
 
 

@@ -180,5 +180,5 @@ def test_models_that_the_kernels_do_not_compute_are_known(small_model: Thoughtbu
     assert decodes_alone(config)
     copies = {"fork_layers": (), "max_block_size": 64, "copies": 3, "averaging": "rightmost"}
     for change in (copies, {"residual_attenuation": False}, {"n_layer": 7, "fork_layers": (1, 2, 3, 4, 5, 6)}):
-        assert not has_kernels(replace(config, **change))  # type: ignore[arg-type]
+        assert not has_kernels(replace(config, **change))
     assert not decodes_alone(replace(config, averaging="logit"))
