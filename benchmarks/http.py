@@ -54,7 +54,9 @@ Trial = tuple[Load, list[Stream]]
 def main() -> None:
     """Print the table."""
     args = _arguments()
-    with _checkpoint(args) as folder, ProcessPoolExecutor(args.processes, get_context("spawn")) as processes:
+    context = get_context("spawn")
+    every = context.Barrier(args.processes)  # no process takes work before all are there: else the first take it all
+    with _checkpoint(args) as folder, ProcessPoolExecutor(args.processes, context, every.wait) as processes:
         processes.submit(int)  # with the first work they all start: meanwhile the model is loaded
         settings = ServerSettings(
             checkpoint=folder,

@@ -9,8 +9,11 @@ import json
 import random
 import time
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
+
+HANDING_OUT_SECONDS = 1.0
+"""What clients' processes are given for taking their work, which comes from a process that will be busy serving."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class Load:
     """Whether answers differ in length, by up to a half, so that clients do not ask all at once."""
     seed: str
     """Other prompts for each."""
+    begin: float = 0.0
+    """When the first ask, in seconds on the clock that all processes share: by then every process has its clients."""
 
     def prompt(self, client: int, request: int) -> list[int]:
         """Random token ids."""
@@ -63,7 +68,8 @@ class Stream:
 
 
 def put_load(load: Load, processes: Executor, number: int) -> list[Stream]:
-    """Every request's stream, of clients divided among `number` processes."""
+    """Every request's stream, of clients divided among `number` processes, which all begin at once."""
+    load = replace(load, begin=time.monotonic() + HANDING_OUT_SECONDS)
     shares = [range(start, load.clients, number) for start in range(min(number, load.clients))]
     return [stream for told in processes.map(_share, [load] * len(shares), shares) for stream in told]
 
@@ -73,6 +79,7 @@ def _share(load: Load, clients: range) -> list[Stream]:
 
 
 async def _together(load: Load, clients: range) -> list[Stream]:
+    await asyncio.sleep(load.begin - time.monotonic())
     told = await asyncio.gather(*(_client(load, client) for client in clients))
     return [stream for streams in told for stream in streams]
 
@@ -90,11 +97,13 @@ async def _stream(load: Load, client: int, request: int) -> Stream:
     reader, writer = await asyncio.open_connection(at.hostname, at.port)
     start = time.monotonic()
     writer.write("\r\n".join([*head, "", body]).encode())
-    arrivals, last = [], b""
-    async for line in reader:  # the lengths of HTTP's own chunks stand on lines between, and are passed over
-        if line.startswith(b"data: {"):
-            arrivals.append(time.monotonic())
-            last = line
+    arrivals, last, rest = [], b"", b""
+    while some := await reader.read(1 << 16):
+        now = time.monotonic()
+        *lines, rest = (rest + some).split(b"\n")
+        told = [line for line in lines if line.startswith(b"data: {")]  # the lengths of HTTP's own chunks stand between
+        arrivals += [now] * len(told)
+        last = told[-1] if told else last
     writer.close()
     assert last, "the server refused"
     usage = json.loads(last[6:])["usage"]

@@ -48,6 +48,7 @@ class Generation:
         self.finish_reasons: list[str] = []
         """Why requests ended: one for each that ended by itself, one for all that were ended together."""
         self._inbox: list[TokenEvent] = []
+        self._begun = False  # whether there ever was an event
         self._error: ApiError | None = None
         self._news = asyncio.Event()  # whether there is an event or an error to read
         self._timer: asyncio.TimerHandle | None = None
@@ -58,15 +59,25 @@ class Generation:
             left = self.arrived + seconds - time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(left, end, self)
 
-    def put(self, event: TokenEvent) -> None:
-        """Hand over the next event of one of the requests."""
+    def put(self, event: TokenEvent, *, wake: bool = True) -> None:
+        """Hand over the next event of one of the requests.
+
+        Without `wake` it waits for the next one that does, or for `wake`; but the first, and any request's last, do.
+        """
         if event.finish_reason is not None:
             assert event.usage is not None  # the last event of every request carries it
             self.unfinished.discard(event.request_id)
             self.usages.append(event.usage)
             self.finish_reasons.append(event.finish_reason)
         self._inbox.append(event)
-        self._news.set()
+        if wake or not self._begun or event.finish_reason is not None:
+            self._news.set()
+        self._begun = True
+
+    def wake(self) -> None:
+        """Have read what has been put."""
+        if self._inbox:
+            self._news.set()
 
     def fail(self, error: ApiError, reason: str | None = None) -> None:
         """End all requests with `error`, which the iterator raises once the events before it are read.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -18,6 +19,7 @@ from server.planning import plan
 from server.schemas import CompletionRequest
 from server.settings import ServerSettings
 from server.streaming import CompletionStream
+from server.worker import Worker
 from tests.server.harness import GatedEngine, Json, MakeEngine, joined
 
 ASKED: Json = {"prompt": ["🫧 one", "two"], "n": 2, "max_tokens": 20, "seed": 5, "stream": True}
@@ -150,3 +152,85 @@ def test_an_error_comes_after_what_came_before_it(made: tuple[GatedEngine, Serve
     *parts, error = stream(completion_of(served), events, fails=True)
     assert len(parts) == 4
     assert error["error"]["code"] == "cancelled"
+
+
+class Told:
+    """In place of the engine's thread: which step it has told of last."""
+
+    told = 0
+
+    def admit(self, _: Generation) -> None:
+        """Nobody computes anything."""
+
+
+class Heard:
+    """A stream of one choice, whose steps a test has the worker hear of."""
+
+    def __init__(self, made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+        engine, served = made
+        completion = completion_of(served, prompt="one", n=1, max_tokens=8, logit_bias={"65": 100})
+        self.steps = steps_of(engine, completion)
+        self.reads: list[int] = []
+        self.twice = asyncio.Event()
+        """Set once there were two reads."""
+        self._thread = Told()
+        self._worker = Worker(lambda: made, Metrics().meter, math.inf)
+        monkeypatch.setattr(self._worker, "_thread", self._thread)
+        self._generation = self._worker.submit("name", completion.plan.sequences, 0.0)
+        self.reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for events in self._generation:
+            self.reads.append(len(events))
+            if len(self.reads) == 2:
+                self.twice.set()
+
+    async def hear(self, step: int, *, told: int) -> list[int]:
+        """How many events each read had, once `step` is heard of when `told` was the last that was told."""
+        self._thread.told = told
+        self._worker.on_events(self.steps[step - 1], step)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return self.reads
+
+
+def test_in_time_each_step_is_read_by_itself(
+    made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        stream = Heard(made, monkeypatch)
+        for step in range(1, 9):
+            assert await stream.hear(step, told=step) == [1] * step
+        await stream.reading
+
+    asyncio.run(run())
+
+
+def test_when_the_loop_falls_behind_streams_pause_but_not_for_their_first_or_last(
+    made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.worker.PAUSE_SECONDS", 3600)
+
+    async def run() -> None:
+        stream = Heard(made, monkeypatch)
+        assert await stream.hear(1, told=3) == [1]
+        for step in range(2, 8):  # the loop catches up at the third, and the pause goes on
+            assert await stream.hear(step, told=max(3, step)) == [1]
+        assert await stream.hear(8, told=8) == [1, 7]
+        await stream.reading
+
+    asyncio.run(run())
+
+
+def test_a_pause_ends_by_itself(made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.worker.PAUSE_SECONDS", 0.01)
+
+    async def run() -> None:
+        stream = Heard(made, monkeypatch)
+        await stream.hear(1, told=1)
+        await stream.hear(2, told=3)
+        await stream.twice.wait()  # nothing but the pause's end has it read
+        assert await stream.hear(3, told=3) == [1, 1, 1]
+        stream.reading.cancel()
+
+    asyncio.run(run())
