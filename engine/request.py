@@ -139,6 +139,11 @@ class Request:
         return self.tokens[self.state.tokens :] if self.state else self.tokens
 
     @property
+    def num_pending(self) -> int:
+        """How many they are."""
+        return self.num_tokens - self.state.tokens if self.state else self.num_tokens
+
+    @property
     def wants_prompt_report(self) -> bool:
         """Whether something of the prompt was asked and has not been computed."""
         asked = self.params.prompt_logprobs is not None or self.params.return_fork_counts

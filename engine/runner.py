@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -83,11 +83,11 @@ class Runner:
     ) -> StepOutput:
         chunks = [_chunk(request, share) for request, share in zip(requests, tokens, strict=True)]
         extended = self._cached.extend(chunks, meanwhile)
-        ends = list(accumulate(len(chunk.ids) for chunk in chunks))
-        fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
-        for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
+        bounds = list(pairwise(accumulate((len(chunk.ids) for chunk in chunks), initial=0)))
+        counts = extended.counts.tolist()
+        fork_counts = [counts[first:end] for first, end in bounds]
+        for request, chunk, (first, _), counts in zip(requests, chunks, bounds, fork_counts, strict=True):
             request.count(chunk.state.streams(-1), sum(counts))
-            first = end - len(chunk.ids)
             _report_prompt(request, counts, partial(self._score, extended, request.prompt[1:], first))
         return StepOutput(extended.logits, fork_counts, extended.drawn)
 

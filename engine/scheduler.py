@@ -95,7 +95,7 @@ class Scheduler:
         tokens: list[int] = []
         left = self.max_prefill_tokens
         for request in self.arriving:
-            pending = len(request.pending)
+            pending = request.num_pending
             share = pending if self._is_whole(request) else min(pending, left)
             if requests and (share > left or left == 0):
                 break
@@ -112,7 +112,7 @@ class Scheduler:
         """Give places to those who wait, as long as there are any and one step could take in what they bring."""
         if not self._may_admit:
             return
-        tokens = sum(len(request.pending) for request in self.arriving)
+        tokens = sum(request.num_pending for request in self.arriving)
         needs = self._needs(ahead=1)
         while self._may_admit:
             request = self.waiting.first
@@ -141,7 +141,8 @@ class Scheduler:
         if enough >= request.num_tokens:  # the last is computed in any case
             return False
         ours = request.first(enough)
-        return any(other.first(enough) == ours for other in self.arriving if other.selection == request.selection)
+        others = (other for other in self.arriving if other.prompt[0] == ours[0])  # few, where prompts begin apart
+        return any(other.selection == request.selection and other.first(enough) == ours for other in others)
 
     def _shares(self, request: Request) -> bool:
         """Whether it may start from a prefix; a report of its prompt needs all of that computed."""
