@@ -204,7 +204,8 @@ class Engine:
     def _take_in(self, device: "DeviceBatch", plan: Plan) -> tuple[list[TokenEvent], list[int]]:
         """Take in prompts, and before they are waited for ask for a step of those who run, that the device never idles.
 
-        The scheduler has seen to it that there are pages for both. Where the device cannot serve all, they take turns.
+        Meanwhile see to what comes next. The scheduler has seen to it that there are pages for both. Where the device
+        cannot serve all, they take turns.
         """
         running = [request for request in self.scheduler.running if request.asked < request.most]
         if not all(r.cached and r.draws_alone for r in running) or not all(r.cached for r in plan.requests):
@@ -219,6 +220,7 @@ class Engine:
                 landed, streams = self._land(device, before)
                 events.extend(landed)
                 counts.extend(streams)
+            self.scheduler.admit()
 
         taken_in, streams = self._compute(plan, go_on)
         return events + taken_in, counts + streams

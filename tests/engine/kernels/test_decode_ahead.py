@@ -123,6 +123,16 @@ def test_they_take_turns_only_where_the_device_does_not_serve_both(
     assert phases == steps
 
 
+def test_who_is_next_gets_a_place_while_the_device_computes(
+    small_model: Thoughtbubbles, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(small_model, max_prefill_tokens=8)
+    for name in "abc":
+        engine.add(name, [ord(name)] * 8, params(temperature=0))
+    engine.step()
+    assert [request.id for request in engine.scheduler.arriving] == ["b"]
+
+
 def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
     small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
