@@ -68,6 +68,7 @@ class PrefillStep:
         self._tally = tally.view(segments, 2)
         self._bubbles = [Bubbles(torch.zeros_like(n), n) for n in counts.view(segments, tokens)]
         self._bubbles[0].start.copy_(torch.arange(tokens, device=weight.device))
+        self._bubbles[0].count.fill_(1)
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(R,V) of the token that follows each request's last."""
         self._read = weight.new_empty((places, model.config.n_embd))
@@ -143,7 +144,6 @@ class PrefillStep:
     def _launch(self) -> None:
         inputs, tokens = self._inputs, self._rows[0]
         self._tally.zero_()
-        self._bubbles[0].count.fill_(1)
         begin(self._model.transformer.wte.weight, inputs.ids, inputs.request, inputs.position, tokens,
               self._frequencies, self._x[0])  # fmt: skip
         for pages, rows, x in zip(self._cache.segments, self._rows, self._x, strict=True):
