@@ -27,8 +27,8 @@ class Listener(Protocol):
     def on_loaded(self, model: ServedModel) -> None:
         """The engine takes commands from now on."""
 
-    def on_events(self, events: Sequence[TokenEvent], step: int) -> None:
-        """The step of this number has made these."""
+    def on_events(self, events: Sequence[TokenEvent]) -> None:
+        """One step has made these."""
 
     def on_refusal(self, generation: Generation, error: errors.ApiError) -> None:
         """The engine took none of the generation's requests."""
@@ -46,8 +46,6 @@ class EngineThread:
     def __init__(self, load: Load, meter: Meter, listener: Listener) -> None:
         self.step_began: float | None = None
         """When the step at hand began, on the monotonic clock; None between steps. May be read from anywhere."""
-        self.told = 0
-        """The number of the last step that was told of, heard or not. May be read from anywhere."""
         self._load = load
         self._meter = meter
         self._listener = listener
@@ -114,8 +112,7 @@ class EngineThread:
         self._meter.step(events, engine.last_step)
         self._meter.publish(engine.stats())
         if events:
-            self.told += 1
-            self._tell(self._listener.on_events, events, self.told)
+            self._tell(self._listener.on_events, events)
 
     def _admit(self, engine: Engine, generation: Generation) -> None:
         added: list[str] = []

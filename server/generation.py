@@ -59,18 +59,15 @@ class Generation:
             left = self.arrived + seconds - time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(left, end, self)
 
-    def put(self, event: TokenEvent, *, wake: bool = True) -> None:
-        """Hand over the next event of one of the requests.
-
-        Without `wake` it waits for the next one that does, or for `wake`; but the first, and any request's last, do.
-        """
+    def put(self, event: TokenEvent) -> None:
+        """Hand over the next event of one of the requests, to be read with `wake`; the first, and any last, at once."""
         if event.finish_reason is not None:
             assert event.usage is not None  # the last event of every request carries it
             self.unfinished.discard(event.request_id)
             self.usages.append(event.usage)
             self.finish_reasons.append(event.finish_reason)
         self._inbox.append(event)
-        if wake or not self._begun or event.finish_reason is not None:
+        if not self._begun or event.finish_reason is not None:
             self._news.set()
         self._begun = True
 

@@ -11,13 +11,12 @@ from server.engine_thread import EngineThread, Load
 from server.generation import EngineRequest, Generation
 from server.loading import ServedModel
 from server.meter import Meter
+from server.pacing import Pacing
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
 """How long the last step may take at the end."""
-PAUSE_SECONDS = 0.02
-"""How long streams wait for more while the event loop is behind. A reader does not see it."""
 
 
 class Worker:
@@ -40,7 +39,7 @@ class Worker:
         self._model: ServedModel | None = None
         self._request_timeout_seconds = request_timeout_seconds
         self._generations: dict[str, Generation] = {}  # by request id, while the request runs
-        self._waking: asyncio.TimerHandle | None = None
+        self._pacing = Pacing()
         self._thread = EngineThread(load, meter, self)
 
     def start(self) -> None:
@@ -114,26 +113,18 @@ class Worker:
         self._model = model
         self.loaded.set()
 
-    def on_events(self, events: Sequence[TokenEvent], step: int) -> None:
-        """Hand each event to the generation that waits for it, if it has not been given up since.
-
-        When the engine has told of another step before this one is looked at, the loop has fallen behind. Then streams
-        pause for `PAUSE_SECONDS`, so that each writes several tokens in what takes as long as to write one.
-        """
-        if self._thread.told > step and self._waking is None:
-            self._waking = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._wake)
+    def on_events(self, events: Sequence[TokenEvent]) -> None:
+        """Hand each event to the generation that waits for it, if it has not been given up since."""
+        told = []
         for event in events:
             generation = self._generations.get(event.request_id)
             if generation is None:
                 continue
             if event.finish_reason is not None:
                 self._forget(event.request_id)
-            generation.put(event, wake=self._waking is None)
-
-    def _wake(self) -> None:
-        self._waking = None
-        for generation in set(self._generations.values()):
-            generation.wake()
+            generation.put(event)
+            told.append(generation)
+        self._pacing.write(told)
 
     def on_refusal(self, generation: Generation, error: errors.ApiError) -> None:
         """End a generation that never began."""

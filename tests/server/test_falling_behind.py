@@ -52,6 +52,7 @@ def stream(completion: Completion, events: Sequence[TokenEvent], *, fails: bool 
         generation = Generation("name", completion.plan.sequences, lambda _: None)
         for event in events:
             generation.put(event)
+        generation.wake()
         if fails:
             generation.fail(cancelled())
         sent: list[Message] = []
@@ -154,29 +155,35 @@ def test_an_error_comes_after_what_came_before_it(made: tuple[GatedEngine, Serve
     assert error["error"]["code"] == "cancelled"
 
 
-class Told:
-    """In place of the engine's thread: which step it has told of last."""
-
-    told = 0
+class Idle:
+    """In place of the engine's thread."""
 
     def admit(self, _: Generation) -> None:
         """Nobody computes anything."""
 
 
+@pytest.fixture
+def worker(made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> Worker:
+    worker = Worker(lambda: made, Metrics().meter, math.inf)
+    monkeypatch.setattr(worker, "_thread", Idle())
+    return worker
+
+
 class Heard:
     """A stream of one choice, whose steps a test has the worker hear of."""
 
-    def __init__(self, made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, made: tuple[GatedEngine, ServedModel], worker: Worker, name: str = "name") -> None:
         engine, served = made
-        completion = completion_of(served, prompt="one", n=1, max_tokens=8, logit_bias={"65": 100})
+        request = CompletionRequest.model_validate(
+            {**ASKED, "prompt": "one", "n": 1, "max_tokens": 8, "ignore_eos": True}
+        )
+        completion = Completion(name, plan(name, request, served), served)
         self.steps = steps_of(engine, completion)
         self.reads: list[int] = []
         self.twice = asyncio.Event()
         """Set once there were two reads."""
-        self._thread = Told()
-        self._worker = Worker(lambda: made, Metrics().meter, math.inf)
-        monkeypatch.setattr(self._worker, "_thread", self._thread)
-        self._generation = self._worker.submit("name", completion.plan.sequences, 0.0)
+        self._worker = worker
+        self._generation = worker.submit(name, completion.plan.sequences, 0.0)
         self.reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -185,52 +192,61 @@ class Heard:
             if len(self.reads) == 2:
                 self.twice.set()
 
-    async def hear(self, step: int, *, told: int) -> list[int]:
-        """How many events each read had, once `step` is heard of when `told` was the last that was told."""
-        self._thread.told = told
-        self._worker.on_events(self.steps[step - 1], step)
+    async def hear(self, step: int) -> list[int]:
+        """How many events each read had, once this step is heard of."""
+        self._worker.on_events(self.steps[step - 1])
         for _ in range(5):
             await asyncio.sleep(0)
         return self.reads
 
 
-def test_in_time_each_step_is_read_by_itself(
-    made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch
+def test_what_is_quick_to_write_is_written_step_by_step(
+    made: tuple[GatedEngine, ServedModel], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("server.pacing.SHORT_SECONDS", math.inf)
+
     async def run() -> None:
-        stream = Heard(made, monkeypatch)
+        stream = Heard(made, worker)
         for step in range(1, 9):
-            assert await stream.hear(step, told=step) == [1] * step
+            assert await stream.hear(step) == [1] * step
         await stream.reading
 
     asyncio.run(run())
 
 
-def test_when_the_loop_falls_behind_streams_pause_but_not_for_their_first_or_last(
-    made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch
+def test_after_a_long_turn_streams_pause_but_not_for_their_first_event_or_last(
+    made: tuple[GatedEngine, ServedModel], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.worker.PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("server.pacing.SHORT_SECONDS", -1)  # every turn is long
+    monkeypatch.setattr("server.pacing.PAUSE", 1e12)
+    monkeypatch.setattr("server.pacing.LONGEST_PAUSE_SECONDS", 3600)
 
     async def run() -> None:
-        stream = Heard(made, monkeypatch)
-        assert await stream.hear(1, told=3) == [1]
-        for step in range(2, 8):  # the loop catches up at the third, and the pause goes on
-            assert await stream.hear(step, told=max(3, step)) == [1]
-        assert await stream.hear(8, told=8) == [1, 7]
-        await stream.reading
+        first, second = Heard(made, worker), Heard(made, worker, "other")
+        assert await first.hear(1) == [1]
+        for step in range(2, 8):
+            assert await first.hear(step) == [1]
+        assert await second.hear(1) == [1]
+        assert await first.hear(8) == [1, 7]
+        await first.reading
+        second.reading.cancel()
 
     asyncio.run(run())
 
 
-def test_a_pause_ends_by_itself(made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.worker.PAUSE_SECONDS", 0.01)
+def test_a_pause_ends_by_itself(
+    made: tuple[GatedEngine, ServedModel], worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.pacing.SHORT_SECONDS", -1)
+    monkeypatch.setattr("server.pacing.PAUSE", 1e12)
+    monkeypatch.setattr("server.pacing.LONGEST_PAUSE_SECONDS", 0.05)
 
     async def run() -> None:
-        stream = Heard(made, monkeypatch)
-        await stream.hear(1, told=1)
-        await stream.hear(2, told=3)
-        await stream.twice.wait()  # nothing but the pause's end has it read
-        assert await stream.hear(3, told=3) == [1, 1, 1]
+        stream = Heard(made, worker)
+        await stream.hear(1)
+        await stream.hear(2)
+        await stream.twice.wait()
+        assert stream.reads == [1, 1]
         stream.reading.cancel()
 
     asyncio.run(run())
