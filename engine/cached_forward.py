@@ -28,6 +28,7 @@ from engine.layout import Indices, Layout
 from engine.packed_model import PackedModel
 from engine.pages import NO_CANDIDATE, Segment, SegmentPages
 from engine.scoring import last_logits
+from engine.transfer import to_device
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.selection import GRID
 
@@ -47,14 +48,29 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Extended:
-    """What came of chunks."""
+    """What came of chunks, their tokens laid end to end."""
 
-    streams: Streams
-    """After the last layer, of their tokens laid end to end (B = 1)."""
+    x: Tensor
+    """(S,D) after the last layer."""
+    score: Tensor
+    """(S,) float32, the cumulative scores c."""
+    counts: Indices
+    """(T,) streams of each token."""
     logits: Tensor
-    """(R,V) float32, of the token that follows each."""
+    """(R,V) of the token that follows each chunk."""
     drawn: list[int] | None = None
     """(R,) a draw of it by seed and temperature alone, where a device has drawn."""
+
+    @property
+    def streams(self) -> Streams:
+        """Of all tokens (B = 1)."""
+        return lay_out(self.x, self.score, self.counts)
+
+
+def lay_out(x: Tensor, score: Tensor, counts: Indices) -> Streams:
+    """Streams x (S,D) with their scores (S,), so many of each token (T,)."""
+    token_index = to_device(np.arange(len(counts)).repeat(counts), x.device)
+    return Streams(x[None], score[None], token_index[None], len(counts))
 
 
 @dataclass
@@ -159,10 +175,9 @@ class CachedForward:
             self._run(pages.segment, rows, step, view)
         for chunk in chunks:
             self.cache.extend(chunk.state, chunk.ids)
-        token_index = self._told(rows.bubbles.group)
-        streams = Streams(rows.x[None], rows.score[None], token_index[None], len(rows.bubbles.counts))
-        last = (step.layout.ends - 1).tolist()
-        return Extended(streams, last_logits(self.model, streams, last, self.packed.head))
+        counts, last = rows.bubbles.counts, (step.layout.ends - 1).tolist()
+        logits = last_logits(self.model, lay_out(rows.x, rows.score, counts), last, self.packed.head)
+        return Extended(rows.x, rows.score, counts, logits)
 
     def _embed(self, chunks: list[Chunk]) -> _Rows:
         bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])

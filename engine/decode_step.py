@@ -7,6 +7,7 @@ many as the step could need (`engine.device_batch`).
 Letters: B places of the batch, M streams that there may be, D model width, V vocabulary, G segments.
 """
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -17,6 +18,8 @@ from engine.kernels.forking import Choice, average, begin, choose, settle
 from engine.kernels.lanes import Lanes
 from engine.kernels.rows import Rows
 from engine.kernels.sampling import TOKENS_AT_ONCE, draw
+from engine.layout import Indices
+from engine.ledger import Numbers
 from engine.pages import Segment, SegmentPages
 from model import ForkingBlock, ModelConfig, Thoughtbubbles
 from model.rotary import BASE
@@ -35,13 +38,8 @@ def decodes_alone(config: ModelConfig) -> bool:
 class DecodeStep:
     """The step for so many places: `run` launches it, or once it is captured replays it."""
 
-    def __init__(
-        self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, *, places: int, vocabulary: int, tally: Tensor
-    ) -> None:
-        """For tokens 0 … `vocabulary` - 1 of the model's, over the pages of a cache.
-
-        It adds to `tally` (G,2) int64: fork copies that survived, and streams deleted, on the way into each segment.
-        """
+    def __init__(self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, *, places: int, vocabulary: int) -> None:
+        """For tokens 0 … `vocabulary` - 1 of the model's, over the pages of a cache."""
         self.model = model
         self.cache = cache
         self.lanes = lanes
@@ -49,9 +47,13 @@ class DecodeStep:
         weight = model.transformer.wte.weight
         self.lane = torch.full((places,), -1, dtype=torch.int32, device=weight.device)
         """(B,) int32, the lane of each place; -1 leaves it empty."""
-        self.report = torch.zeros((1 + len(cache.segments), places), dtype=torch.int32, device=weight.device)
+        segments = len(cache.segments)
+        self.told = torch.zeros(4 * segments + (1 + segments) * places, dtype=torch.int32, device=weight.device)
+        """What the host is told, in one copy."""
+        self.tally = self.told[: 4 * segments].view(torch.int64).view(segments, 2)
+        """(G,2) int64, of all steps of this size: fork copies that survived, and streams deleted, into each segment."""
+        self.report = self.told[4 * segments :].view(1 + segments, places)
         """(1+G,B) int32: each place's next token, and the streams that it holds in each segment."""
-        self.tally = tally
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(B,V) of each place's next token."""
         blocks = -(-vocabulary // TOKENS_AT_ONCE)
@@ -75,6 +77,11 @@ class DecodeStep:
     def places(self) -> int:
         """B."""
         return self.lane.shape[0]
+
+    def read(self, told: Tensor) -> tuple[Indices, Numbers]:
+        """The tally and the report of what has been `told`, on the host."""
+        words = 4 * len(self.tally)
+        return told[:words].numpy().view(np.int64).reshape(-1, 2), told[words:].numpy().reshape(-1, self.places)
 
     @torch.inference_mode()
     def capture(self, stream: torch.cuda.Stream) -> None:

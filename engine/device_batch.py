@@ -46,10 +46,9 @@ class Flight:
     """(B,V), theirs until the next step is asked for."""
     drawn: bool
     """Whether the device draws the tokens."""
-    report: Tensor
-    """(1+G,B) int32 on the host, of `DecodeStep`, once it has landed."""
-    tally: Tensor
-    """(G,2) int64 on the host, likewise."""
+    step: DecodeStep
+    told: Tensor
+    """`DecodeStep.told` on the host, once it has landed."""
     landed: torch.cuda.Event | None
 
 
@@ -69,18 +68,16 @@ class DeviceBatch:
         lanes, columns = cache.ledger.table.shape
         pages = np.diff(cache.ledger.begin, append=columns).tolist()
         self.lanes = Lanes.empty(lanes, pages, device)
-        forks = torch.zeros((len(pages), 2), dtype=torch.int64, device=device)
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
         self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
                                           for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
         """(ΣP,) where in `Lanes.memory` lane 0 has what stands in a column of `Ledger.table`; the others follow."""
         self._column_stride = np.repeat(pages, pages)
         """(ΣP,) after so many words."""
-        self._steps = {
-            n: DecodeStep(model, cache, self.lanes, places=n, vocabulary=vocabulary, tally=forks) for n in sizes
-        }
+        self._steps = {n: DecodeStep(model, cache, self.lanes, places=n, vocabulary=vocabulary) for n in sizes}
         self._tally = tally
-        self._counted = torch.zeros(forks.shape, dtype=forks.dtype)
+        self._counted = {step: np.zeros((len(pages), 2), np.int64) for step in self._steps.values()}
+        """What of each step's tally is in ours."""
         self._fork_layers = model.config.fork_layers
         self._cache = cache
         self._launches = 0
@@ -122,25 +119,25 @@ class DeviceBatch:
         self._draws[lanes] = drawing
         if not drawing:
             self._quiet_until = self._launches
-        report, tally = to_host(step.report), to_host(step.tally)
-        landed = None
+        told, landed = to_host(step.told), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
         openings = self._openings[lanes]
-        return Flight(requests, lanes, openings, step.logits[: len(requests)], drawing, report, tally, landed)
+        return Flight(requests, lanes, openings, step.logits[: len(requests)], drawing, step, told, landed)
 
     def land(self, flight: Flight) -> tuple[Numbers, Numbers]:
         """Wait for a flight. Each request's token (B,), and the streams (B,G) that it then has."""
         if flight.landed is not None:
             flight.landed.synchronize()
+        tally, report = flight.step.read(flight.told)
         for layer, (forks, deletions) in zip(
-            self._fork_layers, (flight.tally - self._counted).tolist()[1:], strict=True
+            self._fork_layers, (tally - self._counted[flight.step]).tolist()[1:], strict=True
         ):
             self._tally.forks[layer] += forks
             self._tally.deletions[layer] += deletions
-        self._counted = flight.tally
-        report = flight.report.numpy()[:, : len(flight.requests)]
+        self._counted[flight.step] = tally
+        report = report[:, : len(flight.requests)]
         return report[0], report[1:].T
 
     def _seat(self, states: list[ForkState], step: DecodeStep) -> None:
@@ -154,7 +151,7 @@ class DeviceBatch:
         openings = self._cache.ledger.opening[lanes]
         new = self._openings[lanes] != openings
         undrawn = new | ~self._draws[lanes]
-        short = new | (self._enough_until[lanes] <= self._launches)
+        short = new | (self._enough_until[lanes] <= self._launches + SPARE // 2)  # and who soon would be
         self._openings[lanes] = openings
         self._told[lanes[new]] = 0
         words: list[Words] = []

@@ -133,11 +133,11 @@ class Engine:
         going = [i for i, request in enumerate(plan.requests) if request in running]
         for i in going:
             plan.requests[i].asked += 1
-        logits = output.logits if len(going) == len(plan.requests) else output.logits[going]
         requests = [plan.requests[i] for i in going]
         if output.drawn and all(request.draws_alone for request in requests):
             events += self._tell(requests, [output.drawn[i] for i in going], [None] * len(going))
         else:
+            logits = output.logits if len(going) == len(plan.requests) else output.logits[going]
             events += self._continue(requests, logits)
         return events, [count for counts in output.fork_counts for count in counts]
 
@@ -204,7 +204,8 @@ class Engine:
     def _take_in(self, device: "DeviceBatch", plan: Plan) -> tuple[list[TokenEvent], list[int]]:
         """Take in prompts, and before they are waited for ask for a step of those who run, that the device never idles.
 
-        The scheduler has seen to it that there are pages for both. Where the device cannot serve all, they take turns.
+        Meanwhile see to what comes next. The scheduler has seen to it that there are pages for both. Where the device
+        cannot serve all, they take turns.
         """
         running = [request for request in self.scheduler.running if request.asked < request.most]
         if not all(r.cached and r.draws_alone for r in running) or not all(r.cached for r in plan.requests):
@@ -219,6 +220,7 @@ class Engine:
                 landed, streams = self._land(device, before)
                 events.extend(landed)
                 counts.extend(streams)
+            self.scheduler.admit()
 
         taken_in, streams = self._compute(plan, go_on)
         return events + taken_in, counts + streams
@@ -238,7 +240,7 @@ class Engine:
             requests = [request for request in requests if request.state]
         if flight.drawn:
             return events + self._tell(requests, drawn[here].tolist(), [None] * len(here)), counts
-        return events + self._continue(requests, flight.logits[here.tolist()].float()), counts
+        return events + self._continue(requests, flight.logits[here.tolist()]), counts
 
     def _settle(self, requests: list[Request], fork_counts: list[int]) -> list[TokenEvent]:
         """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""
@@ -257,6 +259,7 @@ class Engine:
         """Draw a token for each request, from logits (R,V), and tell of it."""
         if not requests:
             return []
+        logits = logits.float()
         tokens = draw_tokens(requests, logits, self.tokenizer)
         return self._tell(requests, tokens, score_tokens(requests, logits, tokens, self.tokenizer))
 

@@ -6,7 +6,7 @@ segment, the deleted ones too. What `causal` gives a token never changes afterwa
 nothing here is ever revised, and what one request leaves serves any other that begins with the same tokens under the
 same budget: whole pages are shared by count, and of one that is cut a copy is made.
 
-Letters: R requests, G segments.
+Letters: R requests, G segments, U tokens.
 """
 
 from collections.abc import Sequence
@@ -155,8 +155,7 @@ class ForkCache:
     def pages_needed(self, selection: Selection, tokens: int, state: ForkState | None = None) -> list[int]:
         """The pages of each segment that a request may take to grow to `tokens` tokens, beyond those of `state`."""
         if state is None:
-            state = ForkState(Ledger.empty(1, 0, [0] * len(self.segments)))
-            state.ledger.kappa[0] = selection.max_block_size
+            return [-(-n // self.page_size) for n in most_streams(self.config, selection, tokens)]
         needed: list[list[int]] = self._lacking(state.ledger, _rows([state]), [tokens]).tolist()
         return needed[0]
 
@@ -199,9 +198,15 @@ class ForkCache:
         ledger.ends[row, segment, tokens : tokens + len(ends)] = ends
         ledger.streams[row, segment] = ends[-1]
 
-    def extend(self, state: ForkState, ids: Sequence[int]) -> None:
-        """Note the tokens whose streams every segment now holds; from here on they can be found."""
+    def extend(self, state: ForkState, ids: Sequence[int], ends: Numbers | None = None) -> None:
+        """Note U tokens whose streams every segment now holds; from here on they can be found.
+
+        The streams up to each were told to `grow`, or are `ends` (G,U), whose pages were reserved.
+        """
         tokens = state.tokens
+        if ends is not None:
+            self.ledger.ends[state.row, :, tokens : tokens + len(ids)] = ends
+            self.ledger.streams[state.row] = ends[:, -1]
         self.ledger.ids[state.row, tokens : tokens + len(ids)] = ids
         self.ledger.tokens[state.row] += len(ids)
         if self._retain and tokens // BLOCK < (tokens + len(ids)) // BLOCK:

@@ -1,7 +1,6 @@
 """What the fork-state cache holds of one sequence."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from engine.ledger import Ledger
 
@@ -37,10 +36,3 @@ class ForkState:
     def streams(self, segment: int) -> int:
         """Live streams held in a segment."""
         return int(self.ledger.streams[self.row, segment])
-
-    def fork_counts(self, last: int) -> list[int]:
-        """Streams after the last fork layer of each of the `last` newest tokens."""
-        tokens = self.tokens
-        before = tokens - last
-        ends = self.ledger.ends[self.row, -1, max(0, before - 1) : tokens].tolist()
-        return [end - start for start, end in pairwise(ends if before else [0, *ends])]

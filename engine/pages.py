@@ -92,11 +92,14 @@ class SegmentPages:
 
     def retire(self, pages: Numbers) -> None:
         """Requests that hold these pages, a page as often as it is told, run no more."""
-        self.live -= len(_count_down(self._runners, pages))
+        each, times = np.unique(pages, return_counts=True)
+        self._runners[each] -= times
+        self.live -= int(np.count_nonzero(self._runners[each] == 0))
 
     def release(self, pages: Numbers) -> None:
-        """Holders that have retired let these pages go, a page as often as it is told."""
-        gone = _count_down(self._holders, pages)
+        """A holder that has retired, or several with none in common, let these pages go."""
+        self._holders[pages] -= 1
+        gone = pages[self._holders[pages] == 0]
         if self._idle is not None:
             self._idle[self.free : self.free + len(gone)] = gone
         self.free += len(gone)
@@ -163,14 +166,6 @@ class SegmentPages:
         if self._idle is not None:
             idle = np.sort(self._idle[: self.free])
             assert np.array_equal(idle, np.flatnonzero(holders == 0)), f"{name}: held pages would be given out"
-
-
-def _count_down(counts: Numbers, pages: Numbers) -> Numbers:
-    """Take 1 from a page's count each time that it is told; the pages that then have none."""
-    each, times = np.unique(pages, return_counts=True)
-    counts[each] -= times
-    gone: Numbers = each[counts[each] == 0]
-    return gone
 
 
 def _at(stored: Tensor, slots: Slots, dim: int) -> Tensor:

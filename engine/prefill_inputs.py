@@ -3,14 +3,15 @@
 Letters: R requests that there may be, T tokens that there may be, G segments, P pages.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """What a step is told: the host writes one of these, the device reads another."""
 
@@ -69,3 +70,7 @@ class Inputs:
             ids, request, position, room, first, last, count, length,
             held.view(segments, places), table.view(places, pages), live,
         )  # fmt: skip
+
+    def numpy(self) -> dict[str, NDArray[Any]]:
+        """The fields by name, on the host."""
+        return {field.name: getattr(self, field.name).numpy() for field in fields(self)}

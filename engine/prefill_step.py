@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from engine.device_layers import Scratch, run_layers
@@ -26,7 +27,6 @@ from engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
 from engine.ledger import Numbers
 from engine.pages import Segment, SegmentPages
 from engine.prefill_inputs import Inputs
-from engine.transfer import to_host
 from model import ForkingBlock, Thoughtbubbles
 from model.rotary import BASE
 
@@ -60,14 +60,15 @@ class PrefillStep:
         weight, segments = model.transformer.wte.weight, len(cache.segments)
         self.tokens, self._model, self._cache, self._work = tokens, model, cache, work
         pages = cache.ledger.table.shape[1]
-        self.told = Inputs.zeros(tokens, places, segments, pages, torch.device("cpu"))
-        """For the host to write to before it runs."""
+        told = Inputs.zeros(tokens, places, segments, pages, torch.device("cpu"))
+        self._memory, self._told = told.memory, told.numpy()
         self._inputs = Inputs.zeros(tokens, places, segments, pages, weight.device)
         self._report = torch.zeros(2 * segments + places + segments * tokens, dtype=torch.int32, device=weight.device)
         tally, self._token, counts = self._report.split([2 * segments, places, segments * tokens])
         self._tally = tally.view(segments, 2)
         self._bubbles = [Bubbles(torch.zeros_like(n), n) for n in counts.view(segments, tokens)]
         self._bubbles[0].start.copy_(torch.arange(tokens, device=weight.device))
+        self._bubbles[0].count.fill_(1)
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(R,V) of the token that follows each request's last."""
         self._read = weight.new_empty((places, model.config.n_embd))
@@ -84,7 +85,7 @@ class PrefillStep:
         self._ends = replace(self._rows[-1], start=torch.zeros_like(lane), count=torch.zeros_like(lane))
         """The streams of each request's last token."""
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._reported = self._report
+        self._reported = torch.empty_like(self._report, device="cpu", pin_memory=weight.is_cuda)
         """On the host, once it has landed."""
         self._landed = torch.cuda.Event() if weight.is_cuda else None
 
@@ -104,27 +105,37 @@ class PrefillStep:
         self._inputs.memory.zero_()
         self._launch()
 
+    def tell(self, **facts: ArrayLike) -> None:
+        """Begin fields of `Inputs` with these values; what stands after them is of no meaning.
+
+        What was told before has been computed, and its report read.
+        """
+        self._told["count"].fill(0)
+        for name, values in facts.items():
+            told = np.asarray(values)
+            self._told[name][tuple(map(slice, told.shape))] = told
+
     @torch.inference_mode()
     def run(self) -> None:
-        """Compute what the step was told; it may be told of the next once that is read."""
-        self._inputs.memory.copy_(self.told.memory, non_blocking=True)
+        """Compute what the step was told."""
+        self._inputs.memory.copy_(self._memory, non_blocking=True)
         if self._graph:
             self._graph.replay()
         else:
             self._launch()
-        self._reported = to_host(self._report)
+        self._reported.copy_(self._report, non_blocking=True)
         if self._landed:
             self._landed.record()
 
     def report(self) -> tuple[Numbers, Numbers, Numbers]:
         """Wait for it: fork copies that survived and streams deleted on the way into each segment (G,2), a draw for
-        each request (R,), and the streams that each token has in each segment (G,T).
+        each request (R,), and the streams that each token has in each segment (G,T); all until it runs again.
         """
         if self._landed:
             self._landed.synchronize()
         report, segments = self._reported.numpy(), len(self._rows)
-        tally, drawn, counts = np.split(report, [2 * segments, 2 * segments + len(self._token)])
-        return tally.reshape(segments, 2), drawn, counts.reshape(segments, self.tokens)
+        drawn, counts = 2 * segments, 2 * segments + len(self._token)
+        return report[:drawn].reshape(segments, 2), report[drawn:counts], report[counts:].reshape(segments, -1)
 
     def streams(self, live: int) -> tuple[Tensor, Tensor]:
         """The first so many streams (S,D) after the last layer, and their scores (S,), until the next step."""
@@ -133,7 +144,6 @@ class PrefillStep:
     def _launch(self) -> None:
         inputs, tokens = self._inputs, self._rows[0]
         self._tally.zero_()
-        self._bubbles[0].count.fill_(1)
         begin(self._model.transformer.wte.weight, inputs.ids, inputs.request, inputs.position, tokens,
               self._frequencies, self._x[0])  # fmt: skip
         for pages, rows, x in zip(self._cache.segments, self._rows, self._x, strict=True):

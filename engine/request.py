@@ -103,6 +103,10 @@ class Request:
         """Prompt and output."""
         return [*self.prompt, *self.output]
 
+    def first(self, tokens: int) -> tuple[int, ...]:
+        """The first so many of its tokens, or all."""
+        return (*self.prompt[:tokens], *self.output[: max(0, tokens - len(self.prompt))])
+
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and output."""
@@ -133,6 +137,11 @@ class Request:
     def pending(self) -> list[int]:
         """The tokens that the next step computes."""
         return self.tokens[self.state.tokens :] if self.state else self.tokens
+
+    @property
+    def num_pending(self) -> int:
+        """How many they are."""
+        return self.num_tokens - self.state.tokens if self.state else self.num_tokens
 
     @property
     def wants_prompt_report(self) -> bool:

@@ -4,15 +4,15 @@ Letters: R requests, V vocabulary.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from engine.cached_forward import CachedForward, Chunk, ForkTally
+from engine.cached_forward import CachedForward, Chunk, Extended, ForkTally
 from engine.fork_cache import ForkCache
 from engine.prompt_report import PromptReport, Scores
 from engine.recompute import Recompute
@@ -26,7 +26,7 @@ class StepOutput:
     """What one step computed."""
 
     logits: Tensor
-    """(R,V) float32, of the token that follows what was computed of each request."""
+    """(R,V) of the token that follows what was computed of each request."""
     fork_counts: list[list[int]]
     """For each request, the streams after the last fork layer of each token that was computed."""
     drawn: list[int] | None = None
@@ -73,7 +73,7 @@ class Runner:
             group = [requests[place] for place in places]
             shares = [tokens[place] for place in places]
             output = self._step_cached(group, shares) if cached else self._step_recomputed(group)
-            logits.update(zip(places, output.logits, strict=True))
+            logits.update(zip(places, output.logits.float(), strict=True))
             fork_counts.update(zip(places, output.fork_counts, strict=True))
         order = range(len(requests))
         return StepOutput(torch.stack([logits[i] for i in order]), [fork_counts[i] for i in order])
@@ -83,16 +83,16 @@ class Runner:
     ) -> StepOutput:
         chunks = [_chunk(request, share) for request, share in zip(requests, tokens, strict=True)]
         extended = self._cached.extend(chunks, meanwhile)
-        ends = list(accumulate(len(chunk.ids) for chunk in chunks))
-        fork_counts = [chunk.state.fork_counts(len(chunk.ids)) for chunk in chunks]
-        for request, chunk, end, counts in zip(requests, chunks, ends, fork_counts, strict=True):
+        bounds = list(pairwise(accumulate((len(chunk.ids) for chunk in chunks), initial=0)))
+        counts = extended.counts.tolist()
+        fork_counts = [counts[first:end] for first, end in bounds]
+        for request, chunk, (first, _), counts in zip(requests, chunks, bounds, fork_counts, strict=True):
             request.count(chunk.state.streams(-1), sum(counts))
-            first = end - len(chunk.ids)
-            scoring = partial(
-                score, self._model, extended.streams, request.prompt[1:], first, vocabulary=self._vocabulary
-            )
-            _report_prompt(request, counts, scoring)
+            _report_prompt(request, counts, partial(self._score, extended, request.prompt[1:], first))
         return StepOutput(extended.logits, fork_counts, extended.drawn)
+
+    def _score(self, extended: Extended, targets: Sequence[int], first: int, top: int) -> Scores:
+        return score(self._model, extended.streams, targets, first, top, vocabulary=self._vocabulary)
 
     def _step_recomputed(self, requests: list[Request]) -> StepOutput:
         revised = self._recompute.step(requests)

@@ -7,7 +7,7 @@ from typing import Literal
 from engine.config import EngineConfig
 from engine.errors import QueueFull
 from engine.fork_cache import ForkCache, Prefix
-from engine.prefix_index import BLOCK, common_prefix
+from engine.prefix_index import BLOCK
 from engine.request import Request
 from engine.waiting import Waiting
 
@@ -42,6 +42,8 @@ class Scheduler:
     prefix_hits: int = 0
     _taken_in: bool = False
     """Whether the last step did nothing but take in tokens, so that it is the turn of those who run."""
+    _computing: int = 0
+    """Tokens that the step under way takes in."""
 
     def __post_init__(self) -> None:
         self.waiting = Waiting(self.cache.config)
@@ -62,12 +64,32 @@ class Scheduler:
         So a long prompt, which is taken in by shares of `max_prefill_tokens`, holds nobody up for more than one.
         """
         self._make_room()
-        self._admit()
+        self.admit()
         if self.arriving and not (self.running and self._taken_in):
             self._taken_in = True
             return self._take_in()
         self._taken_in = False
         return Plan("decode", list(self.running), [1] * len(self.running))
+
+    def admit(self) -> None:
+        """Give places to those who wait, as long as there are any and one step could take in what they bring.
+
+        `schedule` does so; whoever waits for a step may do so beforehand.
+        """
+        if not self._may_admit:
+            return
+        tokens = sum(request.num_pending for request in self.arriving) - self._computing
+        needs = self._needs(ahead=1)
+        while self._may_admit:
+            request = self.waiting.first
+            prefix = self._find(request)
+            held = prefix.state.tokens if prefix else 0
+            tokens += request.num_tokens - held
+            if self.arriving and (tokens > self.max_prefill_tokens or self._gains_by_waiting(request, held)):
+                return
+            if not self._open(request, prefix, needs):
+                return
+            self.arriving.append(self.waiting.popleft())
 
     def go_on(self) -> None:
         """Note that everyone who runs gets a token beside what this step takes in: they need no turn of their own."""
@@ -75,6 +97,7 @@ class Scheduler:
 
     def settle(self) -> None:
         """Let those run whose tokens are all computed; called after every step that computed some."""
+        self._computing = 0
         complete = [each for each in self.arriving if each.state is None or each.state.tokens == each.num_tokens]
         self.running += complete
         self.arriving = _without(complete, self.arriving)
@@ -95,35 +118,19 @@ class Scheduler:
         tokens: list[int] = []
         left = self.max_prefill_tokens
         for request in self.arriving:
-            pending = len(request.pending)
+            pending = request.num_pending
             share = pending if self._is_whole(request) else min(pending, left)
             if requests and (share > left or left == 0):
                 break
             requests.append(request)
             tokens.append(share)
             left = max(0, left - share)
+        self._computing = sum(tokens)
         return Plan("prefill", requests, tokens)
 
     def _is_whole(self, request: Request) -> bool:
         """Whether its prompt is computed in one step: what is told of it needs all of it at hand."""
         return not request.cached or request.wants_prompt_report
-
-    def _admit(self) -> None:
-        """Give places to those who wait, as long as there are any and one step could take in what they bring."""
-        if not self._may_admit:
-            return
-        tokens = sum(len(request.pending) for request in self.arriving)
-        needs = self._needs(ahead=1)
-        while self._may_admit:
-            request = self.waiting.first
-            prefix = self._find(request)
-            held = prefix.state.tokens if prefix else 0
-            tokens += request.num_tokens - held
-            if self.arriving and (tokens > self.max_prefill_tokens or self._gains_by_waiting(request, held)):
-                return
-            if not self._open(request, prefix, needs):
-                return
-            self.arriving.append(self.waiting.popleft())
 
     @property
     def _may_admit(self) -> bool:
@@ -137,8 +144,12 @@ class Scheduler:
         """Whether later it could start from what those who arrive compute, as the choices of one prompt can."""
         if not self._shares(request):
             return False
-        others = [other for other in self.arriving if other.selection == request.selection]
-        return any(common_prefix(request.tokens[:-1], other.tokens) - held >= BLOCK for other in others)
+        enough = held + BLOCK
+        if enough >= request.num_tokens:  # the last is computed in any case
+            return False
+        ours = request.first(enough)
+        others = (other for other in self.arriving if other.prompt[0] == ours[0])  # few, where prompts begin apart
+        return any(other.selection == request.selection and other.first(enough) == ours for other in others)
 
     def _shares(self, request: Request) -> bool:
         """Whether it may start from a prefix; a report of its prompt needs all of that computed."""

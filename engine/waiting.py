@@ -47,8 +47,9 @@ class Waiting:
     def popleft(self) -> Request:
         """Take the first one out."""
         request = self._line.popleft()
-        self.streams -= self.streams_of(request)
-        self.taken_streams += self.streams_of(request)
+        streams = self.streams_of(request)
+        self.streams -= streams
+        self.taken_streams += streams
         return request
 
     def remove(self, request: Request) -> None:

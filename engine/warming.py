@@ -17,7 +17,7 @@ def warm_up(runner: Runner, cache: ForkCache, tokenizer: Tokenizer) -> None:
     runner.prepare()
     request = Request("", (0,), _DRAWS[0], Selection.of(cache.config, "causal"), 0, Detokenizer(tokenizer))
     request.state = cache.open(request.selection)
-    logits = runner.step([request], [1]).logits
+    logits = runner.step([request], [1]).logits.float()
     for request.params in _DRAWS:
         draw_tokens([request], logits, tokenizer)
     cache.close([request.state])

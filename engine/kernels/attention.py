@@ -51,28 +51,31 @@ def paged_attention(
     Queries (M,N,H) are laid end to end, at most `most` a place; keys and values (N,slots,H) are a layer of the cache,
     which has the new ones already, as the last of their place. Only live slots are read.
     """
-    heads, width = queries.shape[1:]
+    rows, heads, width = queries.shape
     tile = min(64, max(16, triton.next_power_of_2(most)))
-    tiles = triton.cdiv(most, tile)
-    assert tiles == 1 or parts.splits == 1, "parts are put together for one tile of queries"
-    _paged_attention[(span.places * tiles, heads, parts.splits)](
+    tiled = most > tile
+    assert not tiled or parts.splits == 1, "parts are put together for one tile of queries"
+    tiles = rows // tile + span.places if tiled else span.places  # as many as there may be
+    _paged_attention[(tiles, heads, parts.splits)](
         queries, keys, values, span.table, span.lane, span.start, span.count, span.length, out,
         parts.outputs, parts.weights, parts.arrivals, width**-0.5 * _LOG2_E, span.table.stride(0), keys.stride(0),
-        tiles,
+        span.places, PLACES=triton.next_power_of_2(span.places) if tiled else 0,
         PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)),
         QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits, PRECISION=precision(queries),
         num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["tiles"])
+@triton.jit(do_not_specialize=["table_stride", "places"])
 def _paged_attention(
     queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
-    scale, table_stride, head_stride, tiles,
+    scale, table_stride, head_stride, places, PLACES: tl.constexpr,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    place, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    place, tile = tl.program_id(0), 0
+    if PLACES > 0:
+        place, tile = _tile_of(place, counts, places, PLACES, QUERIES)
     head, split = tl.program_id(1), tl.program_id(2)
     new, held = tl.load(counts + place), tl.load(lengths + place)
     start, lane = tl.load(starts + place), tl.load(lanes + place)
@@ -124,6 +127,18 @@ def _paged_attention(
             tl.store(arrivals + place * HEADS + head, 0)
             y = _put_together(outputs, weights, at, used, i < count, ours, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
     tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=ours)
+
+
+@triton.jit
+def _tile_of(index, counts, places, PLACES: tl.constexpr, QUERIES: tl.constexpr):
+    """The place that has a tile of queries, and which of its own that is; where there are fewer, one that it has not.
+
+    Each place has as many as its new streams fill, and they follow one after the other.
+    """
+    place = tl.arange(0, PLACES)
+    tiles = tl.cdiv(tl.load(counts + place, mask=place < places, other=0), QUERIES)
+    before = (tl.cumsum(tiles, 0) <= index) & (place < places - 1)
+    return tl.sum(before.to(tl.int32)), index - tl.sum(tl.where(before, tiles, 0))
 
 
 @triton.jit

@@ -31,9 +31,14 @@ def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal
     return Request(name, (ord(name),) * prompt, params, selection, 0, Detokenizer(TOKENIZER))
 
 
-def run(it: Scheduler) -> tuple[str, str]:
-    """Plan a step and take its tokens as computed, each with the most streams it may have."""
+def run(it: Scheduler, *, ahead: bool = False) -> tuple[str, str]:
+    """Plan a step and take its tokens as computed, each with the most streams it may have.
+
+    `ahead`: whether places are given before they are.
+    """
     plan = it.schedule()
+    if ahead:
+        it.admit()
     for each, tokens in zip(plan.requests, plan.tokens, strict=True):
         if each.state:
             before = each.state.tokens
@@ -106,6 +111,23 @@ def test_those_who_got_a_token_beside_a_share_need_no_turn() -> None:
         shares.append(run(it))
         it.go_on()
     assert shares == [("prefill", "b")] * 3 + [("decode", "ab")]
+
+
+def test_who_gets_a_place_while_others_are_taken_in_is_next() -> None:
+    """As if they had got it after that step: nobody beyond the next one, nor who gains by what is computed now."""
+    told = []
+    for ahead in (False, True):
+        it, steps = scheduler(max_prefill_tokens=20), []
+        for name, tokens in (("a", 18), ("b", 2), ("c", 17), ("d", 3), ("c", 19), ("e", 1)):
+            it.add(request(name, prompt=tokens, max_tokens=9))
+        while it.waiting or it.arriving:
+            steps.append((*run(it, ahead=ahead), it.prefix_hits, len(it.waiting)))
+            it.go_on()
+        told.append(steps)
+    assert [step[:3] for step in told[0]] == [("prefill", "ab", 0), ("prefill", "cd", 0), ("prefill", "ce", 17)]
+    assert [step[:3] for step in told[1]] == [step[:3] for step in told[0]]
+    assert [step[3] for step in told[0]] == [4, 2, 0]
+    assert [step[3] for step in told[1]] == [2, 2, 0], "the second c waits for the first"
 
 
 def test_a_share_goes_to_the_next_in_line_too() -> None:

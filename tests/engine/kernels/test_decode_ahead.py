@@ -123,6 +123,16 @@ def test_they_take_turns_only_where_the_device_does_not_serve_both(
     assert phases == steps
 
 
+def test_who_is_next_gets_a_place_while_the_device_computes(
+    small_model: Thoughtbubbles, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(small_model, max_prefill_tokens=8)
+    for name in "abc":
+        engine.add(name, [ord(name)] * 8, params(temperature=0))
+    engine.step()
+    assert [request.id for request in engine.scheduler.arriving] == ["b"]
+
+
 def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
     small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
@@ -173,6 +183,28 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
         engine.cache.check_integrity()
     assert engine.stats().preemptions_total > 0
     assert_alike({name: Completion.of(events) for name, events in ahead.items()}, waited)
+
+
+def test_pages_are_taken_for_all_who_soon_need_some(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, for the device must be told each time: who came five steps later is not always five behind."""
+    from engine.decode_step import DecodeStep
+    from engine.kernels.lanes import Lanes
+
+    engine, told = make_engine(small_model), []
+    device = engine._device
+    assert device
+    for name in "ab":
+        engine.add(name, PROMPTS[0], params(max_tokens=50))
+        engine._compute(engine.scheduler.schedule())
+        engine.scheduler.go_on()
+    first, second = engine.scheduler.running
+    monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
+    monkeypatch.setattr(Lanes, "write", lambda *_: told.append(device._launches))
+    for step in range(40):
+        device.launch([first] if step < 5 else [first, second], drawing=True)
+    assert told == [0, 5, 16, 32]
 
 
 def test_an_abort_in_flight_frees_pages_at_once(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:

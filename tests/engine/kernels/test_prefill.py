@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,7 +95,7 @@ class Outcome:
     x: torch.Tensor
     score: torch.Tensor
     logits: torch.Tensor
-    counts: list[list[int]]
+    counts: list[int]
 
     @classmethod
     def by(cls, model: Thoughtbubbles, size: int, before: Sequence[list[int]] = ()) -> Self:
@@ -111,9 +112,7 @@ class Outcome:
             if chunks:
                 with torch.inference_mode():
                     extended = forward.extend(chunks)
-        counts = [state.fork_counts(len(ids)) for ids, state in zip(PROMPTS, states, strict=True)]
-        streams = extended.streams
-        return cls(streams.x.clone(), streams.score.clone(), extended.logits.clone(), counts)
+        return cls(extended.x.clone(), extended.score.clone(), extended.logits.clone(), extended.counts.tolist())
 
 
 @pytest.mark.parametrize("sizes", [(40,), (4, 9)])
@@ -161,13 +160,15 @@ def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 
         for i, own in zip(going, extended.logits.cpu(), strict=True):
             if end >= len(PROMPTS[i]):
                 torch.testing.assert_close(own, last[i], atol=1e-4, rtol=1e-4)
-        counts = [sum(states[i].fork_counts(len(PROMPTS[i][start:end]))) for i in going]
+        ends = np.cumsum([len(PROMPTS[i][start:end]) for i in going])
+        counts = np.diff(extended.counts.cumsum()[ends - 1], prepend=0).tolist()
         assert int((streams.token_index < streams.tokens).sum()) == sum(counts)
         for i, x in zip(going, streams.x[0].clone().cpu().split(counts), strict=True):
             seen[i].append(x)
     for ids, state, xs, one in zip(PROMPTS, states, seen, wanted, strict=True):
         live = one.token_index[0] < len(ids)
-        assert state.fork_counts(len(ids)) == one.token_index[0][live].bincount().tolist()
+        ends = state.ledger.ends[state.row, -1, : len(ids)]
+        assert np.diff(ends, prepend=0).tolist() == one.token_index[0][live].bincount().tolist()
         torch.testing.assert_close(torch.cat(xs), one.x[0][live], atol=1e-4, rtol=1e-4)
 
 
@@ -180,5 +181,5 @@ def test_models_that_the_kernels_do_not_compute_are_known(small_model: Thoughtbu
     assert decodes_alone(config)
     copies = {"fork_layers": (), "max_block_size": 64, "copies": 3, "averaging": "rightmost"}
     for change in (copies, {"residual_attenuation": False}, {"n_layer": 7, "fork_layers": (1, 2, 3, 4, 5, 6)}):
-        assert not has_kernels(replace(config, **change))  # type: ignore[arg-type]
+        assert not has_kernels(replace(config, **change))
     assert not decodes_alone(replace(config, averaging="logit"))

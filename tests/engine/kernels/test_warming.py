@@ -17,7 +17,6 @@ def variant(kernel: object, arguments: dict[str, object]) -> Variant:
     """What Triton compiles a kernel anew for: constants, types, and of numbers and addresses what divides them."""
     settings = vars(kernel).get("kwargs", vars(kernel))
     never = settings.get("do_not_specialize") or ()
-    roughly = settings.get("do_not_specialize_on_alignment") or ()
 
     def of(name: str, value: object) -> object:
         if name.isupper() or value is None or isinstance(value, float):
@@ -25,7 +24,7 @@ def variant(kernel: object, arguments: dict[str, object]) -> Variant:
         if isinstance(value, torch.Tensor):
             return value.dtype, value.data_ptr() % 16 == 0
         assert isinstance(value, int)
-        return () if name in never else (value == 1, name not in roughly and value % 16 == 0)
+        return () if name in never else (value == 1, value % 16 == 0)
 
     return kernel.__name__, *((name, of(name, value)) for name, value in arguments.items())  # type: ignore[attr-defined]
 
