@@ -18,6 +18,7 @@ had on average.
 import argparse
 import asyncio
 import os
+import pickle
 import signal
 import statistics
 import tempfile
@@ -56,7 +57,11 @@ def main() -> None:
     args = _arguments()
     context = get_context("spawn")
     every = context.Barrier(args.processes)  # no process takes work before all are there: else the first take it all
-    with _checkpoint(args) as folder, ProcessPoolExecutor(args.processes, context, every.wait) as processes:
+    with (
+        _checkpoint(args) as folder,
+        tempfile.NamedTemporaryFile() as told,
+        ProcessPoolExecutor(args.processes, context, every.wait) as processes,
+    ):
         for _ in range(args.processes):  # each starts one more: meanwhile the model is loaded
             processes.submit(int)
         settings = ServerSettings(
@@ -66,22 +71,26 @@ def main() -> None:
             max_batch_size=max(args.clients),
             cache_bytes=args.cache_bytes,
         )
-        alone: list[Trial] = []
-        service = Service.create(settings, partial(_loaded, settings, args, alone))
+        service = Service.create(settings, partial(_loaded, settings, args, told.name))
         with _silence(), writing("text"), asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
-            served = runner.run(_served(service, alone, processes, args.processes))
+            trials = runner.run(_served(service, Path(told.name), processes, args.processes))
     print(header())
     print("  ".join(COLUMNS))
-    for (load, engine), streams in zip(alone, served, strict=True):
+    for (load, engine), streams in trials:
         _print_row(load, engine, streams)
 
 
-def _loaded(settings: ServerSettings, args: argparse.Namespace, alone: list[Trial]) -> tuple[Engine, ServedModel]:
-    """What a server loads, after it has done alone, on the thread that will serve, what clients will ask of it."""
+def _loaded(settings: ServerSettings, args: argparse.Namespace, told: str) -> tuple[Engine, ServedModel]:
+    """What a server loads, after it has done alone, where it will serve, what clients will ask of it.
+
+    What came of that is written to a file, `told`, since it may be another process that serves.
+    """
     engine, served = load_model(settings)
+    alone: list[Trial] = []
     for load in _loads(args, served.tokenizer.vocab_size - 1):
         _generate(engine, _warm_up(load))
         alone.append((load, _generate(engine, load)))
+    Path(told).write_bytes(pickle.dumps(alone))
     return engine, served
 
 
@@ -99,15 +108,16 @@ def _warm_up(load: Load) -> Load:
     return replace(load, requests=1, seed=f"{load.seed} warm")
 
 
-async def _served(service: Service, alone: list[Trial], processes: Executor, number: int) -> list[list[Stream]]:
-    """The streams of each load over HTTP, with other prompts than the engine has seen."""
+async def _served(service: Service, alone: Path, processes: Executor, number: int) -> list[tuple[Trial, list[Stream]]]:
+    """What the engine did alone, and the streams of each load over HTTP, with other prompts than it has seen."""
     told = []
     async with _address_of(service) as address:
-        for load, _ in alone:
+        trials: list[Trial] = pickle.loads(await asyncio.to_thread(alone.read_bytes))  # noqa: S301 - our own
+        for load, _ in trials:
             asked = replace(load, address=address, seed=f"{load.seed} HTTP")
             await asyncio.to_thread(put_load, _warm_up(asked), processes, number)
             told.append(await asyncio.to_thread(put_load, asked, processes, number))
-    return told
+    return list(zip(trials, told, strict=True))
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ EngineError
 └── QueueFull                          it could be, later
 """
 
+from functools import partial
+
 
 class EngineError(Exception):
     """Any refusal by the engine."""
@@ -17,6 +19,10 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 (named as the stdli
         super().__init__(message)
         self.param = param
         self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To pickle it, for a process that asked: an exception is made again of its message alone."""
+        return partial(InvalidRequest, param=self.param, code=self.code), self.args
 
 
 class QueueFull(EngineError):  # noqa: N818

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 
 from server.sources import add_arguments, read_settings
 
@@ -60,6 +61,8 @@ def _serve(args: argparse.Namespace) -> int:
         raise service.worker.failure
     code = 0 if service.worker.failure is None else ENGINE_FAILURE
     if service.worker.stuck:
+        for process in active_children():
+            process.kill()  # the engine's, where it has one
         sys.stdout.flush()
         os._exit(code)  # an orderly end would wait for the thread
     return code

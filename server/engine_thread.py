@@ -1,4 +1,4 @@
-"""The thread that the engine lives on: commands come in through a queue, what happens goes out to the event loop."""
+"""The thread that hears of the engine: what happens there is counted, and told to the event loop."""
 
 import asyncio
 import gc
@@ -9,20 +9,35 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine import Engine, InvalidRequest, QueueFull, TokenEvent
+from engine import EngineStats, InvalidRequest, TokenEvent
 from server import errors
+from server.engine_loop import (
+    Abort,
+    Aborted,
+    Accepted,
+    Admit,
+    Command,
+    Commands,
+    Load,
+    Loaded,
+    News,
+    Obeyed,
+    Refused,
+    Stepped,
+    Tell,
+    run_engine,
+)
 from server.generation import Generation
 from server.loading import ServedModel
 from server.meter import Meter
 
 logger = logging.getLogger(__name__)
 
-Load = Callable[[], tuple[Engine, ServedModel]]
-Command = Callable[[Engine], None]
+Run = Callable[[Load, Commands, Tell], None]
 
 
 class Listener(Protocol):
-    """Who is told, on the event loop, what happens on the thread."""
+    """Who is told, on the event loop, what happens."""
 
     def on_loaded(self, model: ServedModel) -> None:
         """The engine takes commands from now on."""
@@ -30,26 +45,27 @@ class Listener(Protocol):
     def on_events(self, events: Sequence[TokenEvent]) -> None:
         """One step has made these."""
 
-    def on_refusal(self, generation: Generation, error: errors.ApiError) -> None:
-        """The engine took none of the generation's requests."""
+    def on_refusal(self, request_ids: Sequence[str], error: errors.ApiError) -> None:
+        """The engine took none of these requests, which are all of a generation."""
 
     def on_failure(self, failure: Exception) -> None:
-        """The thread has ended, in loading or in a step."""
+        """The engine has ended, in loading or in a step."""
 
 
 class EngineThread:
-    """Loads an engine and steps it while it has work; nothing else touches the engine.
+    """Runs an engine, on this thread or from it; nothing else touches the engine.
 
     Commands are carried out between steps, and each step is told in one call, so that neither side waits for the other.
     """
 
-    def __init__(self, load: Load, meter: Meter, listener: Listener) -> None:
+    def __init__(self, load: Load, meter: Meter, listener: Listener, run: Run = run_engine) -> None:
         self.step_began: float | None = None
-        """When the step at hand began, on the monotonic clock; None between steps. May be read from anywhere."""
+        """When the step at hand began, on the monotonic clock; None without work. May be read from anywhere."""
         self._load = load
+        self._run_engine = run
         self._meter = meter
         self._listener = listener
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -66,11 +82,11 @@ class EngineThread:
 
     def admit(self, generation: Generation) -> None:
         """Give the engine all of the generation's requests, or none."""
-        self._commands.put(lambda engine: self._admit(engine, generation))
+        self._commands.put(Admit(generation.requests, generation.arrived))
 
     def abort(self, request_ids: Sequence[str], reason: str) -> None:
         """Free what these requests hold, and count them under `reason`; nothing more is told of them."""
-        self._commands.put(lambda engine: self._abort(engine, request_ids, reason))
+        self._commands.put(Abort(request_ids, reason))
 
     def abandon(self) -> None:
         """Count on it no more, because a step does not return. Should it ever, nothing is told of it."""
@@ -79,60 +95,50 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            engine, model = self._load()
-            gc.freeze()  # what has been loaded stays: to look through it for garbage takes as long as many steps
-            self._meter.load(model, engine.stats())
-            self._tell(self._listener.on_loaded, model)
-            while self._obey(engine):
-                self._step(engine)
-                if self._abandoned:
-                    return
+            self._run_engine(self._load, self._commands, self._hear)
         except Exception as failure:
             self._meter.fail()
             self._tell(self._listener.on_failure, failure)
 
-    def _obey(self, engine: Engine) -> bool:
-        """Carry out the commands that wait; with nothing to compute, sleep until one comes. False means stop."""
-        while not self._commands.empty() or not engine.has_work:
-            command = self._commands.get()
-            if command is None:
-                return False
-            command(engine)
-            if self._commands.empty():  # one census for all that came together, as clients do
-                self._meter.publish(engine.stats())
-        return True
+    def _hear(self, news: News) -> None:
+        """Count first, then tell: a client that has its answer finds it in /metrics."""
+        if not self._abandoned:
+            self._count(news)
+            self._pass_on(news)
 
-    def _step(self, engine: Engine) -> None:
-        self.step_began = time.monotonic()
-        events = engine.step()
-        self.step_began = None
-        if self._abandoned:
-            return
-        # Counted before they are told: a client that has its answer finds it in /metrics.
-        self._meter.step(events, engine.last_step)
-        self._meter.publish(engine.stats())
-        if events:
-            self._tell(self._listener.on_events, events)
+    def _count(self, news: News) -> None:
+        match news:
+            case Loaded(model, stats):
+                self._meter.load(model, stats)
+            case Accepted(request_ids, arrived):
+                self._meter.accept(request_ids, arrived)
+            case Aborted(request_ids, reason):
+                self._meter.abort(request_ids, reason)
+            case Obeyed(stats):
+                self._publish(stats)
+            case Stepped(events, report, stats):
+                self._meter.step(events, report)
+                self._publish(stats)
 
-    def _admit(self, engine: Engine, generation: Generation) -> None:
-        added: list[str] = []
-        try:
-            for request in generation.requests:
-                engine.add(request.request_id, request.prompt, request.params)
-                added.append(request.request_id)
-        except InvalidRequest as refusal:
-            error = errors.bad_request(str(refusal), refusal.code, refusal.param)
-        except QueueFull as refusal:
-            error = errors.queue_full(str(refusal), self._meter.seconds_to_drain(engine.stats()))
-        else:
-            self._meter.accept(added, generation.arrived)
-            return
-        for request_id in added:
-            engine.abort(request_id)
-        self._tell(self._listener.on_refusal, generation, error)
+    def _pass_on(self, news: News) -> None:
+        match news:
+            case Loaded(model):
+                gc.freeze()
+                self._tell(self._listener.on_loaded, model)
+            case Refused(request_ids, refusal, stats):
+                self._tell(self._listener.on_refusal, request_ids, self._error(refusal, stats))
+            case Stepped(events) if events:
+                self._tell(self._listener.on_events, events)
 
-    def _abort(self, engine: Engine, request_ids: Sequence[str], reason: str) -> None:
-        self._meter.abort([request_id for request_id in request_ids if engine.abort(request_id)], reason)
+    def _publish(self, stats: EngineStats) -> None:
+        self._meter.publish(stats)
+        working = stats.num_requests_running + stats.num_requests_waiting > 0
+        self.step_began = time.monotonic() if working else None
+
+    def _error(self, refusal: Exception, stats: EngineStats) -> errors.ApiError:
+        if isinstance(refusal, InvalidRequest):
+            return errors.bad_request(str(refusal), refusal.code, refusal.param)
+        return errors.queue_full(str(refusal), self._meter.seconds_to_drain(stats))
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

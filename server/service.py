@@ -7,7 +7,8 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
-from server.engine_thread import Load
+from server.engine_loop import Load, run_engine
+from server.engine_process import run_engine_process
 from server.exchange import Exchange
 from server.keys import ApiKeys
 from server.loading import load_model
@@ -19,7 +20,7 @@ from server.worker import Worker
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One server: its settings, its engine's thread and its numbers."""
+    """One server: its settings, its engine and its numbers."""
 
     settings: ServerSettings
     """As the operator gave them."""
@@ -36,6 +37,7 @@ class Service:
     def create(cls, settings: ServerSettings, load: Load | None = None) -> Self:
         """A server that does not run yet. `load` in place of `settings.checkpoint` gives it another engine.
 
+        Where that runs on another device than the CPU, it does so in a process of its own, and `load` is pickled.
         `OSError` or `ValueError` for a file of keys that cannot be read or has none, or for traces
         without the packages that make them.
         """
@@ -43,7 +45,12 @@ class Service:
         keys = settings.api_keys if file is None else settings.api_keys | ApiKeys.read(file)
         metrics = Metrics()
         tracing = [] if settings.otel_endpoint is None else [exporting_to(settings.otel_endpoint)]
-        worker = Worker(load or partial(load_model, settings), metrics.meter, settings.request_timeout_seconds)
+        worker = Worker(
+            load or partial(load_model, settings),
+            metrics.meter,
+            settings.request_timeout_seconds,
+            run_engine if settings.device == "cpu" else run_engine_process,
+        )
         return cls(settings=settings, metrics=metrics, worker=worker, keys=keys, tracing=tracing)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from engine import TokenEvent
 from server import errors
-from server.engine_thread import EngineThread, Load
+from server.engine_loop import Load, run_engine
+from server.engine_thread import EngineThread, Run
 from server.generation import EngineRequest, Generation
 from server.loading import ServedModel
 from server.meter import Meter
@@ -22,7 +23,7 @@ STOP_SECONDS = 5.0
 class Worker:
     """Hands requests to the engine's thread and its events to their generations. Belongs to the event loop."""
 
-    def __init__(self, load: Load, meter: Meter, request_timeout_seconds: float) -> None:
+    def __init__(self, load: Load, meter: Meter, request_timeout_seconds: float, run: Run = run_engine) -> None:
         self.draining = False
         """Whether new requests are refused, while the others go on."""
         self.failure: Exception | None = None
@@ -40,7 +41,7 @@ class Worker:
         self._request_timeout_seconds = request_timeout_seconds
         self._generations: dict[str, Generation] = {}  # by request id, while the request runs
         self._pacing = Pacing()
-        self._thread = EngineThread(load, meter, self)
+        self._thread = EngineThread(load, meter, self, run)
 
     def start(self) -> None:
         """Begin to load the engine."""
@@ -126,9 +127,12 @@ class Worker:
             told.append(generation)
         self._pacing.write(told)
 
-    def on_refusal(self, generation: Generation, error: errors.ApiError) -> None:
-        """End a generation that never began."""
-        for request_id in generation.unfinished:
+    def on_refusal(self, request_ids: Sequence[str], error: errors.ApiError) -> None:
+        """End the generation that these are, which never began; nothing when it has been given up since."""
+        generation = self._generations.get(request_ids[0])
+        if generation is None:
+            return
+        for request_id in request_ids:
             self._forget(request_id)
         generation.fail(error)
 
