@@ -96,22 +96,28 @@ def _normalise(
     there = d < width
     at = row * width + d
     own = tl.load(x + at, mask=there, other=0.0)
+    gain, shift = _channels(weight, d, there), _channels(bias, d, there)  # here, for below they wait for the row's sums
     if PARTS > 0:
         update = tl.zeros([WIDTH], tl.float32)
         for part in tl.static_range(PARTS):
             update += tl.load(sums + part * rows * width + at, mask=there, other=0.0)
-        if added is not None:
-            update += tl.load(added + d, mask=there, other=0.0).to(tl.float32)
+        update += _channels(added, d, there)
         own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)
         tl.store(x + at, own, mask=there)
     if weight is not None:
         own = own.to(tl.float32)
         centred = tl.where(there, own - tl.sum(own) / width, 0.0)
-        y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps)
-        y *= tl.load(weight + d, mask=there, other=0.0).to(tl.float32)
-        if bias is not None:
-            y += tl.load(bias + d, mask=there, other=0.0).to(tl.float32)
+        y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps) * gain + shift
         tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _channels(parameter, d, there):
+    """Of a parameter (D,), in float32; without it zeros."""
+    channels = tl.zeros(d.shape, tl.float32)
+    if parameter is not None:
+        channels = tl.load(parameter + d, mask=there, other=0.0).to(tl.float32)
+    return channels
 
 
 @triton.jit
