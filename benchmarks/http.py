@@ -17,6 +17,7 @@ had on average.
 
 import argparse
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -86,6 +87,7 @@ def _loaded(settings: ServerSettings, args: argparse.Namespace, told: str) -> tu
     What came of that is written to a file, `told`, since it may be another process that serves.
     """
     engine, served = load_model(settings)
+    gc.freeze()  # as where it serves: what has been loaded is not looked through for garbage
     alone: list[Trial] = []
     for load in _loads(args, served.tokenizer.vocab_size - 1):
         _generate(engine, _warm_up(load))
