@@ -1,6 +1,6 @@
 """Clients that stream completions and note when, spread over processes: what they cost is not the server's to wait for.
 
-They read server-sent events from a bare socket. A client of convenience takes longer to read a token than a small model
+They read server-sent events from a bare socket, which each keeps. A client of convenience takes longer to read a token than a small model
 takes to make it.
 """
 
@@ -14,6 +14,10 @@ from urllib.parse import urlsplit
 
 HANDING_OUT_SECONDS = 1.0
 """What clients' processes are given for taking their work, which comes from a process that will be busy serving."""
+
+
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""What follows the last event: the end of its HTTP chunk, and the empty one that ends the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,27 +89,34 @@ async def _together(load: Load, clients: range) -> list[Stream]:
 
 
 async def _client(load: Load, client: int) -> list[Stream]:
-    return [await _stream(load, client, request) for request in range(load.requests)]
-
-
-async def _stream(load: Load, client: int, request: int) -> Stream:
-    tokens = load.tokens(client, request)
-    asked = {"prompt": load.prompt(client, request), "max_tokens": tokens, "ignore_eos": True, "stream": True,
-             "stream_options": {"include_usage": True}}  # fmt: skip
-    at, body = urlsplit(load.address), json.dumps(asked)
-    head = ("POST /v1/completions HTTP/1.1", f"host: {at.netloc}", "connection: close", f"content-length: {len(body)}")
+    """One connection for all its requests, as clients keep it."""
+    at = urlsplit(load.address)
     reader, writer = await asyncio.open_connection(at.hostname, at.port)
-    start = time.monotonic()
-    writer.write("\r\n".join([*head, "", body]).encode())
+    streams = []
+    for request in range(load.requests):
+        tokens = load.tokens(client, request)
+        asked = {"prompt": load.prompt(client, request), "max_tokens": tokens, "ignore_eos": True, "stream": True,
+                 "stream_options": {"include_usage": True}}  # fmt: skip
+        body = json.dumps(asked)
+        head = ("POST /v1/completions HTTP/1.1", f"host: {at.netloc}", f"content-length: {len(body)}")
+        start = time.monotonic()
+        writer.write("\r\n".join([*head, "", body]).encode())
+        arrivals, usage = await _arrivals(reader)
+        assert usage["completion_tokens"] == tokens, f"not {tokens} tokens: {usage}"
+        streams.append(Stream(start, arrivals, tokens))
+    writer.close()
+    return streams
+
+
+async def _arrivals(reader: asyncio.StreamReader) -> tuple[list[float], dict[str, int]]:
+    """When each chunk of one answer came that tells tokens, and the usage that its last chunk tells."""
     arrivals, last, rest = [], b"", b""
-    while some := await reader.read(1 << 16):
+    while rest != LAST_CHUNK:
+        some = await reader.read(1 << 16)
+        assert some, "the server closed the connection"
         now = time.monotonic()
-        *lines, rest = (rest + some).split(b"\n")
-        told = [line for line in lines if line.startswith(b"data: {")]  # the lengths of HTTP's own chunks stand between
+        *lines, rest = (rest + some).split(b"\n\n")  # events: between them stand the lengths of HTTP's own chunks
+        told = [line for line in lines if b"data: {" in line]
         arrivals += [now] * len(told)
         last = told[-1] if told else last
-    writer.close()
-    assert last, "the server refused"
-    usage = json.loads(last[6:])["usage"]
-    assert usage["completion_tokens"] == tokens, f"not {tokens} tokens: {usage}"
-    return Stream(start, arrivals[:-1], tokens)  # the last chunk tells the usage alone
+    return arrivals[:-1], json.loads(last[last.index(b"{") :])["usage"]
