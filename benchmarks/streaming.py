@@ -1,7 +1,7 @@
 """Clients that stream completions and note when, spread over processes: what they cost is not the server's to wait for.
 
-They read server-sent events from a bare socket, which each keeps. A client of convenience takes longer to read a token than a small model
-takes to make it.
+They read server-sent events from a bare socket, which each keeps. A client of convenience takes longer to read a token
+than a small model takes to make it.
 """
 
 import asyncio
