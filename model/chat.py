@@ -28,6 +28,10 @@ class ChatTemplate:
             line = getattr(error, "lineno", None)
             raise ValueError(f"line {line}: {error}" if line else str(error)) from error
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """To pickle it, for another process: what is parsed of it cannot be."""
+        return ChatTemplate, (self.source,)
+
     def encode(self, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
         """Token ids of `messages` (each with a `role` and a `content`) and the beginning of an answer to them.
 

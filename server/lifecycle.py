@@ -24,7 +24,8 @@ WATCH_SECONDS = 0.25
 """How often the watchdog looks."""
 TURN_SECONDS = 0.00005
 """How long a thread of this process keeps Python while another waits for it. The engine's thread gives way in each of
-its calls to torch: at Python's own 5 ms it would wait for the loop, each time, longer than a device for a step."""
+its calls to torch, or in each read of a pipe: at Python's own 5 ms it would wait for the loop, each time, longer than
+a device for a step."""
 FAREWELL_SECONDS = 1.0
 """How long a failed server still says so, to its clients and on /ready."""
 

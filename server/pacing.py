@@ -18,7 +18,7 @@ class Pacing:
     """Wakes generations to be written, so that writing takes no more than a fifth of the event loop's time.
 
     A chunk costs the same for one token and for ten. And what the event loop takes, new requests wait for, and the
-    engine's thread too: there is one interpreter lock.
+    engine's thread too, on which an engine steps or is heard: there is one interpreter lock.
     """
 
     def __init__(self) -> None:

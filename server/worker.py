@@ -27,7 +27,7 @@ class Worker:
         self.draining = False
         """Whether new requests are refused, while the others go on."""
         self.failure: Exception | None = None
-        """What ended the engine's thread, in loading or in a step."""
+        """What ended the engine, in loading or in a step."""
         self.loaded = asyncio.Event()
         """Set once `model` is there."""
         self.failed = asyncio.Event()
@@ -36,7 +36,7 @@ class Worker:
         """Set while no client is being served."""
         self.idle.set()
         self.stuck = False
-        """Whether the engine's thread is in a step that does not return, at the end or for the watchdog."""
+        """Whether a step, or loading, does not return, at the end or for the watchdog."""
         self._model: ServedModel | None = None
         self._request_timeout_seconds = request_timeout_seconds
         self._generations: dict[str, Generation] = {}  # by request id, while the request runs
@@ -48,7 +48,7 @@ class Worker:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the engine's thread."""
+        """End the engine."""
         self.stuck = not await self._thread.stop(STOP_SECONDS)
 
     @property

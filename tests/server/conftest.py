@@ -1,10 +1,8 @@
 """A tiny model behind a real server on a free port of this machine."""
 
 import argparse
-import asyncio
 import base64
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,13 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from engine import EngineConfig
 from model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
 from server.__main__ import add_arguments, run
-from server.app import create_app
-from server.lifecycle import listen, uvicorn_config
 from server.loading import ServedModel
 from server.service import Service
 from server.settings import ServerSettings
@@ -32,6 +27,7 @@ from tests.server.harness import (
     Running,
     Serve,
     eventually,
+    listening,
     random_model,
 )  # fmt: skip
 
@@ -101,20 +97,11 @@ def serve(make_service: MakeService) -> Serve:
     @contextmanager
     def run(**settings: object) -> Iterator[Running]:
         service, engine = make_service(**settings)
-        listener = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn_config(create_app(service), service.settings.body_timeout_seconds))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        try:
-            with httpx.Client(base_url=url, timeout=30) as client:
-                eventually(lambda: service.metrics.meter.census is not None)
-                eventually(lambda: client.get("/ready").status_code == 200)
-                yield Running(url, service, engine, client)
-        finally:
-            server.should_exit = True
-            engine.let_go()
-            thread.join(30)
+        with listening(service) as found:
+            try:
+                yield Running(found.url, service, found.client, engine)
+            finally:
+                engine.let_go()
 
     return run
 
@@ -159,7 +146,7 @@ def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPat
             with httpx.Client(base_url=url, timeout=30) as http:
                 eventually(lambda: http.get("/ready").status_code == 200)
                 try:
-                    return client(Running(url, service, engine, http))
+                    return client(Running(url, service, http, engine))
                 finally:
                     engine.let_go()
 

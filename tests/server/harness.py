@@ -12,9 +12,12 @@ from typing import Any
 
 import httpx
 import torch
+import uvicorn
 
 from engine import Engine, EngineConfig, TokenEvent
 from model import ModelConfig, Thoughtbubbles, Tokenizer
+from server.app import create_app
+from server.lifecycle import listen, uvicorn_config
 from server.loading import ServedModel
 from server.service import Service
 from server.settings import ServerSettings
@@ -73,12 +76,11 @@ class GatedEngine(Engine):
 
 
 @dataclass(frozen=True)
-class Running:
+class Listening:
     """A server that listens."""
 
     url: str
     service: Service
-    engine: GatedEngine
     client: httpx.Client
 
     def complete(self, **body: object) -> Json:
@@ -87,15 +89,40 @@ class Running:
         assert response.status_code == 200, response.text
         return response.json()
 
-    def wait_until_asked(self, commands: int = 1) -> None:
-        """Wait until commands of clients lie before the engine, which a held step keeps from taking them."""
-        eventually(lambda: self.service.worker._thread._commands.qsize() == commands)
-
     def error(self, status: int, **body: object) -> Json:
         """The error object of a completion that is expected to fail."""
         response = self.client.post("/v1/completions", json=body)
         assert response.status_code == status, response.text
         return response.json()["error"]
+
+
+@dataclass(frozen=True)
+class Running(Listening):
+    """One whose engine can be held up."""
+
+    engine: GatedEngine
+
+    def wait_until_asked(self, commands: int = 1) -> None:
+        """Wait until commands of clients lie before the engine, which a held step keeps from taking them."""
+        eventually(lambda: self.service.worker._thread._commands.qsize() == commands)
+
+
+@contextmanager
+def listening(service: Service) -> Iterator[Listening]:
+    """Run it for the length of a `with` block, once it is ready."""
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn_config(create_app(service), service.settings.body_timeout_seconds))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            eventually(lambda: service.metrics.meter.census is not None)
+            eventually(lambda: client.get("/ready").status_code == 200)
+            yield Listening(url, service, client)
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 Serve = Callable[..., AbstractContextManager[Running]]
@@ -132,7 +159,7 @@ def keeping_up(server: Running) -> Iterator[None]:
 
 
 @contextmanager
-def events(server: Running, **body: object) -> Iterator[Iterator[str]]:
+def events(server: Listening, **body: object) -> Iterator[Iterator[str]]:
     """What the data lines of a stream hold, as they come."""
     with server.client.stream("POST", "/v1/completions", json={"stream": True, **body}) as response:
         assert response.status_code == 200
@@ -140,7 +167,7 @@ def events(server: Running, **body: object) -> Iterator[Iterator[str]]:
         yield (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
 
 
-def chunks(server: Running, **body: object) -> list[Json]:
+def chunks(server: Listening, **body: object) -> list[Json]:
     with events(server, **body) as told:
         *parts, last = told
     assert last == "[DONE]"

@@ -13,12 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from model import Thoughtbubbles
 from server.app import create_app
 from server.metrics import COUNTERS, GAUGES, LAYER_COUNTERS
-from tests.server.harness import Json, MakeService, Running, Serve
+from tests.server.harness import Json, Listening, MakeService, Running, Serve
 
 PREFIX = "thoughtbubbles_"
 
 
-def samples(server: Running) -> dict[tuple[str, ...], float]:
+def samples(server: Listening) -> dict[tuple[str, ...], float]:
     """Every sample of /metrics: its name without the prefix, its label values → its value."""
     response = server.client.get("/metrics")
     assert response.headers["content-type"] == CONTENT_TYPE_LATEST

@@ -1,0 +1,80 @@
+"""An engine in a process of its own, on a CPU, that obeys a file: the test writes what it is to do next.
+
+`python -m tests.server.ordered FILE …` is the server with such an engine.
+"""
+
+import argparse
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import server.service
+from engine import Engine, TokenEvent
+from server.__main__ import add_arguments, run
+from server.engine_process import run_engine_process
+from server.loading import ServedModel, load_model
+from server.settings import ServerSettings
+
+
+class BurstError(Exception):
+    """One that no pickle can make again: of its arguments it keeps the first."""
+
+    def __init__(self, what: str, _when: int) -> None:
+        super().__init__(what)
+
+
+class OrderedEngine(Engine):
+    """The real engine. The file holds a word for the next step, or how many tokens there may ever be; else it is free.
+
+    With as many it takes no step, and goes on to obey commands.
+    """
+
+    orders: Path
+
+    @property
+    def has_work(self) -> bool:
+        order = self._order()
+        held = order.isdigit() and self.stats().generation_tokens_total >= int(order)
+        return super().has_work and not held
+
+    def step(self) -> list[TokenEvent]:
+        match self._order():
+            case "hang":
+                threading.Event().wait()
+            case "burst":
+                raise BurstError("a tensor burst", 3)
+        return super().step()
+
+    def _order(self) -> str:
+        return self.orders.read_text() if self.orders.exists() else ""
+
+
+def order(orders: Path, what: str | int) -> None:
+    """Write it, so that it is read whole."""
+    orders.with_suffix(".new").write_text(str(what))
+    orders.with_suffix(".new").replace(orders)
+
+
+def load_ordered(orders: Path, settings: ServerSettings) -> tuple[Engine, ServedModel]:
+    """What the server's loader gives it, obeying the file; no file, and loading never ends."""
+    if not orders.exists():
+        threading.Event().wait()
+    engine, served = load_model(settings)
+    engine.__class__ = OrderedEngine
+    engine.orders = orders
+    return engine, served
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("orders", type=Path)
+    add_arguments(parser)
+    args = parser.parse_args()
+    server.service.run_engine = run_engine_process
+    server.service.load_model = partial(load_ordered, args.orders)
+    return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
