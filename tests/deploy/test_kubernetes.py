@@ -151,6 +151,7 @@ def test_a_gpu_is_one_patch_away(gpu: dict[str, Object]) -> None:
         kubernetes_validate.validate(each, NEWEST, strict=True)
     (server,) = gpu["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert f"--tag {server['image']} --build-arg TORCH=" in DOCKERFILE
-    assert server["resources"]["limits"] == SERVER["resources"]["limits"] | {"nvidia.com/gpu": "1"}
+    assert server["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "8Gi"}
+    assert server["resources"]["requests"] == SERVER["resources"]["requests"] | {"memory": "4Gi"}
     rest = {kind: each for kind, each in gpu.items() if kind != "Deployment"}
     assert rest == {kind: each for kind, each in PLAIN.items() if kind != "Deployment"}
