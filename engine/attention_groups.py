@@ -1,11 +1,13 @@
-"""Which requests attend together: those with as many new streams, while their keys and values are few.
+"""Which requests attend together: those with few new streams or as many, while their keys and values are few.
 
-Letters: R requests, S new streams of all of them; G requests of a group, M new streams of each, K keys of the longest.
+Letters: R requests, S new streams of all of them; G requests of a group, M new streams of one, K keys of the longest.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import add
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ KEYS_AT_ONCE = 2048
 """Most keys of a group, the shorter requests' padded: what is gathered should be in the processor's cache when it is
 used. A request that has more is a group of its own."""
 
+FEW_STREAMS = 8
+"""New streams of a request up to which it attends with others that get fewer, whose last then stands several times."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -25,13 +30,14 @@ class Group:
     requests: list[int]
     """Which G of the R."""
     new: int
-    """M"""
+    """M, the most that one has."""
     keys: int
     """K"""
     fresh: bool
     """Whether they attend to nothing but their new streams."""
     rows: Tensor | None
-    """(G·M,) where these are among all S; None where they are all of them, in order."""
+    """(G·M,) where these are among all S, a request's last again where it has fewer than M; None where they are all of
+    them, in order."""
     mask: Tensor | None
     """(G,1,M,K) what is added to each new stream's score of each key, 0 or -inf; None where that is causal, or 0."""
 
@@ -63,10 +69,11 @@ def groups(held: Sequence[int], new: Sequence[int], masks: Masks) -> list[Group]
     """The groups of R requests that held so many streams and get so many new ones."""
     alike: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
     for request, (before, count) in enumerate(zip(held, new, strict=True)):
-        alike[count, before == 0].append(request)
+        fresh = before == 0
+        alike[count if fresh else max(count, FEW_STREAMS), fresh].append(request)
     parts = [part for some in alike.values() for part in _split(some, held)]
-    ends = np.cumsum(new)
-    return [_group(part, np.array([held[i] for i in part]), new[part[0]], ends, masks) for part in parts]
+    ends = list(accumulate(new))
+    return [_group(part, held, new, ends, masks) for part in parts]
 
 
 def _split(requests: list[int], held: Sequence[int]) -> Iterator[list[int]]:
@@ -80,11 +87,16 @@ def _split(requests: list[int], held: Sequence[int]) -> Iterator[list[int]]:
     yield sorted(part)
 
 
-def _group(requests: list[int], held: Indices, new: int, ends: Indices, masks: Masks) -> Group:
-    rows = None
-    if len(requests) < len(ends):
-        rows = torch.from_numpy((ends[requests, None] + np.arange(-new, 0)).ravel()).to(masks.device)
-    visible = held[:, None] + np.arange(1, new + 1)
-    keys = int(visible[:, -1].max())
-    fresh, all_seen = not held.any(), bool((visible == keys).all())
-    return Group(requests, new, keys, fresh, rows, None if fresh or all_seen else masks.of(visible, keys))
+def _group(requests: list[int], held: Sequence[int], new: Sequence[int], ends: list[int], masks: Masks) -> Group:
+    before, counts = [held[i] for i in requests], [new[i] for i in requests]
+    totals, most = list(map(add, before, counts)), max(counts)
+    keys, fresh = max(totals), not any(before)
+    in_order = len(requests) == len(ends) and min(counts) == most
+    unmasked = fresh or (most == 1 and min(totals) == keys)
+    if in_order and unmasked:
+        return Group(requests, most, keys, fresh, None, None)
+    place = np.minimum(np.arange(most), np.array(counts)[:, None] - 1)
+    starts = np.array([ends[i] - new[i] for i in requests])
+    rows = None if in_order else torch.from_numpy((starts[:, None] + place).ravel()).to(masks.device)
+    mask = None if unmasked else masks.of(np.array(before)[:, None] + place + 1, keys)
+    return Group(requests, most, keys, fresh, rows, mask)

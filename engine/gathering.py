@@ -41,7 +41,7 @@ class Gathering:
         self._pages, self._slots = pages, slots
         _, heads, _, width = pages.keys.shape
         self._room = room.shaped(2, len(slots), heads, max(counts), width)
-        self._places = [self._room[:, i, :, :count] for i, count in enumerate(counts)]
+        self._places = [own.narrow(2, 0, count) for own, count in zip(self._room.unbind(1), counts, strict=True)]
         self._in_place = [pages.in_place(each) for each in slots]
 
     def at(self, layer: int) -> Tensor:
