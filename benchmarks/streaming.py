@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 HANDING_OUT_SECONDS = 1.0
 """What clients' processes are given for taking their work, which comes from a process that will be busy serving."""
-
-
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 """What follows the last event: the end of its HTTP chunk, and the empty one that ends the answer."""
 

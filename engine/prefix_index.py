@@ -49,11 +49,11 @@ class PrefixIndex(Generic[State]):
         found = list(takewhile(lambda state: state is not None, map(self._by_hash.get, _hashes(hash(kind), ids))))
         if not found or found[-1] is None:
             return None
-        shared = common_prefix(found[-1].ids, ids)
+        shared = _common_prefix(found[-1].ids, ids)
         return (found[-1], shared) if shared >= BLOCK else None
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences begin with alike."""
     return sum(takewhile(bool, map(eq, a, b)))
 

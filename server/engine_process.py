@@ -8,6 +8,7 @@ nothing else; so a process that waits to send, because the pipe is full, is read
 """
 
 import atexit
+import gc
 import os
 import pickle
 import signal
@@ -18,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from threading import Thread
 
-from server.engine_loop import Command, Commands, Load, News, Tell, run_engine
+from server.engine_loop import Command, Commands, Load, Loaded, News, Tell, run_engine
 
 
 def run_engine_process(load: Load, commands: Commands, tell: Tell) -> None:
@@ -73,6 +74,8 @@ def _hear(connection: Connection, tell: Tell) -> bool:
             return True
         if isinstance(news, Exception):
             raise news
+        if isinstance(news, Loaded):
+            gc.freeze()  # as the engine's process does: this one has torch, too
         tell(news)
 
 

@@ -1,7 +1,6 @@
 """The thread that hears of the engine: what happens there is counted, and told to the event loop."""
 
 import asyncio
-import gc
 import logging
 import queue
 import threading
@@ -123,7 +122,6 @@ class EngineThread:
     def _pass_on(self, news: News) -> None:
         match news:
             case Loaded(model):
-                gc.freeze()
                 self._tell(self._listener.on_loaded, model)
             case Refused(request_ids, refusal, stats):
                 self._tell(self._listener.on_refusal, request_ids, self._error(refusal, stats))

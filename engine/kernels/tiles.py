@@ -42,8 +42,6 @@ MOST_PARTS = max(tiles.parts for kinds in _TABLE.values() for tiles in kinds)
 """Parts that a product's inputs are shared out into, at most."""
 MOST_ROWS_OF_PARTS = max(usual for usual, kinds in _TABLE.items() if any(tiles.parts > 1 for tiles in kinds))
 """Usual rows up to which they are: many rows are programs enough."""
-MANY_ROWS = max(_TABLE)
-"""Usual rows from which on all are cut alike."""
 
 
 def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:
@@ -51,7 +49,7 @@ def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:
     if x.dtype == torch.float32:
         return _FLOAT32
     kind = (outputs >= x.shape[1]) + (outputs > x.shape[1])
-    return _TABLE[next((most for most in _TABLE if usual <= most), MANY_ROWS)][kind]
+    return _TABLE[next((most for most in _TABLE if usual <= most), max(_TABLE))][kind]
 
 
 def precision(x: Tensor) -> str:
