@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.header import machine
-from benchmarks.study_measure import measure, tuning_loss
+from benchmarks.study_measure import details, measure, tuning_loss
 from benchmarks.study_plan import Kind, Run, Study, read_study
 from benchmarks.study_results import RESULT_FILE
 from model import Thoughtbubbles, load_checkpoint
@@ -65,6 +65,8 @@ def _measured(study: Study, run: Run, args: argparse.Namespace, begin: float) ->
             found: dict[str, Any] = {"loss": tuning_loss(model, args.data, study.evaluation)}
         else:
             found = measure(model, args.data, study.evaluation)
+            if run.seed in study.evaluation.detailed:
+                found |= details(model, args.data, study.evaluation)
     seconds = {"training_seconds": round(trained, 1), "seconds": round(time.perf_counter() - begin, 1)}
     return {**_about(run), **_size(run, model), **found, **_logged(args.out / "log.jsonl"), **seconds}
 

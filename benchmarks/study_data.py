@@ -40,7 +40,11 @@ def main() -> None:
     other = list(islice(_lines(args.code / "ood.jsonl.gz"), OTHER_DOCUMENTS))
     files = {name: _write(texts / f"{name}.jsonl", lines) for name, lines in
              (("train", learned), ("tuning", tuned), ("val", held_out), ("other", other))}  # fmt: skip
-    for name, (train, val) in {"english": ("train", "val"), "tuning": ("val", "tuning"), "code": ("val", "other")}.items():
+    for name, (train, val) in {
+        "english": ("train", "val"),
+        "tuning": ("val", "tuning"),
+        "code": ("val", "other"),
+    }.items():
         index = prepare([files[train]], [files[val]], out / name, str(args.tokenizer))
         print(f"{out / name}: {index.train.tokens:,} and {index.val.tokens:,} tokens", flush=True)
     shutil.rmtree(texts)

@@ -1,5 +1,6 @@
 """Measure a trained model for `benchmarks.study`: losses by document, the rules, the dial, and what it forks."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -31,26 +32,35 @@ def tuning_loss(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> fl
 
 
 def measure(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Return what is found of `model` on held-out documents, JSON-ready.
+    """Return the losses of `model` on held-out documents, JSON-ready.
 
     `loss` and `documents` are of the reported split under `causal`, `other` of the other domain; `blockwise` is the
-    loss under the training rule. `rules` is the loss under each rule at the same positions, `dial` that under `causal`
-    at each ratio; a model without forks is the same under all, and has `causal` alone. `inside` is of some windows.
+    loss under the training rule, which is the same for a model without forks.
     """
     folder = data / evaluation.report
-    ids = read_tokens(folder, "val")
-    forks = bool(model.config.fork_layers)
     reported = by_document(model, folder, SERVED)
-    windows = packed_windows(ids, model.config.block_size)
-    dial = {f"{ratio:g}": _loss(model, ids, ratio) for ratio in (evaluation.ratios if forks else ())}
+    forks = bool(model.config.fork_layers)
     return {
         "loss": reported["loss"],
         "documents": reported["nats"],
         "document_tokens": reported["tokens"],
         "blockwise": by_document(model, folder, "blockwise")["loss"] if forks else reported["loss"],
         "other": by_document(model, data / evaluation.other, SERVED),
+    }
+
+
+def details(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the loss of `model` under other rules and ratios, and what it forks, JSON-ready.
+
+    `rules` is the loss under each rule at the same positions, `dial` that under `causal` at each ratio; a model without
+    forks is the same under all, and has `causal` alone. `inside` is of the first windows.
+    """
+    ids = read_tokens(data / evaluation.report, "val")
+    windows = packed_windows(ids, model.config.block_size)
+    ratios = evaluation.ratios if model.config.fork_layers else ()
+    return {
         "rules": _rules(model, windows, evaluation.positions),
-        "dial": dial,
+        "dial": {f"{ratio:g}": _loss(model, ids, ratio) for ratio in ratios},
         "inside": _inside(model, windows[: evaluation.windows]),
     }
 
@@ -131,7 +141,9 @@ def _inside(model: Thoughtbubbles, windows: Sequence[Window]) -> dict[str, Any]:
     budget = budget_rows(records, Selection.of(model.config, SERVED), lengths)
     return {
         "entropy": entropy,
-        "forks": ["".join(map(str, _digits(forks[-1], length))) for forks, length in zip(records, lengths, strict=True)],
+        "forks": [
+            "".join(map(str, _digits(forks[-1], length))) for forks, length in zip(records, lengths, strict=True)
+        ],
         "budget": [row._asdict() for row in budget],
         "scores": [_finite(row._asdict()) for row in score_rows(records)],
     }
@@ -145,4 +157,4 @@ def _digits(fork: Fork, tokens: int) -> list[int]:
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row without what is NaN, rounded: of no streams there is no mean."""
     values = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-    return {key: value for key, value in values.items() if value == value}
+    return {key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))}

@@ -75,6 +75,8 @@ class Evaluation:
     """Ratios of the dial."""
     windows: int
     """Windows whose forks, scores and entropies are kept."""
+    detailed: list[int]
+    """Seeds of the runs that rules, dial, forks and scores are measured of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,13 @@ class Study:
     def run(self, size: str, arm: str, kind: Kind, seed: int, rate: float) -> Run:
         """Return one training. `ValueError` naming a setting that cannot be used."""
         at = self.sizes[size]
-        own = [self.base, at.settings, self.arms[arm], (at.arms or {}).get(arm), at.tuning if kind == "tuning" else at.final]
+        own = [
+            self.base,
+            at.settings,
+            self.arms[arm],
+            (at.arms or {}).get(arm),
+            at.tuning if kind == "tuning" else at.final,
+        ]
         settings = {key: value for part in own if part for key, value in part.items()}
         try:
             if unknown := sorted(settings.keys() - _MODEL - _TRAIN):

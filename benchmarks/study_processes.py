@@ -52,20 +52,22 @@ class Patience:
             return None
         return SIGTERM if now < self._end + GRACE else SIGKILL
 
-    def ended(self, run: Run) -> None:
-        """Record that `run` was computed to its end."""
-        self._computed += run.operations
+    def ended(self, run: Run, status: int) -> None:
+        """Record that the process of `run` ended; with status 0 it was computed to its end."""
+        if status == 0:
+            self._computed += run.operations
 
     def fits(self, run: Run, running: Sequence[Run]) -> bool:
         """Return whether `run` should end in time beside those that are `running`; True while nothing has ended.
 
-        The forecast takes what runs as half done, and the speed as that of everything so far.
+        The forecast takes what runs as half done, and the speed to come as that so far.
         """
         if not self._computed:
             return True
         now = self._clock()
-        ahead = sum(each.operations for each in running) / 2 + run.operations
-        return now + ahead * (now - self._begin) / self._computed <= self._end
+        half = sum(each.operations for each in running) / 2
+        seconds = (half + run.operations) * (now - self._begin) / (self._computed + half)
+        return now + seconds <= self._end
 
 
 def devices() -> list[str]:
@@ -86,30 +88,37 @@ def work(
     """
     running: list[Started] = []
     begun: set[str] = set()
+
+    def next_run() -> Run | None:
+        if patience() is not None:
+            return None
+        now = [started.run for started in running]
+        return next((run for run in ready() if run.name not in begun and patience.fits(run, now)), None)
+
     try:
         while True:
-            while patience() is None and (device := _least_busy(places, running, jobs)) is not None:
-                now = [started.run for started in running]
-                waiting = (run for run in ready() if run.name not in begun and patience.fits(run, now))
-                if (run := next(waiting, None)) is None:
-                    break
+            while (device := _least_busy(places, running, jobs)) is not None and (run := next_run()) is not None:
                 begun.add(run.name)
                 running.append(Started(run, device, start(run, device)))
             if not running:
                 return
-            if (number := patience()) is not None:
-                for started in running:
-                    started.process.send_signal(number)
-            for started in [each for each in running if each.process.poll() is not None]:
-                running.remove(started)
-                if started.process.returncode == 0:
-                    patience.ended(started.run)
-                yield started.run, started.process.returncode
+            _signal(running, patience())
+            for ended in [each for each in running if each.process.poll() is not None]:
+                running.remove(ended)
+                patience.ended(ended.run, ended.process.returncode)
+                yield ended.run, ended.process.returncode
             time.sleep(TICK)
     finally:
         for started in running:
             started.process.kill()
             started.process.wait()
+
+
+def _signal(running: Sequence[Started], number: Signals | None) -> None:
+    """Send every process the signal; None: nothing."""
+    if number is not None:
+        for started in running:
+            started.process.send_signal(number)
 
 
 def _least_busy(places: Sequence[str], running: Sequence[Started], jobs: int) -> str | None:

@@ -64,9 +64,7 @@ class Selection:
         kappa = config.max_block_size
         if ratio is not None:
             kappa = _kappa(ratio, config.block_size)
-        return cls(
-            rule=rule, max_block_size=kappa, block_size=config.block_size, noise=noise, by=config.select_by
-        )
+        return cls(rule=rule, max_block_size=kappa, block_size=config.block_size, noise=noise, by=config.select_by)
 
     def budget(self, length: Length) -> Length:
         """Streams that may leave a fork layer when `length` tokens are present."""

@@ -25,7 +25,12 @@ def study(toml: Path) -> Study:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of `benchmarks.study_data`, of a few lines."""
     folder = tmp_path_factory.mktemp("data")
-    for name, words in (("train", "bubbles of token"), ("english", "bubbles in"), ("tuning", "forks of"), ("code", "def")):
+    for name, words in (
+        ("train", "bubbles of token"),
+        ("english", "bubbles in"),
+        ("tuning", "forks of"),
+        ("code", "def"),
+    ):
         documents = [" ".join(f"the {i % 7} {words} {i} fork {j} times" for i in range(9)) for j in range(6)]
         paths = [folder / f"{name}-{i}.txt" for i in range(len(documents))]
         for path, document in zip(paths, documents, strict=True):

@@ -12,6 +12,7 @@ other = "code"
 positions = 12
 ratios = [1, 2]
 windows = 2
+detailed = [1]
 
 [base]
 vocab_size = 320

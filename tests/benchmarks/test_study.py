@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,16 +127,28 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_replaced(tmp_path: Path) -> 
     assert read_results(path) == [{"a": 1}, {"a": 3}]
 
 
-@pytest.mark.parametrize(("arm", "kind"), [("regular", "final"), ("2l", "final"), ("random", "final"), ("2l", "tuning")])
+@pytest.fixture
+def train(toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], Path]:
+    """Run `study_arm` for an arm, a kind and a rate; gives the run's folder."""
+
+    def run(arm: str, kind: str, rate: str) -> Path:
+        out = tmp_path / "run"
+        words = [str(toml), "small", arm, kind, "1", rate, f"--data={data}", f"--out={out}", "--device=cpu"]
+        monkeypatch.setattr(sys, "argv", ["study_arm", *words])
+        train_arm()
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arm", "kind"), [("regular", "final"), ("2l", "final"), ("random", "final"), ("2l", "tuning")]
+)
 def test_a_run_is_trained_and_measured(
-    arm: str, kind: str, toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arm: str, kind: str, train: Callable[[str, str, str], Path], study: Study
 ) -> None:
-    out = tmp_path / "run"
-    command = ["study_arm", str(toml), "small", arm, kind, "1", "0.01", f"--data={data}", f"--out={out}", "--device=cpu"]
-    monkeypatch.setattr(sys, "argv", command)
-    train_arm()
+    out = train(arm, kind, "0.01")
     found = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    study = read_study(toml)
     run = study.run("small", arm, kind, 1, 0.01)  # type: ignore[arg-type]
     assert run.is_of(found)
     assert found["tokens"] == run.training.steps * 32
@@ -159,14 +172,9 @@ def test_a_run_is_trained_and_measured(
         assert found["inside"]["budget"][0]["streams"] == found["inside"]["budget"][0]["budget"] == 64
 
 
-def test_a_run_that_diverges_is_a_result_without_a_loss(
-    toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ["study_arm", str(toml), "small", "2l", "tuning", "100", "1e30", f"--data={data}", f"--out={tmp_path}/run",
-               "--device=cpu"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", command)
-    train_arm()
-    assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["loss"] is None
+def test_a_run_that_diverges_is_a_result_without_a_loss(train: Callable[[str, str, str], Path]) -> None:
+    out = train("2l", "tuning", "1e30")
+    assert json.loads((out / "result.json").read_text(encoding="utf-8"))["loss"] is None
 
 
 def test_the_command_does_all_and_then_nothing(
@@ -191,13 +199,15 @@ def test_the_command_does_all_and_then_nothing(
 
 def test_a_study_that_is_stopped_resumes_the_run_that_it_was_at(toml: Path, data: Path, tmp_path: Path) -> None:
     text = TINY.partition("[[stages]]")[0] + '[[stages]]\nsize = "small"\narms = ["regular"]\nseeds = [3]\n'
-    text = text.replace("rates = [1e-3, 1e-2]", "rates = [1e-2]").replace("tuning = { steps = 2", "tuning = { steps = 3000")
+    text = text.replace("rates = [1e-3, 1e-2]", "rates = [1e-2]").replace(
+        "tuning = { steps = 2", "tuning = { steps = 3000"
+    )
     toml.write_text(text, encoding="utf-8")
     out, results = tmp_path / "out", tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "benchmarks.study", f"--study={toml}", f"--data={data}", f"--out={out}",
                f"--results={results}"]  # fmt: skip
     log = out / "small-regular-rate-0.01" / "log.jsonl"
-    with subprocess.Popen(command) as process:  # noqa: S603 - our own words
+    with subprocess.Popen(command) as process:
         while not log.exists() or log.stat().st_size < 1000:
             time.sleep(0.1)
             assert process.poll() is None
@@ -206,7 +216,7 @@ def test_a_study_that_is_stopped_resumes_the_run_that_it_was_at(toml: Path, data
     assert read_results(results) == []
     stopped_at = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["step"]
     assert stopped_at < 3000
-    assert subprocess.run(command, check=False).returncode == 0  # noqa: S603 - our own words
+    assert subprocess.run(command, check=False).returncode == 0
     steps = [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()]
     assert steps.count(1) == 1  # it went on, and did not begin again
     assert steps[-1] == 3000

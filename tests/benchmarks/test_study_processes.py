@@ -13,7 +13,6 @@ from benchmarks.study_plan import Run, Study
 from benchmarks.study_processes import GRACE, Patience, devices, work
 
 
-
 def never() -> bool:
     """Whether this process is to stop."""
     return False
@@ -173,22 +172,20 @@ def test_patience_ends_after_the_seconds_or_when_this_process_is_asked_to_stop()
 
 
 def test_no_run_is_started_that_would_not_end_in_time(study: Study) -> None:
-    """Of `short` 100 operations' worth took 10 seconds: so do 100 more, or 60 beside 80 that are half done."""
     now = 0.0
     patient = Patience(25, never, lambda: now)
-    short, long = study.runs([])[:2]
-    assert short.operations < long.operations < 2 * short.operations
+    run = study.runs([])[0]
     now = 10.0
-    assert patient.fits(long, [])  # nothing has ended, so nothing is known
-    patient.ended(short)
-    assert patient.fits(short, [])
-    now = 14.0
-    assert not patient.fits(short, [])
-    assert not patient.fits(short, [long, long])
-    patient.ended(long)
-    patient.ended(long)
-    assert patient.fits(short, [])
-    assert not patient.fits(short, [long, long, long, long])
+    assert patient.fits(run, [])  # nothing has ended, so nothing is known
+    patient.ended(run, 1)
+    assert patient.fits(run, [run] * 9)  # nor of what failed
+    patient.ended(run, 0)
+    assert patient.fits(run, [])  # 10 seconds more, of 15 that are left
+    now = 12.0
+    assert patient.fits(run, [run] * 2)  # two half done are one, so 2 in 12 seconds, and 2 are ahead: 24 of 25
+    now = 13.0
+    assert not patient.fits(run, [run] * 2)
+    assert not patient.fits(run, [])
 
 
 def test_a_stop_of_the_study_ends_its_processes(runs: list[Run]) -> None:
