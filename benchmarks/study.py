@@ -1,7 +1,7 @@
 """Train and measure what a study has no result of yet: when do forks help language modelling?
 
     python -m benchmarks.study [--study benchmarks/study.toml] [--data data/language] [--out runs/study]
-                               [--results benchmarks/results/language.jsonl] [--jobs 5] [--seconds 540]
+                               [--results benchmarks/results/language.jsonl] [--jobs 6] [--seconds 540]
 
 Several processes (`benchmarks.study_arm`) share each visible device, so that one compiles while others train. Learning
 rates are chosen first, by short runs on a split of their own; the runs that are reported follow as soon as their arm's
@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for the runs")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/language.jsonl"),
                         help="file with a line of JSON a run, read and appended to (%(default)s)")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=5, help="processes at a time on each device (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=6, help="processes at a time on each device (%(default)s)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which to stop (never)")
     return parser.parse_args()
 
