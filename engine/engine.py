@@ -23,7 +23,7 @@ from engine.runner import Runner
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
 from engine.stats import EngineStats, StepReport
-from model import Selection, Thoughtbubbles, Tokenizer
+from model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
     from engine.device_batch import DeviceBatch, Flight
@@ -35,6 +35,7 @@ class Engine:
     def __init__(self, model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         """`ValueError` naming the setting when the model cannot be served within `config`."""
         self.config = config or EngineConfig()
+        _require_scores(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -311,3 +312,12 @@ def _device_batch(
     if not decodes_alone(model.config):
         return None
     return DeviceBatch(model, cache, tally, vocabulary=vocabulary)
+
+
+def _require_scores(config: ModelConfig) -> None:
+    """Raise `ValueError` for a model whose survivors are not chosen by score: the cache stores scores and no more."""
+    if config.select_by != "score":
+        raise ValueError(
+            f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"
+            " with `thoughtbubbles evaluate`"
+        )

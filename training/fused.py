@@ -2,9 +2,9 @@
 
 The same function of the same weights as `Thoughtbubbles.forward` (SPEC.md, "Forward pass"), which is what tests hold it
 to; here the blocks are laid out flat, so that a residual update and the norm that follows it, of the next block too,
-are one kernel. Residual streams and their gradients stay float32, as scores, sums and weights do: attenuated updates are
-small against the stream, and bfloat16 rounds them away (docs/TRAINING_SPEED.md). What matrix products read and write has
-their type.
+are one kernel. Residual streams and their gradients stay float32, as scores, sums and weights do: attenuated updates
+are small against the stream, and bfloat16 rounds them away (docs/TRAINING_SPEED.md). What matrix products read and
+write has their type.
 Letters: B batch, T tokens, S streams, D model width.
 """
 

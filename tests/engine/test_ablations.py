@@ -31,3 +31,11 @@ def test_the_kernels_are_not_asked_for_what_they_do_not_compute(switch: str) -> 
     plain = {**sizes, "fork_layers": [1]}
     assert decode_step.decodes_alone(ModelConfig.from_dict(plain))
     assert not decode_step.decodes_alone(ModelConfig.from_dict({**plain, switch: False}))
+
+
+@pytest.mark.parametrize("select_by", ["random", "kept"])
+def test_a_model_whose_survivors_are_not_chosen_by_score_is_refused(
+    select_by: str, make_model: MakeModel, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(ValueError, match=f"^select_by is '{select_by}': only models with select_by 'score'"):
+        Engine(make_model(select_by=select_by), tokenizer)

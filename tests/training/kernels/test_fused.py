@@ -66,6 +66,8 @@ def assert_equal(model: Thoughtbubbles, *, ratio: float | None = None, padded: b
         {"norm_before_averaging": True, "value_attenuation": False},
         {"fork_layers": (0, 2), "score_bias": False},
         {"fork_layers": (), "max_block_size": 5, "copies": 2, "averaging": "rightmost"},
+        {"max_block_size": 5},  # κ = L: scores and no forks
+        {"select_by": "kept"},
     ],
     ids=str,
 )
