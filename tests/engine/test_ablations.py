@@ -11,16 +11,24 @@ from tests.engine.conftest import MakeModel
 SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+CONTROLS: list[dict[str, object]] = [
+    *({switch: False} for switch in SWITCHES),
+    {"max_block_size": 64},  # κ = L: scores, and no fork survives
+    {"max_block_size": 80},
+    {"fork_layers": (2, 4)},
+]
+
+
+@pytest.mark.parametrize("settings", CONTROLS, ids=str)
 @torch.no_grad()
 def test_the_cache_serves_an_ablated_model_as_its_forward_does(
-    switch: str, make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]
+    settings: dict[str, object], make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
-    model = make_model(**{switch: False})
+    model = make_model(**settings)
     engine = Engine(model, tokenizer, EngineConfig(max_batch_size=4, page_size=4, cache_bytes=1 << 22))
-    settings = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
     prompts = prompts[:4]
-    for prompt, completion in zip(prompts, engine.generate(prompts, settings), strict=True):
+    for prompt, completion in zip(prompts, engine.generate(prompts, params), strict=True):
         assert list(completion.token_ids) == generate(model, prompt, max_tokens=6, temperature=0.0)[-6:]
 
 
