@@ -95,10 +95,13 @@ class Scheduler:
         """Note that everyone who runs gets a token beside what this step takes in: they need no turn of their own."""
         self._taken_in = False
 
-    def settle(self) -> None:
-        """Let those run whose tokens are all computed; called after every step that computed some."""
-        self._computing = 0
-        complete = [each for each in self.arriving if each.state is None or each.state.tokens == each.num_tokens]
+    def settle(self, requests: Sequence[Request]) -> None:
+        """Move requests of the step just computed to `running` once all their tokens are computed.
+
+        A request that was admitted during the step is not among them.
+        """
+        self._computing, computed = 0, set(requests)
+        complete = [each for each in self.arriving if each in computed and _is_computed(each)]
         self.running += complete
         self.arriving = _without(complete, self.arriving)
 
@@ -208,6 +211,11 @@ class Scheduler:
 def _reach(request: Request, ahead: int) -> int:
     """The tokens that a request has, and `ahead` more, as far as it may go."""
     return min(len(request.prompt) + request.asked + ahead, request.max_tokens)
+
+
+def _is_computed(request: Request) -> bool:
+    """Return whether all its tokens are computed, once it took part in a step; a recomputed request always is."""
+    return request.state is None or request.state.tokens == request.num_tokens
 
 
 def _without(gone: Sequence[Request], requests: list[Request]) -> list[Request]:
