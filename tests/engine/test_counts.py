@@ -30,15 +30,19 @@ SEQUENCES = [
 ]
 
 
+def params_of(**settings: object) -> SamplingParams:
+    """Sampling parameters that ignore end-of-text."""
+    return SamplingParams(**{"ignore_eos": True, **settings})  # type: ignore[arg-type]
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Many begin alike and can share a prefix; some end before `max_tokens`."""
-    params = SamplingParams(
+    params = params_of(
         max_tokens=draw(st.integers(0, 24)),
         temperature=draw(st.sampled_from([0, 1.2])),
         seed=draw(st.integers(0, 1000)),
         stop_token_ids=draw(st.sampled_from([(), tuple(range(20))])),
-        ignore_eos=True,
         return_fork_counts=draw(st.booleans()),
         fork_selection=draw(st.sampled_from(["causal", "causal", "causal", "dynamic"])),
         fork_ratio=draw(st.sampled_from([None, None, 1, 1.4])),
@@ -139,11 +143,11 @@ def test_a_request_that_generates_nothing_ends_when_its_whole_prompt_is_computed
 ) -> None:
     engine = Engine(model, tokenizer, EngineConfig(page_size=4, max_prefill_tokens=8))
     prompt = [7 * i % 251 for i in range(40)]
-    engine.add("a", prompt, SamplingParams(max_tokens=0))
+    engine.add("a", prompt, params_of(max_tokens=0))
     assert [engine.step() for _ in range(4)] == [[]] * 4
     [event] = engine.step()
     assert event.usage is not None
-    assert event.usage.stream_tokens == sum(counts_of(model, prompt, SamplingParams()))
+    assert event.usage.stream_tokens == sum(counts_of(model, prompt, params_of()))
 
 
 def test_a_preempted_request_reports_its_own_tokens_count(
@@ -152,7 +156,7 @@ def test_a_preempted_request_reports_its_own_tokens_count(
     """Preempted with a pending event, it is prefilled again in chunks; only the last chunk ends with that token."""
     config = EngineConfig(max_batch_size=8, page_size=4, cache_bytes=250_000, max_prefill_tokens=8)
     engine = Engine(model, tokenizer, config)
-    params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, return_fork_counts=True)
+    params = params_of(max_tokens=24, temperature=0, return_fork_counts=True)
     completions = engine.generate(prompts[:8], params)
     assert engine.stats().preemptions_total > 3
     for prompt, completion in zip(prompts, completions, strict=False):
@@ -170,7 +174,7 @@ def test_a_preempted_request_reports_its_own_tokens_count(
 def test_the_last_token_counts_only_where_its_streams_are_computed(
     settings: dict[str, object], computed: int, engine: Engine, model: Thoughtbubbles
 ) -> None:
-    params = SamplingParams(ignore_eos=True, temperature=0, **settings)  # type: ignore[arg-type]
+    params = params_of(temperature=0, **settings)
     [completion] = engine.generate([list(range(20))], params)
     usage = completion.events[-1].usage
     assert usage is not None
