@@ -1,4 +1,4 @@
-"""Fork counts and usage equal those of the naive whole-sequence forward, whatever the batch, the chunks, preemptions."""
+"""Fork counts and usage equal those of the naive whole-sequence forward, in any batch, chunks and preemptions."""
 
 from collections import Counter
 from dataclasses import dataclass

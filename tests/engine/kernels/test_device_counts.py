@@ -26,7 +26,8 @@ def test_counts_are_the_oracles(small_model: Thoughtbubbles, make_engine: MakeEn
 def test_a_preempted_request_reports_its_own_tokens_count(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     settings = {"cache_bytes": 21_500, "max_model_len": 20, "max_prefill_tokens": 5}
     engine = on_kernels(make_engine(small_model, **settings), [8])
-    cases = [Case(ids, params_of(seed=i, max_tokens=8, return_fork_counts=True), 0) for i, ids in enumerate(SEQUENCES)]
+    params = params_of(seed=1, max_tokens=8, return_fork_counts=True)
+    cases = [Case(ids, params, 0) for ids in SEQUENCES[:2]]
     completions = run(engine, cases)
     assert engine.stats().preemptions_total > 0
     for case, completion in zip(cases, completions, strict=True):
