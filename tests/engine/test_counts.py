@@ -39,24 +39,26 @@ def params_of(**settings: object) -> SamplingParams:
 def cases(draw: st.DrawFn) -> Case:
     """Many begin alike and can share a prefix; some end before `max_tokens`."""
     params = params_of(
-        max_tokens=draw(st.integers(0, 24)),
+        max_tokens=24 - draw(st.integers(0, 24)),
         temperature=draw(st.sampled_from([0, 1.2])),
         seed=draw(st.integers(0, 1000)),
         stop_token_ids=draw(st.sampled_from([(), tuple(range(20))])),
         return_fork_counts=draw(st.booleans()),
         fork_selection=draw(st.sampled_from(["causal", "causal", "causal", "dynamic"])),
-        fork_ratio=draw(st.sampled_from([None, None, 1, 1.4])),
+        fork_ratio=draw(st.sampled_from([None, None, None, 1, 1.4])),
     )
     prompt = draw(st.sampled_from(SEQUENCES))[: 40 - draw(st.integers(0, 39))]
-    return Case(prompt, params, draw(st.integers(0, 3)))
+    return Case(prompt, params, draw(st.integers(0, 8)))
 
 
+TIGHT = 155_000
+"""Little more than one request of full length needs, so that some are preempted."""
 CONFIGS = st.fixed_dictionaries(
     {
-        "max_batch_size": st.integers(2, 8),
+        "max_batch_size": st.integers(4, 8),
         "max_prefill_tokens": st.integers(1, 48),
-        "cache_bytes": st.sampled_from([200_000, 250_000, 1 << 22]),
-        "prefix_caching": st.booleans(),
+        "cache_bytes": st.sampled_from([TIGHT, TIGHT, 1 << 22]),
+        "prefix_caching": st.sampled_from([True, True, False]),
         "page_size": st.just(4),
     }
 )
@@ -120,7 +122,7 @@ def test_counts_are_the_oracles(model: Thoughtbubbles, tokenizer: Tokenizer) -> 
     seen: Counter[str] = Counter()
 
     @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(config=CONFIGS, requests=st.lists(cases(), min_size=4, max_size=10))
+    @given(config=CONFIGS, requests=st.lists(cases(), min_size=5, max_size=10))
     def examine(config: dict[str, int], requests: list[Case]) -> None:
         engine = Engine(model, tokenizer, EngineConfig(**config))  # type: ignore[arg-type]
         completions = run(engine, requests)
@@ -135,7 +137,7 @@ def test_counts_are_the_oracles(model: Thoughtbubbles, tokenizer: Tokenizer) -> 
         seen["chunked"] += any(len(case.prompt) > config["max_prefill_tokens"] for case in requests)
 
     examine()
-    assert min(seen[name] for name in ("preemptions", "prefixes", "chunked")) > 10, seen
+    assert min(seen[name] for name in ("preemptions", "prefixes", "chunked")) > 5, seen
 
 
 def test_a_request_that_generates_nothing_ends_when_its_whole_prompt_is_computed(
