@@ -128,10 +128,12 @@ class Engine:
         if not plan.requests:
             return [], []
         output = self._runner.step(plan.requests, plan.tokens, meanwhile)
-        self.scheduler.settle()
-        events = self._settle(plan.requests, [counts[-1] for counts in output.fork_counts])
-        running = set(self.scheduler.running)
-        going = [i for i, request in enumerate(plan.requests) if request in running]
+        self.scheduler.settle(plan.requests)
+        running = set(self.scheduler.running)  # a prompt of which this was a chunk, but not the last, stays out
+        complete = [i for i, request in enumerate(plan.requests) if request in running]
+        last_counts = [output.fork_counts[i][-1] for i in complete]
+        events = self._settle([plan.requests[i] for i in complete], last_counts)
+        going = [i for i in complete if plan.requests[i].id in self._requests]
         for i in going:
             plan.requests[i].asked += 1
         requests = [plan.requests[i] for i in going]
@@ -244,7 +246,10 @@ class Engine:
         return events + self._continue(requests, flight.logits[here.tolist()]), counts
 
     def _settle(self, requests: list[Request], fork_counts: list[int]) -> list[TokenEvent]:
-        """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""
+        """Return the events that waited for this step: tokens whose streams are known now, and prompts only scored.
+
+        All tokens of these requests are computed, and `fork_counts` are the streams of each one's last.
+        """
         events = []
         for request, count in zip(requests, fork_counts, strict=True):
             if request.held:
