@@ -9,7 +9,8 @@ import pytest
 import thoughtbubbles
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").glob("*/README.md"))]
+FOLDERS = ("docs", ".github", "checkpoints", "clients")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.*"))
 NAMES = "|".join(thoughtbubbles.COMMANDS)
 COMMAND = re.compile(
