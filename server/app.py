@@ -37,7 +37,8 @@ def create_app(service: Service) -> ASGIApp:
         await service.worker.stop()
 
     # No pages of FastAPI's own: they load scripts from elsewhere.
-    app = DescribedApp(title="Thoughtbubbles", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = DescribedApp(needs_key=bool(service.keys.digests), title="Thoughtbubbles", version=VERSION, lifespan=lifespan,
+                       docs_url=None, redoc_url=None)  # fmt: skip
     app.state.service = service
     for each in (routes, chat_routes, tokenizer_routes):
         app.include_router(each.router, responses=refusals(401, 500))

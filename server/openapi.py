@@ -14,6 +14,8 @@ from server.chat_schemas import ChatRequest
 from server.schemas import CompletionRequest, DetokenizeRequest, Json, RequestBody, TokenizeRequest
 
 REFERENCE = "#/components/schemas/{model}"
+BEARER = "ApiKey"
+"""The name of the security scheme in the document."""
 Responses = dict[int | str, dict[str, Any]]
 
 STREAMED: Responses = {200: {"content": {"text/event-stream": {}}}}
@@ -59,12 +61,19 @@ def takes(body: type[RequestBody]) -> Json:
 
 
 class DescribedApp(FastAPI):
-    """A FastAPI whose document also knows what its routes read and refuse by themselves."""
+    """A FastAPI whose document also has the bodies, refusals and keys that FastAPI does not see."""
+
+    def __init__(self, *, needs_key: bool, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(**settings)
+        self._needs_key = needs_key
 
     def openapi(self) -> Json:
         """The document; made once."""
         if self.openapi_schema is None:
-            _complete(super().openapi())
+            document = super().openapi()
+            _complete(document)
+            if self._needs_key:
+                _declare_bearer(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -83,6 +92,15 @@ def _complete(document: Json) -> None:
     _, made = models_json_schema(bodies, ref_template=REFERENCE)
     for name, schema in made["$defs"].items():
         schemas[name] = _null_is_absent(schema)
+
+
+def _declare_bearer(document: Json) -> None:
+    """Declare the bearer scheme, and require it of every operation that answers 401 without a key."""
+    document["components"]["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer"}}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "401" in operation["responses"]:
+                operation["security"] = [{BEARER: []}]
 
 
 def _null_is_absent(schema: Json) -> Json:

@@ -1,0 +1,42 @@
+"""GET /openapi.json declares the bearer scheme where keys are configured, so that generated clients send one."""
+
+import asyncio
+
+import httpx
+
+from server.app import create_app
+from server.keys import NO_KEYS, ApiKeys
+from server.middleware import OPEN
+from server.service import Service
+from server.settings import ServerSettings
+from tests.server.harness import Json
+
+
+def document(keys: ApiKeys) -> Json:
+    async def fetch() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(Service.create(ServerSettings(api_keys=keys))))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return await client.get("/openapi.json")
+
+    return asyncio.run(fetch()).json()
+
+
+def security(document: Json) -> dict[str, list[Json] | None]:
+    operations = ((path, each) for path, methods in document["paths"].items() for each in methods.values())
+    return {path: operation.get("security") for path, operation in operations}
+
+
+def test_with_keys_every_route_that_needs_one_says_so() -> None:
+    declared = document(ApiKeys.of(["sk-one"], "here"))
+    (name, scheme), *others = declared["components"]["securitySchemes"].items()
+    assert not others
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    required = security(declared)
+    assert required == {path: None if path in OPEN else [{name: []}] for path in required}
+    assert required["/v1/completions"]
+
+
+def test_without_keys_no_scheme_is_declared() -> None:
+    declared = document(NO_KEYS)
+    assert "securitySchemes" not in declared["components"]
+    assert set(security(declared).values()) == {None}
