@@ -1,7 +1,8 @@
 # make serve    install what serving needs and serve the checkpoint in checkpoints/ on 127.0.0.1:8000
 # make test     install what tests need and run them all: lint, types, pytest
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
-# make lint     lint and types alone
+# make lint     lint, spelling and types alone
+# make coverage run the suite and print which lines and branches it does not reach
 # make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #
@@ -17,7 +18,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
 PINS    := pyproject.toml clients/python/pyproject.toml constraints.txt
 
-.PHONY: serve test lint scatter audit clean
+.PHONY: serve test lint coverage scatter audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -25,9 +26,13 @@ serve: $(VENV)/.serve
 test: lint
 	$(BIN)/python -m pytest
 
+coverage: $(VENV)/.test
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 # pip may hold a wheel compiled against another torch, which does not import: then it is compiled anew.
@@ -44,7 +49,7 @@ audit: $(VENV)/.serve
 	$(BIN)/python -m pip_audit --disable-pip --no-deps --requirement constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
