@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
 from model.checkpoint import MAX_PADDING
+from model.weights import save_tensors
 from training.config import TrainConfig
 from training.data.corpus import Corpus
 from training.data.loader import PADDING, inputs
@@ -150,7 +150,7 @@ class Trainer:
     def _write_batch(self, number: int, path: Path) -> None:
         """A batch of all ranks as the token ids that were learned from, and beside it as text, a line a window."""
         windows = self._corpus.loader.batch(number, self._config.batch_size)
-        save_file({"windows": windows}, path)
+        save_tensors({"windows": windows}, path)
         decode = self._corpus.tokenizer.decode
         lines = (json.dumps(decode(inputs(w[w != PADDING]).tolist()), ensure_ascii=False) + "\n" for w in windows)
         path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")

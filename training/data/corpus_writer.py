@@ -77,7 +77,7 @@ class CorpusWriter:
             return
         texts = (document.text for document in self._inputs["train"].read())
         texts = (text for text in texts if not is_held_out(text, self._val_share))
-        train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents"), wanted, path)
+        train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents", disable=None), wanted, path)
 
     def _open(self, part: str) -> BinaryIO:
         """A token file to append to, cut to what the progress knows of."""
@@ -92,10 +92,10 @@ class CorpusWriter:
         return path.open("ab")
 
     def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
-        """What the chunks of an input become, with a progress bar."""
+        """What the chunks of an input become, with a progress bar in a terminal."""
         encoder = self._encoder if source == "train" else replace(self._encoder, val_share=1.0)
         first = self._progress.read[source]
-        with tqdm(desc=source, total=documents.total, initial=first, unit=" documents") as bar:
+        with tqdm(desc=source, total=documents.total, initial=first, unit=" documents", disable=None) as bar:
             for encoded in ordered_map(encoder, chunks(documents.read(first)), self._workers):
                 yield encoded
                 bar.update(self._progress.read[source] - bar.n)

@@ -14,6 +14,7 @@ configurations, files and fields are those of the sets' cards and files at https
   `choices`, four of them, and `answer`, 0 to 3.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,9 +110,11 @@ def published_documents(name: str, folder: Path | None) -> dict[str, Documents]:
 
 def _load(published: PublishedSet, split: Split, folder: Path | None) -> "Dataset":
     try:
-        from datasets import load_dataset  # noqa: PLC0415 - the extra `datasets`
+        from datasets import disable_progress_bars, load_dataset  # noqa: PLC0415 - the extra `datasets`
     except ModuleNotFoundError:
         raise ValueError("published sets need the extra: pip install 'thoughtbubbles[datasets]'") from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         if split.files is None:
             return load_dataset(str(folder or published.repository), published.configuration, split=split.name)
