@@ -38,6 +38,11 @@ class Ranks:
         """Whether this is the one that writes logs and checkpoints."""
         return self.rank == 0
 
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this is the one of its machine that does what is done once on each."""
+        return self.world_size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
     def any(self, asked: bool) -> bool:
         """Whether any rank says so: all get the same answer, over the CPU, so that no device is waited for."""
         if self.world_size == 1:
