@@ -119,8 +119,8 @@ def _seed_of(name: str, seed: int) -> int:
 def _loader(part: MixtureSet, length: int, seed: int, tokenizer: Tokenizer) -> Loader:
     ids, check = read_tokens(part.data, "train"), token_check(part.data, "train").check_ids
     if part.form == "packed":
-        return WindowLoader(ids, length, seed, check)
-    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _given(part, "train", len(ids)), check)
+        return WindowLoader(ids, length, seed, check=check)
+    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _given(part, "train", len(ids)), check=check)
 
 
 def _validation(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:

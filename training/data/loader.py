@@ -56,7 +56,7 @@ class WindowLoader(Loader):
     """
 
     def __init__(
-        self, ids: NDArray[np.unsignedinteger[Any]], length: int, seed: int, check: CheckIds = lambda _ids, _at: None
+        self, ids: NDArray[np.unsignedinteger[Any]], length: int, seed: int, *, check: CheckIds = lambda _ids, _at: None
     ) -> None:
         """`check` raises for ids of a window, and is told where they begin."""
         self._ids = ids
@@ -96,6 +96,7 @@ class DocumentLoader(Loader):
         seed: int,
         end_of_text: int,
         given: NDArray[np.unsignedinteger[Any]] | None = None,
+        *,
         check: CheckIds = lambda _ids, _at: None,
     ) -> None:
         self._ids = ids

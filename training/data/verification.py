@@ -37,7 +37,7 @@ class FileCheck:
         return self.path.stat().st_size > AT_ONCE_BYTES
 
     def run(self, stopping: threading.Event | None = None) -> None:
-        """Read the file once, to its end unless `stopping` is set. `OSError` or `ValueError` naming it and the fault."""
+        """Read the file once, to its end unless `stopping` is set. `OSError` or `ValueError` name it and the fault."""
         digest, at = hashlib.sha256(), 0
         for block in self._blocks():
             if stopping is not None and stopping.is_set():
