@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from training.data.documents import Documents
-from training.data.rows import Document, Row, conversation, multiple_choice, plain_text, worked_answer
+from training.data.rows import (
+    Document,
+    Row,
+    conversation,
+    multiple_choice,
+    plain_text,
+    require_characters,
+    worked_answer,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,9 +98,10 @@ class PublishedDocuments:
         """As `Documents.read`."""
         for number, row in enumerate(self._rows.skip(first), first):
             try:
-                yield self._document(row)
+                document = self._document(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise ValueError(f"{self._name}, row {number}: not of this set's schema ({error!r})") from error
+            yield require_characters(document, f"{self._name}, row {number}")
 
     def sources(self) -> dict[str, str]:
         """The split, and the library's fingerprint of its files."""

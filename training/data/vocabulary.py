@@ -8,6 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as BytePairTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from model.runs import shorten_runs
+
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """Learn `vocab_size` - 1 byte-pair tokens (end-of-text is the last id) and write `path`, a `.tiktoken` file.
@@ -24,13 +26,16 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
 
 
 def train_byte_pairs(texts: Iterable[str], tokens: int) -> BytePairTokenizer:
-    """A byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation."""
+    """A byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation.
+
+    What has no space for very long teaches with its beginning alone: one word of megabytes would take minutes a merge.
+    """
     tokenizer = BytePairTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=tokens, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(shorten_runs, texts), trainer)
     return tokenizer
 
 
