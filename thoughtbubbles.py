@@ -112,6 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"thoughtbubbles: error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        from model.memory import lack_of_memory  # noqa: PLC0415
+
+        if (told := lack_of_memory(error)) is None:
+            raise
+        print(f"thoughtbubbles: error: {told}", file=sys.stderr)
+        return 2
 
 
 class _Version(argparse.Action):

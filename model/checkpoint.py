@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from model.atomic import latest_folder, new_folder
 from model.chat import ChatTemplate
 from model.config import ModelConfig
+from model.reading import read_json_object, require_regular
 from model.tokenizer import PATTERN_NAME, Tokenizer
 from model.transformer import Thoughtbubbles
 from model.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
@@ -150,8 +151,8 @@ def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError("no such folder")
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    if not isinstance(config, dict) or "format_version" not in config:
+    config = read_json_object(folder / CONFIG_FILE)
+    if "format_version" not in config:
         raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: it has no format_version")
     if config["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
@@ -165,7 +166,7 @@ def _read_template(folder: Path) -> str | None:
     file = folder / CHAT_TEMPLATE_FILE
     if not file.exists():
         return None
-    template = file.read_bytes()
+    template = require_regular(file).read_bytes()
     _check_template(template)
     return template.decode()
 

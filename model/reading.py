@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+MAX_DEPTH = 100
+"""Objects and arrays within each other: what reads them may call itself as often, and what writes them."""
+
 
 def require_regular(path: Path) -> Path:
     """Return `path`. `OSError` naming it if it is a FIFO, a device or a folder, whose reading may never end."""
@@ -25,4 +28,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: not a JSON object")
+    if _depth(found) > MAX_DEPTH:
+        raise ValueError(f"{path}: not JSON that can be read (it is nested too deeply)")
     return found
+
+
+def _depth(value: object) -> int:
+    """How many objects and arrays lie within each other."""
+    depth, level = 0, [value]
+    while level:
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [value for values in inner for value in values]
+        depth += 1
+    return depth

@@ -10,6 +10,7 @@ from pathlib import Path
 import tiktoken
 
 from model.atomic import write_file
+from model.reading import require_regular
 from model.runs import cut_runs
 
 END_OF_TEXT = "<|endoftext|>"
@@ -142,7 +143,7 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(require_regular(path).read_bytes().splitlines(), start=1):
         try:
             token, rank = line.split()
             key, value = base64.b64decode(token, validate=True), int(rank)

@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.reading import read_json_object, require_regular
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4_000_000_000
@@ -111,17 +113,17 @@ def _shard_name(i: int, count: int) -> str:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+        return [require_regular(folder / SINGLE)]
     if not (folder / INDEX).exists():
         raise ValueError(f"neither {SINGLE} nor {INDEX} is there")
     try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        names = set(read_json_object(folder / INDEX)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{INDEX} is not an index of shards") from error
     count = len(names)
     if names != {_shard_name(i, count) for i in range(count)}:
         raise ValueError(f"{INDEX} does not name the shards 1 to {count}")
-    return [folder / name for name in sorted(names)]
+    return [require_regular(folder / name) for name in sorted(names)]
 
 
 def _headers(file: Path) -> Iterator[Header]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
-from model.checkpoint import MAX_PADDING
+from model.checkpoint import MAX_PADDING, empty_model
+from model.memory import require_memory
 from model.weights import save_tensors
 from training.config import TrainConfig
 from training.data.corpus import Corpus
@@ -66,6 +67,8 @@ class Trainer:
         self._corpus = Corpus.open(data, model_config.block_size, config.seed, root)
         self._verification = Verification(self._corpus.unverified if ranks.first_of_node else [])
         _require_vocabulary(model_config, self._corpus.vocab_size)
+        parameters = sum(weights.numel() for weights in empty_model(model_config).parameters())
+        require_memory(4 * parameters, f"a model of {parameters:,} parameters")
         torch.manual_seed(config.seed)
         self._model = Thoughtbubbles(model_config, dropout=config.dropout)
         if start is not None:
@@ -209,8 +212,7 @@ class Trainer:
         weights = get_model_state_dict(self._model, options=whole)
         if not self._ranks.first:
             return
-        with torch.device("meta"):
-            model = Thoughtbubbles(self._model_config)
+        model = empty_model(self._model_config)
         model.load_state_dict(weights, assign=True)
         dtype = getattr(torch, self._config.precision)
         save_checkpoint(self._out / name, model, self._corpus.tokenizer, self._provenance(), dtype=dtype)

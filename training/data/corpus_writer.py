@@ -20,6 +20,9 @@ from training.data.progress import PROGRESS_FILE, Progress
 from training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
 from training.data.vocabulary import train_vocabulary
 
+MAX_WORKERS = 1024
+"""Processes that encode: all of them are started at once."""
+
 
 class CorpusWriter:
     """Makes one prepared folder. Killed and made again for the same inputs, it goes on where it was."""
@@ -34,8 +37,8 @@ class CorpusWriter:
         """
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must be above 0 and below 1, not {val_share}")
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be from 1 to {MAX_WORKERS}, not {workers}")
         self._inputs = inputs
         self._out = out
         self._val_share = 0.0 if "val" in inputs else val_share

@@ -61,7 +61,7 @@ class Index:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Load `folder/index.json`, or tell of published files as they are. `ValueError` when it has neither."""
-        path = folder / INDEX_FILE
+        path = require_regular(folder / INDEX_FILE)
         if not path.is_file() and _is_published(folder):
             return cls(**_published_index(folder))
         if not path.is_file():
