@@ -94,7 +94,7 @@ def load_checkpoint(
 
     Raises `CheckpointError` with the reason when the folder is not one, `ValueError` for a device that is not here.
     """
-    _check_device(device)
+    check_device(device)
     with _read(folder) as (found, checkpoint):
         weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)
         checkpoint.model.load_state_dict(weights, assign=True)
@@ -178,9 +178,11 @@ def _check_template(template: bytes) -> None:
         raise ValueError(f"{CHAT_TEMPLATE_FILE} is not a template: {error}") from error
 
 
-def _check_device(device: torch.device | str) -> None:
+def check_device(device: torch.device | str) -> None:
+    """`ValueError` naming `device` unless tensors can be made there and hold values."""
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError(f"device {device} cannot be used: it holds no values")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from error
 

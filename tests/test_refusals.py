@@ -91,6 +91,8 @@ SMALL = ["--recipe", "tiny", "--vocab-size", VOCAB, "--block-size", 16, "--max-b
         (["--seed", 10**30], "seed must be from 0 to"),
         (["--seed", -1], "seed must be from 0 to"),
         (["--threads", 100_000], "threads must be from 1 to 1024, not 100000"),
+        (["--device", "toaster"], "device toaster cannot be used"),
+        (["--device", "meta"], "device meta cannot be used"),
     ],
 )
 def test_train_refuses_what_no_machine_has(
@@ -186,6 +188,12 @@ def test_texts_do_not_wait_for_a_fifo(saved: Path, tmp_path: Path, refused: Refu
     fifo(name)(tmp_path)
     assert name in refused(["evaluate", saved, "--device", "cpu", "--data", tmp_path / name])
     assert name in refused(["prepare", "--train", tmp_path / name, "--vocab-size", 300, "--out", tmp_path / "out"])
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_evaluate_refuses_a_batch_of_nothing(saved: Path, data: Path, refused: Refused, size: int) -> None:
+    told = refused(["evaluate", saved, "--data", data.parent / "val.jsonl", "--device", "cpu", "--batch-size", size])
+    assert f"batch_size must be at least 1, not {size}" in told
 
 
 @pytest.mark.parametrize("flag", ["--config", "--api-keys-file"])

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from model import Fork, ForkingBlock, Streams, Thoughtbubbles
+from model.checkpoint import check_device
 
 # FSDP2 finds the tensors that go into and out of a module by torch's registry of containers.
 register_dataclass(Streams)
@@ -66,8 +67,12 @@ class Ranks:
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun started, or one alone; `device` is a kind (with torchrun) or one device."""
+    """The ranks that torchrun started, or one alone; `device` is a kind (with torchrun) or one device.
+
+    `ValueError` for one alone whose device cannot be used.
+    """
     if "WORLD_SIZE" not in os.environ:
+        check_device(device)
         yield Ranks(device=torch.device(device))
         return
     own = torch.device(device)
