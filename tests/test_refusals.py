@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import thoughtbubbles
-from model import ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
-from model.checkpoint import empty_model
+from model import Thoughtbubbles, Tokenizer, save_checkpoint
 from model.memory import lack_of_memory, require_memory
 from tests.training.harness import HELD_OUT, MODEL, TEXTS, VOCAB, write_json_lines
 from training.data.prepare import prepare
@@ -221,9 +220,3 @@ def test_lack_of_memory_is_told_and_other_failures_are_not() -> None:
     require_memory(1, "a byte")
     with pytest.raises(ValueError, match=r"^all needs 1,0{3}.* bytes of memory, and this machine has [\d,]+$"):
         require_memory(10**24, "all")
-
-
-def test_the_largest_layers_are_quick_to_lay_out() -> None:
-    """The limits are such that what they admit can be refused for its memory at once."""
-    config = ModelConfig(**{**MODEL.to_dict(), "fork_layers": (1,), "n_layer": 1024, "n_embd": 1 << 17})
-    assert sum(weights.numel() for weights in empty_model(config).parameters()) > 10**14
