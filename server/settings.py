@@ -17,6 +17,7 @@ POSITIVE = (
     "watchdog_seconds",
     "drain_seconds",
 )
+MAX_BATCH_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ServerSettings:
     dtype: Annotated[str, "precision of weights and activations: float32 or bfloat16"] = "float32"
     threads: Annotated[int | None, "CPU threads that torch computes with (one fewer than torch would)"] = None
     max_model_len: Annotated[int | None, "most tokens of prompt and completion (those of a training block)"] = None
-    max_batch_size: Annotated[int, "most requests computed in one step"] = 32
+    max_batch_size: Annotated[int, "most requests computed in one step, up to 4096"] = 32
     max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
         1 << 18
     )
@@ -65,6 +66,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
+        if not 1 <= self.max_batch_size <= MAX_BATCH_SIZE:
+            raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if self.dtype not in {"float32", "bfloat16"}:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
         if self.log_format not in {"text", "json"}:
