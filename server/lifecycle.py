@@ -1,6 +1,8 @@
 """One server process from its first line to its exit code."""
 
 import asyncio
+import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -11,9 +13,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.connections import connections_within
+from server.keys import ApiKeys
 from server.service import Service
 from server.version import build_info
 from server.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2
 """What the last bytes may take after the last token."""
@@ -52,12 +57,21 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def warn_if_open(address: str, keys: ApiKeys) -> None:
+    """Log a warning if other machines can reach `address`, an IP address, and no request needs a key."""
+    if not keys.digests and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        logger.warning(
+            "listening on %s without API keys: whoever reaches it can use the model; set api_keys_file or host", address
+        )
+
+
 async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGINT or a failure, which `service.worker.failure` then holds.
 
     After a signal new requests are refused and those that run may finish, for `drain_seconds` or until a second one;
     what runs then is ended with an error.
     """
+    warn_if_open(listener.getsockname()[0], service.keys)
     with _short_turns():
         await _serve(service, app, listener)
 
