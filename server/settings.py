@@ -11,7 +11,9 @@ POSITIVE = (
     "threads",
     "max_waiting_streams",
     "max_body_bytes",
+    "max_connections",
     "body_timeout_seconds",
+    "write_timeout_seconds",
     "request_timeout_seconds",
     "keep_alive_seconds",
     "stall_seconds",
@@ -41,7 +43,11 @@ class ServerSettings:
     )
     cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
+    max_connections: Annotated[int, "most open connections; on more only /health, /ready and /metrics are answered"] = (
+        1000
+    )
     body_timeout_seconds: Annotated[float, "a request's head must arrive within this time, and so must its body"] = 30.0
+    write_timeout_seconds: Annotated[float, "a client that reads nothing of an answer for this time is cut off"] = 30.0
     request_timeout_seconds: Annotated[float, "a request that takes longer ends with an error; inf: none does"] = 600.0
     keep_alive_seconds: Annotated[float, "a silent stream sends a comment this often"] = 15.0
     stall_seconds: Annotated[float, "a step longer than this makes /ready fail"] = 60.0
