@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from server.schemas import GenerationRequest, RequestBody
+from server.schemas import INT64, GenerationRequest, RequestBody
 
 
 class TextPart(RequestBody):
@@ -50,9 +50,9 @@ class ChatRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1)
     """The conversation so far."""
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=INT64 - 1)
     """Most tokens generated for each choice; nothing means as many as the context has left."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=INT64 - 1)
     """The older name of `max_completion_tokens`."""
     logprobs: bool = False
     """Return log-probabilities of the tokens."""

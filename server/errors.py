@@ -80,6 +80,11 @@ def clipped(text: str) -> str:
     return text if len(text) <= REPEATED_INPUT else text[: REPEATED_INPUT - 1] + "…"
 
 
+def quoted(value: object) -> str:
+    """A client's own input in quotes, its odd characters escaped; never long."""
+    return clipped(repr(value))
+
+
 def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
     """The client's mistake: 400."""
     return ApiError(400, message, code=code, param=param)

@@ -87,3 +87,23 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_within_limits, send)
+
+
+class HeadAsGet:
+    """A HEAD request is answered as GET, without the body: FastAPI's routes have no HEAD of their own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass GET on in place of HEAD, and the headers of its answer back."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_no_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        got = {**scope, "method": "GET"}
+        await self._app(got, receive, send_no_body)
+        scope["route"] = got.get("route")

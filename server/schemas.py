@@ -122,7 +122,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Prompt = ""
     """Text or token ids, one or many; nothing means the end-of-text token."""
-    max_tokens: int = Field(16, ge=0)
+    max_tokens: int = Field(16, ge=0, le=INT64 - 1)
     """Most tokens generated for each choice; 0 scores the prompt."""
     best_of: int | None = None
     """Choices computed for each prompt, of which the n of highest mean log-probability are returned."""
