@@ -109,12 +109,18 @@ def test_the_law_holds_at_every_step(server: Running) -> None:
 )  # fmt: skip
 def test_head_is_get_without_the_body(server: Running, path: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "server.requests")
-    get, head = server.client.get(path), server.client.head(path)
+    name = {"x-request-id": f"of{path}"}
+    get, head = server.client.get(path, headers=name), server.client.head(path, headers=name)
     assert (head.status_code, head.content) == (get.status_code, b"")
     assert set(head.headers) == set(get.headers)
     assert path == "/metrics" or head.headers["content-length"] == get.headers["content-length"]
-    eventually(lambda: len(caplog.records) >= 2)
-    logged = [record.fields for record in caplog.records[-2:]]
+    logged: list[Json] = []
+
+    def both_are_logged() -> bool:
+        logged[:] = [each.fields for each in caplog.records if each.fields["request_id"] == name["x-request-id"]]
+        return len(logged) == 2
+
+    eventually(both_are_logged)
     assert [each["method"] for each in logged] == ["GET", "HEAD"]
     assert len({each.get("route") for each in logged}) == 1
 
