@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from server.body_size import check_size
 from server.errors import ApiError, bad_request, clipped, quoted
 from server.schemas import RequestBody
 
@@ -45,7 +46,8 @@ PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
 
 
 def parse(body: bytes, schema: type[Body]) -> Body:
-    """Read a body as `schema`. `ApiError` 400 for the first mistake found."""
+    """Read a body as `schema`. `ApiError` 400 for the first mistake found, 413 for more than is read at once."""
+    check_size(body)
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -93,6 +95,12 @@ def _misshapen(kind: str, name: str, context: Mapping[str, Any], given: object) 
             return bad_request(message, "array_above_max_length", name)
         case "too_short":
             return bad_request(f"Invalid {quoted(name)}: expected at least one element.", "empty_array", name)
+        case "string_too_long":
+            wanted, got = context["max_length"], len(given) if isinstance(given, str) else "more"
+            message = (
+                f"Invalid {quoted(name)}: string too long. Expected at most {wanted} characters, but got {got} instead."
+            )
+            return bad_request(message, "string_above_max_length", name)
         case "string_too_short":
             return bad_request(f"Invalid {quoted(name)}: expected at least one character.", "empty_string", name)
         case _:
