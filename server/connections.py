@@ -5,7 +5,9 @@ as well, in plain text.
 """
 
 import asyncio
+import errno
 import math
+import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -67,6 +69,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _limit_unread(transport, self.limits.write_seconds)
         self.limits.open.inc()
         self._crowded = len(self.connections) > self.limits.most
         if len(self.connections) > self.limits.most + SPARE_CONNECTIONS:
@@ -76,6 +79,8 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.limits.open.dec()
+        if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
+            self.limits.closed.labels(reason="write_timeout").inc()
         for timer in (self._awaiting_head, self._awaiting_reader, self._lingering):
             if timer is not None:
                 timer.cancel()
@@ -252,6 +257,13 @@ class _Connection(HttpToolsProtocol):
 def connections_within(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
     """Return the protocol of connections that are closed beyond these limits."""
     return type("Connection", (_Connection,), {"limits": limits})
+
+
+def _limit_unread(transport: asyncio.BaseTransport, seconds: float) -> None:
+    """Have the kernel end the connection, too, if its client takes nothing of what is written: it holds megabytes."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it
+    if option is not None and math.isfinite(seconds):
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

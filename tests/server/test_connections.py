@@ -167,6 +167,16 @@ def test_a_client_that_never_reads_is_cut_off(tight: Running, requests: int) -> 
         client.close()
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this kernel does not end connections by itself")
+def test_a_client_that_reads_nothing_of_what_the_kernel_holds_is_cut_off(serve: Serve) -> None:
+    """All of the answer is written, as far as the server can see: without it the connection would be an idle one."""
+    with serve(write_timeout_seconds=1) as server, reading_little(server) as client:
+        client.sendall(get("/openapi.json"))
+        eventually(lambda: closed(server, "write_timeout") == 1)
+        wait_until_alone(server)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_a_stream_that_nobody_reads_ends_its_generation(tight: Running) -> None:
     left = tight.service.metrics.disconnects._value.get()
     with reading_little(tight) as client:
