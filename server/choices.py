@@ -72,8 +72,8 @@ class Choice:
         self._logprob_sum += sum([event.logprob for event in generated if event.logprob])
         text, last = "".join([event.text for event in events]), events[-1]
         if self._seam is not None:
-            tokens = (self._token_bytes(event.token_id) for event in generated if event.token_id is not None)
-            text = self._seam.join(tokens, text, last=last.finish_reason is not None)
+            spelt = (self._token_bytes(event.token_id) for event in generated if event.token_id is not None)
+            text = self._seam.join(spelt, text, last=last.finish_reason is not None)
         self._shown += len(text)
         if self._tells_tokens:
             self._held += map(self._place, generated)
