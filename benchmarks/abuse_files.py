@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.abuse_target import Fault, Target
@@ -75,19 +76,24 @@ async def torn_checkpoints(target: Target) -> str:
 
 
 async def _served(folder: Path, seconds: float) -> tuple[int | None, str]:
-    """How a server of this checkpoint ended, and what it said; None while it had not after so long."""
+    """How a server of this checkpoint ended, and what it said; None when it serves, or says nothing for so long."""
     command = [sys.executable, "-m", "server", "--checkpoint", str(folder), "--port", "0"]
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
         async with asyncio.timeout(seconds):
-            _, told = await process.communicate()
-        return process.returncode, told.decode()
+            if told := await process.stdout.readline():  # that it listens
+                return None, told.decode()
+            return await process.wait(), (await process.stderr.read()).decode()
     except TimeoutError:
-        process.kill()
+        return None, "nothing"
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
-        return None, "it served"
 
 
 FAULTS: Sequence[Fault] = (torn_checkpoints,)
