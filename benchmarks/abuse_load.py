@@ -115,10 +115,10 @@ async def long_work(target: Target) -> str:
 
 
 async def full_queue(target: Target) -> str:
-    """300 clients at once, each with a stream of 100 tokens: every one is answered, whole or with a refusal."""
+    """300 clients at once, each with a stream of 40 tokens: every one is answered, whole or with a refusal."""
 
     async def ask(http: httpx.AsyncClient) -> str:
-        answer = await http.post("/v1/completions", json={"prompt": "The", "max_tokens": 100, "stream": True})
+        answer = await http.post("/v1/completions", json={"prompt": "The", "max_tokens": 40, "stream": True})
         if answer.status_code == httpx.codes.OK:
             assert answer.text.endswith("data: [DONE]\n\n")
             return "timed out" if '"code":"timeout"' in answer.text else "done"
@@ -137,11 +137,12 @@ async def sigterm(target: Target) -> str:
 
     async def stream() -> bytes:
         async with target.http() as http:
-            body = {"prompt": "The river", "max_tokens": 150, "stream": True, "ignore_eos": True}
+            body = {"prompt": "The river", "max_tokens": 200, "stream": True, "ignore_eos": True}
             return (await http.post("/v1/completions", json=body)).content
 
     streams = [asyncio.create_task(stream()) for _ in range(16)]
-    while (await metrics(target))["num_requests_running"] < len(streams):  # noqa: ASYNC110 (another process's)
+    while (await metrics(target))["num_requests_running"] < len(streams):
+        assert not any(stream.done() for stream in streams), "too fast to be met in the middle"
         await asyncio.sleep(0.02)
     os.kill(target.pid, signal.SIGTERM)
     told = await asyncio.gather(*streams)
