@@ -18,7 +18,7 @@ ThoughtbubblesError
     ├── CompletionCancelledError        499: ended by `cancel`
     ├── ServerError                     500 and other 5xx
     │   └── EngineFailedError           the engine broke, and the server is going down
-    └── ServiceUnavailableError         503: the server starts or stops
+    └── ServiceUnavailableError         503: the server starts, stops, or has too many connections
 
 A wrong argument of a function is a `ValueError` or a `TypeError` instead, before anything is sent.
 """
