@@ -130,7 +130,7 @@ class EngineFailedError(ServerError):
 
 
 class ServiceUnavailableError(ApiError):
-    """The server takes nothing at present, or stopped before the answer was done: it starts or stops."""
+    """The server takes nothing at present, or stopped before the answer was done; or too many are connected."""
 
 
 STATUSES: Mapping[int, type[ApiError]] = {
