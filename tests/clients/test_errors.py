@@ -23,6 +23,8 @@ SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "sec
 
 OURS = {
     "bad_request": errors.BadRequestError,
+    "invalid_http": errors.BadRequestError,
+    "head_too_large": errors.BadRequestError,
     "no_key": errors.UnauthorizedError,
     "not_found": errors.NotFoundError,
     "too_slow": errors.RequestTimeoutError,
@@ -30,6 +32,7 @@ OURS = {
     "too_large": errors.ContentTooLargeError,
     "queue_full": errors.TooManyRequestsError,
     "unavailable": errors.ServiceUnavailableError,
+    "crowded": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
     "engine_failed": errors.EngineFailedError,
