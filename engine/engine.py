@@ -91,12 +91,15 @@ class Engine:
         self._requests[request_id] = request
         self._prompt_tokens += len(prompt)
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free its pages at once; no event follows. False when there is no such request."""
-        request = self._requests.pop(request_id, None)
-        if request:
-            self.scheduler.remove([request])
-        return request is not None
+    def abort(self, *request_ids: str) -> list[str]:
+        """Drop requests and free their pages at once; no event follows. Return the ids of those that were unfinished.
+
+        The cost of each does not depend on how many wait, nor on its place among them.
+        """
+        present = [request_id for request_id in dict.fromkeys(request_ids) if request_id in self._requests]
+        if present:
+            self.scheduler.remove([self._requests.pop(request_id) for request_id in present])
+        return present
 
     def step(self) -> list[TokenEvent]:
         """Schedule, compute, sample, tell: at most one event for each request that runs, and one for its prompt.

@@ -1,6 +1,6 @@
 """The requests that wait for a place in the batch, and how much they will ask of it. No torch in here."""
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from engine.fork_cache import most_streams
@@ -17,7 +17,7 @@ class Waiting:
         self.taken_streams = 0
         """Of those taken out by `popleft` so far, each as often as it was; never falls."""
         self._config = config
-        self._line: deque[Request] = deque()
+        self._line: OrderedDict[Request, None] = OrderedDict()  # removal takes as long from any place
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._line)
@@ -28,7 +28,7 @@ class Waiting:
     @property
     def first(self) -> Request:
         """Whose turn it is."""
-        return self._line[0]
+        return next(iter(self._line))
 
     def streams_of(self, request: Request) -> int:
         """The most streams that its present tokens may have after the last fork layer."""
@@ -36,17 +36,18 @@ class Waiting:
 
     def append(self, request: Request) -> None:
         """To the end of the line."""
-        self._line.append(request)
+        self._line[request] = None
         self.streams += self.streams_of(request)
 
     def appendleft(self, request: Request) -> None:
         """To its head: it had its turn already."""
-        self._line.appendleft(request)
+        self._line[request] = None
+        self._line.move_to_end(request, last=False)
         self.streams += self.streams_of(request)
 
     def popleft(self) -> Request:
         """Take the first one out."""
-        request = self._line.popleft()
+        request, _ = self._line.popitem(last=False)
         streams = self.streams_of(request)
         self.streams -= streams
         self.taken_streams += streams
@@ -54,5 +55,5 @@ class Waiting:
 
     def remove(self, request: Request) -> None:
         """Let one leave without its turn."""
-        self._line.remove(request)
+        del self._line[request]
         self.streams -= self.streams_of(request)

@@ -117,7 +117,7 @@ def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
             case Admit(requests, arrived):
                 tell(_admit(engine, requests, arrived))
             case Abort(request_ids, reason):
-                tell(Aborted([request_id for request_id in request_ids if engine.abort(request_id)], reason))
+                tell(Aborted(engine.abort(*request_ids), reason))
             case None:
                 return False
         if commands.empty():  # one census for all that came together, as clients do
@@ -133,7 +133,6 @@ def _admit(engine: Engine, requests: Sequence[EngineRequest], arrived: float) ->
             added.append(request.request_id)
     except (InvalidRequest, QueueFull) as refusal:
         stats = engine.stats()
-        for request_id in added:
-            engine.abort(request_id)
+        engine.abort(*added)
         return Refused([request.request_id for request in requests], refusal, stats)
     return Accepted(added, arrived)
