@@ -12,6 +12,7 @@ from typing import Protocol
 from engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
 from server.generation import EngineRequest
 from server.loading import ServedModel
+from server.trimming import Trimmer
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 
@@ -105,9 +106,11 @@ def run_engine(load: Load, commands: Commands, tell: Tell) -> None:
     engine, model = load()
     gc.freeze()  # what has been loaded stays: to look through it for garbage takes as long as many steps
     tell(Loaded(model, engine.stats()))
+    trimmer = Trimmer()
     while _obey(engine, commands, tell):
         events = engine.step()
         tell(Stepped(events, engine.last_step, engine.stats()))
+        trimmer.trim()
 
 
 def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
