@@ -25,6 +25,8 @@ class ServedModel:
     """The context: most tokens of prompt and completion together."""
     max_waiting_streams: int
     """Most streams that those who wait may need."""
+    max_choices: int = ServerSettings.max_choices
+    """Most choices of one request."""
     parameters: int
     """Weights, the tied head counted once."""
     device: str
@@ -67,6 +69,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         tokenizer=checkpoint.tokenizer,
         max_model_len=engine.max_model_len,
         max_waiting_streams=settings.max_waiting_streams,
+        max_choices=settings.max_choices,
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         device=settings.device,
         chat_template=None if checkpoint.chat_template is None else ChatTemplate(checkpoint.chat_template),

@@ -33,6 +33,7 @@ def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
     """Check `request` against the model and lay out its sequences. `ApiError` 400 or 404 for the first mistake."""
     _check_names(request, served)
     _check_candidates(request)
+    _check_choices(request, served.max_choices)
     _check_limits(request, served)
     prompts = _prompts(request, served)
     _check_sizes(request, prompts, served)
@@ -68,6 +69,24 @@ def _check_candidates(request: CompletionRequest) -> None:
     if request.stream and request.candidates > request.n:
         message = "Invalid 'best_of': which choices are best is known at the end only, so it does not stream."
         raise bad_request(message, "invalid_value", "best_of")
+
+
+def _check_choices(request: CompletionRequest, most: int) -> None:
+    prompts, candidates = len(request.prompts), request.candidates
+    if prompts * candidates <= most:
+        return
+    several = "best_of" if request.best_of is not None else "n"
+    name, code = (several, "integer_above_max_value") if candidates > 1 else ("prompt", "array_above_max_length")
+    made = f"{_counted(prompts, 'prompt')} with {_counted(candidates, 'choice')} each {'is' if prompts == 1 else 'are'}"
+    message = (
+        f"Invalid {name!r}: {made} {prompts * candidates} choices, but this server computes at most {most} for a"
+        " request (max_choices)."
+    )
+    raise bad_request(message, code, name)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check_limits(request: CompletionRequest, served: ServedModel) -> None:

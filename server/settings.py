@@ -9,6 +9,7 @@ from server.keys import NO_KEYS, ApiKeys
 POSITIVE = (
     "threads",
     "max_waiting_streams",
+    "max_choices",
     "max_body_bytes",
     "body_timeout_seconds",
     "request_timeout_seconds",
@@ -38,6 +39,7 @@ class ServerSettings:
     max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
         1 << 18
     )
+    max_choices: Annotated[int, "most choices of one request: its prompts times n or best_of"] = 1024
     cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
     body_timeout_seconds: Annotated[float, "a request's head must arrive within this time, and so must its body"] = 30.0

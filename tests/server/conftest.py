@@ -70,8 +70,8 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
         )
         served = ServedModel(
             name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=settings.max_model_len or CONTEXT,
-            max_waiting_streams=settings.max_waiting_streams, parameters=1, device="cpu",
-            chat_template=ChatTemplate(CHAT_TEMPLATE),
+            max_waiting_streams=settings.max_waiting_streams, max_choices=settings.max_choices, parameters=1,
+            device="cpu", chat_template=ChatTemplate(CHAT_TEMPLATE),
         )  # fmt: skip
         return GatedEngine(model, tokenizer, config), served
 
