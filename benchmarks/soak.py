@@ -94,7 +94,7 @@ async def put_load(soak: Soak, address: str, *, seconds: float, rate: float, see
             outcome = type(error).__name__
         soak.outcomes[f"{kind} {outcome}"] += 1
 
-    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as http, asyncio.TaskGroup() as group:
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http, asyncio.TaskGroup() as group:
         while time.monotonic() < until:
             await asyncio.sleep(dice.expovariate(rate))
             [kind] = dice.choices(list(KINDS), [share for share, _ in KINDS.values()])

@@ -72,15 +72,17 @@ class Engine:
         """Whether `step` would do anything."""
         return bool(self._requests)
 
-    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Queue a request. Raises `InvalidRequest` naming the setting, or `QueueFull`."""
+    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams, *, client: str = "") -> None:
+        """Queue a request of `client`, or of nobody in particular. Raises `InvalidRequest` naming the setting, or
+        `QueueFull`.
+        """
         if request_id in self._requests:
             raise InvalidRequest(f"a request {request_id!r} is already here", param="request_id")
         check_request(prompt, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
         selection = Selection.of(self.model.config, params.fork_selection, params.fork_ratio)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
-        request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer)
+        request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer, client)
         if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
                 "the forks of this request need more than the whole fork-state cache: ask for fewer tokens or a lower "

@@ -71,6 +71,8 @@ class Request:
     selection: Selection
     seed: int
     detokenizer: Detokenizer
+    client: str = ""
+    """Who sent it; requests of "" count for no client."""
     output: list[int] = field(default_factory=list)
     state: ForkState | None = None
     """What the cache holds of it: None while it waits, and always when it is recomputed."""

@@ -24,6 +24,8 @@ class Admit:
     requests: Sequence[EngineRequest]
     arrived: float
     """When their client asked, in monotonic seconds."""
+    client: str = ""
+    """Whose share of the queue they count for."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
     """Carry out the commands that wait; with nothing to compute, sleep until one comes. False means end."""
     while not engine.has_work or not commands.empty():
         match commands.get():
-            case Admit(requests, arrived):
-                tell(_admit(engine, requests, arrived))
+            case Admit() as admission:
+                tell(_admit(engine, admission))
             case Abort(request_ids, reason):
                 tell(Aborted(engine.abort(*request_ids), reason))
             case None:
@@ -128,14 +130,14 @@ def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
     return True
 
 
-def _admit(engine: Engine, requests: Sequence[EngineRequest], arrived: float) -> Accepted | Refused:
+def _admit(engine: Engine, admission: Admit) -> Accepted | Refused:
     added: list[str] = []
     try:
-        for request in requests:
-            engine.add(request.request_id, request.prompt, request.params)
+        for request in admission.requests:
+            engine.add(request.request_id, request.prompt, request.params, client=admission.client)
             added.append(request.request_id)
     except (InvalidRequest, QueueFull) as refusal:
         stats = engine.stats()
         engine.abort(*added)
-        return Refused([request.request_id for request in requests], refusal, stats)
-    return Accepted(added, arrived)
+        return Refused([request.request_id for request in admission.requests], refusal, stats)
+    return Accepted(added, admission.arrived)

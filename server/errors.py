@@ -8,6 +8,7 @@ ApiError                    status, type, code and param of one answer
 ├── timed_out(…)            408, the answer was not done in time
 ├── too_large(…)            413
 ├── queue_full(…)           429, with Retry-After
+├── client_queue_full(…)    429, with Retry-After
 ├── unavailable(…)          503, with Retry-After
 ├── cut_off()               503, the server stopped before the answer was done
 ├── cancelled()             499, ended through the cancel route
@@ -112,6 +113,11 @@ def too_large(limit: int) -> ApiError:
 def queue_full(message: str, retry_after: int) -> ApiError:
     """As many wait as may: 429, to come back in `retry_after` seconds."""
     return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=retry_after)
+
+
+def client_queue_full(message: str, retry_after: int) -> ApiError:
+    """As many of this client's requests wait as may: 429, to come back in `retry_after` seconds."""
+    return ApiError(429, message, kind="rate_limit_error", code="client_queue_full", retry_after=retry_after)
 
 
 def unavailable(reason: str, *, refusal: bool = True) -> ApiError:

@@ -40,6 +40,8 @@ class Generation:
     """Called once, when the block is left while some are `unfinished`."""
     arrived: float = field(default_factory=time.monotonic)
     """When the client asked, on the monotonic clock."""
+    client: str = ""
+    """Whose share of the queue its requests count for."""
 
     def __post_init__(self) -> None:
         self.unfinished = dict.fromkeys(request.request_id for request in self.requests)

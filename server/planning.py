@@ -126,14 +126,25 @@ def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], s
 
 def _check_room(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
     """All choices of a request are taken in together or not at all: more than could ever wait are its own mistake."""
+    if len(prompts) * request.candidates == 1:
+        return
     selection = Selection.of(served.config, request.fork_selection, request.fork_ratio)
-    needed = request.candidates * sum(most_streams(served.config, selection, len(ids))[-1] for ids in prompts)
-    if len(prompts) * request.candidates > 1 and needed > served.max_waiting_streams:
+
+    def needed(more: int) -> int:
+        """Streams of all choices, each with so many tokens more than its prompt."""
+        lengths = [len(ids) + more for ids in prompts]
+        return request.candidates * sum(most_streams(served.config, selection, tokens)[-1] for tokens in lengths)
+
+    message = None
+    if (streams := needed(0)) > served.max_waiting_streams:
+        message = f"need {streams} streams to wait, but this server's queue has {served.max_waiting_streams}"
+    elif served.max_client_streams is not None and (streams := needed(request.max_tokens)) > served.max_client_streams:
         message = (
-            f"Invalid 'prompt': its choices need {needed} streams to wait, but this server's queue has"
-            f" {served.max_waiting_streams}."
+            f"may need {streams} streams with their completions, but this server's queue has"
+            f" {served.max_client_streams} for one client (max_client_share)"
         )
-        raise bad_request(message, "array_above_max_length", "prompt")
+    if message is not None:
+        raise bad_request(f"Invalid 'prompt': its choices {message}.", "array_above_max_length", "prompt")
 
 
 def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, vocabulary: int) -> SamplingParams:

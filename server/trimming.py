@@ -4,7 +4,7 @@ import ctypes
 import time
 from collections.abc import Callable
 
-TRIM_SECONDS = 10.0
+TRIM_SECONDS = 5.0
 """A trim takes some milliseconds, and what it returned must be had again where it is needed again."""
 
 

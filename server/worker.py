@@ -75,8 +75,10 @@ class Worker:
             return "starting"
         return "stalled" if self.step_seconds > stall_seconds else None
 
-    def submit(self, name: str, requests: Sequence[EngineRequest], arrived: float) -> Generation:
+    def submit(self, name: str, requests: Sequence[EngineRequest], arrived: float, client: str = "") -> Generation:
         """Ask the engine for `requests`, all or none of which it takes; `cancel` knows them by `name`.
+
+        They count for the share of the queue that `client` has.
 
         The request's time runs from `arrived`, on the monotonic clock. `ApiError` when nothing is taken at present;
         that the engine is full, cannot serve these, or took too long, comes as an `ApiError` from the generation.
@@ -85,7 +87,7 @@ class Worker:
             raise errors.engine_failed()
         if self.draining:
             raise errors.unavailable("draining")
-        generation = Generation(name, requests, self._give_up, arrived)
+        generation = Generation(name, requests, self._give_up, arrived, client)
         generation.expire(self._request_timeout_seconds, self._time_out)
         self._generations |= dict.fromkeys(generation.unfinished, generation)
         self._names[name] = generation

@@ -29,6 +29,7 @@ OURS = {
     "timed_out": errors.RequestTimeoutError,
     "too_large": errors.ContentTooLargeError,
     "queue_full": errors.TooManyRequestsError,
+    "client_queue_full": errors.TooManyRequestsError,
     "unavailable": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
