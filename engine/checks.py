@@ -16,6 +16,9 @@ def check_request(
     _check_ids("prompt", prompt, vocab_size)
     _check_ids("logit_bias", params.logit_bias, vocab_size)
     _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+    if params.min_tokens and len({*params.stop_token_ids}) >= vocab_size - 1:  # end-of-text is banned beside them
+        raise InvalidRequest("stop_token_ids must leave a token to draw until min_tokens is reached",
+                             param="stop_token_ids")  # fmt: skip
     if len(prompt) + params.max_tokens > max_model_len:
         raise InvalidRequest(
             f"the context is {max_model_len} tokens, and {len(prompt)} of the prompt with {params.max_tokens} of the "

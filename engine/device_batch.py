@@ -166,7 +166,9 @@ class DeviceBatch:
         ledger, lanes = self._cache.ledger, self.lanes
         yield self._words(lanes.tokens, rows, ledger.tokens[rows].astype(np.int32))
         yield self._words(lanes.kappa, rows, ledger.kappa[rows].astype(np.int32))
-        yield self._words(lanes.temperature, rows, np.array([r.params.temperature for r in requests], np.float32))
+        yield self._words(
+            lanes.temperature, rows, np.array([r.params.effective_temperature for r in requests], np.float32)
+        )
         yield self._words(lanes.seed, rows, np.array([request.seed for request in requests], np.int64))
         for field, streams in zip(lanes.streams, ledger.streams[rows].T, strict=True):
             yield self._words(field, rows, streams.astype(np.int32))

@@ -127,7 +127,7 @@ class Request:
     @cached_property
     def _draws_alone_from(self) -> float:
         params = self.params
-        restricts = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+        restricts = params.effective_temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
         return math.inf if params.adjusts_logits or restricts or params.logprobs is not None else params.min_tokens
 
     @property

@@ -113,7 +113,7 @@ def _report_prompt(request: Request, counts: list[int], scoring: Callable[[int],
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a cached request runs with a state"
     return Chunk(request.pending[:tokens], request.state, request.selection, request.seed, len(request.output),
-                 request.params.temperature)  # fmt: skip
+                 request.params.effective_temperature)  # fmt: skip
 
 
 def _forward(model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int) -> CachedForward:

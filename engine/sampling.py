@@ -5,7 +5,7 @@ Letters: R requests, V vocabulary.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -14,15 +14,19 @@ from torch import Tensor
 from engine.sampling_params import SamplingParams
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1."""
+_MOST_PENALTY = 1e20
+"""Repetition penalties beyond this, or below its reciprocal, act as these do, so that logits stay finite."""
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """One request's logits (V,) after penalties and bias, in the order repetition, presence and frequency, bias."""
+    """Return one request's logits (V,) after repetition, presence and frequency penalties and bias, in this order."""
     if params.repetition_penalty != 1:
+        factor = min(max(params.repetition_penalty, 1 / _MOST_PENALTY), _MOST_PENALTY)
         seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
         old = logits[seen]
-        logits = logits.index_put((seen,), torch.where(old > 0, old / params.repetition_penalty,
-                                                       old * params.repetition_penalty))  # fmt: skip
+        logits = logits.index_put((seen,), torch.where(old > 0, old / factor, old * factor))
     if output and (params.presence_penalty or params.frequency_penalty):
         counts = Counter(output)
         penalty = [params.presence_penalty + n * params.frequency_penalty for n in counts.values()]
@@ -42,7 +46,7 @@ class Draw:
     """How each of R requests picks its next token."""
 
     temperature: Tensor
-    """(R,) 0 is greedy."""
+    """(R,) 0 is greedy; others are at least `MIN_TEMPERATURE`."""
     top_k: Tensor
     """(R,) 0 is off."""
     top_p: Tensor
@@ -57,23 +61,38 @@ class Draw:
     @classmethod
     def of(cls, params: list[SamplingParams], seeds: list[int], positions: list[int], device: torch.device) -> "Draw":
         """The draw of these requests' parameters."""
-        floats = torch.tensor([[p.temperature, p.top_p, p.min_p] for p in params], device=device)
+        floats = torch.tensor([[p.effective_temperature, p.top_p, p.min_p] for p in params], device=device)
         whole = torch.tensor([[p.top_k, s, n] for p, s, n in zip(params, seeds, positions, strict=True)], device=device)
         return cls(floats[:, 0], whole[:, 0], floats[:, 1], floats[:, 2], whole[:, 1], whole[:, 2])
 
+    def rows(self, index: Tensor) -> "Draw":
+        """The draws of the requests at `index`."""
+        return Draw(*(getattr(self, field.name)[index] for field in fields(self)))
+
 
 def sample(logits: Tensor, draw: Draw) -> Tensor:
-    """Token ids (R,) from logits (R,V). A row's result depends on that row alone.
+    """Return token ids (R,) for logits (R,V), finite but for impossible tokens, at -inf.
 
-    Gumbel's way: the largest of logits / temperature + noise is a sample of their softmax. The noise is a function of
-    seed, position and token.
+    A row's result depends on that row alone; a greedy row reads no noise.
     """
-    greedy = (draw.temperature == 0)[:, None]
-    if bool(greedy.all()):
-        return logits.argmax(1)
-    scaled = logits.float() / torch.where(greedy, 1.0, draw.temperature[:, None])
-    noise = gumbel(draw.seed, draw.position, logits.shape[1]).mul_(~greedy)
-    return noise.add_(restrict(scaled, draw)).argmax(1)
+    sampled = draw.temperature > 0
+    if bool(sampled.all()):
+        return _sample(logits, draw)
+    tokens = logits.argmax(1)
+    if bool(sampled.any()):
+        rows = sampled.nonzero()[:, 0]
+        tokens[rows] = _sample(logits[rows], draw.rows(rows))
+    return tokens
+
+
+def _sample(logits: Tensor, draw: Draw) -> Tensor:
+    """Gumbel's way: the largest of logits / temperature + noise is a sample of their softmax."""
+    scaled = restrict(logits.float() / draw.temperature[:, None], draw)
+    noisy = gumbel(draw.seed, draw.position, logits.shape[1]).add_(scaled)
+    tokens = noisy.argmax(1)
+    # NaN would win argmax, and so would +inf; -inf is the largest where every token is impossible.
+    assert bool(noisy.gather(1, tokens[:, None]).isfinite().all()), "a token that is drawn has a finite logit"
+    return tokens
 
 
 def restrict(scaled: Tensor, draw: Draw) -> Tensor:
@@ -92,6 +111,7 @@ def _lowest(scaled: Tensor, draw: Draw) -> Tensor:
     ordered = ordered.masked_fill((draw.top_k[:, None] > 0) & (rank >= draw.top_k[:, None]), -torch.inf)
     p = ordered.softmax(1)
     stays = (p.cumsum(1) - p < draw.top_p[:, None]) | (draw.top_p[:, None] == 1)
+    stays |= rank == 0  # the likeliest, also where top_p is 0 in float32
     return ordered.masked_fill(~stays | (ordered == -torch.inf), torch.inf).amin(1, keepdim=True)
 
 
@@ -103,11 +123,15 @@ def _descending(rows: Tensor) -> Tensor:
 
 
 def gumbel(seed: Tensor, position: Tensor, vocabulary: int) -> Tensor:
-    """Gumbel noise (R,V), each a hash of seed (R,), position (R,) and token: the same in any batch, on any device."""
+    """Return Gumbel noise (R,V), finite: a hash of seed (R,), position (R,) and token, the same in any batch.
+
+    The noise is -log(-log1p(-u)), u uniform in (0, 1). A token is drawn by the smallest of -log1p(-u) / probability, so
+    small u are what matters: they keep all of float32's precision, down to 2^-53.
+    """
     row = _mix(_mix(seed) + position)[:, None]
     bits = _mix(row + torch.arange(vocabulary, device=seed.device))
-    uniform = (bits >> 40).bitwise_and_(0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
-    return uniform.log_().neg_().log_().neg_()
+    u = (bits >> 11).float().abs_().add_(0.5).mul_(2.0**-52).clamp_(max=_BELOW_ONE)  # 53 bits with their sign
+    return u.neg_().log1p_().neg_().log_().neg_()
 
 
 def _mix(x: Tensor) -> Tensor:

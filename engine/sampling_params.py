@@ -9,6 +9,9 @@ from engine.errors import InvalidRequest
 
 ForkSelection = Literal["causal", "dynamic", "fixed"]
 MAX_LOGPROBS = 20
+MIN_TEMPERATURE = 1e-5
+"""Temperatures below are greedy, as 0 is: logits over them may be too large for float32."""
+MAX_LOGIT_BIAS = 100
 
 # setting: (lowest, highest, whether the lowest itself is allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -35,9 +38,9 @@ class SamplingParams:
     max_tokens: int = 16
     """Most tokens to generate; 0 only scores the prompt."""
     temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
+    """Divides the logits; 0, and what is below `MIN_TEMPERATURE`, is greedy."""
     top_p: float = 1.0
-    """Keep the fewest tokens whose probabilities reach this."""
+    """Keep the fewest tokens whose probabilities reach this, at least one."""
     top_k: int = 0
     """Keep this many tokens; 0 is off."""
     min_p: float = 0.0
@@ -49,7 +52,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     """Divides the positive, multiplies the negative logits of tokens in prompt or completion."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these token ids."""
+    """Added to the logits of these token ids; -100 … 100."""
     seed: int | None = None
     """The same request with the same seed gives the same tokens, alone or in any batch."""
     stop: tuple[str, ...] = ()
@@ -80,11 +83,22 @@ class SamplingParams:
             if value is not None and not (low < value <= high or (inclusive and value == low)):
                 bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
                 raise InvalidRequest(f"{name} must be {bounds}, not {value:g}", param=name)
+        for token_id, bias in self.logit_bias.items():
+            if not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
+                limits = f"-{MAX_LOGIT_BIAS} … {MAX_LOGIT_BIAS}"
+                raise InvalidRequest(
+                    f"logit_bias of token {token_id} must be {limits}, not {bias:g}", param="logit_bias"
+                )
         if "" in self.stop:
             raise InvalidRequest("stop must not contain an empty string", param="stop")
         if self.fork_selection not in ("causal", "dynamic", "fixed"):
             raise InvalidRequest(f"fork_selection must be causal, dynamic or fixed, not {self.fork_selection!r}",
                                  param="fork_selection")  # fmt: skip
+
+    @property
+    def effective_temperature(self) -> float:
+        """What divides the logits; 0 where the likeliest token is taken."""
+        return self.temperature if self.temperature >= MIN_TEMPERATURE else 0.0
 
     @property
     def adjusts_logits(self) -> bool:

@@ -50,5 +50,6 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> i
     """One token id drawn from logits (V,)."""
     if temperature == 0:
         return int(logits.argmax())
-    probabilities = (logits / temperature).softmax(dim=-1)
+    # Below the highest, in float64: no temperature is so low that the quotient is infinite at the highest.
+    probabilities = ((logits - logits.max()).double() / temperature).softmax(dim=-1)
     return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -106,7 +106,8 @@ def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int
 
 
 def _gumbel_like(score: Tensor) -> Tensor:
-    return -torch.empty_like(score).exponential_().log()
+    exponential = torch.empty_like(score).exponential_()
+    return -exponential.clamp(min=torch.finfo(score.dtype).tiny).log()  # 0 may be drawn, and its noise is infinite
 
 
 def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor) -> Tensor:

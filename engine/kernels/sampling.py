@@ -61,6 +61,17 @@ def _mix(x):
 
 
 @triton.jit
+def _gumbel(bits):
+    """`engine.sampling.gumbel` of hashes, uint64."""
+    u = (tl.abs((bits.to(tl.int64, bitcast=True) >> 11).to(tl.float32)) + 0.5) * 2.220446049250313e-16  # 2^-52
+    u = tl.minimum(u, 0.99999994)  # the largest float32 below 1
+    # -log1p(-u): that of the rounded 1 - u, times u over what that rounding makes of u
+    rounded = 1.0 - (1.0 - u)
+    ratio = u / tl.where(rounded > 0, rounded, 1.0)
+    return -tl.log(tl.where(rounded > 0, -tl.log(1.0 - u) * ratio, u))
+
+
+@triton.jit
 def _draw_part(
     logits, lanes, seeds, drawn, temperatures, best, best_at, stride, vocabulary, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -74,8 +85,7 @@ def _draw_part(
     if temperature > 0:
         row = _mix(_mix(tl.load(seeds + lane).to(tl.uint64)) + tl.load(drawn + lane).to(tl.uint64))
         bits = _mix(row + token.to(tl.uint64))
-        uniform = ((bits >> 40).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-        value = value / temperature - tl.log(-tl.log(uniform))
+        value = value / temperature + _gumbel(bits)
     at = place * tl.num_programs(1) + block
     tl.store(best + at, tl.max(value, axis=0))
     tl.store(best_at + at, block * BLOCK + tl.argmax(value, axis=0))

@@ -200,6 +200,7 @@ def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> No
         ([-1], {}, "prompt", "invalid_token_id"),
         ([1], {"logit_bias": {999: 1.0}}, "logit_bias", "invalid_token_id"),
         ([1], {"stop_token_ids": (257,)}, "stop_token_ids", "invalid_token_id"),
+        ([1], {"stop_token_ids": tuple(range(257)), "min_tokens": 1}, "stop_token_ids", "invalid_value"),
         ([1], {"max_tokens": 64}, "max_tokens", "context_length_exceeded"),
         ([1], {"fork_ratio": 8.5}, "fork_ratio", "invalid_value"),
     ],

@@ -58,7 +58,8 @@ def test_a_row_draws_the_same_in_any_company() -> None:
 def test_seed_and_position_each_change_the_draw() -> None:
     logits = torch.zeros(1, 1000)
     ids = {sample(logits, draw([p], seed=s)).item() for p in range(10) for s in range(-5, 5)}
-    assert len(ids) > 90
+    # 100 draws of 1,000 tokens give 95.2 different ones on average, with a standard deviation of 2.1
+    assert len(ids) > 85
 
 
 def test_top_k() -> None:

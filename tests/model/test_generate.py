@@ -48,6 +48,13 @@ def test_draws_follow_the_softmax_at_the_temperature() -> None:
     assert draws[2] == 0
 
 
+@pytest.mark.parametrize("temperature", [1e-38, 1e-46, 1e-320])
+def test_the_lowest_temperatures_take_the_likeliest(temperature: float) -> None:
+    """In float32 the quotient of two logits was infinite, and their softmax NaN."""
+    logits, generator = torch.tensor([0.5, 3.0, 2.9]), torch.Generator().manual_seed(0)
+    assert {_choose(logits, temperature, generator) for _ in range(20)} == {1}
+
+
 def test_generation_ends_with_end_of_text(model: Thoughtbubbles) -> None:
     made = generate(model, PROMPT, 6, temperature=0)
     end = made[2]

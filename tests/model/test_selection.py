@@ -369,3 +369,13 @@ def test_noise_decides_between_close_scores_and_never_touches_them() -> None:
     assert chosen[:, :3].all()
     assert 0.4 < share < 0.9
     assert len({tuple(row.tolist()) for row in moved}) == 50
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_an_exponential_that_is_zero_makes_no_infinite_noise(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """A candidate with infinite noise, or with NaN where the scale is 0, was the lowest on the comparison grid."""
+    monkeypatch.setattr(torch.Tensor, "exponential_", torch.Tensor.zero_)
+    token_index, score = torch.arange(5).repeat_interleave(4)[None], torch.arange(-20.0, 0.0)[None]
+    plain = Selection(rule="blockwise", max_block_size=10, block_size=5)
+    noisy = replace(plain, noise=torch.tensor(scale))
+    assert torch.equal(select(noisy, score, token_index, 5), select(plain, score, token_index, 5))

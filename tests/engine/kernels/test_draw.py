@@ -1,0 +1,71 @@
+"""The kernel draws what `engine.sampling.sample` draws, whatever the hash, and greedy lanes read no noise."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine import SamplingParams
+from engine.sampling import Draw, sample
+from tests.engine.draws import EXTREME_BITS, deviation, seed_of, uneven_logits
+from tests.engine.kernels.conftest import DEVICE
+
+V, CHOSEN, POSITION = 300, 123, 7
+
+
+def kernel(logits: Tensor, temperatures: list[float], seeds: list[int], positions: Tensor, vocabulary: int) -> Tensor:
+    """What the kernel draws for rows (B,V), each a lane."""
+    from engine.kernels.sampling import TOKENS_AT_ONCE, draw
+
+    rows = len(logits)
+    best = torch.empty(rows, -(-vocabulary // TOKENS_AT_ONCE), device=DEVICE)
+    lanes = SimpleNamespace(
+        seed=torch.tensor(seeds, device=DEVICE).expand(rows),
+        drawn=positions.to(DEVICE).clone(),
+        temperature=torch.tensor(temperatures, device=DEVICE).expand(rows),
+        token=torch.empty(rows, dtype=torch.int32, device=DEVICE),
+    )
+    lanes.seed, lanes.temperature = lanes.seed.contiguous(), lanes.temperature.contiguous()
+    lane, token = torch.arange(rows, dtype=torch.int32, device=DEVICE), torch.empty_like(lanes.token)
+    draw(logits.to(DEVICE), lanes, lane, best, torch.empty_like(best, dtype=torch.int32), token, vocabulary)
+    assert torch.equal(token, lanes.token)
+    assert torch.equal(lanes.drawn, positions.to(DEVICE) + 1)
+    return token.long().cpu()
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 0.3, 1.0, 2.0])
+def test_the_kernel_draws_as_the_host(temperature: float) -> None:
+    logits, positions = 3 * torch.randn(32, 1500), torch.arange(32) % 5
+    params = [SamplingParams(temperature=temperature)] * 32
+    seeds = [seed * 2**40 - 5 for seed in range(32)]
+    want = sample(logits, Draw.of(params, seeds, positions.tolist(), torch.device("cpu")))
+    assert torch.equal(kernel(logits, [temperature], seeds, positions, 1500), want)
+
+
+@pytest.mark.parametrize("bits", EXTREME_BITS)
+def test_an_extreme_hash_draws_no_impossible_token(bits: int) -> None:
+    logits = torch.randn(3, V + 1)
+    logits[:, CHOSEN] = torch.tensor([-120.0, -torch.inf, -1.0])
+    tokens = kernel(logits, [1.0, 1.0, 0.0], [seed_of(bits, POSITION, CHOSEN)] * 3, torch.full((3,), POSITION), V)
+    assert CHOSEN not in tokens.tolist()
+    assert tokens[2] == logits[2, :V].argmax()
+
+
+@pytest.mark.parametrize("bits", EXTREME_BITS)
+def test_an_extreme_hash_of_a_token_that_only_pads_is_not_drawn(bits: int) -> None:
+    seed = seed_of(bits, POSITION, V)  # the first token beyond the vocabulary
+    tokens = kernel(torch.zeros(1, V + 8), [1.0], [seed], torch.full((1,), POSITION), V)
+    assert tokens.item() < V
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocabulary", [8192, 50_257])
+@pytest.mark.parametrize("rare", [1e-2, 1e-6])
+def test_ten_million_counts_are_those_of_the_softmax(vocabulary: int, rare: float) -> None:
+    logits, counts = uneven_logits(vocabulary, rare), torch.zeros(vocabulary, dtype=torch.int64)
+    rows = logits.to(DEVICE).expand(50_000, -1)
+    for first in range(0, 10_000_000, 50_000):
+        tokens = kernel(rows, [1.0], [1], torch.arange(first, first + 50_000), vocabulary)
+        counts += tokens.bincount(minlength=vocabulary)
+    assert abs(deviation(counts, logits)) < 5
