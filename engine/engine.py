@@ -3,6 +3,8 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,7 @@ from engine.fork_cache import ForkCache
 from engine.prompt_report import Scored
 from engine.request import Request, TokenEvent
 from engine.runner import Runner
+from engine.sampling import finite_rows
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
 from engine.stats import EngineStats, StepReport
@@ -65,7 +68,7 @@ class Engine:
         self._ended: list[Request] = []
         """Whose last event is told, and who have not been let go yet."""
         self._seeds = random.Random(self.config.seed)
-        self._prompt_tokens = self._generation_tokens = self._stream_tokens = 0
+        self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
 
     @property
     def has_work(self) -> bool:
@@ -133,7 +136,8 @@ class Engine:
             return [], []
         output = self._runner.step(plan.requests, plan.tokens, meanwhile)
         self.scheduler.settle()
-        events = self._settle(plan.requests, [counts[-1] for counts in output.fork_counts])
+        events, finite = self._end_broken(plan.requests, output.finite)
+        events += self._settle([plan.requests[i] for i in finite], [output.fork_counts[i][-1] for i in finite])
         running = set(self.scheduler.running)
         going = [i for i, request in enumerate(plan.requests) if request in running]
         for i in going:
@@ -180,6 +184,7 @@ class Engine:
             generation_tokens_total=self._generation_tokens,
             stream_tokens_total=self._stream_tokens,
             admitted_streams_total=self.scheduler.waiting.taken_streams,
+            non_finite_logits_total=self._non_finite,
             preemptions_total=self.scheduler.preemptions,
             prefix_cache_queries_total=self.scheduler.prefix_queries,
             prefix_cache_hits_total=self.scheduler.prefix_hits,
@@ -239,13 +244,31 @@ class Engine:
         counts = self.cache.append(flight.lanes[here], ids, ends[here]).tolist()
         for request, streams, count in zip(requests, ends[here, -1].tolist(), counts, strict=True):
             request.count(streams, count)
-        events = self._settle(requests, counts)
+        finite = (drawn[here] >= 0).tolist() if flight.drawn else finite_rows(flight.logits[here.tolist()])
+        events, whole = self._end_broken(requests, finite)
+        events += self._settle([requests[i] for i in whole], [counts[i] for i in whole])
         if events:  # some of which may have been their requests' last
             here = here[[request.state is not None for request in requests]]
             requests = [request for request in requests if request.state]
         if flight.drawn:
             return events + self._tell(requests, drawn[here].tolist(), [None] * len(here)), counts
         return events + self._continue(requests, flight.logits[here.tolist()]), counts
+
+    def _end_broken(self, requests: list[Request], finite: list[bool]) -> tuple[list[TokenEvent], list[int]]:
+        """End the requests whose logits are not finite; their events, and where the others are among all.
+
+        Nothing that was computed of them is left for others.
+        """
+        if all(finite):
+            return [], list(range(len(requests)))
+        events = []
+        for request in compress(requests, map(not_, finite)):
+            if request.state:
+                request.state.spoilt = True
+            events.append(self._close(request, TokenEvent(request.id, None, finish_reason="error")))
+        self._non_finite += len(events)
+        self._let_go()
+        return events, [i for i, whole in enumerate(finite) if whole]
 
     def _settle(self, requests: list[Request], fork_counts: list[int]) -> list[TokenEvent]:
         """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""

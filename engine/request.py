@@ -12,7 +12,8 @@ from engine.prompt_report import PromptReport, TopLogprobs
 from engine.sampling_params import SamplingParams
 from model import Selection
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
+"""`error`: the model's logits were NaN or infinite."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ ApiError                    status, type, code and param of one answer
 ├── unavailable(…)          503, with Retry-After
 ├── cut_off()               503, the server stopped before the answer was done
 ├── cancelled()             499, ended through the cancel route
+├── non_finite_logits()     500, the model's logits were NaN or infinite
 └── engine_failed()         500, the last answer of this process
 """
 
@@ -135,6 +136,12 @@ def cut_off() -> ApiError:
 def cancelled() -> ApiError:
     """What a request's own client sees when another call cancels it."""
     return ApiError(499, "The request was cancelled.", code="cancelled", useless=True, refusal=False)
+
+
+def non_finite_logits() -> ApiError:
+    """Logits that no token can be drawn from: 500. They would be the same for the same prompt."""
+    message = "The model's logits for this request are NaN or infinite, so that it was ended."
+    return ApiError(500, message, kind="server_error", code="non_finite_logits", useless=True, refusal=False)
 
 
 def engine_failed() -> ApiError:

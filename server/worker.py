@@ -125,6 +125,9 @@ class Worker:
             generation = self._generations.get(event.request_id)
             if generation is None:
                 continue
+            if event.finish_reason == "error":
+                self._end(generation, errors.non_finite_logits(), "error")
+                continue
             generation.put(event)
             if event.finish_reason is not None:
                 del self._generations[event.request_id]

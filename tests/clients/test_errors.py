@@ -33,6 +33,7 @@ OURS = {
     "unavailable": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
+    "non_finite_logits": errors.ServerError,
     "engine_failed": errors.EngineFailedError,
 }
 """What the client makes of each."""
