@@ -127,7 +127,8 @@ class _Step:
     def broken(self, rows: "_Rows") -> list[int]:
         """Which requests have a stream that is NaN or infinite: of a token before the last, no logit need show it."""
         streams = (~rows.x.sum(1).isfinite()).nonzero()[:, 0].numpy(force=True)
-        return np.unique(self.layout.group[rows.bubbles.group[streams]]).tolist()
+        requests: list[int] = np.unique(self.layout.group[rows.bubbles.group[streams]]).tolist()
+        return requests
 
     def held(self, segment: Segment) -> list[int]:
         """The streams that each request has in a segment."""
