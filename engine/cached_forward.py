@@ -167,6 +167,10 @@ class CachedForward:
     def prepare(self) -> None:
         """Do what the first tokens would wait for."""
 
+    def clear_room(self) -> None:
+        """Forget what was gathered of requests whose keys and values may not have been finite."""
+        self._room.clear()
+
     def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
         """Compute the chunks' tokens; the cache then holds their streams.
 

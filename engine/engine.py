@@ -267,6 +267,7 @@ class Engine:
                 request.state.spoilt = True
             events.append(self._close(request, TokenEvent(request.id, None, finish_reason="error")))
         self._non_finite += len(events)
+        self._runner.clear_room()
         self._let_go()
         return events, [i for i, whole in enumerate(finite) if whole]
 

@@ -135,12 +135,8 @@ class SegmentPages:
         return np.array(widest[0 if len(widest) == self.pages else len(widest) // 2])
 
     def write(self, layer: int, slots: Tensor, keys_and_values: Tensor) -> None:
-        """Store keys and values (2,N,S,H) of a layer at slots (S,), 0 in place of what is NaN or infinite.
-
-        What a mask hides is still multiplied, by 0: a NaN would spoil a shorter request that attends beside this one.
-        """
-        stored = keys_and_values.nan_to_num(0.0, 0.0, 0.0)
-        self._by_layer[layer - self.segment.layers.start].index_copy_(2, slots, stored)
+        """Store keys and values (2,N,S,H) of a layer at slots (S,)."""
+        self._by_layer[layer - self.segment.layers.start].index_copy_(2, slots, keys_and_values)
 
     def read(self, layer: int, slots: Slots) -> Tensor:
         """Keys and values (2,N,K,H) of a layer at K slots; not a copy where these lie side by side."""

@@ -60,6 +60,11 @@ class Runner:
         self._cached.prepare()
 
     @torch.inference_mode()
+    def clear_room(self) -> None:
+        """As `CachedForward.clear_room`."""
+        self._cached.clear_room()
+
+    @torch.inference_mode()
     def step(
         self, requests: list[Request], tokens: list[int], meanwhile: Callable[[], None] | None = None
     ) -> StepOutput:

@@ -12,7 +12,7 @@ from model import Thoughtbubbles, Tokenizer
 
 BROKEN = 200
 """The token whose embedding is broken."""
-INNOCENT = [[5, 9, 3, 3, 3, 7], [1, 2], [8] * 20, [40, 41, 42] * 9, [9] * 22]
+INNOCENT = [[8] * 20, [40, 41, 42] * 9, [3, 4] * 14, [9] * 22, [11] * 12, [13] * 10]
 """Prompts of several lengths: the shorter ones' keys are padded where they attend together."""
 
 
@@ -54,7 +54,6 @@ def innocent(engine: Engine) -> None:
     ("prompt", "settings"),
     [
         ([7, 6, BROKEN], {}),
-        ([7] * 28, {"logit_bias": {BROKEN: 100}}),
         ([BROKEN, *range(40)], {}),
         ([*range(20), BROKEN, *range(20)], {}),
         ([7, 6], {"logit_bias": {BROKEN: 100}}),
@@ -64,7 +63,6 @@ def innocent(engine: Engine) -> None:
     ],
     ids=[
         "last",
-        "drawn beside shorter ones",
         "first",
         "in the middle",
         "drawn",
@@ -93,6 +91,36 @@ def test_one_request_ends_and_its_neighbours_go_on(
     assert engine.stats().generation_tokens_total == made
     innocent(engine)
     assert told(run(engine)) == alone, "something was left in the cache, or where keys and values are gathered"
+
+
+@pytest.mark.parametrize("length", [22, 28, 34])
+def test_requests_that_are_gathered_in_the_same_step(
+    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """Where the broken one's keys stand after one segment, others are padded in the next."""
+    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22))
+    innocent(engine)
+    alone = told(run(engine))
+    engine.cache.clear()
+    break_token(engine, monkeypatch, math.nan)
+    engine.add("broken", [7] * length, params(logit_bias={BROKEN: 100}))
+    innocent(engine)
+    together = run(engine)
+    assert together.pop("broken").finish_reason == "error"
+    assert told(together) == alone
+
+
+def test_who_comes_after_one_that_was_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are gathered where its own were, and the shorter ones are padded by what stood there."""
+    innocent(engine)
+    alone = told(run(engine))
+    engine.cache.clear()
+    break_token(engine, monkeypatch, math.nan)
+    for length in (20, 28, 40):
+        engine.add("broken", [7] * length, params(logit_bias={BROKEN: 100}))
+        assert run(engine)["broken"].finish_reason == "error"
+        innocent(engine)
+        assert told(run(engine)) == alone
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 3e38])
