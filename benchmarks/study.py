@@ -1,11 +1,13 @@
-"""The paper's claims at a small size: trains every arm of a TOML file under each of its seeds, and measures it.
+"""Train and measure what a study has no result of yet: when do forks help language modelling?
 
-    python -m benchmarks.study [--study benchmarks/study.toml] [--data data/corpus] [--out runs/study]
-                               [--results OUT/results.jsonl] [--jobs 8] [--seconds 540]
+    python -m benchmarks.study [--study benchmarks/study.toml] [--data data/language] [--out runs/study]
+                               [--results benchmarks/results/language.jsonl] [--jobs 6] [--seconds 540]
 
-Several processes (`benchmarks.study_arm`) share each of the devices that are visible. What is done is a line of the
-results, which `benchmarks.study_report` reads, and is not done again. When the seconds are over, or at SIGTERM, nothing
-new is begun, and what runs is asked to save and end, for which it has 20 seconds; the same command goes on with it.
+Several processes (`benchmarks.study_arm`) share each visible device, so that one compiles while others train. Learning
+rates are chosen first, by short runs on a split of their own; the runs that are reported follow as soon as their arm's
+rate is known. A finished run is a line of the results and is not run again; a run that is stopped saves itself in OUT,
+and the same command resumes it there, or repeats it where OUT is lost. When the seconds are over, or at SIGTERM, no run
+is started and those that run have 20 seconds to save; no run is started that would not end in time.
 """
 
 import argparse
@@ -14,78 +16,92 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.study_plan import Run, read_study
+from benchmarks.study_plan import Run, Study, read_study
 from benchmarks.study_processes import Patience, devices, work
-from benchmarks.study_results import RESULT_FILE, missing, read_results
-from benchmarks.study_warm import compiled_ahead
+from benchmarks.study_results import RESULT_FILE, append_result, read_results
+from training.data.token_file import INDEX_FILE
 from training.stopping import stop_on_signal
 
 OUTPUT_FILE = "output.txt"
-TOLD = 5
-"""Lines of a failed run's output that are shown."""
+SHOWN = 5
+"""Lines of a failed run's output that are printed."""
 
 
 def main() -> int:
-    """Train what has no result yet; 0, or 1 when some run failed."""
+    """Run what has no result yet; return 0, or 1 if a run failed."""
     args = _arguments()
-    study, path, places = read_study(args.study), args.results or args.out / "results.jsonl", devices()
+    study, places = read_study(args.study), devices()
     args.out.mkdir(parents=True, exist_ok=True)
-    waiting = missing(study, read_results(path))
-    done = len(study.runs) - len(waiting)
-    print(f"{done} of {len(study.runs)} runs have a result; devices: {', '.join(places) or 'none'}", flush=True)
-    environment, begin, failed = _environment(args.jobs * len(places)), time.monotonic(), 0
-    start_one = partial(start, args=args, environment=environment)
-    ahead = compiled_ahead(waiting, args.study, places, environment, args.out / "compiled-ahead.txt")
-    with stop_on_signal() as stopping, ahead:
-        for run, status in work(waiting, start_one, places, args.jobs, Patience(args.seconds, stopping)):
+    waiting = ready(study, args.results, args.data)
+    print(f"{len(waiting)} runs can start; devices: {', '.join(places) or 'none'}", flush=True)
+    environment, begin, failed = _environment(args.jobs * len(places), args.out), time.monotonic(), 0
+    with stop_on_signal() as stopping:
+        patience = Patience(args.seconds, stopping)
+        for run, status in work(
+            lambda: ready(study, args.results, args.data), partial(start, args=args, environment=environment),
+            places, args.jobs, patience,
+        ):  # fmt: skip
             result = args.out / run.name / RESULT_FILE
             failed += status > 0
             if status == 0 and result.exists():
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(result.read_text(encoding="utf-8"))
+                append_result(args.results, result.read_text(encoding="utf-8"))
             print(f"{time.monotonic() - begin:6.1f} s  {run.name}: {_outcome(result, status)}", flush=True)
+    print(f"{len(ready(study, args.results, args.data))} runs without a result are left", flush=True)
     return min(failed, 1)
 
 
+def ready(study: Study, results: Path, data: Path) -> Sequence[Run]:
+    """Return the runs that have no result and whose data is present, the most important first."""
+    return [run for run in study.missing(read_results(results)) if (data / run.data / INDEX_FILE).exists()]
+
+
 def start(run: Run, device: str, args: argparse.Namespace, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """The process of one run on a device; it prints into output.txt in its folder."""
+    """Return the process of one run on a device; it prints into output.txt in its folder."""
     folder = args.out / run.name
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.study_arm", args.study, run.arm, str(run.seed),
-               "--data", args.data, "--out", folder]  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.study_arm", args.study, run.size, run.arm, run.kind, str(run.seed),
+               repr(run.training.learning_rate), "--data", args.data, "--out", folder]  # fmt: skip
     with (folder / OUTPUT_FILE).open("ab") as output:
         seen = {**environment, "CUDA_VISIBLE_DEVICES": device}
         return subprocess.Popen(command, stdout=output, stderr=output, env=seen)  # noqa: S603 - our own words
 
 
-def _environment(processes: int) -> dict[str, str]:
-    """What this process has, the processors shared out among so many where it does not say how, to compile too."""
+def _environment(processes: int, out: Path) -> dict[str, str]:
+    """Return this process's environment, with processors shared out among the runs, and one cache of compiled code."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    return {"OMP_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads, **os.environ}
+    cache = out.resolve() / "compiled"
+    return {
+        "OMP_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads,
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton"), **os.environ,
+    }  # fmt: skip
 
 
 def _outcome(result: Path, status: int) -> str:
     if status == 0 and result.exists():
-        told = json.loads(result.read_text(encoding="utf-8"))
-        return f"loss {told['loss']:.4f} after {told['seconds']:.0f} s, {told['tokens_per_second']:,} tokens/s"
+        found = json.loads(result.read_text(encoding="utf-8"))
+        if found["loss"] is None:
+            return "diverged"
+        speed = f"{found['tokens_per_second'] or 0:,} tokens/s"
+        return f"loss {found['loss']:.4f} after {found['seconds']:.0f} s, {speed}"
     if status <= 0:
         return "stopped before its end"
     output = result.with_name(OUTPUT_FILE)
-    last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-TOLD:] if output.exists() else []
+    last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN:] if output.exists() else []
     return "\n  ".join([f"failed, see {output}", *last])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--study", type=Path, default=Path("benchmarks/study.toml"))
-    parser.add_argument("--data", type=Path, default=Path("data/corpus"), help="a folder that `prepare` made")
+    parser.add_argument("--data", type=Path, default=Path("data/language"), help="folders that study_data made")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for the runs")
-    parser.add_argument("--results", type=Path, help="file for a line of JSON a run (OUT/results.jsonl)")
-    parser.add_argument("--jobs", type=int, default=8, help="processes at a time on each device (%(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/language.jsonl"),
+                        help="file with a line of JSON a run, read and appended to (%(default)s)")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=6, help="processes at a time on each device (%(default)s)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which to stop (never)")
     return parser.parse_args()
 

@@ -1,101 +1,125 @@
-"""What a study's runs say beside one another: differences between equal seeds, and whether they are more than noise."""
+"""Compare a study's arms as docs/experiments/language.md plans: intervals of each pair's own, documents, Holm."""
 
-import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import permutations
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from benchmarks.study_plan import Claim, Study
-from benchmarks.study_results import Result, result_of
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.study_plan import Claim, Result, Study
 
 Found = Mapping[str, Mapping[int, Result]]
-"""By arm, in the order of the study, and seed."""
-Word = Literal["holds", "does not hold", "undecided", "not measured"]
+"""Reported results by arm, in the order of the study, and seed."""
+Word = Literal["holds", "is contradicted", "is equal to within 0.01", "is open", "not measured"]
+Interval = tuple[float, float]
+
+LEVEL = 0.05
+"""Of the corrected p-values, and of what lies outside the intervals."""
+SMALL = 0.01
+"""Nats a token: a difference within it does not matter."""
+SAMPLES = 10_000
+"""Bootstrap samples."""
 
 
-class Verdict(NamedTuple):
-    """Of a claim that one side is below another."""
+class Comparison(NamedTuple):
+    """What the results say of a claim that one arm's loss is below another's."""
 
-    word: Word
+    claim: Claim
     apart: list[float]
-    """By how much the first side is above the second, for each seed that both have."""
-    error: float | None
-    """Standard error of the mean of these; None where no arm has two seeds."""
+    """The first loss less the second, for each seed that both have."""
+    interval: Interval | None
+    """95% interval of the mean over seeds, by Student's t; None with fewer than two seeds."""
+    p: float | None
+    """Two-sided, of the t-test; corrected by Holm over the claims of the study."""
+    documents: Interval | None
+    """95% interval of the mean over documents, by bootstrap."""
+    word: Word
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; seeds must be there."""
+        return statistics.mean(self.apart)
 
 
-def by_arm(study: Study, results: Sequence[Result]) -> Found:
-    """The results that have the study's own settings."""
+def by_arm(study: Study, size: str, results: Sequence[Result]) -> Found:
+    """Return the reported results at a size under the study's present settings."""
     found: dict[str, dict[int, Result]] = {}
-    for run in study.runs:
-        if (result := result_of(study, run, results)) is not None:
+    for run in study.runs(results):
+        result = next(filter(run.is_of, results), None)
+        if run.size == size and run.kind == "final" and result is not None and result["loss"] is not None:
             found.setdefault(run.arm, {})[run.seed] = result
     return found
 
 
-def losses(found: Found, side: str) -> dict[int, float]:
-    """By seed, of an arm, or of ARM:RULE where it was measured.
-
-    The loss under a rule is that of the whole held-out text, and beside it what the rule adds to `blockwise` at the
-    positions where both were measured: two models differ at a few positions by more than on the whole.
-    """
-    arm, _, rule = side.partition(":")
-    told = found.get(arm, {})
-    if not rule:
-        return {seed: r["loss"] for seed, r in told.items()}
-    return {
-        seed: r["loss"] + r["rules"][rule] - r["rules"].get("blockwise", r["rules"][rule])
-        for seed, r in told.items()
-        if rule in r["rules"]
-    }
+def differences(found: Found, lower: str, than: str) -> dict[int, float]:
+    """Return by seed how far the loss of `lower` is above that of `than`, where both were measured."""
+    one, other = found.get(lower, {}), found.get(than, {})
+    return {seed: one[seed]["loss"] - other[seed]["loss"] for seed in sorted(one.keys() & other.keys())}
 
 
-def at_positions(found: Found, arm: str, rule: str) -> dict[int, float]:
-    """By seed, the loss under a rule at the sampled positions alone."""
-    return {seed: r["rules"][rule] for seed, r in found.get(arm, {}).items()}
+def t_interval(apart: Sequence[float]) -> Interval | None:
+    """Return the 95% interval of the mean; None of fewer than two values."""
+    if len(apart) < 2:
+        return None
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(apart) - 1)) * statistics.stdev(apart) / len(apart) ** 0.5
+    mean = statistics.mean(apart)
+    return mean - half, mean + half
 
 
-def differences(lower: Mapping[int, float], than: Mapping[int, float]) -> list[float]:
-    """By how much the first is above the second, for each seed that both have."""
-    return [lower[seed] - than[seed] for seed in sorted(lower.keys() & than.keys())]
+def t_test(apart: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of a mean of 0; None of fewer than two values."""
+    return float(stats.ttest_1samp(apart, 0.0).pvalue) if len(apart) > 1 and statistics.stdev(apart) else None
 
 
-def deviation(found: Found, claim: Claim) -> float | None:
-    """The standard deviation over seeds of a difference like that of `claim`, from all arms that have several.
-
-    Three seeds of one pair tell it badly. So the squares of the differences from their mean are pooled over all pairs
-    of arms; where the claim is about two rules of one model, over all arms.
-    """
-    (arm, _, rule), (other, _, other_rule) = (side.partition(":") for side in (claim.lower, claim.than))
-    pairs = [(peer, peer) for peer in found] if arm == other else permutations(found, 2)
-    groups = [differences(losses(found, f"{a}:{rule}"), losses(found, f"{b}:{other_rule}")) for a, b in pairs]
-    squares = [(each - statistics.mean(group)) ** 2 for group in groups if len(group) > 1 for each in group]
-    freedom = sum(len(group) - 1 for group in groups if group)
-    return math.sqrt(sum(squares) / freedom) if freedom else None
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Return p-values corrected for their number by Holm; None stays, and does not count."""
+    order = sorted((each, i) for i, each in enumerate(p) if each is not None)
+    corrected: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (each, i) in enumerate(order):
+        highest = max(highest, min(1.0, each * (len(order) - rank)))
+        corrected[i] = highest
+    return corrected
 
 
-def judge(found: Found, claim: Claim) -> Verdict:
-    """Whether `claim` holds: every seed says so, and their mean is more than two standard errors from nothing.
-
-    It does not hold where every seed says the contrary, and as clearly; else, and where no noise is known, it is open.
-    """
-    apart = differences(losses(found, claim.lower), losses(found, claim.than))
-    if not apart:
-        return Verdict("not measured", apart, None)
-    noise = deviation(found, claim)
-    error = None if noise is None else noise / math.sqrt(len(apart))
-    clear = error is not None and abs(statistics.mean(apart)) > 2 * error
-    if clear and all(each < 0 for each in apart):
-        return Verdict("holds", apart, error)
-    if clear and all(each > 0 for each in apart):
-        return Verdict("does not hold", apart, error)
-    return Verdict("undecided", apart, error)
+def document_interval(found: Found, lower: str, than: str) -> Interval | None:
+    """Return the 95% bootstrap interval over documents of the difference, averaged over the seeds of both arms."""
+    seeds = differences(found, lower, than)
+    if not seeds:
+        return None
+    rows = [_documents(found[lower][seed]) - _documents(found[than][seed]) for seed in seeds]
+    apart = np.mean(rows, axis=0)
+    tokens = np.array(found[lower][min(seeds)]["document_tokens"], dtype=np.float64)
+    counts = np.random.default_rng(0).multinomial(len(apart), np.full(len(apart), 1 / len(apart)), SAMPLES)
+    low, high = np.quantile(counts @ apart / (counts @ tokens), [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
 
 
-def spread(values: Iterable[float], *, sign: bool = False) -> str:
-    """Mean ± standard deviation; of one value the value alone, of none a dash."""
-    many = list(values)
-    if not many:
-        return "–"
-    mean = f"{statistics.mean(many):{'+' if sign else ''}.4f}"
-    return f"{mean} ± {statistics.stdev(many):.4f}" if len(many) > 1 else mean
+def compare(study: Study, found: Found) -> list[Comparison]:
+    """Return a comparison for each of the study's claims."""
+    apart = [list(differences(found, claim.lower, claim.than).values()) for claim in study.claims]
+    corrected = holm([t_test(each) for each in apart])
+    return [_comparison(found, claim, seeds, p) for claim, seeds, p in zip(study.claims, apart, corrected, strict=True)]
+
+
+def _comparison(found: Found, claim: Claim, apart: list[float], p: float | None) -> Comparison:
+    interval, documents = t_interval(apart), document_interval(found, claim.lower, claim.than)
+    word = _word(interval, p, documents) if apart else "not measured"
+    return Comparison(claim, apart, interval, p, documents, word)
+
+
+def _word(interval: Interval | None, p: float | None, documents: Interval | None) -> Word:
+    if p is not None and documents is not None and p < LEVEL:
+        if documents[1] < 0:
+            return "holds"
+        if documents[0] > 0:
+            return "is contradicted"
+    if interval is not None and max(map(abs, interval)) < SMALL:
+        return "is equal to within 0.01"
+    return "is open"
+
+
+def _documents(result: Result) -> NDArray[np.float64]:
+    return np.array(result["documents"], dtype=np.float64)

@@ -1,183 +1,208 @@
-"""The page that tells what a study found."""
+"""The page of what a study found: tables in Markdown, one section a size."""
 
-import textwrap
+import statistics
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from benchmarks.study_compare import Found, Word, deviation, judge
-from benchmarks.study_plan import Claim, Study
-from benchmarks.study_results import Result
-from benchmarks.study_tables import (
-    table_of_changes,
-    table_of_claims,
-    table_of_dial,
-    table_of_losses,
-    table_of_rules,
-)
+from benchmarks.study_compare import Comparison, Found, Interval, compare, differences
+from benchmarks.study_plan import Result, Study
 
-COUNTED: dict[Word, str] = {
-    "holds": "hold",
-    "does not hold": "do not hold",
-    "undecided": "are undecided",
-    "not measured": "were not measured",
-}
+REGULAR = "regular"
+"""The arm that every other is set beside."""
 
-MADE = """\
-{runs} runs of {arms} arms, several at a time on each device; {machine}; torch {torch}; {date}. {missing}Every setting
-is in [study.toml](../benchmarks/study.toml), every result a line of [{file}]({results}). The first command trains and
-measures, the second writes this page and its figures:"""
 
-COMPARED = """\
-- **Equal tokens.** Every run learns from {tokens:.1f}M tokens, and the arms of a seed from the same ones in the same
-order. Equal tokens are not equal operations: a table and a figure tell what each arm costs.
+class Made(NamedTuple):
+    """How the page was made."""
 
-- **One recipe.** All arms have learning rate {rate:g}, found for a model with forks of this width; {steps} steps of
-{sequences} blocks of {block}, {warm_up} of them warm-up and {decay} decay. None was tuned for its own: an arm that
-wants another rate, the larger model above all, is at a disadvantage that nobody measured.
+    results: str
+    """Path of the results file from the page's folder."""
+    command: str
+    """Command that writes the page."""
 
-- **Small.** `{forks}` has {parameters:.1f}M parameters in {layers} layers of width {width}, with forks before layers
-{fork_layers}. The paper's models have 150M and more and learn from 2.5 billion tokens: what is open or contrary here
-may hold there, and the other way round.
 
-- **Differences are paired**, each seed against the same seed. How far they scatter over seeds is pooled over all pairs
-of arms that have several{noise}, so that an arm with one seed can be judged too. A claim *holds* where every seed
-says so and their mean is more than two standard errors from nothing; it *does not hold* where every seed says the
-contrary, as clearly; else it is *undecided*."""
+INTRODUCTION = """\
+{runs} reported runs and {tuning} that chose learning rates; {machine}; torch {torch}; {date}; {hours:.1f} hours of
+processes that shared a device. The plan was written before the runs: [language.md](experiments/language.md). Every
+result is a line of [{file}]({results}). The first command trains and measures, the second writes this page:
+
+    python -m benchmarks.study
+    {command}"""
 
 CLAIMS = """\
-Losses are in nats a token, on the whole of the held-out text; a difference below nothing says that the claim's first
-side is better, by so much; ± is the standard error of the mean over seeds. For a rule it is the loss in packed windows
-and what the rule adds to it at the positions of the four rules below, whose choice is the same for all seeds and so no
-part of the error. Of {count} comparisons one may well be called clear by chance."""
+Difference in loss (nats a token) on the held-out documents under `causal`, the first arm less the second: below 0 the
+first is better. The t interval is of the seeds of this pair alone, the second one resamples documents; p is corrected
+by Holm over the claims that were measured at this size. A claim *holds* if p < 0.05 and the documents' interval is
+below 0."""
 
-LOSSES = """\
-On the whole of the held-out text, in packed windows under the rule of training, `blockwise`; ± is the standard
-deviation over seeds. Operations are those of learning from a token, of the streams that are really computed
-(`training/flops.py`), at the full ratio."""
+ARMS = """\
+Each arm at its own learning rate; ± is the standard deviation over seeds. Operations are those of learning from a
+token, as a multiple of `regular`'s. *Other* is text of another domain. A rate marked ! is at an end of the grid."""
 
-CHANGES = """\
-`{forks}` but for the settings beside each arm: parts of the attenuated block left out, other readouts, forks elsewhere,
-Gumbel noise on the selection scores that falls to nothing over the run, a ratio drawn for every batch. ± is the
-standard error, from the noise pooled as above; *seeds* are those in which the arm is better."""
+TUNING = "Loss on the tuning split after the short horizon, by learning rate; × diverged."
+DIAL = "One model under other budgets than its own, rule `causal`, first seed."
+RULES = (
+    "The four rules at the same positions, first seed; these losses compare with each other and with no other table."
+)
+LAYERS = """\
+Of the first windows under `causal`, first seed: streams a token that leave each fork layer, their part of the budget,
+and the mean P = exp(c) of originals and forks."""
 
-RULES = """\
-The paper's figure 6 as a table: {positions:,} positions of the held-out text, each predicted from what stands before it
-and nothing else, the same positions for all; `blockwise`, which has no meaning without the whole block, from whole
-windows. The positions are a sample: these losses compare with each other and with no other table. ± is the standard
-deviation over seeds."""
-
-DIAL = """\
-One model asked for other budgets than it was trained with, under `causal`, the rule that is served, on the whole of the
-held-out text. The arms `random-…` drew a ratio from 1 to their own for every batch, and so computed less in learning.
-± is the standard deviation over seeds, of which an arm may have more than another."""
-
-ELSEWHERE = """\
-- **Exact resume.** [test_killed.py](../tests/training/test_killed.py) kills a training with SIGKILL at a random step on
-a CPU and resumes it: the losses equal the unkilled run's bit for bit.
-
-- **The shipped checkpoint** beside its regular twin: [its card](../checkpoints/thoughtbubbles-11m/README.md), section
-*How good it is*. Both learned from 426M tokens, 26 times through the corpus; there forks help, by 3.1% of perplexity.
-The recipes that were tried for it, Muon too, with what each gave:
-[train-sweep.md](../benchmarks/results/train-sweep.md)."""
-
-INSIDE = """\
-What [Look inside](EVALUATION.md#look-inside) tells more of, drawn from held-out text by the command below; the text of
-the map is named with it in [REPRODUCE.md](REPRODUCE.md#pictures).
-
-    thoughtbubbles analyse checkpoints/thoughtbubbles-11m --data data/val.jsonl.gz --tokens 16384 --out analysis
-
-![Figure 4 of the paper: what originals attend to, in all and by stream](images/analysis-attention.png)
-
-![Figure 5: forks per token against the entropy of the next token](images/analysis-entropy.png)
-
-![Figure 7: the forks of each token of a text in every layer](images/analysis-map.png)"""
-
-ENTROPY_FIGURE = "study-entropy.png"
-"""Of two of the study's models, which are too many to keep: drawn where they were trained."""
-ENTROPY = f"""\
-The paper's figure 5 has the entropy of a regular model too, which did not see the forks. Of the study's own models,
-drawn where they were trained, by
-
-    thoughtbubbles analyse {{forks}}-0/checkpoint --regular {{regular}}-0/checkpoint --data data/val.jsonl.gz
-
-![Forks per token of the small model against its own entropy and a regular model's](images/{ENTROPY_FIGURE})"""
+SHOWS = {
+    "curves": "Loss less that of `regular`, by tokens learned from, rule `blockwise`, mean over seeds",
+    "differences": "Loss less that of `regular`: every seed, and the 95% t interval of the mean",
+    "dial": "Loss at each `fork_ratio` under `causal`, first seed",
+    "forks": "Streams beside the original, by the entropy of a regular model",
+}
 
 
-def page(study: Study, found: Found, results: str, command: str, *, entropy: bool = False) -> str:
-    """Markdown, as it stands in `docs/`; `results` is the file that it tells of, `command` what writes it.
-
-    `entropy` says whether there is an `ENTROPY_FIGURE`.
-    """
-    forks, regular = study.report.forks, study.report.regular
-
-    def figure(name: str, shows: str) -> str:
-        return f"![{shows}](images/study-{name}.png)\n\n*{shows}. Drawn by* `{command}`"
-
-    sections = {
-        "The paper's claims": [
-            _count(study, found), table_of_claims(study, found), CLAIMS.format(count=len(study.claims)),
-        ],
-        "How it was compared": [_compared(study, found)],
-        "Every arm": [
-            LOSSES, table_of_losses(study, found), figure("differences", f"Loss of every run less that of `{regular}`"),
-            figure("cost", "Loss against operations a token"),
-        ],
-        "One thing changed": [CHANGES.format(forks=forks), table_of_changes(study, found)],
-        "The four rules": [
-            RULES.format(positions=study.evaluation.positions), table_of_rules(found),
-            figure("rules", "What each rule adds to `blockwise`"),
-        ],
-        "The dial, and a ratio drawn in training": [
-            DIAL, table_of_dial(study, found), figure("dial", "Loss at each `fork_ratio` under `causal`"),
-        ],
-        **({"Forks against entropy": ENTROPY.format(forks=forks, regular=regular).split("\n\n")} if entropy else {}),
-        "Inside the shipped checkpoint": INSIDE.split("\n\n"),
-        "What is shown elsewhere": [ELSEWHERE],
-    }  # fmt: skip
-    commands = f"    python -m benchmarks.study --data data/corpus --out runs/study\n    {command}"
-    parts = ["# What of the paper holds for small models", _made(study, found, results), commands]
-    for heading, told in sections.items():
-        parts += [f"## {heading}", *told]
-    return "\n\n".join(map(_wrapped, parts)) + "\n"
+def page(
+    study: Study, sizes: Mapping[str, Found], results: Sequence[Result], made: Made, figures: Sequence[str] = ()
+) -> str:
+    """Return the page as Markdown; `figures` are the file names of those that were drawn."""
+    parts = ["# When do forks help language modelling?", _introduction(sizes, results, made)]
+    for size, found in sizes.items():
+        parts += _section(study, size, found, results, figures)
+    return "\n\n".join(parts) + "\n"
 
 
-def _made(study: Study, found: Found, results: str) -> str:
-    runs: list[Result] = [result for seeds in found.values() for result in seeds.values()]
+def _section(study: Study, size: str, found: Found, results: Sequence[Result], figures: Sequence[str]) -> list[str]:
+    told = next(iter(next(iter(found.values())).values()))
+    model = told["settings"]["model"]
+    shape = (
+        f"{model['n_layer']} layers of width {model['n_embd']}, blocks of {model['block_size']} tokens,"
+        f" {told['tokens'] / 1e6:.1f}M tokens of {told['settings']['data']} a run. {_unfinished(study, size, found)}"
+    )
+    claims = compare(study, found)
+    parts = [
+        f"## {size}", shape.rstrip(), f"### Claims at {size}", _count(claims), _claims(claims), CLAIMS,
+        f"### Arms at {size}", _arms(study, size, found, results), ARMS, *_figure("differences", size, figures),
+        *_figure("curves", size, figures), f"### Learning rates at {size}", _tuning(study, size, found, results),
+        TUNING,
+    ]  # fmt: skip
+    if detailed := {arm: first for arm, seeds in found.items() for first in seeds.values() if first.get("dial")}:
+        parts += [
+            f"### Dial, rules and layers at {size}", _dial(detailed), DIAL, *_figure("dial", size, figures),
+            _rules(detailed), RULES, _layers(detailed), LAYERS, *_figure("forks", size, figures),
+        ]  # fmt: skip
+    return parts
+
+
+def _introduction(sizes: Mapping[str, Found], results: Sequence[Result], made: Made) -> str:
+    runs = [result for found in sizes.values() for seeds in found.values() for result in seeds.values()]
     machine, torch, date = (", ".join(sorted({str(run[key]) for run in runs})) for key in ("machine", "torch", "date"))
-    missing = [f"`{run.name}`" for run in study.runs if run.seed not in found.get(run.arm, {})]
-    return MADE.format(
-        runs=len(runs), arms=len(found), machine=machine, torch=torch, date=date, results=results,
-        missing=f"There was no time for {', '.join(missing)}. " if missing else "", file=results.rpartition("/")[2],
+    return INTRODUCTION.format(
+        runs=len(runs), tuning=sum(result["kind"] == "tuning" for result in results), machine=machine, torch=torch,
+        date=date, hours=sum(result["seconds"] for result in results) / 3600, file=made.results.rpartition("/")[2],
+        results=made.results, command=made.command,
     )  # fmt: skip
 
 
-def _compared(study: Study, found: Found) -> str:
-    report = study.report
-    run = next(run for run in study.runs if run.arm == report.forks)
-    told = next(iter((found.get(run.arm) or next(iter(found.values()))).values()))
-    noise = deviation(found, Claim(says="", lower=report.forks, than=report.regular, paper=""))
-    return COMPARED.format(
-        tokens=run.tokens / 1e6, rate=run.training.learning_rate, steps=run.training.steps,
-        sequences=run.training.sequences_per_step, block=run.model.block_size, warm_up=run.training.warmup_steps,
-        decay=run.training.decay_steps, forks=run.arm, parameters=told["parameters"] / 1e6, layers=run.model.n_layer,
-        width=run.model.n_embd, fork_layers=", ".join(map(str, run.model.fork_layers)),
-        noise="" if noise is None else f" (the standard deviation of a difference is {noise:.4f})",
-    )  # fmt: skip
+def _unfinished(study: Study, size: str, found: Found) -> str:
+    planned = {
+        (arm, seed) for stage in study.stages if stage.size == size for arm in stage.arms for seed in stage.seeds
+    }
+    missing = sorted(planned - {(arm, seed) for arm, seeds in found.items() for seed in seeds})
+    names = ", ".join(f"`{arm}` {seed}" for arm, seed in missing)
+    return f"Planned and not run (arm and seed): {names}." if missing else ""
 
 
-def _count(study: Study, found: Found) -> str:
-    words = Counter(judge(found, claim).word for claim in study.claims)
-    told = ", ".join(f"{words[word]} {says}" for word, says in COUNTED.items() if words[word])
-    return f"Of {len(study.claims)} claims, {told}."
+def _count(claims: Sequence[Comparison]) -> str:
+    words = Counter(each.word for each in claims)
+    return f"Of {len(claims)} claims: " + ", ".join(f"{count} {word}" for word, count in words.items()) + "."
 
 
-def _wrapped(part: str) -> str:
-    """Prose in lines of one width, a paragraph or a point each; tables, commands and figures as they are."""
-    if part.startswith(("|", " ", "#", "!")):
-        return part
-    paragraphs = (
-        textwrap.fill(
-            paragraph, 120, subsequent_indent="  " * paragraph.startswith("- "), break_long_words=False,
-            break_on_hyphens=False,
-        ) for paragraph in part.split("\n\n")
-    )  # fmt: skip
-    return "\n\n".join(paragraphs).replace("\n\n- ", "\n- ")
+def _claims(claims: Sequence[Comparison]) -> str:
+    rows = [
+        (
+            each.claim.says, f"`{each.claim.lower}` − `{each.claim.than}`", f"{each.mean:+.4f}" if each.apart else "–",
+            _interval(each.interval), _interval(each.documents), "–" if each.p is None else f"{each.p:.3f}",
+            f"{sum(apart < 0 for apart in each.apart)} of {len(each.apart)}", each.word,
+        )
+        for each in claims
+    ]  # fmt: skip
+    heads = ("claim", "difference of", "mean", "t interval", "by documents", "p (Holm)", "seeds below 0", "the claim")
+    return _table(heads, rows)
+
+
+def _arms(study: Study, size: str, found: Found, results: Sequence[Result]) -> str:
+    regular = found.get(REGULAR, {})
+    base = next(iter(regular.values()))["flops_per_token"] if regular else None
+    rows = []
+    for arm, seeds in found.items():
+        runs = list(seeds.values())
+        losses = [run["loss"] for run in runs]
+        cost = "–" if base is None else f"{runs[0]['flops_per_token'] / base:.2f}"
+        rows.append((
+            f"`{arm}`", _rate(study, size, arm, results), f"{runs[0]['parameters'] / 1e6:.1f}M", cost, str(len(runs)),
+            _spread(losses), _spread([run["blockwise"] for run in runs]),
+            _spread([run["other"]["loss"] for run in runs]),
+            _spread(differences(found, arm, REGULAR).values(), sign=True),
+        ))  # fmt: skip
+    heads = ("arm", "rate", "parameters", "operations", "seeds", "loss", "`blockwise`", "other", f"less `{REGULAR}`")
+    return _table(heads, rows)
+
+
+def _rate(study: Study, size: str, arm: str, results: Sequence[Result]) -> str:
+    rates = sorted(run.training.learning_rate for run in study.tuning_runs(size, arm))
+    best = study.best_rate(size, arm, results)
+    return f"{best:g}{' !' if best in (rates[0], rates[-1]) else ''}"
+
+
+def _tuning(study: Study, size: str, found: Found, results: Sequence[Result]) -> str:
+    losses: dict[str, dict[float, float | None]] = {}
+    for arm in found:
+        for run in study.tuning_runs(size, arm):
+            result = next(filter(run.is_of, results))
+            losses.setdefault(arm, {})[run.training.learning_rate] = result["loss"]
+    rates = list(next(iter(losses.values())))
+    rows = [(f"`{arm}`", *("×" if x is None else f"{x:.4f}" for x in of.values())) for arm, of in losses.items()]
+    return _table(("arm", *(f"{rate:g}" for rate in rates)), rows)
+
+
+def _dial(detailed: Mapping[str, Result]) -> str:
+    ratios = list(next(iter(detailed.values()))["dial"])
+    rows = [(f"`{arm}`", *(f"{run['dial'][ratio]:.4f}" for ratio in ratios)) for arm, run in detailed.items()]
+    return _table(("arm", *ratios), rows)
+
+
+def _rules(detailed: Mapping[str, Result]) -> str:
+    rules = list(next(iter(detailed.values()))["rules"])
+    rows = [(f"`{arm}`", *(f"{run['rules'][rule]:.4f}" for rule in rules)) for arm, run in detailed.items()]
+    return _table(("arm", *(f"`{rule}`" for rule in rules)), rows)
+
+
+def _layers(detailed: Mapping[str, Result]) -> str:
+    rows = []
+    for arm, run in detailed.items():
+        means = {(row["layer"], row["streams"]): row.get("mean") for row in run["inside"]["scores"]}
+        for row in run["inside"]["budget"]:
+            own = [means.get((row["layer"], streams)) for streams in ("originals", "forks")]
+            rows.append((
+                f"`{arm}`", str(row["layer"]), f"{row['streams'] / row['tokens']:.2f}",
+                f"{row['streams'] / row['budget']:.0%}", *("–" if mean is None else f"{mean:.3f}" for mean in own),
+            ))  # fmt: skip
+    return _table(("arm", "layer", "streams a token", "of the budget", "P of originals", "P of forks"), rows)
+
+
+def _figure(name: str, size: str, figures: Sequence[str]) -> list[str]:
+    file = f"language-{size}-{name}.png"
+    return [f"![{SHOWS[name]}, {size}](images/{file})"] if file in figures else []
+
+
+def _interval(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+
+
+def _spread(values: Iterable[float], *, sign: bool = False) -> str:
+    """Return mean ± standard deviation; of one value the value alone, of none a dash."""
+    many = list(values)
+    if not many:
+        return "–"
+    mean = f"{statistics.mean(many):{'+' if sign else ''}.4f}"
+    return f"{mean} ± {statistics.stdev(many):.4f}" if len(many) > 1 else mean
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

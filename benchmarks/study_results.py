@@ -1,30 +1,30 @@
-"""The results of `benchmarks.study`: a line of JSON for each arm and seed."""
+"""The results of `benchmarks.study`: a line of JSON for each run."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.study_plan import Run, Study
+from benchmarks.study_plan import Result
 
 RESULT_FILE = "result.json"
 """In a run's own folder: its line."""
 
-Result = dict[str, Any]
-
 
 def read_results(path: Path) -> list[Result]:
-    """The lines of a results file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Return the lines of a results file; none if there is no file.
+
+    A last line that was cut off by a kill is left out. `ValueError` for any other line that is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
-def result_of(study: Study, run: Run, results: Sequence[Result]) -> Result | None:
-    """What was found of `run` under the settings that the study has now."""
-    settings = study.settings(run)
-    same = (r for r in results if (r["arm"], r["seed"]) == (run.arm, run.seed) and r["settings"] == settings)
-    return next(same, None)
-
-
-def missing(study: Study, results: Sequence[Result]) -> list[Run]:
-    """The runs without a result, the most important first."""
-    return [run for run in study.runs if result_of(study, run, results) is None]
+def append_result(path: Path, line: str) -> None:
+    """Add a run's line to a results file, after whatever a kill left of another."""
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    if not whole:
+        kept = path.read_bytes()
+        path.write_bytes(kept[: kept.rfind(b"\n") + 1])
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line.rstrip("\n") + "\n")

@@ -180,7 +180,10 @@ class DeviceBatch:
     def _of_pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
         """Pages for the next step and, where there is room, for some more."""
         ledger = self._cache.ledger
-        spare = SPARE * self._cache.has_room(len(self._seated), SPARE + 2)
+        most = [self._cache.most_needed(len(self._seated), SPARE + 2)]
+        spare = SPARE * self._cache.fits(most)
+        if spare:
+            self._cache.evict(most)
         tokens = np.array([len(request.prompt) + request.asked for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
         ahead = np.minimum(np.maximum(left, 0), spare)

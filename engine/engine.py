@@ -26,7 +26,7 @@ from engine.sampling import finite_rows
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
 from engine.stats import EngineStats, StepReport
-from model import Selection, Thoughtbubbles, Tokenizer
+from model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
     from engine.device_batch import DeviceBatch, Flight
@@ -38,6 +38,7 @@ class Engine:
     def __init__(self, model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         """`ValueError` naming the setting when the model cannot be served within `config`."""
         self.config = config or EngineConfig()
+        _require_scores(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -135,11 +136,13 @@ class Engine:
         if not plan.requests:
             return [], []
         output = self._runner.step(plan.requests, plan.tokens, meanwhile)
-        self.scheduler.settle()
-        events, finite = self._end_broken(plan.requests, output.finite)
-        events += self._settle([plan.requests[i] for i in finite], [output.fork_counts[i][-1] for i in finite])
-        running = set(self.scheduler.running)
-        going = [i for i, request in enumerate(plan.requests) if request in running]
+        self.scheduler.settle(plan.requests)
+        events = self._end_broken(plan.requests, output.finite)
+        running = set(self.scheduler.running)  # a prompt of which this was a chunk, but not the last, stays out
+        complete = [i for i, request in enumerate(plan.requests) if request in running]
+        last_counts = [output.fork_counts[i][-1] for i in complete]
+        events += self._settle([plan.requests[i] for i in complete], last_counts)
+        going = [i for i in complete if plan.requests[i].id in self._requests]
         for i in going:
             plan.requests[i].asked += 1
         requests = [plan.requests[i] for i in going]
@@ -245,8 +248,9 @@ class Engine:
         for request, streams, count in zip(requests, ends[here, -1].tolist(), counts, strict=True):
             request.count(streams, count)
         finite = (drawn[here] >= 0).tolist() if flight.drawn else finite_rows(flight.logits[here.tolist()])
-        events, whole = self._end_broken(requests, finite)
-        events += self._settle([requests[i] for i in whole], [counts[i] for i in whole])
+        events = self._end_broken(requests, finite)
+        left = [i for i, request in enumerate(requests) if request.state]
+        events += self._settle([requests[i] for i in left], [counts[i] for i in left])
         if events:  # some of which may have been their requests' last
             here = here[[request.state is not None for request in requests]]
             requests = [request for request in requests if request.state]
@@ -254,25 +258,29 @@ class Engine:
             return events + self._tell(requests, drawn[here].tolist(), [None] * len(here)), counts
         return events + self._continue(requests, flight.logits[here.tolist()]), counts
 
-    def _end_broken(self, requests: list[Request], finite: list[bool]) -> tuple[list[TokenEvent], list[int]]:
-        """End the requests whose logits are not finite; their events, and where the others are among all.
+    def _end_broken(self, requests: list[Request], finite: list[bool]) -> list[TokenEvent]:
+        """End the requests whose logits are not finite, and return their last events, which have no usage.
 
         Nothing that was computed of them is left for others.
         """
+        events: list[TokenEvent] = []
         if all(finite):
-            return [], list(range(len(requests)))
-        events = []
+            return events
         for request in compress(requests, map(not_, finite)):
             if request.state:
                 request.state.spoilt = True
-            events.append(self._close(request, TokenEvent(request.id, None, finish_reason="error")))
+            events.append(TokenEvent(request.id, None, finish_reason="error"))
+            self._ended.append(request)
         self._non_finite += len(events)
         self._runner.clear_room()
         self._let_go()
-        return events, [i for i, whole in enumerate(finite) if whole]
+        return events
 
     def _settle(self, requests: list[Request], fork_counts: list[int]) -> list[TokenEvent]:
-        """Events that waited for this step: tokens whose streams are known now, and prompts that were only scored."""
+        """Return the events that waited for this step: tokens whose streams are known now, and prompts only scored.
+
+        All tokens of these requests are computed, and `fork_counts` are the streams of each one's last.
+        """
         events = []
         for request, count in zip(requests, fork_counts, strict=True):
             if request.held:
@@ -340,3 +348,12 @@ def _device_batch(
     if not decodes_alone(model.config):
         return None
     return DeviceBatch(model, cache, tally, vocabulary=vocabulary)
+
+
+def _require_scores(config: ModelConfig) -> None:
+    """Raise `ValueError` for a model whose survivors are not chosen by score: the cache stores scores and no more."""
+    if config.select_by != "score":
+        raise ValueError(
+            f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"
+            " with `thoughtbubbles evaluate`"
+        )

@@ -63,9 +63,9 @@ class CacheUse:
 
 
 class ForkCache:
-    """Pages for every running request. Ask, then do: where `fits` says that requests may grow, `grow` does not fail.
+    """Pages for every running request. Where `fits` says yes and `evict` has run, `open`, `reserve` and `grow` succeed.
 
-    What requests leave is retained, the longest unused of it given up first, when pages are wanted.
+    What requests leave is retained as prefixes for others, until its pages are needed.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class ForkCache:
         ledger.vacate(rows)
 
     def clear(self) -> None:
-        """Give up all that is retained."""
+        """Evict all that is retained."""
         for state in list(self._retained):
             self._drop(state)
 
@@ -176,17 +176,28 @@ class ForkCache:
         self._grow(rows, most)
         return most
 
-    def fits(self, needs: Sequence[Sequence[int]], spare: Prefix | None = None) -> bool:
-        """Whether all these needs of pages can be met at once; gives up what is retained, but not `spare`, for that."""
-        return self._make_free([sum(need) for need in zip(*needs, strict=True)], spare)
-
-    def has_room(self, requests: int, tokens: int = 2) -> bool:
-        """Whether so many requests can certainly have so many tokens more each, which is quick to say.
-
-        Gives up what is retained for that.
-        """
+    def most_needed(self, requests: int, tokens: int = 2) -> list[int]:
+        """Return pages of each segment that are enough for `tokens` more tokens of any so many requests."""
         most = [tokens * self.config.copies << i for i in range(len(self.segments))]
-        return self._make_free([requests * (-(-n // self.page_size) + 1) for n in most])  # the last may be full
+        return [requests * (-(-n // self.page_size) + 1) for n in most]  # each request's last page may be full
+
+    def fits(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> bool:
+        """Return whether all these needs of pages can be met together, once `evict` with the same arguments has run."""
+        available = [pages.pages - pages.live for pages in self.segments]
+        if keep:
+            available = [n - kept for n, kept in zip(available, self._idle(keep.source), strict=True)]
+        return all(map(le, _sum(needs), available))
+
+    def evict(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> None:
+        """Evict what is longest unused, but not the source of `keep`, until the pages of all these needs are free."""
+        needed = _sum(needs)
+        if self._free(needed):
+            return
+        for state in [state for state in self._retained if keep is None or state is not keep.source]:
+            self._drop(state)
+            if self._free(needed):
+                return
+        raise AssertionError("evicted without asking whether it fits")
 
     def ever_fits(self, selection: Selection, tokens: int) -> bool:
         """Whether an empty cache could hold so many tokens of a request."""
@@ -283,18 +294,13 @@ class ForkCache:
                 segment.take(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
 
-    def _make_free(self, needed: list[int], spare: Prefix | None = None) -> bool:
-        """Whether so many pages of each segment are free once enough is given up, and nothing where it cannot be."""
-        if all(map(le, needed, [pages.free for pages in self.segments])):
-            return True
-        if not all(map(le, needed, [pages.pages - pages.live for pages in self.segments])):
-            return False
-        for state in list(self._retained):
-            if spare is None or state is not spare.source:
-                self._drop(state)
-            if all(map(le, needed, [pages.free for pages in self.segments])):
-                return True
-        return False
+    def _free(self, needed: Sequence[int]) -> bool:
+        """Return whether so many pages of each segment are free now."""
+        return all(map(le, needed, [pages.free for pages in self.segments]))
+
+    def _idle(self, state: ForkState) -> list[int]:
+        """Return the number of a state's pages in each segment that no running request has."""
+        return [pages.count_idle(state.ledger.held(state.row, i)) for i, pages in enumerate(self.segments)]
 
     def _share(self, prefix: Prefix, state: ForkState) -> None:
         """Begin a state with a prefix's streams: whole pages shared, the one that was cut copied."""
@@ -307,7 +313,7 @@ class ForkCache:
             if len(own) > whole:
                 segment.copy(prefix.source.pages(i)[whole], to=own[whole])
         self._index.grow(state.kappa, state)
-        if prefix.source in self._retained:  # used again, so the last to be given up
+        if prefix.source in self._retained:  # used again, so the last to be evicted
             self._retained[prefix.source] = self._retained.pop(prefix.source)
 
     def _drop(self, state: ForkState) -> None:
@@ -319,3 +325,8 @@ class ForkCache:
 
 def _rows(states: Sequence[ForkState]) -> Indices:
     return np.array([state.row for state in states], np.int64)
+
+
+def _sum(needs: Sequence[Sequence[int]]) -> list[int]:
+    """Return the pages of each segment that all of these need together."""
+    return [sum(need) for need in zip(*needs, strict=True)]

@@ -75,9 +75,10 @@ class SegmentPages:
     def take(self, table: Numbers, rows: Indices, columns: Indices, first: int) -> None:
         """Have a free page at each of these places in a table of pages, for the running request that has the row.
 
-        On the left of each, but for column `first`, stands another page of the same request. The caller asked before.
+        On the left of each, but for column `first`, stands another page of the same request.
         A device's kernels read by the page, wherever it lies: any page does there, and none is looked for.
         """
+        assert len(rows) <= self.free, f"segment {self.segment.index}: pages taken that were not free"
         if self._idle is not None:
             table[rows, columns] = self._hold(self._idle[self.free - len(rows) : self.free])
             return
@@ -86,9 +87,13 @@ class SegmentPages:
 
     def share(self, pages: Numbers) -> None:
         """Let one more running request hold these pages, which others hold."""
-        self.live += int(np.count_nonzero(self._runners[pages] == 0))
+        self.live += self.count_idle(pages)
         self._holders[pages] += 1
         self._runners[pages] += 1
+
+    def count_idle(self, pages: Numbers) -> int:
+        """Return how many of these pages no running request holds."""
+        return int(np.count_nonzero(self._runners[pages] == 0))
 
     def retire(self, pages: Numbers) -> None:
         """Requests that hold these pages, a page as often as it is told, run no more."""

@@ -26,10 +26,13 @@ class RequestUsage:
     """Prompt tokens that were taken from the cache."""
     stream_tokens: int
     """Stream-rows computed in the final segment."""
+    computed_tokens: int
+    """Tokens whose streams are known: prompt and output, but for the output's last token, which no step has computed
+    unless `return_fork_counts` asked for its streams. `fork_count` and `budget_used_ratio` are of these."""
     fork_count: int
-    """Streams beyond one a token that its tokens had after the last fork layer."""
+    """Streams that the computed tokens have after the last fork layer, beyond one a token."""
     budget_used_ratio: float
-    """Streams after the last fork layer over the budget."""
+    """Streams that the computed tokens have after the last fork layer, over the budget of so many tokens."""
     queue_seconds: float
     """From arrival to the first step."""
     prefill_seconds: float
@@ -59,7 +62,7 @@ class TokenEvent(NamedTuple):
     stop_reason: str | int | None = None
     """The stop string or stop token that ended it; None for end-of-text."""
     usage: RequestUsage | None = None
-    """On the last event."""
+    """On the last event, unless that is an error."""
 
 
 @dataclass(eq=False)
@@ -88,7 +91,7 @@ class Request:
     """As many need be asked for: all that it may have and, where their streams are told, one that shows the last's."""
     stream_tokens: int = 0
     streams: int = 0
-    """Live streams after the last fork layer."""
+    """Live streams after the last fork layer, of the tokens that are computed."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     first_token: float | None = None
@@ -164,8 +167,12 @@ class Request:
         self.stream_tokens += computed
 
     def usage(self) -> RequestUsage:
-        """What it has taken so far."""
+        """Return what the request took. It has ended, and the cache still has its state."""
         now = time.monotonic()
+        computed = self.num_tokens
+        if self.output and not self.params.return_fork_counts:
+            computed -= 1
+        assert self.state is None or self.state.tokens == computed, "streams of other tokens than are reported"
         started = self.started or now
         first = self.first_token or now
         return RequestUsage(
@@ -173,8 +180,9 @@ class Request:
             completion_tokens=len(self.output),
             cached_tokens=self.cached_tokens or 0,
             stream_tokens=self.stream_tokens,
-            fork_count=max(0, self.streams - self.num_tokens),
-            budget_used_ratio=self.streams / self.selection.budget(self.num_tokens),
+            computed_tokens=computed,
+            fork_count=self.streams - computed,
+            budget_used_ratio=self.streams / self.selection.budget(computed),
             queue_seconds=started - self.arrived,
             prefill_seconds=first - started,
             decode_seconds=now - first,

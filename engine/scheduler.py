@@ -76,7 +76,7 @@ class Scheduler:
 
         So a long prompt, which is taken in by shares of `max_prefill_tokens`, holds nobody up for more than one.
         """
-        self._make_room()
+        self._free_pages()
         self.admit()
         if self.arriving and not (self.running and self._taken_in):
             self._taken_in = True
@@ -108,10 +108,13 @@ class Scheduler:
         """Note that everyone who runs gets a token beside what this step takes in: they need no turn of their own."""
         self._taken_in = False
 
-    def settle(self) -> None:
-        """Let those run whose tokens are all computed; called after every step that computed some."""
-        self._computing = 0
-        complete = [each for each in self.arriving if each.state is None or each.state.tokens == each.num_tokens]
+    def settle(self, requests: Sequence[Request]) -> None:
+        """Move requests of the step just computed to `running` once all their tokens are computed.
+
+        A request that was admitted during the step is not among them.
+        """
+        self._computing, computed = 0, set(requests)
+        complete = [each for each in self.arriving if each in computed and _is_computed(each)]
         self.running += complete
         self.arriving = _without(complete, self.arriving)
 
@@ -178,7 +181,8 @@ class Scheduler:
         for prefix in dict.fromkeys((found, None)):
             reach = _reach(request, ahead=1 if needs else 0)
             need = self.cache.pages_needed(request.selection, reach, prefix.state if prefix else None)
-            if self.cache.fits([*needs, need], spare=prefix):
+            if self.cache.fits([*needs, need], keep=prefix):
+                self.cache.evict([*needs, need], keep=prefix)
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
                 needs.append(need)
@@ -191,22 +195,22 @@ class Scheduler:
         if request.cached_tokens is None:
             request.cached_tokens = held
 
-    def _make_room(self) -> None:
-        """Preempt by recomputation: a victim gives back its pages and later starts again with the tokens it has.
+    def _free_pages(self) -> None:
+        """Evict prefixes, and preempt where that is not enough, until all can compute the tokens they have.
 
-        It is the last to come of those that have any: what is not cached would give none.
+        The last to come of those with pages is preempted, by recomputation: it later starts again with its tokens.
         """
-        while not self._fits():
+        while not self.cache.fits(needs := self._present_needs()):
             victim = [each for each in (*self.running, *self.arriving) if each.cached][-1]
             self.remove([victim])
             self.waiting.appendleft(victim)
             self.preemptions += 1
+        self.cache.evict(needs)
 
-    def _fits(self) -> bool:
-        """Whether all can compute the tokens they have in the pages that are free."""
-        if not self.arriving and self.cache.has_room(len(self.running)):
-            return True
-        return self.cache.fits(self._needs())
+    def _present_needs(self) -> list[Sequence[int]]:
+        """Return pages that are enough for the tokens all have: a quick upper bound where that fits, else exactly."""
+        bound = self.cache.most_needed(len(self.running))
+        return [bound] if not self.arriving and self.cache.fits([bound]) else self._needs()
 
     def _needs(self, ahead: int = 0) -> list[Sequence[int]]:
         """The pages that all who have any may need to go on by so many tokens, together; none where nobody has."""
@@ -221,6 +225,11 @@ class Scheduler:
 def _reach(request: Request, ahead: int) -> int:
     """The tokens that a request has, and `ahead` more, as far as it may go."""
     return min(len(request.prompt) + request.asked + ahead, request.max_tokens)
+
+
+def _is_computed(request: Request) -> bool:
+    """Return whether all its tokens are computed, once it took part in a step; a recomputed request always is."""
+    return request.state is None or request.state.tokens == request.num_tokens
 
 
 def _without(gone: Sequence[Request], requests: list[Request]) -> list[Request]:

@@ -1,5 +1,6 @@
 """The sizes and switches of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -7,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
+SelectBy = Literal["score", "random", "kept"]
 
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
@@ -48,6 +50,12 @@ class ModelConfig:
     """Whether values are multiplied by P; off is an ablation."""
     residual_attenuation: bool = True
     """Whether both residual updates are multiplied by P; off is an ablation."""
+    select_by: SelectBy = "score"
+    """What ranks the candidates of a fork layer: their `score`; as controls, a number drawn at `random` at every pass,
+    or whether the stream is `kept`, so that existing streams survive before new forks."""
+    initial_keep_logit: float = 0.0
+    """Mean of the keep logit in a new model: 0 is SPEC.md, 4 has kept streams start at P = 0.98. Acts on the initial
+    bias of the norm before the fork scores, and on nothing later."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "copies"):
@@ -63,6 +71,11 @@ class ModelConfig:
             _require(isinstance(getattr(self, name), bool), name, "true or false", self)
         _require(self.activation in get_args(Activation), "activation", f"one of {get_args(Activation)}", self)
         _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
+        _require(self.select_by in get_args(SelectBy), "select_by", f"one of {get_args(SelectBy)}", self)
+        _require(self.select_by == "score" or bool(self.fork_layers), "select_by", "'score' without fork_layers", self)
+        _require(_is_number(self.initial_keep_logit), "initial_keep_logit", "a finite number", self)
+        _require(self.initial_keep_logit == 0 or (self.bias and bool(self.fork_layers)), "initial_keep_logit",
+                 "0 where bias is false or there are no fork_layers", self)  # fmt: skip
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
         _require(self.copies == 1 or self.averaging == "rightmost", "averaging", "'rightmost' when copies > 1", self)
         _require(not self.ablated or bool(self.fork_layers), "fork_layers", f"given where {_SWITCHES} are off", self)
@@ -112,6 +125,10 @@ class ModelConfig:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _rising(layers: object, end: int) -> bool:

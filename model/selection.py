@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import ModelConfig, SelectBy
 
 Length = TypeVar("Length", int, Tensor, NDArray[np.int64])
 Rule = Literal["blockwise", "dynamic", "fixed", "causal"]
@@ -25,6 +25,8 @@ NEVER = torch.iinfo(torch.int64).min
 
 _FORCED = 2**62
 _PAIRS_AT_ONCE = 2**23
+_RANDOM_RANKS = 2**24
+"""As many as a random float32 tells apart."""
 
 
 def budget(length: Length, kappa: Length | int, block_size: int) -> Length:
@@ -47,6 +49,8 @@ class Selection:
     """L: the model's block, which the budget is stated for."""
     noise: Tensor | None = None
     """() the scale of Gumbel noise on the scores as they are compared, for training; c has none. None: no noise."""
+    by: SelectBy = "score"
+    """What candidates are ranked by: `ModelConfig.select_by`."""
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -60,7 +64,7 @@ class Selection:
         kappa = config.max_block_size
         if ratio is not None:
             kappa = _kappa(ratio, config.block_size)
-        return cls(rule=rule, max_block_size=kappa, block_size=config.block_size, noise=noise)
+        return cls(rule=rule, max_block_size=kappa, block_size=config.block_size, noise=noise, by=config.select_by)
 
     def budget(self, length: Length) -> Length:
         """Streams that may leave a fork layer when `length` tokens are present."""
@@ -94,7 +98,7 @@ def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int
 
     `score` (B,C) float32 and `token_index` (B,C) describe the candidates of at most `tokens` tokens a row.
     """
-    grid = on_grid(score if selection.noise is None else score + selection.noise * _gumbel_like(score))
+    grid = _ranks(selection, score)
     if selection.rule == "causal":
         lengths = torch.arange(1, tokens + 1, device=score.device)
         slots = (selection.budget(lengths) - lengths).expand(score.shape[0], tokens)
@@ -103,6 +107,15 @@ def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int
         lengths = forced_candidates(token_index, tokens).sum(1)
         return select_highest(grid, token_index, tokens, selection.budget(lengths))
     return select_highest(grid, token_index, tokens, selection.max_block_size)
+
+
+def _ranks(selection: Selection, score: Tensor) -> Tensor:
+    """Return the integers that candidates are compared by: (B,C) int64 from scores (B,C), larger for the higher."""
+    if selection.by == "random":
+        return (torch.rand_like(score) * _RANDOM_RANKS).to(torch.int64)
+    if selection.by == "kept":
+        return (torch.arange(score.shape[1], device=score.device) % 2).expand_as(score)
+    return on_grid(score if selection.noise is None else score + selection.noise * _gumbel_like(score))
 
 
 def _gumbel_like(score: Tensor) -> Tensor:

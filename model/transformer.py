@@ -198,7 +198,10 @@ class Thoughtbubbles(nn.Module):
 
 
 def initialise(model: Thoughtbubbles) -> None:
-    """SPEC.md, "Initialisation": N(0, 0.02²), the residual projections divided by sqrt(2 · n_layer)."""
+    """SPEC.md, "Initialisation": N(0, 0.02²), the residual projections divided by sqrt(2 · n_layer).
+
+    A configuration with an `initial_keep_logit` departs from it in the bias of the norms before the fork scores.
+    """
     residual_std = 0.02 / math.sqrt(2 * model.config.n_layer)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -207,3 +210,15 @@ def initialise(model: Thoughtbubbles) -> None:
             nn.init.zeros_(module.bias)
         if isinstance(module, ForkingBlock):
             nn.init.normal_(module.fork_embedding, std=model.config.n_embd**-0.5)
+    if model.config.initial_keep_logit:
+        for block in model.blocks:
+            if isinstance(block, ForkingBlock):
+                _start_near_keep(block, model.config.initial_keep_logit)
+
+
+@torch.no_grad()
+def _start_near_keep(block: ForkingBlock, logit: float) -> None:
+    """Set the bias of the norm before the scores to the shortest vector that adds 0 to fork and `logit` to keep."""
+    weight = block.forking_score.weight
+    if weight.device.type != "meta":  # which has shapes alone, and no pseudo-inverse
+        block.forking_ln.bias.copy_(torch.linalg.pinv(weight.double())[:, 1] * logit)

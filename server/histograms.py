@@ -39,8 +39,12 @@ class Histograms:
         self._decode_time = seconds("request_decode_time", "What a request's tokens took.")
         self._prompt_tokens = count("request_prompt_tokens", "Tokens of a request's prompt.", TOKENS)
         self._generation_tokens = count("request_generation_tokens", "Tokens a request generated.", TOKENS)
-        self._fork_count = count("request_fork_count", "Forks that a request made.", TOKENS)
-        self._budget_used = count("fork_budget_used_ratio", "Share of its fork budget that a request used.", SHARE)
+        self._fork_count = count(
+            "request_fork_count", "Streams of a request's computed tokens beyond one a token.", TOKENS
+        )
+        self._budget_used = count(
+            "fork_budget_used_ratio", "Streams of a request's computed tokens over their fork budget.", SHARE
+        )
 
     def observe_usage(self, usage: RequestUsage) -> None:
         """Enter one finished request."""

@@ -2,7 +2,9 @@
 
 The same function of the same weights as `Thoughtbubbles.forward` (SPEC.md, "Forward pass"), which is what tests hold it
 to; here the blocks are laid out flat, so that a residual update and the norm that follows it, of the next block too,
-are one kernel. The residual streams have the type of the matrix products; scores, sums and weights stay float32.
+are one kernel. Residual streams and their gradients stay float32, as scores, sums and weights do: attenuated updates
+are small against the stream, and bfloat16 rounds them away (docs/TRAINING_SPEED.md). What matrix products read and
+write has their type.
 Letters: B batch, T tokens, S streams, D model width.
 """
 
@@ -51,7 +53,6 @@ def fused_loss(
     ids, expected = windows[:, :-1], windows[:, 1:]
     lengths = (expected != PADDING).sum(1) if padded else None
     streams = model.embed(inputs(ids) if padded else ids, lengths)
-    streams = _with(streams, streams.x.to(_product_type(streams.x)))
     streams = _streams(model, streams, Selection.of(model.config, "blockwise", ratio, noise))
     hidden = model.readout(streams, nn.Identity()).flatten(0, 1)
     return linear_cross_entropy(
@@ -72,13 +73,13 @@ def _streams(model: Thoughtbubbles, streams: Streams, selection: Selection) -> S
         update = Update(*_attend(block, h, streams.score, by), weigh)
         streams, h = _update_and_norm(streams, update, block.ln_2)
         update = Update(*_mlp(block.mlp, h), weigh)
-    return _settle(streams, update)
+    return _finish(streams, update)
 
 
 def _fork(block: ForkingBlock, streams: Streams, update: Update | None, selection: Selection) -> Streams:
     """The streams that survive the fork before this block, of those that the update leaves."""
     if update is None:
-        scores = block.candidate_scores(streams.x.float(), streams.score)
+        scores = block.candidate_scores(streams.x, streams.score)
     else:
         norm, projection = block.forking_ln, block.forking_score.weight
         x, logits = update_and_score(streams.x, *update, norm.weight, norm.bias, projection, norm.eps)
@@ -94,14 +95,14 @@ def _update_and_norm(streams: Streams, update: Update | None, norm: nn.LayerNorm
     return _with(streams, x), h
 
 
-def _settle(streams: Streams, update: Update | None) -> Streams:
+def _finish(streams: Streams, update: Update | None) -> Streams:
     """The streams with the last update added."""
     if update is None:
         return streams
     value = update.value.float() if update.bias is None else update.value + update.bias.float()
     if update.score is not None:
         value = update.score.exp()[:, :, None] * value
-    return _with(streams, (streams.x + value).to(streams.x.dtype))
+    return _with(streams, streams.x + value)
 
 
 def _attend(block: Block, h: Tensor, score: Tensor, by: Rotation) -> tuple[Tensor, Tensor | None]:

@@ -68,10 +68,9 @@ def _gumbel(bits):
     """`engine.sampling.gumbel` of hashes, uint64."""
     u = (tl.abs((bits.to(tl.int64, bitcast=True) >> 11).to(tl.float32)) + 0.5) * 2.220446049250313e-16  # 2^-52
     u = tl.minimum(u, 0.99999994)  # the largest float32 below 1
-    # -log1p(-u): that of the rounded 1 - u, times u over what that rounding makes of u
-    rounded = 1.0 - (1.0 - u)
-    ratio = u / tl.where(rounded > 0, rounded, 1.0)
-    return -tl.log(tl.where(rounded > 0, -tl.log(1.0 - u) * ratio, u))
+    # -log1p(-u): its series where 1 - u would round u away
+    series = u + u * u * (0.5 + u * (0.3333333333 + u * 0.25))
+    return -tl.log(tl.where(u < 0.015625, series, -tl.log(1.0 - u)))
 
 
 @triton.jit

@@ -61,6 +61,6 @@ def _show(
 
 
 def _summary(usage: RequestUsage) -> str:
-    tokens = usage.prompt_tokens + usage.completion_tokens
+    streams = 1 + usage.fork_count / usage.computed_tokens
     speed = f", {usage.completion_tokens / usage.decode_seconds:.0f} tokens/s" if usage.decode_seconds else ""
-    return f"{usage.completion_tokens} tokens, {1 + usage.fork_count / tokens:.2f} streams a token{speed}"
+    return f"{usage.completion_tokens} tokens, {streams:.2f} streams a token{speed}"

@@ -45,7 +45,8 @@ def deviation(counts: Tensor, logits: Tensor) -> float:
     """
     expected = logits.double().softmax(0) * counts.sum()
     own = expected >= 10
-    seen = torch.cat((counts[own].double(), counts[~own].sum()[None]))
-    want = torch.cat((expected[own], expected[~own].sum()[None]))
+    seen, want = counts[own].double(), expected[own]
+    if not own.all():
+        seen, want = torch.cat((seen, counts[~own].sum()[None])), torch.cat((want, expected[~own].sum()[None]))
     freedom = len(seen) - 1
     return float((((seen - want) ** 2 / want).sum() - freedom) / (2 * freedom) ** 0.5)

@@ -28,10 +28,11 @@ def draws(params: SamplingParams, values: Tensor, bits: int) -> int:
 
 def count(values: Tensor, draws: int, at_once: int) -> Tensor:
     """How often each token is drawn from logits (V,) under seed 1 and the first so many positions."""
-    one, counts = SamplingParams(seed=1), torch.zeros(len(values), dtype=torch.int64)
-    rows = values.to(DEVICE).expand(at_once, -1)
+    counts, rows = torch.zeros(len(values), dtype=torch.int64), values.to(DEVICE).expand(at_once, -1)
+    ones, zeros = torch.ones(at_once, device=DEVICE), torch.zeros(at_once, dtype=torch.int64, device=DEVICE)
     for first in range(0, draws, at_once):
-        draw = Draw.of([one] * at_once, [1] * at_once, list(range(first, first + at_once)), DEVICE)
+        positions = torch.arange(first, first + at_once, device=DEVICE)
+        draw = Draw(ones, top_k=zeros, top_p=ones, min_p=zeros.float(), seed=zeros + 1, position=positions)
         counts += sample(rows, draw).bincount(minlength=len(values)).cpu()
     return counts
 
@@ -114,6 +115,7 @@ def test_counts_are_those_of_the_softmax(vocabulary: int, draws: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [8192, 50_257])
 @pytest.mark.parametrize("rare", [1e-2, 1e-6])
 def test_ten_million_counts_are_those_of_the_softmax(vocabulary: int, rare: float) -> None:

@@ -1,13 +1,14 @@
-"""Pages, slots and the ask-then-do of the fork-state cache."""
+"""Pages and slots of the fork-state cache, what fits in it, and what is evicted."""
 
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from engine.fork_cache import ForkCache, most_streams, segments
+from engine.fork_cache import ForkCache, Prefix, most_streams, segments
 from engine.fork_state import ForkState
 from model import ModelConfig, Selection
 
@@ -29,6 +30,14 @@ def go_on(cache: ForkCache, states: list[ForkState], tokens: int) -> None:
         ids = [state.tokens for state in some]
         most = cache.reserve(some, [n + 1 for n in ids])
         cache.append(np.array([state.row for state in some]), ids, most.astype(np.int32))
+
+
+def leave(cache: ForkCache, ids: range) -> None:
+    """Run a request with these tokens to its end."""
+    state = cache.open(CAUSAL)
+    most = cache.reserve([state], [len(ids)])[0]
+    cache.extend(state, ids, np.linspace(1, most, len(ids), axis=1).astype(np.int32))
+    cache.close([state])
 
 
 def test_segments_are_the_layers_between_forks() -> None:
@@ -123,6 +132,23 @@ def test_a_lost_page_is_found_out() -> None:
         cache.check_integrity()
 
 
+def asked(cache: ForkCache, needs: list[list[int]], keep: Prefix | None) -> bool:
+    """`fits`, which changes nothing, and says what `evict` can do."""
+    before = ([pages.free for pages in cache.segments], list(cache._retained))
+    answer = cache.fits(needs, keep)
+    assert ([pages.free for pages in cache.segments], list(cache._retained)) == before
+    cache, keep = deepcopy((cache, keep))
+    if answer:
+        cache.evict(needs, keep)
+        assert keep is None or keep.source in {*cache._retained, *cache._open.values()}
+        needed = [sum(need) for need in zip(*needs, strict=True)]
+        assert all(n <= pages.free for n, pages in zip(needed, cache.segments, strict=True))
+    else:
+        with pytest.raises(AssertionError, match="evicted without asking"):
+            cache.evict(needs, keep)
+    return answer
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_pages_are_counted_through_lives_of_chance(device: str) -> None:
     """Requests that share beginnings come, grow together and go, some at once; in the end every page is there."""
@@ -131,12 +157,17 @@ def test_pages_are_counted_through_lives_of_chance(device: str) -> None:
     for _ in range(300):
         tokens = dice.randint(1, 32)
         prefix = cache.find(CAUSAL, range(dice.randint(1, 32)))
-        needs = [cache.pages_needed(CAUSAL, tokens, prefix.state if prefix and prefix.state.tokens <= tokens else None)]
-        if len(running) < 6 and dice.random() < 0.6 and cache.fits(needs, spare=prefix):
-            running.append(cache.open(CAUSAL, prefix if prefix and prefix.state.tokens <= tokens else None))
+        if prefix and prefix.state.tokens > tokens:
+            prefix = None
+        needs = [cache.pages_needed(CAUSAL, tokens, prefix.state if prefix else None)]
+        targets = [max(tokens, each.tokens) for each in running]
+        if len(running) < 6 and dice.random() < 0.6 and asked(cache, needs, prefix):
+            cache.evict(needs, prefix)
+            running.append(cache.open(CAUSAL, prefix))
             shared += running[-1].tokens
             go_on(cache, running[-1:], tokens)
-        elif running and cache.fits(cache.all_needed(running, [max(tokens, each.tokens) for each in running]).tolist()):
+        elif running and asked(cache, needs := cache.all_needed(running, targets).tolist(), None):
+            cache.evict(needs)
             go_on(cache, running, tokens)
         gone = [state for state in running if dice.random() < 0.2]
         cache.close(gone)
@@ -200,14 +231,37 @@ def test_what_is_reserved_and_not_needed_comes_back() -> None:
     cache.check_integrity()
 
 
-def test_room_is_made_of_what_is_retained_and_only_where_that_is_enough() -> None:
+def test_only_evict_evicts_and_no_more_than_is_needed() -> None:
     cache = make(100_000)
-    state = cache.open(CAUSAL)
-    go_on(cache, [state], 32)
-    cache.close([state])
+    leave(cache, range(32))
     assert [(pages.free, pages.pages) for pages in cache.segments] == [(11, 19), (22, 38), (22, 38)]
-    assert cache.has_room(5)  # two tokens each, and so two, two and three pages
-    assert not cache.has_room(10)
+    assert cache.most_needed(5) == [10, 10, 15]  # two tokens each, and so two, two and three pages
+    assert not cache.fits([cache.most_needed(10)])
+    assert cache.fits([cache.most_needed(9)])
+    cache.evict([cache.most_needed(5)])
     assert cache.find(CAUSAL, range(32))
-    assert cache.has_room(9)
+    cache.evict([cache.most_needed(9)])
     assert cache.find(CAUSAL, range(32)) is None
+
+
+def test_a_prefix_that_is_kept_is_no_room_and_the_longest_unused_goes_first() -> None:
+    cache = make(100_000)
+    for first in (0, 100, 200):
+        leave(cache, range(first, first + 16))
+    kept = cache.find(CAUSAL, range(16))
+    assert kept
+    everything = [[pages.pages for pages in cache.segments]]
+    assert cache.fits(everything)
+    assert not cache.fits(everything, kept)
+    assert all(cache.find(CAUSAL, range(first, first + 16)) for first in (0, 100, 200))
+    cache.evict([[pages.free + 1 for pages in cache.segments]], kept)
+    assert [cache.find(CAUSAL, range(first, first + 16)) is not None for first in (0, 100, 200)] == [True, False, True]
+
+
+def test_pages_that_are_not_free_are_not_taken() -> None:
+    cache = make(100_000, device="meta")
+    for first in (0, 100):
+        leave(cache, range(first, first + 32))
+    state = cache.open(CAUSAL)
+    with pytest.raises(AssertionError, match="were not free"):
+        cache.reserve([state], [32])

@@ -46,7 +46,7 @@ def run(it: Scheduler, *, ahead: bool = False) -> tuple[str, str]:
                 ends = [(t + 1) << segment for t in range(before, before + tokens)]
                 it.cache.grow(each.state, segment, ends)
             it.cache.extend(each.state, each.pending[:tokens])
-    it.settle()
+    it.settle(plan.requests)
     for each in plan.requests:
         if each in it.running:
             each.output.append(ord(each.id))
@@ -196,6 +196,17 @@ def test_a_request_without_cache_needs_no_pages() -> None:
     it.add(request("d", prompt=24, rule="dynamic"))
     assert run(it) == ("prefill", "ad")
     assert it.running[1].state is None
+
+
+def test_a_recomputed_request_admitted_during_a_step_is_still_prefilled() -> None:
+    it = scheduler(max_prefill_tokens=8)
+    it.add(request("a", prompt=8))
+    it.add(request("d", prompt=8, rule="dynamic"))
+    assert run(it, ahead=True) == ("prefill", "a")
+    assert [each.id for each in it.arriving] == ["d"]
+    it.go_on()
+    assert run(it) == ("prefill", "d")
+    assert run(it) == ("decode", "ad")
 
 
 def test_who_holds_no_pages_is_not_preempted() -> None:

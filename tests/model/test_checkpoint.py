@@ -45,6 +45,14 @@ def test_what_was_saved_is_loaded(folder: Path, model: Thoughtbubbles, tokenizer
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
+def test_a_checkpoint_from_before_a_setting_has_its_default(folder: Path, model: Thoughtbubbles) -> None:
+    def forget(config: dict[str, Any]) -> None:
+        del config["model"]["select_by"], config["model"]["initial_keep_logit"]
+
+    edit_config(folder, forget)
+    assert load_checkpoint(folder).model.config == model.config
+
+
 def test_stored_and_loaded_dtypes_are_the_callers(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     save_checkpoint(tmp_path / "bf16", model, tokenizer, {}, torch.bfloat16)
     stored = load_file(tmp_path / "bf16" / "model.safetensors")

@@ -51,6 +51,12 @@ def test_sizes_are_whole_and_positive(name: str, value: Any) -> None:  # noqa: A
         ("copies", 2),  # in a model that forks
         ("score_bias", 1),
         ("value_attenuation", None),
+        ("select_by", "chance"),
+        ("select_by", None),
+        ("initial_keep_logit", "4"),
+        ("initial_keep_logit", True),
+        ("initial_keep_logit", float("inf")),
+        ("initial_keep_logit", 4.0),  # SMALL has no biases
     ],
 )
 def test_a_refusal_names_its_setting(name: str, value: Any) -> None:  # noqa: ANN401
@@ -73,6 +79,8 @@ def test_copies_are_decoded_by_the_rightmost(averaging: str) -> None:
         replace(SMALL, fork_layers=(), bias=True),
         replace(SMALL, activation="gelu_tanh", averaging="logit", norm_before_averaging=True),
         replace(SMALL, score_bias=False, value_attenuation=False, residual_attenuation=False),
+        replace(SMALL, select_by="random"),
+        replace(SMALL, bias=True, initial_keep_logit=4.0),
     ],
 )
 def test_round_trip_through_json(config: ModelConfig) -> None:
@@ -85,6 +93,7 @@ def test_defaults_are_left_out_of_a_dictionary_at_will() -> None:
     assert regular.fork_layers == ()
     assert (regular.bias, regular.activation, regular.averaging) == (True, "gelu", "residual")
     assert (regular.norm_before_averaging, regular.copies, regular.ablated) == (False, 1, False)
+    assert (regular.select_by, regular.initial_keep_logit) == ("score", 0.0)
 
 
 OFF = {"score_bias": False, "value_attenuation": False, "residual_attenuation": False}
@@ -97,6 +106,12 @@ def test_an_ablation_that_means_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^averaging must be one that weighs by scores"):
         replace(SMALL, averaging="rightmost", **OFF)  # type: ignore[arg-type]
     assert replace(SMALL, averaging="rightmost", **{**OFF, "score_bias": True}).ablated  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "value"), [("select_by", "random"), ("initial_keep_logit", 4.0)])
+def test_a_control_of_forks_is_refused_without_forks(name: str, value: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, not {re.escape(repr(value))}$"):
+        replace(SMALL, fork_layers=(), bias=True, **{name: value})
 
 
 def test_unknown_settings_are_refused_by_name() -> None:

@@ -1,12 +1,13 @@
 """Every tensor is drawn from the law that SPEC.md, "Initialisation", gives it: moments within five standard errors."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from model import ModelConfig, Thoughtbubbles
+from model import ForkingBlock, ModelConfig, Thoughtbubbles
 
 CONFIG = ModelConfig(
     vocab_size=200, block_size=8, max_block_size=16, n_layer=6, n_head=2, n_embd=64, fork_layers=(0, 1, 2, 3, 4, 5)
@@ -69,6 +70,23 @@ def test_the_seed_decides() -> None:
         models.append(Thoughtbubbles(CONFIG).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert not torch.equal(models[0]["transformer.wte.weight"], models[2]["transformer.wte.weight"])
+
+
+def test_an_initial_keep_logit_moves_the_mean_of_that_logit_and_nothing_else() -> None:
+    torch.manual_seed(5)
+    plain = Thoughtbubbles(CONFIG)
+    torch.manual_seed(5)
+    near_keep = Thoughtbubbles(replace(CONFIG, initial_keep_logit=4.0))
+    x, score = 3 * torch.randn(2, 500, 64), torch.zeros(2, 500)
+    for block, other in zip(plain.blocks, near_keep.blocks, strict=True):
+        assert isinstance(block, ForkingBlock)
+        assert isinstance(other, ForkingBlock)
+        before, after = (each.forking_score(each.forking_ln(x)) for each in (block, other))
+        torch.testing.assert_close(after - before, torch.tensor([0.0, 4.0]).expand_as(after), atol=1e-4, rtol=0)
+        assert other.candidate_scores(x, score)[:, 1::2].exp().mean() > 0.97
+    weights = near_keep.state_dict()
+    changed = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, weights[name])}
+    assert changed == {f"transformer.h.{layer}.forking_ln.bias" for layer in range(6)}
 
 
 def test_layers_differ() -> None:

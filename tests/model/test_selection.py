@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import ModelConfig, Rule, Selection, budget, selection
+from model.config import SelectBy
 from model.selection import GRID, NEVER, forced_candidates, on_grid, select, select_causal
 
 Row = list[list[int]]
@@ -347,6 +348,40 @@ def test_an_impossible_ratio_is_refused(ratio: float) -> None:
 def test_a_budget_below_one_stream_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^ratio must be at least 1, not 0\.9$"):
         Selection(rule="causal", max_block_size=9, block_size=10)
+
+
+def chosen_by(by: SelectBy, rule: Rule, tokens: int, kappa: int, candidates_a_token: int = 4) -> Tensor:
+    """The survivors (tokens, candidates of a token) of one sequence whose scores fall from left to right."""
+    token_index = torch.arange(tokens).repeat_interleave(candidates_a_token)[None]
+    score = -torch.arange(token_index.shape[1], dtype=torch.float32)[None]
+    limits = Selection(rule=rule, max_block_size=kappa, block_size=tokens, by=by)
+    return select(limits, score, token_index, tokens).view(tokens, candidates_a_token)
+
+
+@every_rule
+def test_kept_streams_survive_before_new_forks(rule: Rule) -> None:
+    """Of each token's two streams, the second its original: both are kept, and neither fork survives."""
+    assert chosen_by("kept", rule, 6, 12).tolist() == [[False, True, False, True]] * 6
+    assert chosen_by("score", rule, 6, 12).tolist() != [[False, True, False, True]] * 6
+
+
+@every_rule
+def test_random_survivors_keep_to_the_budget_and_to_no_score(rule: Rule) -> None:
+    torch.manual_seed(0)
+    drawn = torch.stack([chosen_by("random", rule, 8, 16) for _ in range(300)])
+    assert drawn[:, :, 3].all()  # the originals
+    assert (drawn.sum((1, 2)) <= 16).all()
+    others = drawn[:, :, :3].double().mean((0, 1))
+    assert (others - others.mean()).abs().max() < 0.05  # each place as often, whatever its score
+    if rule != "causal":
+        assert (drawn.sum((1, 2)) == 16).all()
+        assert (drawn[:, :, :3].double().mean((0, 2)) - 1 / 3).abs().max() < 0.1  # and each token
+
+
+def test_a_model_s_way_of_choosing_reaches_its_selection() -> None:
+    config = ModelConfig(vocab_size=3, block_size=4, max_block_size=8, n_layer=1, n_head=1, n_embd=2, fork_layers=(0,))
+    assert Selection.of(config, "causal").by == "score"
+    assert Selection.of(replace(config, select_by="random"), "causal", 1.5).by == "random"
 
 
 def test_an_unknown_rule_is_refused() -> None:

@@ -52,11 +52,11 @@ def _update_and_score(
 
 
 def _empty_gradients(
-    _dresidual: Tensor, _dlogits: Tensor, residual: Tensor, *_: object
+    _dresidual: Tensor, _dlogits: Tensor, residual: Tensor, update: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, width = residual.shape
     partial = torch.empty((5, width), dtype=torch.float32, device=residual.device)
-    return torch.empty_like(residual), torch.empty_like(residual), partial.new_empty(rows), partial
+    return torch.empty_like(residual), torch.empty_like(update), partial.new_empty(rows), partial
 
 
 @operator("update_and_score_backward", _empty_gradients)
@@ -66,7 +66,7 @@ def _update_and_score_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x (M,D), the update and the score (M,), and of weight, norm bias, bias and projection (5,D)."""
     (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
-    dx, dupdate = torch.empty_like(residual), torch.empty_like(residual)
+    dx, dupdate = torch.empty_like(residual), torch.empty_like(update)
     partial = torch.empty((shared, 5, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(rows)
     wrap_triton(_fork_scores_backward_kernel)[(shared,)](

@@ -21,10 +21,10 @@ def update_and_norm(
     x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The streams (…,D) after `update` (…,D), to which `bias` (D) is yet to be added, and their LayerNorm.
+    """Return the streams (…,D) after `update` (…,D), to which `bias` (D) is yet to be added, and their LayerNorm.
 
-    The update is weighted by exp of the cumulative `score` (…) float32; None: not at all. Sums are float32, both
-    results of x's type.
+    The update is weighted by exp of the cumulative `score` (…) float32; None: not at all. Sums are float32, the streams
+    have x's type, and so has their gradient; the norm has the update's.
     """
     flat = [each.reshape(-1, x.shape[-1]) for each in (x, update)]
     rows = None if score is None else score.flatten()
@@ -32,8 +32,8 @@ def update_and_norm(
     return residual.view(x.shape), normed.view(x.shape)
 
 
-def _empty_streams(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x)
+def _empty_streams(x: Tensor, update: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(update)
 
 
 @operator("update_and_norm", _empty_streams)
@@ -41,7 +41,7 @@ def _update_and_norm(
     x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(x)
+    (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(update)
     wrap_triton(_residual_kernel)[(rows,)](
         x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, EPS=eps,
         WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
@@ -52,35 +52,35 @@ def _update_and_norm(
 
 def _empty_gradients(
     _dresidual: Tensor,
-    _dnormed: Tensor,
+    dnormed: Tensor,
     residual: Tensor,
-    _update: Tensor,
+    _update: Tensor | None,
     _bias: Tensor | None,
     score: Tensor | None,
     *_: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, width = residual.shape
-    scored = 0 if score is None else rows
     partial = torch.empty((3, width), dtype=torch.float32, device=residual.device)
-    return torch.empty_like(residual), residual.new_empty((scored, width)), partial.new_empty(scored), partial
+    dscore = partial.new_empty(0 if score is None else rows)
+    return torch.empty_like(residual), torch.empty_like(dnormed), dscore, partial
 
 
 @operator("update_and_norm_backward", _empty_gradients)
 def _update_and_norm_backward(
-    dresidual: Tensor, dnormed: Tensor, residual: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None,
-    weight: Tensor, eps: float,
+    dresidual: Tensor, dnormed: Tensor, residual: Tensor, update: Tensor | None, bias: Tensor | None,
+    score: Tensor | None, weight: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x (M,D), of the update and of the score (none of either without scores: the update's is x's), and
-    those of weight, norm bias and bias (3,D).
+    """Return the gradients of x (M,D), of the update (M,D), of the score (M,), and of weight, norm bias and bias (3,D).
+
+    The update is read, and the score has a gradient, only where there is a score.
     """
     (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
-    scored = 0 if score is None else rows
-    dx, dupdate = torch.empty_like(residual), residual.new_empty((scored, width))
+    dx, dupdate = torch.empty_like(residual), torch.empty_like(dnormed)
     partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
-    dscore = partial.new_empty(scored)
+    dscore = partial.new_empty(0 if score is None else rows)
     wrap_triton(_residual_backward_kernel)[(shared,)](
-        dresidual, dnormed, residual, update, or_other(bias, update), or_other(score, update), weight,
-        dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
+        dresidual, dnormed, residual, or_other(update, residual), or_other(bias, residual), or_other(score, residual),
+        weight, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
         HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)
@@ -89,18 +89,17 @@ def _update_and_norm_backward(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
     _, update, bias, score, weight, norm_bias, ctx.eps = inputs
     ctx.has_norm_bias = norm_bias is not None
-    ctx.save_for_backward(output[0], update if score is not None else output[0], bias, score, weight)
+    ctx.save_for_backward(output[0], None if score is None else update, bias, score, weight)
 
 
 def _differentiate(ctx: Any, dresidual: Tensor, dnormed: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     residual, update, bias, score, weight = ctx.saved_tensors
     gradients = dresidual.contiguous(), dnormed.contiguous()
     dx, dupdate, dscore, sums = _update_and_norm_backward(*gradients, residual, update, bias, score, weight, ctx.eps)
-    dbias = None if bias is None else sums[2]
-    dnorm_bias = sums[1] if ctx.has_norm_bias else None
-    if score is None:
-        return dx, dx, dbias, None, sums[0], dnorm_bias, None
-    return dx, dupdate, dbias, dscore, sums[0], dnorm_bias, None
+    return (
+        dx, dupdate, None if bias is None else sums[2], None if score is None else dscore, sums[0],
+        sums[1] if ctx.has_norm_bias else None, None,
+    )  # fmt: skip
 
 
 _update_and_norm.register_autograd(_differentiate, setup_context=_keep)
@@ -192,6 +191,8 @@ def _residual_backward_kernel(
         tl.store(dx + at, dy.to(dx.dtype.element_ty), mask=own)
         if SCORED:
             dy = attenuated_gradient(dy, update, bias, scores, dupdate, dscores, row, at, d, own, HAS_BIAS)
+        else:
+            tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
         sum_bias += dy
     to = partial + tl.program_id(0) * (3 * WIDTH) + d
     tl.store(to, sum_weight, mask=own)

@@ -42,12 +42,20 @@ def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], s
     return {name: Completion.of(events) for name, events in told.items()}
 
 
+def counts(completion: Completion) -> tuple[int, int, float]:
+    """What the usage tells of streams, which those of computed tokens make alone."""
+    usage = completion.events[-1].usage
+    assert usage
+    return usage.computed_tokens, usage.fork_count, usage.budget_used_ratio
+
+
 def assert_alike(ahead: dict[str, Completion], waited: dict[str, Completion]) -> None:
     assert ahead.keys() == waited.keys()
     for name, one in ahead.items():
         other = waited[name]
         assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason), name
         assert [e.fork_count for e in one.events] == [e.fork_count for e in other.events], name
+        assert counts(one) == counts(other), name
         assert [e.logprob for e in one.events] == pytest.approx([e.logprob for e in other.events], abs=1e-4), name
 
 

@@ -22,12 +22,11 @@ def kernel(logits: Tensor, temperatures: list[float], seeds: list[int], position
     rows = len(logits)
     best = torch.empty(rows, -(-vocabulary // TOKENS_AT_ONCE), device=DEVICE)
     lanes = SimpleNamespace(
-        seed=torch.tensor(seeds, device=DEVICE).expand(rows),
+        seed=torch.tensor(seeds, device=DEVICE).expand(rows).contiguous(),
         drawn=positions.to(DEVICE).clone(),
-        temperature=torch.tensor(temperatures, device=DEVICE).expand(rows),
+        temperature=torch.tensor(temperatures, device=DEVICE).expand(rows).contiguous(),
         token=torch.empty(rows, dtype=torch.int32, device=DEVICE),
     )
-    lanes.seed, lanes.temperature = lanes.seed.contiguous(), lanes.temperature.contiguous()
     lane, token = torch.arange(rows, dtype=torch.int32, device=DEVICE), torch.empty_like(lanes.token)
     draw(logits.to(DEVICE), lanes, lane, best, torch.empty_like(best, dtype=torch.int32), token, vocabulary)
     assert torch.equal(token.clamp(min=0), lanes.token)

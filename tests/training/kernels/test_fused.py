@@ -66,6 +66,8 @@ def assert_equal(model: Thoughtbubbles, *, ratio: float | None = None, padded: b
         {"norm_before_averaging": True, "value_attenuation": False},
         {"fork_layers": (0, 2), "score_bias": False},
         {"fork_layers": (), "max_block_size": 5, "copies": 2, "averaging": "rightmost"},
+        {"max_block_size": 5},  # κ = L: scores and no forks
+        {"select_by": "kept"},
     ],
     ids=str,
 )
@@ -90,6 +92,35 @@ def test_streams_in_bfloat16_learn_nearly_the_same() -> None:
     torch.testing.assert_close(got, want, rtol=5e-3, atol=0)
     for name, gradient in gradients.items():
         assert (others[name] - gradient).norm() <= 0.05 * gradient.norm(), name
+
+
+DEEP = ModelConfig(
+    vocab_size=512, block_size=64, max_block_size=512, n_layer=12, n_head=2, n_embd=128, fork_layers=(3, 7, 11)
+)
+"""Every candidate survives, so that no fork is decided otherwise: what differs is rounding alone."""
+
+
+@pytest.mark.gpu
+def test_forks_in_bfloat16_have_gradients_as_near_as_the_models_own_step() -> None:
+    """Against float32, several seeds together, all parameters and each. Streams in bfloat16 were 1.7 times as far."""
+    from training.fused import fused_loss
+
+    own, fused = dict[str, float](), dict[str, float]()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, ids = Thoughtbubbles(DEEP).to(DEVICE), torch.randint(512, (16, 65), device=DEVICE)
+        want = learned(model, next_token_loss(model, ids))[1]
+        for function, far in ((next_token_loss, own), (fused_loss, fused)):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                loss = function(model, ids)
+            for name, gradient in learned(model, loss)[1].items():
+                error = ((gradient - want[name]).norm() / want[name].norm()).item()
+                far[name] = far.get(name, 0) + error**2
+    ratios = {name: (fused[name] / own[name]) ** 0.5 for name in own}
+    together = (sum(fused.values()) / sum(own.values())) ** 0.5
+    print(f"together {together:.2f}, worst {sorted((r, n) for n, r in ratios.items())[-5:]}")
+    assert together < 1.2
+    assert max(ratios.values()) < 1.5
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does that itself

@@ -15,10 +15,11 @@ def test_update_and_norm_and_their_gradients(dtype: torch.dtype, biased: bool, s
     from training.kernels.residual import update_and_norm
 
     torch.manual_seed(0)
-    x, update, weight = drawn(*ROWS, D, dtype=dtype), drawn(*ROWS, D, dtype=dtype), drawn(D)
+    x, update, weight = drawn(*ROWS, D), drawn(*ROWS, D, dtype=dtype), drawn(D)
     bias, norm_bias = (drawn(D), drawn(D)) if biased else (None, None)
     score = (-torch.rand(ROWS, device=DEVICE)).requires_grad_() if scored else None
     got = update_and_norm(x, update, bias, score, weight, norm_bias, 1e-5)
+    assert [each.dtype for each in got] == [torch.float32, dtype], "streams keep the type that they have"
     one, other = exact(x), exact(update)
     whole = other if bias is None else other + bias
     y = one + (whole if score is None else score.exp()[:, :, None] * whole)
@@ -27,4 +28,5 @@ def test_update_and_norm_and_their_gradients(dtype: torch.dtype, biased: bool, s
     rest = [each for each in (bias, score, weight, norm_bias) if each is not None]
     dy = [torch.randn_like(each) for each in got]
     back = torch.autograd.grad(got, [x, update, *rest], dy)
+    assert [each.dtype for each in back[:2]] == [torch.float32, dtype]
     assert_close(back, torch.autograd.grad(want, [one, other, *rest], [each.float() for each in dy]), dtype)
