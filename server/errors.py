@@ -10,10 +10,12 @@ ApiError                    status, type, code and param of one answer
 ├── too_large(…)            413
 ├── head_too_large(…)       431
 ├── queue_full(…)           429, with Retry-After
+├── client_queue_full(…)    429, with Retry-After
 ├── unavailable(…)          503, with Retry-After
 ├── crowded(…)              503, with Retry-After: too many connections
 ├── cut_off()               503, the server stopped before the answer was done
 ├── cancelled()             499, ended through the cancel route
+├── non_finite_logits()     500, the model's logits were NaN or infinite
 └── engine_failed()         500, the last answer of this process
 """
 
@@ -139,6 +141,11 @@ def queue_full(message: str, retry_after: int) -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=retry_after)
 
 
+def client_queue_full(message: str, retry_after: int) -> ApiError:
+    """As many of this client's requests wait as may: 429, to come back in `retry_after` seconds."""
+    return ApiError(429, message, kind="rate_limit_error", code="client_queue_full", retry_after=retry_after)
+
+
 def unavailable(reason: str, *, refusal: bool = True) -> ApiError:
     """No request is taken at present, for `reason` (one word, which is also the code): 503."""
     message = f"The server takes no request at present: it is {reason}."
@@ -154,6 +161,12 @@ def cut_off() -> ApiError:
 def cancelled() -> ApiError:
     """What a request's own client sees when another call cancels it."""
     return ApiError(499, "The request was cancelled.", code="cancelled", useless=True, refusal=False)
+
+
+def non_finite_logits() -> ApiError:
+    """Logits that no token can be drawn from: 500. They would be the same for the same prompt."""
+    message = "The model's logits for this request are NaN or infinite, so that it was ended."
+    return ApiError(500, message, kind="server_error", code="non_finite_logits", useless=True, refusal=False)
 
 
 def engine_failed() -> ApiError:

@@ -25,6 +25,7 @@ COUNTERS: Mapping[str, str] = {
     "stream_tokens_total": "Streams computed in the last segment, for prompt and generated tokens.",
     "prefix_cache_queries_total": "Prompt tokens looked up among what earlier requests left.",
     "prefix_cache_hits_total": "Prompt tokens found there, which were not computed again.",
+    "non_finite_logits_total": "Requests ended because their logits were NaN or infinite.",
     "preemptions_total": "Requests put back to wait because the cache was full.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 
+from server.client_identity import client_of
 from server.completions import Completion
 from server.disconnect import while_connected
 from server.exchange import Exchange
@@ -28,7 +29,8 @@ async def respond(request: Request, service: Service, completion: Completion, ig
     if service.settings.log_prompts:
         exchange.prompts = [service.worker.model.tokenizer.decode(ids) for ids in completion.plan.prompts]
     with ExitStack() as stack:
-        generation = service.worker.submit(completion.name, completion.plan.sequences, exchange.arrived)
+        client = client_of(request, service.keys)
+        generation = service.worker.submit(completion.name, completion.plan.sequences, exchange.arrived, client)
         exchange.generation = stack.enter_context(generation)
         if not completion.plan.request.stream:
             await while_connected(request, _collect(completion, generation))

@@ -30,8 +30,8 @@ async def create_completion(request: Request, service: Serving) -> Response:
     name = f"cmpl-{uuid.uuid4().hex}"
     body = await request.body()
     asked = await aside(lambda: parse(body, CompletionRequest), len(body))
-    planned = await aside(lambda: plan(name, asked, served), len(body) * asked.candidates)
-    return await respond(request, service, Completion(name, planned, served), asked.model_extra or ())
+    completion = await aside(lambda: Completion(name, plan(name, asked, served), served), len(body) * asked.candidates)
+    return await respond(request, service, completion, asked.model_extra or ())
 
 
 @router.post("/v1/completions/{name}/cancel", responses=refusals(404))

@@ -10,6 +10,7 @@ from server.keys import NO_KEYS, ApiKeys
 POSITIVE = (
     "threads",
     "max_waiting_streams",
+    "max_choices",
     "max_body_bytes",
     "max_connections",
     "body_timeout_seconds",
@@ -42,6 +43,12 @@ class ServerSettings:
     max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
         1 << 18
     )
+    max_client_share: Annotated[
+        float,
+        "share of max_waiting_streams that one client's waiting requests may need when complete, prompt and completion;"
+        " a client is an API key, without keys an address; 1: no limit",
+    ] = 0.5
+    max_choices: Annotated[int, "most choices of one request: its prompts times n or best_of"] = 1024
     cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
     max_connections: Annotated[int, "most open connections; on more only /health, /ready and /metrics are answered"] = (
@@ -76,6 +83,8 @@ class ServerSettings:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
         if not 1 <= self.max_batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
+        if not 0 < self.max_client_share <= 1:
+            raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
         if self.dtype not in {"float32", "bfloat16"}:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
         if self.log_format not in {"text", "json"}:

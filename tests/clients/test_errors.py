@@ -31,10 +31,12 @@ OURS = {
     "timed_out": errors.RequestTimeoutError,
     "too_large": errors.ContentTooLargeError,
     "queue_full": errors.TooManyRequestsError,
+    "client_queue_full": errors.TooManyRequestsError,
     "unavailable": errors.ServiceUnavailableError,
     "crowded": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
+    "non_finite_logits": errors.ServerError,
     "engine_failed": errors.EngineFailedError,
 }
 """What the client makes of each."""

@@ -13,6 +13,7 @@ from server.sources import PREFIX, add_arguments, read_settings
 GIVEN = {
     "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",
     "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5, "max_waiting_streams": 6,
+    "max_client_share": 0.25, "max_choices": 12,
     "cache_bytes": 7, "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
     "max_connections": 12, "write_timeout_seconds": 13.5,
@@ -109,7 +110,8 @@ def test_a_variable_that_is_wrong_is_refused_by_name(name: str, value: str, reas
 @pytest.mark.parametrize(
     ("name", "value"),
     [("port", -1), ("port", 65536), ("dtype", "float64"), ("log_format", "xml"), ("threads", 0),
-     ("max_waiting_streams", 0), ("max_body_bytes", 0), ("max_connections", 0), ("write_timeout_seconds", 0),
+     ("max_waiting_streams", 0), ("max_client_share", 0), ("max_client_share", 1.5), ("max_choices", 0),
+     ("max_body_bytes", 0), ("max_connections", 0), ("write_timeout_seconds", 0),
      ("body_timeout_seconds", 0), ("request_timeout_seconds", -1),
      ("keep_alive_seconds", 0), ("stall_seconds", -1), ("watchdog_seconds", 0), ("drain_seconds", float("nan")),
      ("host", ""), ("host", " "), ("otel_endpoint", "notaurl"), ("otel_endpoint", ""), ("otel_endpoint", "ftp://c"),

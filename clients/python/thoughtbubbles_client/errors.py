@@ -14,7 +14,7 @@ ThoughtbubblesError
     │   └── ModelNotFoundError          the server has no model of this name
     ├── RequestTimeoutError             408: the server's own time limit is over
     ├── ContentTooLargeError            413: the body is longer than the server reads
-    ├── TooManyRequestsError            429: the queue is full; `retry_after` says when to come back
+    ├── TooManyRequestsError            429: the queue, or your share of it, is full; `retry_after` says when to return
     ├── CompletionCancelledError        499: ended by `cancel`
     ├── ServerError                     500 and other 5xx
     │   └── EngineFailedError           the engine broke, and the server is going down
