@@ -3,6 +3,7 @@
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint, spelling and types alone
 # make coverage run the suite and print which lines and branches it does not reach
+# make abuse    hostile clients and broken files against a server of its own: some ten minutes, on loopback
 # make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #
@@ -18,7 +19,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
 PINS    := pyproject.toml clients/python/pyproject.toml constraints.txt
 
-.PHONY: serve test lint coverage scatter audit clean
+.PHONY: serve test lint coverage scatter abuse audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -43,6 +44,9 @@ scatter: $(VENV)/.serve
 		{ $(BIN)/python -c 'import torch_scatter' 2>/dev/null || \
 			$(INSTALL) --quiet --no-cache-dir --force-reinstall --no-deps torch-scatter; }; }
 	@$(BIN)/python -c 'import torch_scatter; print("torch-scatter", torch_scatter.__version__)'
+
+abuse: $(VENV)/.serve
+	$(BIN)/python -m benchmarks.abuse $(ARGS)
 
 audit: $(VENV)/.serve
 	@$(INSTALL) --quiet pip-audit

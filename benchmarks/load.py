@@ -145,7 +145,7 @@ def main() -> int:
     """Print the table; 1 when something does not add up."""
     args = _arguments()
     print(header())
-    with serving("--max-waiting-streams", str(args.max_waiting_streams)) as (address, pid):
+    with serving("--max-waiting-streams", str(args.max_waiting_streams), "--max-client-share", "1") as (address, pid):
         load, sizes = asyncio.run(_run(address, pid, args))
         time.sleep(1)
         count = counted(address)

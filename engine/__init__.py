@@ -3,7 +3,7 @@
 from engine.completion import Completion
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.errors import EngineError, InvalidRequest, QueueFull
+from engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
 from engine.fork_cache import most_streams
 from engine.prompt_report import PromptReport
 from engine.request import FinishReason, RequestUsage, TokenEvent
@@ -13,6 +13,7 @@ from model import set_threads
 
 __all__ = [
     "MAX_LOGPROBS",
+    "ClientQueueFull",
     "Completion",
     "Engine",
     "EngineConfig",

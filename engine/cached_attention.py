@@ -73,6 +73,8 @@ class SegmentView:
 
         def attend(heads: Tensor) -> Tensor:
             queries, new = heads.select(1, 0).to(self.dtype), heads[:, 1:].to(self.pages.keys.dtype)
+            if len(self.new) > 1:  # under a mask NaN is multiplied by 0, and would spoil whoever is gathered beside it
+                new = new.nan_to_num(0.0, 0.0, 0.0)
             self.pages.write(layer, self.new_slots, new.permute(1, 2, 0, 3))
             parts = [self._attend(layer, group, gathering, queries, new) for group, gathering in self.groups]
             if self.groups[0][0].rows is None:

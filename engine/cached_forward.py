@@ -32,6 +32,9 @@ from engine.transfer import to_device
 from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from model.selection import GRID
 
+LOWEST_SCORE = -32000.0
+"""What stands for a score that is NaN: below every real one, and on the grid within int32."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -121,6 +124,12 @@ class _Step:
         fraction = (bubbles.place + 1) / bubbles.counts[bubbles.group]
         return torch.from_numpy(token.astype(np.float32) + fraction.astype(np.float32))
 
+    def broken(self, rows: "_Rows") -> list[int]:
+        """Which requests have a stream that is NaN or infinite: of a token before the last, no logit need show it."""
+        streams = (~rows.x.sum(1).isfinite()).nonzero()[:, 0].numpy(force=True)
+        requests: list[int] = np.unique(self.layout.group[rows.bubbles.group[streams]]).tolist()
+        return requests
+
     def held(self, segment: Segment) -> list[int]:
         """The streams that each request has in a segment."""
         return [chunk.state.streams(segment.index) for chunk in self.chunks]
@@ -158,6 +167,10 @@ class CachedForward:
     def prepare(self) -> None:
         """Do what the first tokens would wait for."""
 
+    def clear_room(self) -> None:
+        """Forget what was gathered of requests whose keys and values may not have been finite."""
+        self._room.clear()
+
     def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
         """Compute the chunks' tokens; the cache then holds their streams.
 
@@ -177,6 +190,8 @@ class CachedForward:
             self.cache.extend(chunk.state, chunk.ids)
         counts, last = rows.bubbles.counts, (step.layout.ends - 1).tolist()
         logits = last_logits(self.model, lay_out(rows.x, rows.score, counts), last, self.packed.head)
+        if len(counts) > len(chunks):
+            logits[step.broken(rows)] = torch.nan
         return Extended(rows.x, rows.score, counts, logits)
 
     def _embed(self, chunks: list[Chunk]) -> _Rows:
@@ -202,7 +217,7 @@ class CachedForward:
         """Fork into a segment: the streams that survive."""
         fork, originals = self._forks[into.layers.start], rows.bubbles.ends - 1
         scores = fork.candidate_scores(rows.x, rows.score).numpy(force=True)
-        grid = np.rint(scores * GRID).astype(np.int32)
+        grid = np.rint(np.fmax(scores, LOWEST_SCORE) * GRID).astype(np.int32)
         grid[originals, 1] = NO_CANDIDATE
         view.write_scores(self._told(grid))
         keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores)

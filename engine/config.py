@@ -12,6 +12,9 @@ class EngineConfig:
     max_waiting_streams: int = 1 << 18
     """The most streams, after the last fork layer, that the tokens of those who wait may have. A request beyond is
     refused with `QueueFull`, unless it would wait alone."""
+    max_client_share: float = 1.0
+    """The share of `max_waiting_streams` that the waiting requests of one client may need when complete, prompt and
+    completion. A request beyond is refused with `ClientQueueFull`, unless no other of its client waits. 1: no limit."""
     max_model_len: int | None = None
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
     max_prefill_tokens: int | None = None
@@ -26,7 +29,14 @@ class EngineConfig:
     seed: int | None = None
     """Where requests that bring no seed of their own get theirs from (None: from chance)."""
 
+    @property
+    def max_client_streams(self) -> int | None:
+        """The streams that the share is; None where there is no limit."""
+        return None if self.max_client_share == 1 else int(self.max_client_share * self.max_waiting_streams)
+
     def __post_init__(self) -> None:
+        if not 0 < self.max_client_share <= 1:
+            raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
         for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
                      "page_size"):  # fmt: skip
             value = getattr(self, name)

@@ -3,6 +3,8 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,7 @@ from engine.fork_cache import ForkCache
 from engine.prompt_report import Scored
 from engine.request import Request, TokenEvent
 from engine.runner import Runner
+from engine.sampling import finite_rows
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, Scheduler
 from engine.stats import EngineStats, StepReport
@@ -66,22 +69,24 @@ class Engine:
         self._ended: list[Request] = []
         """Whose last event is told, and who have not been let go yet."""
         self._seeds = random.Random(self.config.seed)
-        self._prompt_tokens = self._generation_tokens = self._stream_tokens = 0
+        self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
         return bool(self._requests)
 
-    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Queue a request. Raises `InvalidRequest` naming the setting, or `QueueFull`."""
+    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams, *, client: str = "") -> None:
+        """Queue a request of `client`, or of nobody in particular. Raises `InvalidRequest` naming the setting, or
+        `QueueFull`.
+        """
         if request_id in self._requests:
             raise InvalidRequest(f"a request {request_id!r} is already here", param="request_id")
         check_request(prompt, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
         selection = Selection.of(self.model.config, params.fork_selection, params.fork_ratio)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
-        request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer)
+        request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer, client)
         if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
                 "the forks of this request need more than the whole fork-state cache: ask for fewer tokens or a lower "
@@ -92,12 +97,15 @@ class Engine:
         self._requests[request_id] = request
         self._prompt_tokens += len(prompt)
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free its pages at once; no event follows. False when there is no such request."""
-        request = self._requests.pop(request_id, None)
-        if request:
-            self.scheduler.remove([request])
-        return request is not None
+    def abort(self, *request_ids: str) -> list[str]:
+        """Drop requests and free their pages at once; no event follows. Return the ids of those that were unfinished.
+
+        The cost of each does not depend on how many wait, nor on its place among them.
+        """
+        present = [request_id for request_id in dict.fromkeys(request_ids) if request_id in self._requests]
+        if present:
+            self.scheduler.remove([self._requests.pop(request_id) for request_id in present])
+        return present
 
     def step(self) -> list[TokenEvent]:
         """Schedule, compute, sample, tell: at most one event for each request that runs, and one for its prompt.
@@ -129,10 +137,11 @@ class Engine:
             return [], []
         output = self._runner.step(plan.requests, plan.tokens, meanwhile)
         self.scheduler.settle(plan.requests)
+        events = self._end_broken(plan.requests, output.finite)
         running = set(self.scheduler.running)  # a prompt of which this was a chunk, but not the last, stays out
         complete = [i for i, request in enumerate(plan.requests) if request in running]
         last_counts = [output.fork_counts[i][-1] for i in complete]
-        events = self._settle([plan.requests[i] for i in complete], last_counts)
+        events += self._settle([plan.requests[i] for i in complete], last_counts)
         going = [i for i in complete if plan.requests[i].id in self._requests]
         for i in going:
             plan.requests[i].asked += 1
@@ -178,6 +187,7 @@ class Engine:
             generation_tokens_total=self._generation_tokens,
             stream_tokens_total=self._stream_tokens,
             admitted_streams_total=self.scheduler.waiting.taken_streams,
+            non_finite_logits_total=self._non_finite,
             preemptions_total=self.scheduler.preemptions,
             prefix_cache_queries_total=self.scheduler.prefix_queries,
             prefix_cache_hits_total=self.scheduler.prefix_hits,
@@ -237,13 +247,34 @@ class Engine:
         counts = self.cache.append(flight.lanes[here], ids, ends[here]).tolist()
         for request, streams, count in zip(requests, ends[here, -1].tolist(), counts, strict=True):
             request.count(streams, count)
-        events = self._settle(requests, counts)
+        finite = (drawn[here] >= 0).tolist() if flight.drawn else finite_rows(flight.logits[here.tolist()])
+        events = self._end_broken(requests, finite)
+        left = [i for i, request in enumerate(requests) if request.state]
+        events += self._settle([requests[i] for i in left], [counts[i] for i in left])
         if events:  # some of which may have been their requests' last
             here = here[[request.state is not None for request in requests]]
             requests = [request for request in requests if request.state]
         if flight.drawn:
             return events + self._tell(requests, drawn[here].tolist(), [None] * len(here)), counts
         return events + self._continue(requests, flight.logits[here.tolist()]), counts
+
+    def _end_broken(self, requests: list[Request], finite: list[bool]) -> list[TokenEvent]:
+        """End the requests whose logits are not finite, and return their last events, which have no usage.
+
+        Nothing that was computed of them is left for others.
+        """
+        events: list[TokenEvent] = []
+        if all(finite):
+            return events
+        for request in compress(requests, map(not_, finite)):
+            if request.state:
+                request.state.spoilt = True
+            events.append(TokenEvent(request.id, None, finish_reason="error"))
+            self._ended.append(request)
+        self._non_finite += len(events)
+        self._runner.clear_room()
+        self._let_go()
+        return events
 
     def _settle(self, requests: list[Request], fork_counts: list[int]) -> list[TokenEvent]:
         """Return the events that waited for this step: tokens whose streams are known now, and prompts only scored.

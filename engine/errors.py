@@ -3,6 +3,7 @@
 EngineError
 ├── InvalidRequest (also ValueError)   the request can never be served as it stands
 └── QueueFull                          it could be, later
+    └── ClientQueueFull                the same, because of what its client has waiting
 """
 
 from functools import partial
@@ -27,3 +28,7 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 (named as the stdli
 
 class QueueFull(EngineError):  # noqa: N818
     """Those who wait need as many streams as `max_waiting_streams` allows; try again when some have had their turn."""
+
+
+class ClientQueueFull(QueueFull):
+    """The client's waiting requests need as many streams as `max_client_share` allows."""

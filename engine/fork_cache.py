@@ -133,16 +133,19 @@ class ForkCache:
         assert all(self._open.get(state.row) is state for state in states), "closed twice"
         ledger, rows = self.ledger, _rows(states)
         held = ledger.pages[rows]
-        used = self._pages_for(ledger.streams[rows]) * self._retain  # the others were but reserved
+        retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
+        used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were but reserved
         for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(held), held), strict=True):
             segment.retire(pages)
         for segment, pages in zip(self.segments, self._pages(rows, used, held), strict=True):
             segment.release(pages)
         ledger.pages[rows] = used
-        for state in states:
+        for state, kept in zip(states, retained.tolist(), strict=True):
             self._vacant.append(state.row)
             del self._open[state.row]
-            if self._retain and state.tokens:
+            if not kept:
+                self._index.remove(state)
+            elif state.tokens:
                 state.ledger, state.row = ledger.cut(state.row, state.tokens, ledger.pages[state.row]), 0
                 self._retained[state] = None
         ledger.vacate(rows)

@@ -11,6 +11,8 @@ class ForkState:
 
     ledger: Ledger
     row: int = 0
+    spoilt: bool = False
+    """Whether it has what no other request may start from."""
 
     @property
     def kappa(self) -> int:

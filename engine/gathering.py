@@ -32,6 +32,10 @@ class Room:
             self._memory = self._memory.new_zeros(2 * size)
         return self._memory[:size].view(shape)
 
+    def clear(self) -> None:
+        """Forget what was gathered: some of it may not have been finite."""
+        self._memory.zero_()
+
 
 class Gathering:
     """The same slots of G requests, at one layer after the other."""

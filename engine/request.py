@@ -12,7 +12,8 @@ from engine.prompt_report import PromptReport, TopLogprobs
 from engine.sampling_params import SamplingParams
 from model import Selection
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
+"""`error`: the model's logits were NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TokenEvent(NamedTuple):
     stop_reason: str | int | None = None
     """The stop string or stop token that ended it; None for end-of-text."""
     usage: RequestUsage | None = None
-    """On the last event."""
+    """On the last event, unless that is an error."""
 
 
 @dataclass(eq=False)
@@ -74,6 +75,8 @@ class Request:
     selection: Selection
     seed: int
     detokenizer: Detokenizer
+    client: str = ""
+    """Who sent it; requests of "" count for no client."""
     output: list[int] = field(default_factory=list)
     state: ForkState | None = None
     """What the cache holds of it: None while it waits, and always when it is recomputed."""

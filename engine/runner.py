@@ -17,6 +17,7 @@ from engine.fork_cache import ForkCache
 from engine.prompt_report import PromptReport, Scores
 from engine.recompute import Recompute
 from engine.request import Request
+from engine.sampling import finite_rows
 from engine.scoring import score
 from model import Thoughtbubbles
 
@@ -30,7 +31,12 @@ class StepOutput:
     fork_counts: list[list[int]]
     """For each request, the streams after the last fork layer of each token that was computed."""
     drawn: list[int] | None = None
-    """(R,) a token of each by seed and temperature alone, where a device has drawn for all."""
+    """(R,) a token of each by seed and temperature alone, where a device has drawn for all; -1 where none can be."""
+
+    @property
+    def finite(self) -> list[bool]:
+        """(R,) whether a token of each can be drawn: no logit is NaN or infinite."""
+        return finite_rows(self.logits) if self.drawn is None else [token >= 0 for token in self.drawn]
 
 
 class Runner:
@@ -52,6 +58,11 @@ class Runner:
     def prepare(self) -> None:
         """Do what the first tokens would wait for."""
         self._cached.prepare()
+
+    @torch.inference_mode()
+    def clear_room(self) -> None:
+        """As `CachedForward.clear_room`."""
+        self._cached.clear_room()
 
     @torch.inference_mode()
     def step(

@@ -18,6 +18,17 @@ _BELOW_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
 _MOST_PENALTY = 1e20
 """Repetition penalties beyond this, or below its reciprocal, act as these do, so that logits stay finite."""
+LARGEST_LOGIT = 1e10
+"""Logits beyond this count as infinite: by a penalty and a low temperature they would become so."""
+
+
+def finite_rows(logits: Tensor) -> list[bool]:
+    """Return for each row of logits (R,V) whether a token can be drawn: no logit is NaN or too large, one is finite.
+
+    One pass, some microseconds: NaN, too, is the largest of its row.
+    """
+    finite: list[bool] = (logits.amax(1).abs() <= LARGEST_LOGIT).tolist()
+    return finite
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:

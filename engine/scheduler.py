@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.config import EngineConfig
-from engine.errors import QueueFull
+from engine.errors import ClientQueueFull, QueueFull
 from engine.fork_cache import ForkCache, Prefix
 from engine.prefix_index import BLOCK
 from engine.request import Request
@@ -49,14 +49,27 @@ class Scheduler:
         self.waiting = Waiting(self.cache.config)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises `QueueFull` when with it those who wait would need over `max_waiting_streams`."""
+        """Queue a request. Raises `QueueFull` when with it those who wait would need over `max_waiting_streams`, and
+        `ClientQueueFull` when those of its client would need over their share when complete.
+        """
         streams = self.waiting.streams + self.waiting.streams_of(request)
         if self.waiting and streams > self.config.max_waiting_streams:
             raise QueueFull(
                 f"{len(self.waiting)} requests are waiting; with this one they would need {streams} streams, and "
                 f"max_waiting_streams allows {self.config.max_waiting_streams}"
             )
+        self._check_share(request)
         self.waiting.append(request)
+
+    def _check_share(self, request: Request) -> None:
+        most, before = self.config.max_client_streams, self.waiting.streams_of_client(request.client)
+        if most is None or before == 0:
+            return
+        if (streams := before + self.waiting.complete_streams_of(request)) > most:
+            raise ClientQueueFull(
+                f"requests of this client are waiting; with this one they may need {streams} streams when complete, and"
+                f" max_client_share allows {most}"
+            )
 
     def schedule(self) -> Plan:
         """The next step: a share of what arrives; else a token for all who run, as after a step that gave them none.

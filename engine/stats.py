@@ -30,6 +30,8 @@ class EngineStats:
     """Tokens of sequences that were looked for in the cache."""
     prefix_cache_hits_total: int
     """Of those, tokens that were found."""
+    non_finite_logits_total: int
+    """Requests that ended because their logits were NaN or infinite."""
     preemptions_total: int
     forks_total: Mapping[int, int]
     """For each fork layer, fork copies that survived it, under the causal rule."""

@@ -66,9 +66,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def read_weights(
     folder: Path, expected: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Read exactly the tensors of `expected` to `device` as `dtype`. Raises as `read_headers`, before any is read."""
+    """Read exactly the tensors of `expected` to `device` as `dtype`.
+
+    Raises as `read_headers`, before any is read; `ValueError` with name and number of values that are NaN or infinite.
+    """
     read_headers(folder, expected)
-    return {name: tensor.to(dtype) for file in _files(folder) for name, tensor in _tensors(file, device)}
+    weights = {name: tensor.to(dtype) for file in _files(folder) for name, tensor in _tensors(file, device)}
+    _check_finite(weights, dtype)
+    return weights
 
 
 def read_headers(folder: Path, expected: Mapping[str, Tensor]) -> list[Header]:
@@ -143,6 +148,15 @@ def _check_dtypes(found: list[Header]) -> None:
     dtypes = sorted({header.dtype for header in found})
     if len(dtypes) != 1 or dtypes[0] not in DTYPES:
         raise ValueError(f"tensors are stored as {', '.join(dtypes)}, not all as one of {', '.join(DTYPES)}")
+
+
+def _check_finite(weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    found = []
+    for name, tensor in sorted(weights.items()):
+        if not all(torch.isfinite(end) for end in tensor.aminmax()):  # which takes no memory; NaN is both
+            found.append(f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
+    if found:
+        raise ValueError(f"weights are, as {str(dtype).removeprefix('torch.')}, NaN or infinite: {_some(found)}")
 
 
 def _some(names: Sequence[str]) -> str:

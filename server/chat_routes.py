@@ -28,5 +28,5 @@ async def create_chat_completion(request: Request, service: Serving) -> Response
     name = f"chatcmpl-{uuid.uuid4().hex}"
     body = await request.body()
     asked = await aside(lambda: parse(body, ChatRequest), len(body))
-    planned = await aside(lambda: plan_chat(name, asked, served), len(body) * asked.n)
-    return await respond(request, service, ChatCompletion(name, planned, served), ignored(asked))
+    completion = await aside(lambda: ChatCompletion(name, plan_chat(name, asked, served), served), len(body) * asked.n)
+    return await respond(request, service, completion, ignored(asked))

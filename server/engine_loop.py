@@ -12,6 +12,7 @@ from typing import Protocol
 from engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
 from server.generation import EngineRequest
 from server.loading import ServedModel
+from server.trimming import Trimmer
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 
@@ -23,6 +24,8 @@ class Admit:
     requests: Sequence[EngineRequest]
     arrived: float
     """When their client asked, in monotonic seconds."""
+    client: str = ""
+    """Whose share of the queue they count for."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +108,21 @@ def run_engine(load: Load, commands: Commands, tell: Tell) -> None:
     engine, model = load()
     gc.freeze()  # what has been loaded stays: to look through it for garbage takes as long as many steps
     tell(Loaded(model, engine.stats()))
+    trimmer = Trimmer()
     while _obey(engine, commands, tell):
         events = engine.step()
         tell(Stepped(events, engine.last_step, engine.stats()))
+        trimmer.trim()
 
 
 def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
     """Carry out the commands that wait; with nothing to compute, sleep until one comes. False means end."""
     while not engine.has_work or not commands.empty():
         match commands.get():
-            case Admit(requests, arrived):
-                tell(_admit(engine, requests, arrived))
+            case Admit() as admission:
+                tell(_admit(engine, admission))
             case Abort(request_ids, reason):
-                tell(Aborted([request_id for request_id in request_ids if engine.abort(request_id)], reason))
+                tell(Aborted(engine.abort(*request_ids), reason))
             case None:
                 return False
         if commands.empty():  # one census for all that came together, as clients do
@@ -125,15 +130,14 @@ def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
     return True
 
 
-def _admit(engine: Engine, requests: Sequence[EngineRequest], arrived: float) -> Accepted | Refused:
+def _admit(engine: Engine, admission: Admit) -> Accepted | Refused:
     added: list[str] = []
     try:
-        for request in requests:
-            engine.add(request.request_id, request.prompt, request.params)
+        for request in admission.requests:
+            engine.add(request.request_id, request.prompt, request.params, client=admission.client)
             added.append(request.request_id)
     except (InvalidRequest, QueueFull) as refusal:
         stats = engine.stats()
-        for request_id in added:
-            engine.abort(request_id)
-        return Refused([request.request_id for request in requests], refusal, stats)
-    return Accepted(added, arrived)
+        engine.abort(*added)
+        return Refused([request.request_id for request in admission.requests], refusal, stats)
+    return Accepted(added, admission.arrived)

@@ -20,6 +20,7 @@ from multiprocessing.context import SpawnProcess
 from threading import Thread
 
 from server.engine_loop import Command, Commands, Load, Loaded, News, Tell, run_engine
+from server.trimming import Trimmer
 
 
 def run_engine_process(load: Load, commands: Commands, tell: Tell) -> None:
@@ -65,6 +66,7 @@ def _forward(commands: Commands, connection: Connection) -> None:
 
 def _hear(connection: Connection, tell: Tell) -> bool:
     """Tell what the process tells, until it ends: whether it did so as it was told. Raises what failed in it."""
+    trimmer = Trimmer()
     while True:
         try:
             news: News | Exception | None = connection.recv()
@@ -77,6 +79,7 @@ def _hear(connection: Connection, tell: Tell) -> bool:
         if isinstance(news, Loaded):
             gc.freeze()  # as the engine's process does: this one has torch, too
         tell(news)
+        trimmer.trim()
 
 
 class _Pipe:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine import EngineStats, InvalidRequest, TokenEvent
+from engine import ClientQueueFull, EngineStats, InvalidRequest, TokenEvent
 from server import errors
 from server.engine_loop import (
     Abort,
@@ -81,7 +81,7 @@ class EngineThread:
 
     def admit(self, generation: Generation) -> None:
         """Give the engine all of the generation's requests, or none."""
-        self._commands.put(Admit(generation.requests, generation.arrived))
+        self._commands.put(Admit(generation.requests, generation.arrived, generation.client))
 
     def abort(self, request_ids: Sequence[str], reason: str) -> None:
         """Free what these requests hold, and count them under `reason`; nothing more is told of them."""
@@ -136,7 +136,8 @@ class EngineThread:
     def _error(self, refusal: Exception, stats: EngineStats) -> errors.ApiError:
         if isinstance(refusal, InvalidRequest):
             return errors.bad_request(str(refusal), refusal.code, refusal.param)
-        return errors.queue_full(str(refusal), self._meter.seconds_to_drain(stats))
+        full = errors.client_queue_full if isinstance(refusal, ClientQueueFull) else errors.queue_full
+        return full(str(refusal), self._meter.seconds_to_drain(stats))
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

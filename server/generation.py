@@ -40,9 +40,12 @@ class Generation:
     """Called once, when the block is left while some are `unfinished`."""
     arrived: float = field(default_factory=time.monotonic)
     """When the client asked, on the monotonic clock."""
+    client: str = ""
+    """Whose share of the queue its requests count for."""
 
     def __post_init__(self) -> None:
-        self.unfinished = {request.request_id for request in self.requests}
+        self.unfinished = dict.fromkeys(request.request_id for request in self.requests)
+        """The ids of those that have not ended, in their order."""
         self.usages: list[RequestUsage] = []
         """What those that ended by themselves took, in the order of their ends."""
         self.finish_reasons: list[str] = []
@@ -63,7 +66,7 @@ class Generation:
         """Hand over the next event of one of the requests, to be read with `wake`; the first, and any last, at once."""
         if event.finish_reason is not None:
             assert event.usage is not None  # the last event of every request carries it
-            self.unfinished.discard(event.request_id)
+            self.unfinished.pop(event.request_id, None)
             self.usages.append(event.usage)
             self.finish_reasons.append(event.finish_reason)
         self._inbox.append(event)

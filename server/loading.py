@@ -33,6 +33,10 @@ class ServedModel:
     """The context: most tokens of prompt and completion together."""
     max_waiting_streams: int
     """Most streams that those who wait may need."""
+    max_client_streams: int | None = None
+    """Most streams that the waiting requests of one client may need when complete; None: no limit of its own."""
+    max_choices: int = ServerSettings.max_choices
+    """Most choices of one request."""
     parameters: int
     """Weights, the tied head counted once."""
     device: str
@@ -64,6 +68,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
     config = EngineConfig(
         max_batch_size=settings.max_batch_size,
         max_waiting_streams=settings.max_waiting_streams,
+        max_client_share=settings.max_client_share,
         max_model_len=settings.max_model_len,
         cache_bytes=settings.cache_bytes,
     )
@@ -77,6 +82,8 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         tokenizer=checkpoint.tokenizer,
         max_model_len=engine.max_model_len,
         max_waiting_streams=settings.max_waiting_streams,
+        max_client_streams=config.max_client_streams,
+        max_choices=settings.max_choices,
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         device=settings.device,
         chat_template=None if checkpoint.chat_template is None else ChatTemplate(checkpoint.chat_template),

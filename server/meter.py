@@ -71,13 +71,17 @@ class Meter:
         self._histograms.step_batch_size.observe(report.batch_size)
         for streams, times in Counter(report.fork_counts).items():
             self._histograms.streams_per_token.observe(streams, times)
+        broken = [event.request_id for event in events if event.finish_reason == "error"]
+        if broken:
+            events = [event for event in events if event.finish_reason != "error"]
+            self.abort(broken, "error")
         self._time_tokens(events, now)
         for event in events:
             if event.finish_reason is not None:
                 self._finish(event, event.finish_reason, now)
 
     def abort(self, request_ids: Sequence[str], reason: str) -> None:
-        """These were ended before their end, by their client (`abort`) or by the clock (`timeout`)."""
+        """These ended before their end: by their client (`abort`), the clock (`timeout`) or a failure (`error`)."""
         self._finished[reason] += len(request_ids)
         for request_id in request_ids:
             del self._clocks[request_id]

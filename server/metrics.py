@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,6 +25,7 @@ COUNTERS: Mapping[str, str] = {
     "stream_tokens_total": "Streams computed in the last segment, for prompt and generated tokens.",
     "prefix_cache_queries_total": "Prompt tokens looked up among what earlier requests left.",
     "prefix_cache_hits_total": "Prompt tokens found there, which were not computed again.",
+    "non_finite_logits_total": "Requests ended because their logits were NaN or infinite.",
     "preemptions_total": "Requests put back to wait because the cache was full.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {
@@ -45,6 +46,11 @@ class Metrics:
         self.disconnects = Counter(
             f"{PREFIX}stream_disconnects", "Streams whose client left before the end.", registry=self.registry
         )
+        self.connections = Gauge(f"{PREFIX}http_connections", "Open connections.", registry=self.registry)
+        self.connections_closed = Counter(
+            f"{PREFIX}http_connections_closed", "Connections that the server ended, by reason.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
         self.registry.register(_EngineCollector(self.meter))
 
 

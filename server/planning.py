@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engine import SamplingParams, most_streams
 from model import Selection, Tokenizer
-from server.errors import bad_request, clipped, not_found
+from server.errors import bad_request, not_found, quoted
 from server.generation import EngineRequest
 from server.loading import ServedModel
 from server.schemas import CompletionRequest
@@ -33,6 +33,7 @@ def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
     """Check `request` against the model and lay out its sequences. `ApiError` 400 or 404 for the first mistake."""
     _check_names(request, served)
     _check_candidates(request)
+    _check_choices(request, served.max_choices)
     _check_limits(request, served)
     prompts = _prompts(request, served)
     _check_sizes(request, prompts, served)
@@ -50,7 +51,7 @@ def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
 
 def _check_names(request: CompletionRequest, served: ServedModel) -> None:
     if request.model not in {"", served.name}:
-        raise not_found(f"The model {clipped(request.model)!r} does not exist.", "model_not_found", "model")
+        raise not_found(f"The model {quoted(request.model)} does not exist.", "model_not_found", "model")
     if request.suffix is not None:
         message = "Unsupported parameter: 'suffix' is not supported with this model."
         raise bad_request(message, "unsupported_parameter", "suffix")
@@ -68,6 +69,24 @@ def _check_candidates(request: CompletionRequest) -> None:
     if request.stream and request.candidates > request.n:
         message = "Invalid 'best_of': which choices are best is known at the end only, so it does not stream."
         raise bad_request(message, "invalid_value", "best_of")
+
+
+def _check_choices(request: CompletionRequest, most: int) -> None:
+    prompts, candidates = len(request.prompts), request.candidates
+    if prompts * candidates <= most:
+        return
+    several = "best_of" if request.best_of is not None else "n"
+    name, code = (several, "integer_above_max_value") if candidates > 1 else ("prompt", "array_above_max_length")
+    made = f"{_counted(prompts, 'prompt')} with {_counted(candidates, 'choice')} each {'is' if prompts == 1 else 'are'}"
+    message = (
+        f"Invalid {name!r}: {made} {prompts * candidates} choices, but this server computes at most {most} for a"
+        " request (max_choices)."
+    )
+    raise bad_request(message, code, name)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _check_limits(request: CompletionRequest, served: ServedModel) -> None:
@@ -107,14 +126,25 @@ def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], s
 
 def _check_room(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
     """All choices of a request are taken in together or not at all: more than could ever wait are its own mistake."""
+    if len(prompts) * request.candidates == 1:
+        return
     selection = Selection.of(served.config, request.fork_selection, request.fork_ratio)
-    needed = request.candidates * sum(most_streams(served.config, selection, len(ids))[-1] for ids in prompts)
-    if len(prompts) * request.candidates > 1 and needed > served.max_waiting_streams:
+
+    def needed(more: int) -> int:
+        """Streams of all choices, each with so many tokens more than its prompt."""
+        lengths = [len(ids) + more for ids in prompts]
+        return request.candidates * sum(most_streams(served.config, selection, tokens)[-1] for tokens in lengths)
+
+    message = None
+    if (streams := needed(0)) > served.max_waiting_streams:
+        message = f"need {streams} streams to wait, but this server's queue has {served.max_waiting_streams}"
+    elif served.max_client_streams is not None and (streams := needed(request.max_tokens)) > served.max_client_streams:
         message = (
-            f"Invalid 'prompt': its choices need {needed} streams to wait, but this server's queue has"
-            f" {served.max_waiting_streams}."
+            f"may need {streams} streams with their completions, but this server's queue has"
+            f" {served.max_client_streams} for one client (max_client_share)"
         )
-        raise bad_request(message, "array_above_max_length", "prompt")
+    if message is not None:
+        raise bad_request(f"Invalid 'prompt': its choices {message}.", "array_above_max_length", "prompt")
 
 
 def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, vocabulary: int) -> SamplingParams:

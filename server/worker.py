@@ -40,6 +40,7 @@ class Worker:
         self._model: ServedModel | None = None
         self._request_timeout_seconds = request_timeout_seconds
         self._generations: dict[str, Generation] = {}  # by request id, while the request runs
+        self._names: dict[str, Generation] = {}  # by their own, while one of their requests runs
         self._pacing = Pacing()
         self._thread = EngineThread(load, meter, self, run)
 
@@ -74,8 +75,10 @@ class Worker:
             return "starting"
         return "stalled" if self.step_seconds > stall_seconds else None
 
-    def submit(self, name: str, requests: Sequence[EngineRequest], arrived: float) -> Generation:
+    def submit(self, name: str, requests: Sequence[EngineRequest], arrived: float, client: str = "") -> Generation:
         """Ask the engine for `requests`, all or none of which it takes; `cancel` knows them by `name`.
+
+        They count for the share of the queue that `client` has.
 
         The request's time runs from `arrived`, on the monotonic clock. `ApiError` when nothing is taken at present;
         that the engine is full, cannot serve these, or took too long, comes as an `ApiError` from the generation.
@@ -84,16 +87,17 @@ class Worker:
             raise errors.engine_failed()
         if self.draining:
             raise errors.unavailable("draining")
-        generation = Generation(name, requests, self._give_up, arrived)
+        generation = Generation(name, requests, self._give_up, arrived, client)
         generation.expire(self._request_timeout_seconds, self._time_out)
         self._generations |= dict.fromkeys(generation.unfinished, generation)
+        self._names[name] = generation
         self.idle.clear()
         self._thread.admit(generation)
         return generation
 
     def cancel(self, name: str) -> bool:
         """End the generation of this name, and tell its client so. False when none has it."""
-        found = next((each for each in self._generations.values() if each.name == name), None)
+        found = self._names.get(name)
         if found is None:
             return False
         self._end(found, errors.cancelled(), "abort")
@@ -101,7 +105,7 @@ class Worker:
 
     def cut_off(self) -> None:
         """End every generation, because the server waits no longer."""
-        for generation in set(self._generations.values()):
+        for generation in list(self._names.values()):
             self._end(generation, errors.cut_off(), "abort")
 
     def abandon(self) -> None:
@@ -121,9 +125,14 @@ class Worker:
             generation = self._generations.get(event.request_id)
             if generation is None:
                 continue
-            if event.finish_reason is not None:
-                self._forget(event.request_id)
+            if event.finish_reason == "error":
+                self._end(generation, errors.non_finite_logits(), "error")
+                continue
             generation.put(event)
+            if event.finish_reason is not None:
+                del self._generations[event.request_id]
+                if not generation.unfinished:
+                    self._forget(generation)
             told.append(generation)
         self._pacing.write(told)
 
@@ -132,8 +141,7 @@ class Worker:
         generation = self._generations.get(request_ids[0])
         if generation is None:
             return
-        for request_id in request_ids:
-            self._forget(request_id)
+        self._forget(generation)
         generation.fail(error)
 
     def on_failure(self, failure: Exception) -> None:
@@ -143,7 +151,7 @@ class Worker:
         self.failure = failure
         if self._model is not None:  # what went wrong while loading is for whoever waits for it to say
             logger.error("the engine failed", exc_info=failure)
-        for generation in set(self._generations.values()):
+        for generation in list(self._names.values()):
             self._end(generation, errors.engine_failed(), "error")
         self.failed.set()
 
@@ -160,13 +168,14 @@ class Worker:
         generation.fail(error, reason)
 
     def _drop(self, generation: Generation, reason: str) -> None:
-        left = [request_id for request_id in generation.unfinished if self._forget(request_id)]
-        if left:
-            self._thread.abort(left, reason)
+        if generation.unfinished:
+            self._thread.abort(list(generation.unfinished), reason)
+            self._forget(generation)
 
-    def _forget(self, request_id: str) -> bool:
-        """Drop a request from those that run. False when it was not among them."""
-        known = self._generations.pop(request_id, None) is not None
-        if not self._generations:
+    def _forget(self, generation: Generation) -> None:
+        """Drop a generation from those that run, with what is unfinished of it."""
+        for request_id in generation.unfinished:
+            del self._generations[request_id]
+        del self._names[generation.name]
+        if not self._names:
             self.idle.set()
-        return known

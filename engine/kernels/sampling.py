@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.sampling import LARGEST_LOGIT
+
 TOKENS_AT_ONCE = 1024
 """Tokens of the vocabulary that one program looks at."""
 
@@ -39,12 +41,13 @@ def draw(
     """The largest of logits / temperature + noise for each place, or of the logits where the temperature is 0.
 
     Of logits (B,V) the first `vocabulary` may be drawn. The token goes to `token` (B,) and to the lane of the place,
-    `lane` (B,). `best` and `best_at` (B,ceil(V / TOKENS_AT_ONCE)) are scratch.
+    `lane` (B,). Where a logit is NaN or too large `token` is -1, and the lane's is 0, which the next step can embed.
+    `best` and `best_at` (B,ceil(V / TOKENS_AT_ONCE)) are scratch.
     """
     places, blocks = best.shape
     _draw_part[(places, blocks)](
         logits, lane, lanes.seed, lanes.drawn, lanes.temperature, best, best_at, logits.stride(0), vocabulary,
-        BLOCK=TOKENS_AT_ONCE,
+        BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
     )  # fmt: skip
     _draw_best[(places,)](
         lane, lanes.drawn, lanes.token, best, best_at, token, blocks, BLOCKS=triton.next_power_of_2(blocks)
@@ -72,7 +75,8 @@ def _gumbel(bits):
 
 @triton.jit
 def _draw_part(
-    logits, lanes, seeds, drawn, temperatures, best, best_at, stride, vocabulary, BLOCK: tl.constexpr
+    logits, lanes, seeds, drawn, temperatures, best, best_at, stride, vocabulary, BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):  # fmt: skip
     place, block = tl.program_id(0), tl.program_id(1)
     lane = tl.load(lanes + place)
@@ -80,14 +84,15 @@ def _draw_part(
         return
     token = block * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(logits + place * stride + token, mask=token < vocabulary, other=float("-inf")).to(tl.float32)
+    broken = tl.min((value <= LARGEST).to(tl.int32), axis=0) == 0  # NaN is no less than anything
     temperature = tl.load(temperatures + lane)
     if temperature > 0:
         row = _mix(_mix(tl.load(seeds + lane).to(tl.uint64)) + tl.load(drawn + lane).to(tl.uint64))
         bits = _mix(row + token.to(tl.uint64))
         value = value / temperature + _gumbel(bits)
     at = place * tl.num_programs(1) + block
-    tl.store(best + at, tl.max(value, axis=0))
-    tl.store(best_at + at, block * BLOCK + tl.argmax(value, axis=0))
+    tl.store(best + at, tl.where(broken, float("inf"), tl.max(value, axis=0)))  # which no other block has
+    tl.store(best_at + at, tl.where(broken, -1, block * BLOCK + tl.argmax(value, axis=0)))
 
 
 @triton.jit
@@ -98,6 +103,7 @@ def _draw_best(lanes, drawn, newest, best, best_at, tokens, blocks, BLOCKS: tl.c
         return
     value = tl.load(best + place * blocks + i, mask=i < blocks, other=float("-inf"))
     token = tl.load(best_at + place * blocks + tl.argmax(value, axis=0))
+    token = tl.where(tl.max(value, axis=0) > float("-inf"), token, -1)
     tl.store(tokens + place, token)
-    tl.store(newest + lane, token)
+    tl.store(newest + lane, tl.maximum(token, 0))
     tl.store(drawn + lane, tl.load(drawn + lane) + 1)

@@ -59,7 +59,8 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint, Engine]:
 def events(engine: Engine, prompt: Sequence[int], params: SamplingParams) -> Generator[TokenEvent, None, None]:
     """Ask `engine` for a completion: what it tells, as it happens. Closed before its end, it aborts the request.
 
-    `InvalidRequest` at once, before anything is told, when the engine refuses.
+    `InvalidRequest` at once, before anything is told, when the engine refuses; `ValueError` from the iterator when
+    the model's logits are not finite.
     """
     engine.add(REQUEST, prompt, params)
     return _told(engine)
@@ -68,6 +69,9 @@ def events(engine: Engine, prompt: Sequence[int], params: SamplingParams) -> Gen
 def _told(engine: Engine) -> Generator[TokenEvent, None, None]:
     try:
         while engine.has_work:
-            yield from engine.step()
+            for event in engine.step():
+                if event.finish_reason == "error":
+                    raise ValueError("the model's logits are NaN or infinite: no token can be drawn from them")
+                yield event
     finally:
         engine.abort(REQUEST)

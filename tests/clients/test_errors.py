@@ -23,15 +23,20 @@ SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "sec
 
 OURS = {
     "bad_request": errors.BadRequestError,
+    "invalid_http": errors.BadRequestError,
+    "head_too_large": errors.BadRequestError,
     "no_key": errors.UnauthorizedError,
     "not_found": errors.NotFoundError,
     "too_slow": errors.RequestTimeoutError,
     "timed_out": errors.RequestTimeoutError,
     "too_large": errors.ContentTooLargeError,
     "queue_full": errors.TooManyRequestsError,
+    "client_queue_full": errors.TooManyRequestsError,
     "unavailable": errors.ServiceUnavailableError,
+    "crowded": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
+    "non_finite_logits": errors.ServerError,
     "engine_failed": errors.EngineFailedError,
 }
 """What the client makes of each."""

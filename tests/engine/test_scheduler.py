@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import EngineConfig, QueueFull, SamplingParams
+from engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
 from engine.detokenizer import Detokenizer
 from engine.fork_cache import ForkCache
 from engine.request import Request
@@ -16,7 +16,7 @@ CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2,
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")
 
 
-def scheduler(requests_of_memory: float = 10, *, max_prefill_tokens: int = 512, **settings: int) -> Scheduler:
+def scheduler(requests_of_memory: float = 10, *, max_prefill_tokens: int = 512, **settings: float) -> Scheduler:
     """With memory for so many requests of 32 tokens."""
     one = 8 * 4 * (2 * 8 * 4 + 8) + 16 * 4 * (2 * 8 * 4)
     cache = ForkCache(CONFIG, max_tokens=32, total_bytes=int(requests_of_memory * one), page_size=4,
@@ -25,10 +25,10 @@ def scheduler(requests_of_memory: float = 10, *, max_prefill_tokens: int = 512, 
     return Scheduler(config, cache, max_prefill_tokens)
 
 
-def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal") -> Request:
+def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal", client: str = "") -> Request:
     selection = Selection.of(CONFIG, rule)  # type: ignore[arg-type]
     params = SamplingParams(max_tokens=max_tokens)
-    return Request(name, (ord(name),) * prompt, params, selection, 0, Detokenizer(TOKENIZER))
+    return Request(name, (ord(name),) * prompt, params, selection, 0, Detokenizer(TOKENIZER), client)
 
 
 def run(it: Scheduler, *, ahead: bool = False) -> tuple[str, str]:
@@ -253,6 +253,40 @@ def test_whoever_would_wait_alone_is_never_refused() -> None:
     run(it)
     it.add(request("c"))
     assert it.waiting.taken_streams == 16
+
+
+def test_a_client_has_a_share_of_the_queue() -> None:
+    """Four tokens of prompt and four of completion may come to 16 streams, of which one client may have 40 waiting."""
+    it = scheduler(max_waiting_streams=80, max_client_share=0.5, max_batch_size=1)
+    it.add(request("a", client="one"))
+    it.add(request("b", client="one"))
+    with pytest.raises(ClientQueueFull, match="may need 48 streams when complete, and max_client_share allows 40"):
+        it.add(request("c", client="one"))
+    it.add(request("d", client="two"))
+    it.add(request("e"))
+    it.add(request("f"))
+    run(it)
+    it.add(request("g", client="one"))  # a runs, and waits no more
+    assert [each.id for each in it.waiting] == ["b", "d", "e", "f", "g"], "in the order in which they came"
+
+
+def test_a_client_that_has_nothing_waiting_is_let_in() -> None:
+    it = scheduler(max_client_share=1e-6)
+    it.add(request("a", client="one"))
+    with pytest.raises(ClientQueueFull):
+        it.add(request("b", client="one"))
+    it.add(request("c", client="two"))
+
+
+def test_nothing_is_kept_of_a_client_whose_requests_have_left() -> None:
+    it = scheduler(requests_of_memory=1.2, max_client_share=0.5)
+    for name in "abc":
+        it.add(request(name, prompt=10, max_tokens=22, client=name))
+    while not it.preemptions:
+        run(it)
+    assert it.waiting.streams_of_client("c") > 0, "preempted, it waits again"
+    it.remove([*it.running, *it.waiting])
+    assert not it.waiting._by_client
 
 
 def test_streams_that_wait_are_told_through_preemption_and_removal() -> None:

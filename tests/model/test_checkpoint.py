@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import thoughtbubbles
 from model import CheckpointError, Thoughtbubbles, Tokenizer, atomic, load_checkpoint, save_checkpoint
 
 PROVENANCE = {"command": "train", "steps": 3}
@@ -172,6 +173,33 @@ def test_wrong_tensors_are_refused(folder: Path, edit: Callable[[dict[str, Tenso
     edit_weights(folder, edit)
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name_and_number(folder: Path, value: float) -> None:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors["transformer.wte.weight"].view(-1)[[0, 5, -1]] = value
+        tensors["transformer.ln_f.weight"][1] = value
+
+    edit_weights(folder, edit)
+    reason = r"NaN or infinite: transformer\.ln_f\.weight \(1 of \d+\), transformer\.wte\.weight \(3 of \d+\)"
+    with pytest.raises(CheckpointError, match=reason):
+        load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=reason):
+        thoughtbubbles.load(folder)
+
+
+def test_many_tensors_that_are_not_finite_are_counted(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: [tensor.fill_(float("nan")) for tensor in tensors.values()])
+    with pytest.raises(CheckpointError, match=r"([\w.]+ \((\d+) of \2\),? ){3}and \d+ more"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_are_too_large_for_the_dtype_are_refused(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors["transformer.ln_f.weight"].fill_(1e5))
+    assert load_checkpoint(folder).model.transformer.ln_f.weight[0] == 1e5
+    with pytest.raises(CheckpointError, match=r"as float16.*transformer\.ln_f\.weight"):
+        load_checkpoint(folder, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

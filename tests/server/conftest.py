@@ -64,14 +64,15 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
         config = EngineConfig(
             max_batch_size=settings.max_batch_size,
             max_waiting_streams=settings.max_waiting_streams,
+            max_client_share=settings.max_client_share,
             cache_bytes=min(settings.cache_bytes, 1 << 22),
             page_size=4,
             seed=0,
         )
         served = ServedModel(
             name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=settings.max_model_len or CONTEXT,
-            max_waiting_streams=settings.max_waiting_streams, parameters=1, device="cpu",
-            chat_template=ChatTemplate(CHAT_TEMPLATE),
+            max_waiting_streams=settings.max_waiting_streams, max_client_streams=config.max_client_streams,
+            max_choices=settings.max_choices, parameters=1, device="cpu", chat_template=ChatTemplate(CHAT_TEMPLATE),
         )  # fmt: skip
         return GatedEngine(model, tokenizer, config), served
 
@@ -83,7 +84,7 @@ def make_service(make_engine: MakeEngine) -> MakeService:
     """A server that does not run yet, and its engine."""
 
     def make(**settings: object) -> tuple[Service, GatedEngine]:
-        limits = ServerSettings(**{"max_batch_size": 8, "max_waiting_streams": 1024, **settings})
+        limits = ServerSettings(**{"max_batch_size": 8, "max_waiting_streams": 1024, "max_client_share": 1, **settings})
         made = make_engine(limits)
         return Service.create(limits, lambda: made), made[0]
 

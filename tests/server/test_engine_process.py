@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[2]
 FORCED = {"max_tokens": 20, "logit_bias": {"97": 100}}
 ABORTED = ("request_finished_total", "abort")
 GENERATED = ("generation_tokens_total",)
-LIMITS = {"threads": 1, "max_batch_size": 8, "max_waiting_streams": 256}
+LIMITS = {"threads": 1, "max_batch_size": 8, "max_waiting_streams": 256, "max_client_share": 1}
 
 
 @pytest.fixture(scope="module")

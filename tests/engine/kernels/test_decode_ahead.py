@@ -252,3 +252,32 @@ def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, mak
     with torch.device("meta"):
         completions = engine.generate(PROMPTS[:3], params(**KINDS[kind], prompt_logprobs=1))
     assert all(len(c.token_ids) == TOKENS for c in completions)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted, so the host draws", "scored"])
+def test_keys_and_values_that_are_nan_end_one_request(
+    kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    """The device has drawn a step ahead by then; the pages go to others, who read of them only what they wrote."""
+    requests = [(str(i), prompt, params(**KINDS[kind])) for i, prompt in enumerate(PROMPTS[:2])]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model)
+    for name, prompt, settings in [("broken", [9] * 6, params(**{**KINDS[kind], "max_tokens": TOKENS + 8})), *requests]:
+        engine.add(name, prompt, settings)
+    told: dict[str, list[TokenEvent]] = {}
+    events = [event for _ in range(3) for event in engine.step()]
+    [broken] = [request for request in engine.scheduler.running if request.id == "broken"]
+    assert broken.state
+    for segment in engine.cache.segments:
+        for page in broken.state.pages(segment.segment.index):
+            segment._stored[..., page * engine.cache.page_size : (page + 1) * engine.cache.page_size, :] = torch.nan
+    while engine.has_work:
+        events += engine.step()
+        engine.cache.check_integrity()
+    for event in events:
+        told.setdefault(event.request_id, []).append(event)
+    last = told.pop("broken")[-1]
+    assert (last.token_id, last.finish_reason) == (None, "error")
+    assert engine.stats().non_finite_logits_total == 1
+    assert_alike({name: Completion.of(events) for name, events in told.items()}, waited)
+    assert_alike(run(engine, requests), waited)

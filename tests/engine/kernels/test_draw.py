@@ -1,5 +1,6 @@
 """The kernel draws what `engine.sampling.sample` draws, whatever the hash, and greedy lanes read no noise."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine import SamplingParams
-from engine.sampling import Draw, sample
+from engine.sampling import Draw, finite_rows, sample
 from tests.engine.draws import EXTREME_BITS, deviation, seed_of, uneven_logits
 from tests.engine.kernels.conftest import DEVICE
 
@@ -28,7 +29,7 @@ def kernel(logits: Tensor, temperatures: list[float], seeds: list[int], position
     )
     lane, token = torch.arange(rows, dtype=torch.int32, device=DEVICE), torch.empty_like(lanes.token)
     draw(logits.to(DEVICE), lanes, lane, best, torch.empty_like(best, dtype=torch.int32), token, vocabulary)
-    assert torch.equal(token, lanes.token)
+    assert torch.equal(token.clamp(min=0), lanes.token)
     assert torch.equal(lanes.drawn, positions.to(DEVICE) + 1)
     return token.long().cpu()
 
@@ -56,6 +57,22 @@ def test_an_extreme_hash_of_a_token_that_only_pads_is_not_drawn(bits: int) -> No
     seed = seed_of(bits, POSITION, V)  # the first token beyond the vocabulary
     tokens = kernel(torch.zeros(1, V + 8), [1.0], [seed], torch.full((1,), POSITION), V)
     assert tokens.item() < V
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-5, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("at", [0, 1100, 1499])
+def test_rows_that_are_not_finite_draw_nothing(temperature: float, value: float, at: int) -> None:
+    """And the others what they draw alone; beyond the vocabulary a row may hold anything."""
+    logits, positions = 3 * torch.randn(5, 1508), torch.arange(5)
+    logits[:, 1500:] = math.nan
+    want = kernel(logits, [temperature], [7] * 5, positions, 1500)
+    assert (want >= 0).all()
+    logits[[1, 3], at] = value
+    logits[4, :1500] = -math.inf
+    got = kernel(logits, [temperature], [7] * 5, positions, 1500)
+    assert got.tolist() == [-1 if i in (1, 3, 4) else int(token) for i, token in enumerate(want)]
+    assert finite_rows(logits[:, :1500]) == (got >= 0).tolist()
 
 
 @pytest.mark.gpu
