@@ -2,6 +2,7 @@
 # make test     install what tests need and run them all: lint, types, pytest
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint and types alone
+# make abuse    hostile clients and broken files against a server of its own: some ten minutes, on loopback
 # make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #
@@ -17,7 +18,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
 PINS    := pyproject.toml clients/python/pyproject.toml constraints.txt
 
-.PHONY: serve test lint scatter audit clean
+.PHONY: serve test lint scatter abuse audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -38,6 +39,9 @@ scatter: $(VENV)/.serve
 		{ $(BIN)/python -c 'import torch_scatter' 2>/dev/null || \
 			$(INSTALL) --quiet --no-cache-dir --force-reinstall --no-deps torch-scatter; }; }
 	@$(BIN)/python -c 'import torch_scatter; print("torch-scatter", torch_scatter.__version__)'
+
+abuse: $(VENV)/.serve
+	$(BIN)/python -m benchmarks.abuse $(ARGS)
 
 audit: $(VENV)/.serve
 	@$(INSTALL) --quiet pip-audit

@@ -11,7 +11,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -84,7 +83,9 @@ def load(
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        return version("thoughtbubbles")
+        from server.package_version import package_version  # noqa: PLC0415
+
+        return package_version()
     if name in FLOORS:
         return getattr(importlib.import_module(FLOORS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -111,12 +112,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"thoughtbubbles: error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        from model.memory import lack_of_memory  # noqa: PLC0415
+
+        if (told := lack_of_memory(error)) is None:
+            raise
+        print(f"thoughtbubbles: error: {told}", file=sys.stderr)
+        return 2
+
+
+class _Version(argparse.Action):
+    """`--version`, which finds the version only when it is wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_args: object, **_options: object) -> None:
+        print(parser.prog, __getattr__("__version__"))
+        parser.exit()
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """The parser of all commands, of which only `command` is imported and knows its arguments."""
     parser = argparse.ArgumentParser(prog="thoughtbubbles", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('thoughtbubbles')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, line) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from model.atomic import latest_folder, new_folder
 from model.chat import ChatTemplate
 from model.config import ModelConfig
+from model.reading import read_json_object, require_regular
 from model.tokenizer import PATTERN_NAME, Tokenizer
 from model.transformer import Thoughtbubbles
 from model.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
@@ -93,7 +94,7 @@ def load_checkpoint(
 
     Raises `CheckpointError` with the reason when the folder is not one, `ValueError` for a device that is not here.
     """
-    _check_device(device)
+    check_device(device)
     with _read(folder) as (found, checkpoint):
         weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)
         checkpoint.model.load_state_dict(weights, assign=True)
@@ -150,8 +151,8 @@ def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError("no such folder")
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    if not isinstance(config, dict) or "format_version" not in config:
+    config = read_json_object(folder / CONFIG_FILE)
+    if "format_version" not in config:
         raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: it has no format_version")
     if config["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
@@ -165,7 +166,7 @@ def _read_template(folder: Path) -> str | None:
     file = folder / CHAT_TEMPLATE_FILE
     if not file.exists():
         return None
-    template = file.read_bytes()
+    template = require_regular(file).read_bytes()
     _check_template(template)
     return template.decode()
 
@@ -177,9 +178,11 @@ def _check_template(template: bytes) -> None:
         raise ValueError(f"{CHAT_TEMPLATE_FILE} is not a template: {error}") from error
 
 
-def _check_device(device: torch.device | str) -> None:
+def check_device(device: torch.device | str) -> None:
+    """`ValueError` naming `device` unless tensors can be made there and hold values."""
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise ValueError(f"device {device} cannot be used: it holds no values")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from error
 

@@ -1,6 +1,7 @@
 """The sizes and switches of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -10,6 +11,11 @@ Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 SelectBy = Literal["score", "random", "kept"]
 
+_LIMITS = {
+    "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
+    "n_embd": 1 << 17, "copies": 1024,
+}  # fmt: skip
+"""Far above any model there is: what is more is a mistake, and would take minutes to fail."""
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
@@ -58,11 +64,10 @@ class ModelConfig:
     bias of the norm before the fork scores, and on nothing later."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "copies"):
-            _require(
-                _is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "a whole number of at least 1", self
-            )
-        _require(_is_int(self.max_block_size) and self.max_block_size >= self.block_size, "max_block_size",
+        for name, limit in _LIMITS.items():
+            value = getattr(self, name)
+            _require(_is_int(value) and 1 <= value <= limit, name, f"a whole number from 1 to {limit}", self)
+        _require(self.max_block_size >= self.block_size, "max_block_size",
                  f"a whole number of at least block_size ({self.block_size})", self)  # fmt: skip
         _require(self.n_embd % (2 * self.n_head) == 0, "n_embd", f"a multiple of 2 * n_head ({2 * self.n_head})", self)
         _require(_rising(self.fork_layers, self.n_layer), "fork_layers",
@@ -139,4 +144,4 @@ def _rising(layers: object, end: int) -> bool:
 
 def _require(ok: bool, name: str, wanted: str, config: ModelConfig) -> None:
     if not ok:
-        raise ValueError(f"{name} must be {wanted}, not {getattr(config, name)!r}")
+        raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(getattr(config, name))}")

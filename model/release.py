@@ -6,7 +6,6 @@ weights       `transformer.wte.weight`, `transformer.h.3.forking_score.weight`, 
               (`module.`, `_orig_mod.`) or a training record (`model.`) put before them; see `release_files`
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.reading import read_json_object
 from model.release_files import read_tensors
 
 EMBEDDING = "transformer.wte.weight"
@@ -48,8 +48,8 @@ def read_release(source: Path, *, norm_before_averaging: bool | None = None) -> 
     not such a release.
     """
     config_file = (source if source.is_dir() else source.parent) / "config.json"
+    settings = _read_settings(config_file)
     try:
-        settings = _read_settings(config_file)
         config = _read_config(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_file}: {error}") from error
@@ -61,10 +61,10 @@ def read_release(source: Path, *, norm_before_averaging: bool | None = None) -> 
 
 
 def _read_settings(config_file: Path) -> dict[str, Any]:
-    content = json.loads(config_file.read_text())
-    settings = content.get("config", content) if isinstance(content, dict) else None
+    content = read_json_object(config_file)
+    settings = content.get("config", content)
     if not isinstance(settings, dict):
-        raise ValueError("it is not a JSON object of settings")
+        raise ValueError(f"{config_file}: it is not a JSON object of settings")
     return settings
 
 

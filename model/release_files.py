@@ -1,25 +1,20 @@
 """Tensors by name out of what others write: safetensors, a pickled state dict, or a distributed checkpoint.
 
-The only place that reads pickles, and only such as can hold nothing but tensors and plain data.
+Of pickles only such are read as can hold nothing but tensors and plain data.
 """
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-INDEX = ".metadata"
+from model.distributed_checkpoint import INDEX, SafeReader, load_distributed, reason
+
 WEIGHTS = ("model.safetensors", "weights.safetensors", "model.pt", "model.pth")
 Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
 
@@ -82,61 +77,17 @@ def _flat(content: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
 
 
 def _open_distributed(folder: Path) -> tuple[list[str], Read]:
-    reader = _Reader(folder)
-    stored = reader.read_metadata().state_dict_metadata
+    stored = SafeReader(folder).read_metadata().state_dict_metadata
     tensors = {name: item for name, item in stored.items() if isinstance(item, TensorStorageMetadata)}
-    return list(tensors), lambda names: _load(reader, {name: tensors[name] for name in names})
+    return list(tensors), lambda names: _load(folder, {name: tensors[name] for name in names})
 
 
-def _load(reader: FileSystemReader, wanted: Mapping[str, TensorStorageMetadata]) -> dict[str, Tensor]:
+def _load(folder: Path, wanted: Mapping[str, TensorStorageMetadata]) -> dict[str, Tensor]:
     try:
         state = {name: torch.empty(item.size, dtype=item.properties.dtype) for name, item in wanted.items()}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False), no_dist=True)
-    except (CheckpointException, Exception) as error:  # the former is a BaseException alone
-        raise ValueError(f"{reader.path}: the tensors of this distributed checkpoint cannot be read") from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{folder} has a tensor that cannot be made: {reason(error)}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load_distributed(state, folder, flatten=False, no_dist=True)
     return state
-
-
-class _Reader(FileSystemReader):
-    """Torch's reader, which unpickles tensors with `weights_only` but its index without: here the index too is safe."""
-
-    def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:  # noqa: ANN401  (torch's signature)
-        path = Path(self.path) / INDEX
-        try:
-            with path.open("rb") as file:
-                metadata = _IndexUnpickler(file).load()
-        except Exception as error:  # a damaged pickle can raise anything
-            raise ValueError(f"{path} is not the index of a distributed checkpoint: {error}") from error
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{path} is not the index of a distributed checkpoint")
-        return metadata
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Makes the plain classes that an index consists of, and no others."""
-
-    ALLOWED = frozenset(
-        {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
-        | {("torch.distributed.checkpoint.filesystem", "_StorageInfo")}
-        | {(module, "PosixPath") for module in ("pathlib", "pathlib._local")}
-        | {
-            ("torch.distributed.checkpoint.metadata", name)
-            for name in (
-                "BytesStorageMetadata",
-                "ChunkStorageMetadata",
-                "Metadata",
-                "MetadataIndex",
-                "StorageMeta",
-                "TensorProperties",
-                "TensorStorageMetadata",
-                "_MEM_FORMAT_ENCODING",
-            )
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  (pickle's signature)
-        if (module, name) in self.ALLOWED or (module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")

@@ -4,11 +4,14 @@ import base64
 import binascii
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import tiktoken
 
 from model.atomic import write_file
+from model.reading import require_regular
+from model.runs import cut_runs
 
 END_OF_TEXT = "<|endoftext|>"
 PATTERN_NAME = "gpt2"
@@ -61,15 +64,21 @@ class Tokenizer:
         return cls.from_file(source) if Path(source).is_file() else cls.from_name(source)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none)."""
+        """Token ids of `text`, cut where it has no space for very long (`model.runs`).
+
+        `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none).
+        """
         self._check(text)
-        return self._encoding.encode_ordinary(text)
+        first, *others = map(self._encoding.encode_ordinary, cut_runs(text))
+        return list(chain(first, *others)) if others else first
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on several threads."""
         for text in texts:
             self._check(text)
-        return self._encoding.encode_ordinary_batch(list(texts))
+        cut = [list(cut_runs(text)) for text in texts]
+        ids = iter(self._encoding.encode_ordinary_batch(list(chain.from_iterable(cut))))
+        return [list(chain.from_iterable(islice(ids, len(parts)))) for parts in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, U+FFFD where their bytes are not UTF-8. `ValueError` for an id outside."""
@@ -134,7 +143,7 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(require_regular(path).read_bytes().splitlines(), start=1):
         try:
             token, rank = line.split()
             key, value = base64.b64decode(token, validate=True), int(rank)

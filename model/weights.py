@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from model.reading import read_json_object, require_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,7 +39,7 @@ def write_weights(
 ) -> None:
     """Write the tensors of `state` as `dtype`; above `shard_bytes` bytes in shards, each at most that (or one tensor).
 
-    `ValueError` for a dtype that checkpoints do not store.
+    `ValueError` for a dtype that checkpoints do not store, `OSError` when a file cannot be written.
     """
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
@@ -45,12 +47,20 @@ def write_weights(
     files = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: state[name].detach().to("cpu", dtype).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        save_tensors(tensors, folder / file)
     if len(shards) > 1:
         total = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. `OSError` naming it when that fails, as on a full disk."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def read_weights(
@@ -108,17 +118,17 @@ def _shard_name(i: int, count: int) -> str:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+        return [require_regular(folder / SINGLE)]
     if not (folder / INDEX).exists():
         raise ValueError(f"neither {SINGLE} nor {INDEX} is there")
     try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        names = set(read_json_object(folder / INDEX)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{INDEX} is not an index of shards") from error
     count = len(names)
     if names != {_shard_name(i, count) for i in range(count)}:
         raise ValueError(f"{INDEX} does not name the shards 1 to {count}")
-    return [folder / name for name in sorted(names)]
+    return [require_regular(folder / name) for name in sorted(names)]
 
 
 def _headers(file: Path) -> Iterator[Header]:

@@ -77,6 +77,13 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"python -m server: error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except (MemoryError, RuntimeError) as error:
+        from model import lack_of_memory  # noqa: PLC0415
+
+        if (told := lack_of_memory(error)) is None:
+            raise
+        print(f"python -m server: error: {told}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 if __name__ == "__main__":

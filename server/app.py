@@ -14,7 +14,7 @@ from server import chat_routes, operation_routes, playground_routes, routes, tok
 from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
 from server.exchange import Exchanges
 from server.logs import log_exchange
-from server.middleware import BodyLimit, KeyCheck
+from server.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
 from server.openapi import DescribedApp, refusals
 from server.service import Service
 from server.version import VERSION
@@ -53,8 +53,10 @@ def create_app(service: Service) -> ASGIApp:
 def _wrapped(app: ASGIApp, service: Service) -> ASGIApp:
     """What holds for every request: around the application, whose middleware sees no answer to an unexpected error."""
     settings = service.settings
+    app = HeadAsGet(app)
     app = BodyLimit(app, settings.max_body_bytes, settings.body_timeout_seconds)
     app = KeyCheck(app, service.keys, service.metrics.rejected)
+    app = ConnectionLimit(app, settings.max_connections, service.metrics.rejected)
     if settings.cors_origins:
         # Outside the keys: a browser asks first, and shows none.
         app = CORSMiddleware(app, settings.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",),

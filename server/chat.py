@@ -6,7 +6,7 @@ from server.chat_schemas import ChatRequest
 from server.errors import ApiError, bad_request
 from server.loading import ServedModel
 from server.planning import Plan, plan
-from server.schemas import CompletionRequest, GenerationRequest
+from server.schemas import LONGEST_TEXT, CompletionRequest, GenerationRequest
 
 NOT_ASKING: Mapping[str, object] = {
     "audio": None,
@@ -62,8 +62,15 @@ def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:
             "chat_template_missing",
             "messages",
         )
+    messages = [message.for_template() for message in request.messages]
+    said = sum(len(text) for message in messages for text in message.values())
+    if said > LONGEST_TEXT:
+        text = (
+            f"Invalid 'messages': string too long. Expected at most {LONGEST_TEXT} characters, but got {said} instead."
+        )
+        raise bad_request(text, "string_above_max_length", "messages")
     try:
-        ids = served.chat_template.encode([message.for_template() for message in request.messages], served.tokenizer)
+        ids = served.chat_template.encode(messages, served.tokenizer)
     except ValueError as error:
         raise bad_request(f"Invalid 'messages': {error}.", "invalid_value", "messages") from None
     return ids or [served.tokenizer.end_of_text]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from server.schemas import GenerationRequest, RequestBody
+from server.schemas import INT64, GenerationRequest, RequestBody, Text
 
 
 class TextPart(RequestBody):
@@ -13,7 +13,7 @@ class TextPart(RequestBody):
 
     type: Literal["text"]
     """The model reads nothing else."""
-    text: str
+    text: Text
     """What it says."""
 
 
@@ -25,7 +25,8 @@ def _parts(value: object) -> object:
     return value
 
 
-Content = Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])]
+Parts = Annotated[list[TextPart], Field(fail_fast=True)]
+Content = Annotated[Parts, BeforeValidator(_parts, json_schema_input_type=Text | Parts)]
 
 
 class Message(RequestBody):
@@ -48,11 +49,11 @@ class Message(RequestBody):
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     """The conversation so far."""
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=INT64 - 1)
     """Most tokens generated for each choice; nothing means as many as the context has left."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=INT64 - 1)
     """The older name of `max_completion_tokens`."""
     logprobs: bool = False
     """Return log-probabilities of the tokens."""

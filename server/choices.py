@@ -8,6 +8,7 @@ from engine import PromptReport, TokenEvent
 from server.logprobs import Token
 from server.offsets import Offsets
 from server.schemas import CompletionRequest
+from server.seam import Seam
 
 TokenBytes = Callable[[int], bytes]
 
@@ -52,6 +53,7 @@ class Choice:
         # Most streams ask for text alone; then tokens need not be placed in it.
         self._tells_tokens = request.return_token_ids or request.return_fork_counts or request.logprobs is not None
         self._offsets = Offsets()
+        self._seam: Seam | None = None  # between an echoed prompt and what follows it
         self._begun = False
         self._shown = 0  # characters of the returned text
         self._held: list[Token] = []
@@ -69,6 +71,9 @@ class Choice:
         self.completion_tokens += len(generated)
         self._logprob_sum += sum([event.logprob for event in generated if event.logprob])
         text, last = "".join([event.text for event in events]), events[-1]
+        if self._seam is not None:
+            spelt = (self._token_bytes(event.token_id) for event in generated if event.token_id is not None)
+            text = self._seam.join(spelt, text, last=last.finish_reason is not None)
         self._shown += len(text)
         if self._tells_tokens:
             self._held += map(self._place, generated)
@@ -82,18 +87,17 @@ class Choice:
         return Delta(text=text, echoed=echoed, prompt_ids=self._prompt if self._request.return_token_ids else None)
 
     def _echo(self, report: PromptReport | None) -> tuple[str, Sequence[Token]]:
-        text = b"".join(map(self._token_bytes, self._prompt)).decode("utf-8", "replace")
-        self._shown = len(text)
-        self._offsets = Offsets(len(text))
-        return text, [] if report is None else list(self._prompt_tokens(report))
+        tokens = [self._token_bytes(token_id) for token_id in self._prompt]
+        self._seam = Seam(b"".join(tokens))
+        self._shown = len(self._seam.text)
+        places = [self._offsets.place(token) for token in tokens] if self._tells_tokens else []
+        return self._seam.text, [] if report is None else list(self._prompt_tokens(report, places))
 
-    def _prompt_tokens(self, report: PromptReport) -> Iterator[Token]:
-        offsets = Offsets()
+    def _prompt_tokens(self, report: PromptReport, places: Sequence[int]) -> Iterator[Token]:
         columns = (report.token_logprobs, report.top_logprobs, report.fork_counts)
         # What was not asked for is an empty column.
-        for token_id, logprob, top_logprobs, fork_count in zip_longest(self._prompt, *columns):
-            offset = offsets.place(self._token_bytes(token_id))
-            yield Token(token_id, logprob, top_logprobs, fork_count, offset)
+        for token_id, place, logprob, top_logprobs, fork_count in zip_longest(self._prompt, places, *columns):
+            yield Token(token_id, logprob, top_logprobs, fork_count, place)
 
     def _place(self, event: TokenEvent) -> Token:
         assert event.token_id is not None, "a token was generated"

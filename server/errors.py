@@ -2,14 +2,17 @@
 
 ApiError                    status, type, code and param of one answer
 ├── bad_request(…)          400, the client's mistake
+├── invalid_http(…)         400, not a request that can be read
 ├── no_key()                401, no API key or a wrong one
 ├── not_found(…)            404, unknown model, path or completion
 ├── too_slow(…)             408, the body did not arrive in time
 ├── timed_out(…)            408, the answer was not done in time
 ├── too_large(…)            413
+├── head_too_large(…)       431
 ├── queue_full(…)           429, with Retry-After
 ├── client_queue_full(…)    429, with Retry-After
 ├── unavailable(…)          503, with Retry-After
+├── crowded(…)              503, with Retry-After: too many connections
 ├── cut_off()               503, the server stopped before the answer was done
 ├── cancelled()             499, ended through the cancel route
 ├── non_finite_logits()     500, the model's logits were NaN or infinite
@@ -27,8 +30,8 @@ REPEATED_INPUT = 200
 RETRY_SECONDS = 1
 """What a client is told to wait for a server that is starting or stopping."""
 
-UNREAD = frozenset({"request_timeout", "request_too_large"})
-"""Codes of answers that come before the body has been read; the connection cannot be used again."""
+UNREAD = frozenset({"request_timeout", "request_too_large", "too_many_connections"})
+"""Codes of answers after which the connection is closed: the body has not been read, or there are too many."""
 
 
 class ApiError(Exception):
@@ -79,6 +82,11 @@ def clipped(text: str) -> str:
     return text if len(text) <= REPEATED_INPUT else text[: REPEATED_INPUT - 1] + "…"
 
 
+def quoted(value: object) -> str:
+    """A client's own input in quotes, its odd characters escaped; never long."""
+    return clipped(repr(value))
+
+
 def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
     """The client's mistake: 400."""
     return ApiError(400, message, code=code, param=param)
@@ -109,6 +117,23 @@ def timed_out(seconds: float) -> ApiError:
 def too_large(limit: int) -> ApiError:
     """A body above `limit` bytes: 413."""
     return ApiError(413, f"The request body is larger than the {limit} bytes that are read.", code="request_too_large")
+
+
+def invalid_http(reason: str) -> ApiError:
+    """Bytes that are no HTTP request, or a part of one that cannot be: 400."""
+    return ApiError(400, f"{reason.rstrip('.')}.", code="invalid_http", useless=True)
+
+
+def head_too_large(limit: int) -> ApiError:
+    """A request line and headers above `limit` bytes: 431."""
+    message = f"The request's head is larger than the {limit} bytes that are read."
+    return ApiError(431, message, code="headers_too_large", useless=True)
+
+
+def crowded(limit: int) -> ApiError:
+    """More connections than `limit` are open: 503."""
+    message = f"The server has {limit} open connections, and serves no more at a time."
+    return ApiError(503, message, kind="server_error", code="too_many_connections", retry_after=RETRY_SECONDS)
 
 
 def queue_full(message: str, retry_after: int) -> ApiError:

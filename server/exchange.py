@@ -77,8 +77,12 @@ class Exchanges:
                 tell(exchange)
 
 
+def request_id_of(headers: Headers) -> str:
+    """Return the id that answers to a request with these headers carry: its own if that is plain, else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if PLAIN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
 def _opened(scope: Scope) -> Exchange:
     headers = Headers(scope=scope)
-    given = headers.get(REQUEST_ID, "")
-    request_id = given if PLAIN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-    return Exchange(request_id=request_id, headers=headers, method=scope["method"], path=scope["path"])
+    return Exchange(request_id=request_id_of(headers), headers=headers, method=scope["method"], path=scope["path"])

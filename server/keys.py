@@ -7,6 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
+from server.reading import read_settings_file
+
 SCHEME = b"bearer "
 
 
@@ -28,7 +30,7 @@ class ApiKeys:
     @classmethod
     def read(cls, file: Path) -> Self:
         """Of a file with one key a line; lines that begin with # are comments. `OSError`, `ValueError` without keys."""
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_settings_file(file).splitlines()
         return cls.of((line for line in lines if not line.startswith("#")), str(file))
 
     def __or__(self, other: Self) -> "ApiKeys":

@@ -1,6 +1,9 @@
 """One server process from its first line to its exit code."""
 
 import asyncio
+import ipaddress
+import logging
+import resource
 import signal
 import socket
 import sys
@@ -10,11 +13,16 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from server.connections import connections_within
+from server.connections import SPARE_CONNECTIONS, ConnectionLimits, connections_within
+from server.keys import ApiKeys
 from server.service import Service
 from server.version import build_info
 from server.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+OTHER_FILES = 128
+"""Open files that are no connections: libraries, pipes, the checkpoint."""
 FLUSH_SECONDS = 2
 """What the last bytes may take after the last token."""
 IDLE_SECONDS = 75
@@ -52,12 +60,36 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def warn_if_open(address: str, keys: ApiKeys) -> None:
+    """Log a warning if other machines can reach `address`, an IP address, and no request needs a key."""
+    if not keys.digests and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        logger.warning(
+            "listening on %s without API keys: whoever reaches it can use the model; set api_keys_file or host", address
+        )
+
+
+def allow_connections(number: int) -> None:
+    """Let the process have enough open files for so many connections; log a warning where it may not."""
+    needed = number + SPARE_CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if hard != unlimited and hard < needed:
+        logger.warning(
+            "max_connections is %d, which needs %d open files, but this process may have %d: set it lower, or raise"
+            " the limit (ulimit -Hn)", number, needed, hard,
+        )  # fmt: skip
+    if soft != unlimited and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard == unlimited else min(needed, hard), hard))
+
+
 async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGINT or a failure, which `service.worker.failure` then holds.
 
     After a signal new requests are refused and those that run may finish, for `drain_seconds` or until a second one;
     what runs then is ended with an error.
     """
+    allow_connections(service.settings.max_connections)
+    warn_if_open(listener.getsockname()[0], service.keys)
     with _short_turns():
         await _serve(service, app, listener)
 
@@ -75,7 +107,7 @@ def _short_turns() -> Iterator[None]:
 
 async def _serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
     worker, settings = service.worker, service.settings
-    server = _Server(uvicorn_config(app, settings.body_timeout_seconds))
+    server = _Server(uvicorn_config(app, service))
     stopping, hurrying = _stop_signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     beside = [
@@ -95,11 +127,20 @@ async def _serve(service: Service, app: ASGIApp, listener: socket.socket) -> Non
     await serving
 
 
-def uvicorn_config(app: ASGIApp, head_seconds: float) -> uvicorn.Config:
-    """How uvicorn serves `app`: a request's head must arrive within `head_seconds`."""
+def uvicorn_config(app: ASGIApp, service: Service) -> uvicorn.Config:
+    """How uvicorn serves `app`, the application of `service`."""
+    settings, metrics = service.settings, service.metrics
+    limits = ConnectionLimits(
+        read_seconds=settings.body_timeout_seconds,
+        write_seconds=settings.write_timeout_seconds,
+        most=settings.max_connections,
+        open=metrics.connections,
+        closed=metrics.connections_closed,
+    )
     return uvicorn.Config(
         app,
-        http=connections_within(head_seconds),
+        http=connections_within(limits),
+        ws="none",  # a connection that became a WebSocket would have none of these limits
         log_config=None,  # server.logs writes what uvicorn says
         access_log=False,
         timeout_keep_alive=IDLE_SECONDS,

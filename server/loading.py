@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams, set_threads
-from model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, shipped_checkpoint
+from model import (
+    ChatTemplate,
+    ModelConfig,
+    Thoughtbubbles,
+    Tokenizer,
+    load_checkpoint,
+    require_memory,
+    shipped_checkpoint,
+)
 from server.settings import ServerSettings
 
 
@@ -64,6 +72,8 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_model_len=settings.max_model_len,
         cache_bytes=settings.cache_bytes,
     )
+    if settings.device == "cpu":  # another device says itself that it has no more
+        require_memory(settings.cache_bytes, f"cache_bytes {settings.cache_bytes}")
     _warm_up(checkpoint.model, checkpoint.tokenizer)
     engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
     return engine, ServedModel(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -46,6 +46,11 @@ class Metrics:
         self.disconnects = Counter(
             f"{PREFIX}stream_disconnects", "Streams whose client left before the end.", registry=self.registry
         )
+        self.connections = Gauge(f"{PREFIX}http_connections", "Open connections.", registry=self.registry)
+        self.connections_closed = Counter(
+            f"{PREFIX}http_connections_closed", "Connections that the server ended, by reason.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
         self.registry.register(_EngineCollector(self.meter))
 
 

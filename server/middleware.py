@@ -6,12 +6,35 @@ from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import answer, no_key, too_large, too_slow
+from server.connections import CROWDED
+from server.errors import answer, crowded, no_key, too_large, too_slow
 from server.keys import ApiKeys
 from server.playground_routes import FILES as PLAYGROUND
 
 OPEN = frozenset({*PLAYGROUND, "/health", "/ready", "/version", "/metrics", "/openapi.json"})
 """Routes that need no key: they tell nothing of anybody's requests, and probes have none."""
+
+
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Routes that are answered on connections above the limit, too: a crowded server is alive."""
+
+
+class ConnectionLimit:
+    """A request on a connection above the limit goes no further than this, unless it is a probe."""
+
+    def __init__(self, app: ASGIApp, limit: int, rejected: Counter) -> None:
+        self._app = app
+        self._limit = limit
+        self._rejected = rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 503, or pass the request on."""
+        if CROWDED not in scope or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        error = crowded(self._limit)
+        self._rejected.labels(reason=error.code).inc()
+        await answer(error)(scope, receive, send)
 
 
 class KeyCheck:
@@ -64,3 +87,23 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_within_limits, send)
+
+
+class HeadAsGet:
+    """A HEAD request is answered as GET, without the body: FastAPI's routes have no HEAD of their own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass GET on in place of HEAD, and the headers of its answer back."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_no_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        got = {**scope, "method": "GET"}
+        await self._app(got, receive, send_no_body)
+        scope["route"] = got.get("route")

@@ -14,13 +14,13 @@ class Offsets:
     def place(self, token: bytes) -> int:
         """The offset of the character that the token's first byte belongs to, which an earlier token may have begun."""
         begun, _ = self._decoder.getstate()
-        offset = self._characters + (bool(begun) and _breaks(begun, token[:1]))
+        offset = self._characters + (bool(begun) and breaks(begun, token[:1]))
         self._characters += len(self._decoder.decode(token))
         return offset
 
 
-def _breaks(begun: bytes, byte: bytes) -> bool:
-    """Whether `byte` does not go on with the character that the bytes `begun` have begun, but stands after it."""
+def breaks(begun: bytes, byte: bytes) -> bool:
+    """Return whether `byte` does not go on with the character that `begun` has begun, but stands after it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     complete = decoder.decode(begun + byte)
     unfinished, _ = decoder.getstate()

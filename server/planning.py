@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engine import SamplingParams, most_streams
 from model import Selection, Tokenizer
-from server.errors import bad_request, clipped, not_found
+from server.errors import bad_request, not_found, quoted
 from server.generation import EngineRequest
 from server.loading import ServedModel
 from server.schemas import CompletionRequest
@@ -51,7 +51,7 @@ def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
 
 def _check_names(request: CompletionRequest, served: ServedModel) -> None:
     if request.model not in {"", served.name}:
-        raise not_found(f"The model {clipped(request.model)!r} does not exist.", "model_not_found", "model")
+        raise not_found(f"The model {quoted(request.model)} does not exist.", "model_not_found", "model")
     if request.suffix is not None:
         message = "Unsupported parameter: 'suffix' is not supported with this model."
         raise bad_request(message, "unsupported_parameter", "suffix")

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from urllib.parse import quote
 
 from fastapi import Request, Response
-from pydantic_core import to_json
 
 from server.client_identity import client_of
 from server.completions import Completion
@@ -15,7 +14,7 @@ from server.exchange import Exchange
 from server.generation import Generation
 from server.service import Service
 from server.streaming import CompletionStream
-from server.writing import write_alone
+from server.writing import answer_json, write_alone
 
 LONGEST_HEADER = 1000
 
@@ -36,7 +35,7 @@ async def respond(request: Request, service: Service, completion: Completion, ig
         if not completion.plan.request.stream:
             await while_connected(request, _collect(completion, generation))
             write = write_alone if completion.long else asyncio.to_thread
-            body = await write(lambda: to_json(completion.whole()))
+            body = await write(lambda: answer_json(completion.whole()))
             return Response(body, media_type="application/json", headers=headers)
         first = await while_connected(request, anext(generation))
         stack.pop_all()  # the stream gives the generation up from here on

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.aside import aside
 from server.completions import Completion
-from server.errors import clipped, not_found
+from server.errors import not_found, quoted
 from server.loading import ServedModel
 from server.openapi import STREAMED, refusals, takes
 from server.planning import plan
@@ -38,7 +38,7 @@ async def create_completion(request: Request, service: Serving) -> Response:
 async def cancel_completion(name: str, service: Serving) -> Json:
     """End a completion that runs; its own client gets an error."""
     if not service.worker.cancel(name):
-        raise not_found(f"No completion {clipped(name)!r} is running.", "not_found", "id")
+        raise not_found(f"No completion {quoted(name)} is running.", "not_found", "id")
     return {"id": name, "cancelled": True}
 
 
@@ -53,7 +53,7 @@ async def get_model(name: str, service: Serving) -> Json:
     """The served model, by its name."""
     served = service.worker.model
     if name != served.name:
-        raise not_found(f"The model {clipped(name)!r} does not exist.", "model_not_found", "model")
+        raise not_found(f"The model {quoted(name)} does not exist.", "model_not_found", "model")
     return _model_object(served)
 
 

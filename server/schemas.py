@@ -7,6 +7,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 INT64 = 1 << 63
 
+LONGEST_TEXT = 1 << 20
+"""In characters: its token ids are made in one call, while which no other thread runs Python."""
+
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+# Of many mistakes the first is told: `fail_fast`, for to collect them all takes a minute.
 TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
@@ -21,8 +26,8 @@ def _prompt_form(value: object) -> str | None:
 
 
 Prompt = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(max_length=1024, fail_fast=True), Tag("texts")]
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(max_length=1024, fail_fast=True), Tag("texts")]
     | Annotated[TokenIds, Tag("ids")]
     | Annotated[list[TokenIds], Field(max_length=1024, fail_fast=True), Tag("batch")],
     Discriminator(_prompt_form),
@@ -34,9 +39,21 @@ def _listed(value: object) -> object:
 
 
 Stop = Annotated[str, Field(min_length=1)]
-StopList = Annotated[list[Stop], Field(max_length=64)]
+StopList = Annotated[list[Stop], Field(max_length=64, fail_fast=True)]
 StopStrings = Annotated[StopList, BeforeValidator(_listed, json_schema_input_type=Stop | StopList)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _first_mistake(biases: object) -> object:
+    """Return a dictionary with the first of its mistakes alone, if it has any: dictionaries have no `fail_fast`."""
+    if isinstance(biases, dict):
+        for name, bias in biases.items():
+            if type(bias) not in {int, float} or not -100 <= bias <= 100:
+                return {name: bias}
+    return biases
+
+
+Biases = Annotated[dict[str, Bias], BeforeValidator(_first_mistake, json_schema_input_type=dict[str, Bias])]
 
 
 class RequestBody(BaseModel):
@@ -89,7 +106,7 @@ class GenerationRequest(RequestBody):
     """Subtracted once from the logit of every token that has been generated."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Subtracted as often as the token has been generated."""
-    logit_bias: dict[str, Bias] = {}
+    logit_bias: Biases = {}
     """Added to the logits of these token ids."""
     user: str | None = None
     """Of no consequence here."""
@@ -103,7 +120,7 @@ class GenerationRequest(RequestBody):
     """No end before this many tokens."""
     ignore_eos: bool = False
     """Go on after end-of-text."""
-    stop_token_ids: list[int] = Field([], max_length=64)
+    stop_token_ids: list[int] = Field([], max_length=64, fail_fast=True)
     """Token ids that end a choice."""
     include_stop_str_in_output: bool = False
     """Return the stop string too."""
@@ -122,7 +139,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Prompt = ""
     """Text or token ids, one or many; nothing means the end-of-text token."""
-    max_tokens: int = Field(16, ge=0)
+    max_tokens: int = Field(16, ge=0, le=INT64 - 1)
     """Most tokens generated for each choice; 0 scores the prompt."""
     best_of: int | None = None
     """Choices computed for each prompt, of which the n of highest mean log-probability are returned."""
@@ -148,7 +165,7 @@ class CompletionRequest(GenerationRequest):
 class TokenizeRequest(RequestBody):
     """Body of POST /tokenize."""
 
-    prompt: str
+    prompt: Text
     """The text to encode."""
     add_special_tokens: bool = True
     """Accepted for other servers' clients; this tokenizer adds none."""
@@ -157,7 +174,7 @@ class TokenizeRequest(RequestBody):
 class DetokenizeRequest(RequestBody):
     """Body of POST /detokenize."""
 
-    tokens: list[int]
+    tokens: list[int] = Field(fail_fast=True)
     """The ids to decode."""
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
 from server.keys import NO_KEYS, ApiKeys
 
@@ -11,13 +12,16 @@ POSITIVE = (
     "max_waiting_streams",
     "max_choices",
     "max_body_bytes",
+    "max_connections",
     "body_timeout_seconds",
+    "write_timeout_seconds",
     "request_timeout_seconds",
     "keep_alive_seconds",
     "stall_seconds",
     "watchdog_seconds",
     "drain_seconds",
 )
+MAX_BATCH_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class ServerSettings:
     dtype: Annotated[str, "precision of weights and activations: float32 or bfloat16"] = "float32"
     threads: Annotated[int | None, "CPU threads that torch computes with (one fewer than torch would)"] = None
     max_model_len: Annotated[int | None, "most tokens of prompt and completion (those of a training block)"] = None
-    max_batch_size: Annotated[int, "most requests computed in one step"] = 32
+    max_batch_size: Annotated[int, "most requests computed in one step, up to 4096"] = 32
     max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
         1 << 18
     )
@@ -47,7 +51,11 @@ class ServerSettings:
     max_choices: Annotated[int, "most choices of one request: its prompts times n or best_of"] = 1024
     cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
+    max_connections: Annotated[int, "most open connections; on more only /health, /ready and /metrics are answered"] = (
+        1000
+    )
     body_timeout_seconds: Annotated[float, "a request's head must arrive within this time, and so must its body"] = 30.0
+    write_timeout_seconds: Annotated[float, "a client that reads nothing of an answer for this time is cut off"] = 30.0
     request_timeout_seconds: Annotated[float, "a request that takes longer ends with an error; inf: none does"] = 600.0
     keep_alive_seconds: Annotated[float, "a silent stream sends a comment this often"] = 15.0
     stall_seconds: Annotated[float, "a step longer than this makes /ready fail"] = 60.0
@@ -70,10 +78,13 @@ class ServerSettings:
     api_keys: Annotated[ApiKeys, "keys from the environment: on a command line others see them"] = NO_KEYS
 
     def __post_init__(self) -> None:
+        self._check_addresses()
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
+        if not 1 <= self.max_batch_size <= MAX_BATCH_SIZE:
+            raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if self.dtype not in {"float32", "bfloat16"}:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
         if self.log_format not in {"text", "json"}:
@@ -82,3 +93,29 @@ class ServerSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
+
+    def _check_addresses(self) -> None:
+        if not self.host.strip():  # a socket would listen on every address
+            raise ValueError(f"host must be an address or a name, not {self.host!r}; 0.0.0.0 is every address")
+        if self.otel_endpoint is not None and _web_address(self.otel_endpoint) is None:
+            example = "http://127.0.0.1:4318/v1/traces"
+            raise ValueError(f"otel_endpoint must be a URL such as {example}, not {self.otel_endpoint!r}")
+        for origin in self.cors_origins:
+            if origin not in {"*", "null"} and not _is_origin(origin):
+                raise ValueError(f"cors_origins must be origins such as https://a.example, not {origin!r}")
+
+
+def _web_address(text: str) -> SplitResult | None:
+    """Return the parts of an http or https URL, None if it is none."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, an address that is none
+        return None
+    return parts if usable else None
+
+
+def _is_origin(text: str) -> bool:
+    """Return whether a browser may send this as its Origin: scheme, host and port, and nothing after them."""
+    parts = _web_address(text)
+    return parts is not None and text == f"{parts.scheme}://{parts.netloc}"

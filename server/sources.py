@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from server.keys import ApiKeys
+from server.reading import read_settings_file
 from server.settings import ServerSettings
 
 PREFIX = "THOUGHTBUBBLES_"
@@ -99,7 +100,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_file(file: Path) -> dict[str, Any]:
     try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
+        given = tomllib.loads(read_settings_file(file))
+    except RecursionError:
+        raise ValueError(f"{file} is not TOML that can be read: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{file} is not TOML: {error}") from None
     kinds = {setting.name: kind for setting, kind, _ in _options()}

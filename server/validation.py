@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from server.errors import ApiError, bad_request, clipped
+from server.body_size import check_size
+from server.errors import ApiError, bad_request, clipped, quoted
 from server.schemas import RequestBody
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -45,7 +46,8 @@ PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
 
 
 def parse(body: bytes, schema: type[Body]) -> Body:
-    """Read a body as `schema`. `ApiError` 400 for the first mistake found."""
+    """Read a body as `schema`. `ApiError` 400 for the first mistake found, 413 for more than is read at once."""
+    check_size(body)
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -76,7 +78,7 @@ def _translated(error: ErrorDetails) -> ApiError:
         bound, problem, relation = RELATIONS[kind]
         return _out_of_range(name, problem, relation, context[bound], given)
     if kind in EXPECTED:
-        message = f"Invalid type for {name!r}: expected {EXPECTED[kind]}, but got {_json_name(given)} instead."
+        message = f"Invalid type for {quoted(name)}: expected {EXPECTED[kind]}, but got {_json_name(given)} instead."
         return bad_request(message, "invalid_type", name)
     return _misshapen(kind, name, context, given)
 
@@ -84,18 +86,26 @@ def _translated(error: ErrorDetails) -> ApiError:
 def _misshapen(kind: str, name: str, context: Mapping[str, Any], given: object) -> ApiError:
     match kind:
         case "missing":
-            return bad_request(f"Missing required parameter: {name!r}.", "missing_required_parameter", name)
+            return bad_request(f"Missing required parameter: {quoted(name)}.", "missing_required_parameter", name)
         case "too_long":
             wanted, got = context["max_length"], context["actual_length"]
-            message = f"Invalid {name!r}: array too long. Expected at most {wanted} elements, but got {got} instead."
+            message = (
+                f"Invalid {quoted(name)}: array too long. Expected at most {wanted} elements, but got {got} instead."
+            )
             return bad_request(message, "array_above_max_length", name)
         case "too_short":
-            return bad_request(f"Invalid {name!r}: expected at least one element.", "empty_array", name)
+            return bad_request(f"Invalid {quoted(name)}: expected at least one element.", "empty_array", name)
+        case "string_too_long":
+            wanted, got = context["max_length"], len(given) if isinstance(given, str) else "more"
+            message = (
+                f"Invalid {quoted(name)}: string too long. Expected at most {wanted} characters, but got {got} instead."
+            )
+            return bad_request(message, "string_above_max_length", name)
         case "string_too_short":
-            return bad_request(f"Invalid {name!r}: expected at least one character.", "empty_string", name)
+            return bad_request(f"Invalid {quoted(name)}: expected at least one character.", "empty_string", name)
         case _:
             expected = context.get("expected", "another value")
-            message = f"Invalid value for {name!r}: {clipped(repr(given))}. Expected {expected}."
+            message = f"Invalid value for {quoted(name)}: {quoted(given)}. Expected {expected}."
             return bad_request(message, "invalid_value", name)
 
 
@@ -103,7 +113,7 @@ def _out_of_range(name: str, problem: str, relation: str, bound: float, got: flo
     number = "integer" if isinstance(bound, int) else "decimal"
     code = f"{number}_{problem.replace(' ', '_').replace('maximum', 'max').replace('minimum', 'min')}"
     expected = f"Expected a value {relation} {_number(bound)}, but got {_number(got)} instead."
-    return bad_request(f"Invalid {name!r}: {number} {problem}. {expected}", code, name)
+    return bad_request(f"Invalid {quoted(name)}: {number} {problem}. {expected}", code, name)
 
 
 def _number(value: float) -> str:

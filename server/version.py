@@ -1,12 +1,11 @@
 """What is running: this project's version and what it computes with."""
 
-from importlib.metadata import version
-
 import torch
 
 from model import segments_backend
+from server.package_version import package_version
 
-VERSION = version("thoughtbubbles")
+VERSION = package_version()
 
 
 def build_info(device: str) -> dict[str, str]:

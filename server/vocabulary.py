@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from model import Tokenizer
-from server.errors import ApiError, bad_request, clipped
+from server.errors import ApiError, bad_request, quoted
 
 DIGITS = re.compile(r"[0-9]{1,18}")
 
@@ -35,5 +35,5 @@ def token_id_keys(name: str, values: Mapping[str, float], tokenizer: Tokenizer) 
 
 def _unknown(name: str, given: str, tokenizer: Tokenizer) -> ApiError:
     largest = tokenizer.vocab_size - 1
-    message = f"Invalid {name!r}: {clipped(given)!r} is not a token id; the largest one is {largest}."
+    message = f"Invalid {name!r}: {quoted(given)} is not a token id; the largest one is {largest}."
     return bad_request(message, "invalid_token_id", name)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from model.memory import lack_of_memory
 from training import analyse, evaluate, train
 from training.data import prepare
 
@@ -20,6 +21,11 @@ def main(argv: list[str] | None = None) -> int:
         status: int = COMMANDS[args.command].run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if (told := lack_of_memory(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return status
 

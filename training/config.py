@@ -1,5 +1,6 @@
 """How a run is trained: everything that `ModelConfig` does not say."""
 
+import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -8,6 +9,8 @@ Schedule = Literal["wsd", "cosine"]
 Parallelism = Literal["ddp", "fsdp"]
 Precision = Literal["float32", "bfloat16"]
 
+MAX_BATCH_SIZE = 1 << 20
+"""Far above any that a device holds: what is more would fill the memory before it fails."""
 _CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "parallelism": Parallelism}
 
 
@@ -67,6 +70,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "validate_every", "save_every", "log_every"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.batch_size <= MAX_BATCH_SIZE, "batch_size", f"at most {MAX_BATCH_SIZE}")
+        self._require(0 <= self.seed < 1 << 63, "seed", "from 0 to 2^63 - 1")
         for name in ("learning_rate", "clip"):
             self._require(getattr(self, name) > 0, name, "above 0")
         for name in ("dropout", "beta1", "beta2", "final_fraction"):
@@ -98,4 +103,4 @@ class TrainConfig:
 
     def _require(self, ok: bool, name: str, wanted: str) -> None:
         if not ok:
-            raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+            raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(getattr(self, name))}")

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from model import Fork, ForkingBlock, Streams, Thoughtbubbles
+from model.checkpoint import check_device
 
 # FSDP2 finds the tensors that go into and out of a module by torch's registry of containers.
 register_dataclass(Streams)
@@ -38,6 +39,11 @@ class Ranks:
         """Whether this is the one that writes logs and checkpoints."""
         return self.rank == 0
 
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this is the one of its machine that does what is done once on each."""
+        return self.world_size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
     def any(self, asked: bool) -> bool:
         """Whether any rank says so: all get the same answer, over the CPU, so that no device is waited for."""
         if self.world_size == 1:
@@ -61,8 +67,12 @@ class Ranks:
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun started, or one alone; `device` is a kind (with torchrun) or one device."""
+    """The ranks that torchrun started, or one alone; `device` is a kind (with torchrun) or one device.
+
+    `ValueError` for one alone whose device cannot be used.
+    """
     if "WORLD_SIZE" not in os.environ:
+        check_device(device)
         yield Ranks(device=torch.device(device))
         return
     own = torch.device(device)

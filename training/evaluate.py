@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the scores, a line for each measure or set and each rule; 0."""
     if not args.data and not args.task:
         raise ValueError("data: nothing to evaluate on; give --data FILE or --task NAME FILE")
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {args.batch_size}")
     checkpoint = load_checkpoint(args.checkpoint, device=args.device)
     if args.data:
         _run_texts(args, checkpoint)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar for people, JSON lines for programs, trackers for who wants them."""
+"""What a run tells while it goes: a progress bar in a terminal, JSON lines for programs, other tools' trackers."""
 
 import json
 import time
@@ -27,7 +27,8 @@ class RunLog:
     ) -> None:  # fmt: skip
         self._ranks = ranks
         self._file = path.open("a", encoding="utf-8") if ranks.first else None
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not ranks.first)
+        disable = None if ranks.first else True  # None: where there is a terminal
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=disable)
         self._tokens_per_step = tokens_per_step
         self._peak = peak
         self._trackers = trackers

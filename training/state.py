@@ -15,16 +15,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from model.distributed_checkpoint import INDEX, load_distributed, reason
+from model.reading import read_json_object
 from training.distributed import Ranks
 
 Facts = dict[str, Any]
 """What is no tensor: the step, the best loss, the settings. JSON."""
 
 FACTS_FILE = "facts.json"
+_KINDS = {"model": dict, "training": dict, "data": dict, "step": int, "start": str | None,
+          "best_val_loss": float | int | None}  # fmt: skip
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -55,21 +59,33 @@ class RunState:
         self._writing = writing
 
     def wait(self) -> None:
-        """Until what is being written is there; then the states before it go. Raises what writing it raised."""
+        """Until what is being written is there; then the states before it go.
+
+        `OSError` naming the folder when it could not be written; the states before it are then left.
+        """
         if self._writing is None:
             return
-        self._writing.result()
-        self._writing = None
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+        except (CheckpointException, Exception) as error:  # the former is a BaseException alone
+            raise OSError(f"the state could not be written to {self._folder}: {reason(error)}") from error
         if self._ranks.first:
             for old in self._folder.glob("step-*"):
                 if old != latest_state(self._folder):
                     shutil.rmtree(old)
 
     def load(self) -> Facts:
-        """Put the latest state's weights and moments back; its facts. `ValueError` when there is none."""
+        """Put the latest state's weights and moments back; its facts.
+
+        No code in a state is run. `ValueError` when there is none, and naming the file that is damaged or missing.
+        """
         path = latest_state(self._folder)
         tensors = self._tensors()
-        load(tensors, checkpoint_id=path)
+        try:
+            load_distributed(tensors, path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"resume: {error}") from error
         set_state_dict(
             self._model, self._optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizers"],
             options=_FLAT,
@@ -95,10 +111,17 @@ def has_state(folder: Path) -> bool:
 
 
 def read_facts(folder: Path) -> Facts:
-    """The facts of the latest state in `folder`. `ValueError` when there is none."""
-    facts: Facts = json.loads((latest_state(folder) / FACTS_FILE).read_text(encoding="utf-8"))
+    """The facts of the latest state in `folder`. `ValueError` when there is none, or naming what is wrong with them."""
+    path = latest_state(folder) / FACTS_FILE
+    try:
+        facts = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"resume: {error}") from error
+    for name, kind in _KINDS.items():
+        if name not in facts or not isinstance(facts[name], kind) or isinstance(facts[name], bool):
+            raise ValueError(f"resume: {path} does not tell of {name}, or not as a run writes it")
     return facts
 
 
 def _whole_states(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("step-*") if (path / ".metadata").is_file()]
+    return [path for path in folder.glob("step-*") if (path / INDEX).is_file()]

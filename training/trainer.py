@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
-from model.checkpoint import MAX_PADDING
+from model.checkpoint import MAX_PADDING, empty_model
+from model.memory import require_memory
+from model.weights import save_tensors
 from training.config import TrainConfig
 from training.data.corpus import Corpus
 from training.data.loader import PADDING, inputs
+from training.data.verification import Verification
 from training.distributed import Ranks
 from training.flops import flops_per_block, peak_flops
 from training.measures import Window, negative_log_likelihood
@@ -63,7 +65,10 @@ class Trainer:
         self._ranks = ranks
         self._share = ranks.share(config.batch_size)
         self._corpus = Corpus.open(data, model_config.block_size, config.seed, root)
+        self._verification = Verification(self._corpus.unverified if ranks.first_of_node else [])
         _require_vocabulary(model_config, self._corpus.vocab_size)
+        parameters = sum(weights.numel() for weights in empty_model(model_config).parameters())
+        require_memory(4 * parameters, f"a model of {parameters:,} parameters")
         torch.manual_seed(config.seed)
         self._model = Thoughtbubbles(model_config, dropout=config.dropout)
         if start is not None:
@@ -83,12 +88,17 @@ class Trainer:
     def run(self, stopping: Callable[[], bool], trackers: Sequence[Tracker] = ()) -> None:
         """Train until the last step, or until `stopping()` on any rank; either way what was learnt is saved.
 
-        Raises `LossNotFiniteError`, with nothing saved since, for the first batch whose loss is no number.
+        Raises `LossNotFiniteError`, with nothing saved since, for the first batch whose loss is no number, and
+        `ValueError` naming a data file that turns out not to be what its index says.
         """
-        with self._log(trackers) as log:
-            while self.step < self._config.steps and not self._ranks.any(stopping()):
+        with self._log(trackers) as log, self._verification:
+            while self.step < self._config.steps and not self._ranks.any(stopping() or self._verification.failed):
                 log.learned(self._one_step(), self._flops())
+                if self.step == self._config.steps:
+                    self._verification.wait()
+                    self._require_data()
                 self._tell(log)
+            self._require_data()
             if not self._due(self._config.save_every):
                 self._require_finite(log)
                 self._save()
@@ -133,6 +143,14 @@ class Trainer:
         ratios = (ratio(number, self._model_config, self._config) for number in self._numbers(self.step - 1))
         return sum(self._config.batch_size * flops_per_block(self._model_config, r) for r in ratios)
 
+    def _require_data(self) -> None:
+        """Raise, on all ranks, what the verification of large files has found so far."""
+        if self._ranks.any(self._verification.failed):
+            self._state.wait()
+            raise self._verification.failure or ValueError(
+                "data: another process found a file that is not what its index says"
+            )
+
     def _require_finite(self, log: RunLog) -> None:
         found = log.first_not_finite()
         if found is None:
@@ -150,7 +168,7 @@ class Trainer:
     def _write_batch(self, number: int, path: Path) -> None:
         """A batch of all ranks as the token ids that were learned from, and beside it as text, a line a window."""
         windows = self._corpus.loader.batch(number, self._config.batch_size)
-        save_file({"windows": windows}, path)
+        save_tensors({"windows": windows}, path)
         decode = self._corpus.tokenizer.decode
         lines = (json.dumps(decode(inputs(w[w != PADDING]).tolist()), ensure_ascii=False) + "\n" for w in windows)
         path.with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
@@ -194,8 +212,7 @@ class Trainer:
         weights = get_model_state_dict(self._model, options=whole)
         if not self._ranks.first:
             return
-        with torch.device("meta"):
-            model = Thoughtbubbles(self._model_config)
+        model = empty_model(self._model_config)
         model.load_state_dict(weights, assign=True)
         dtype = getattr(torch, self._config.precision)
         save_checkpoint(self._out / name, model, self._corpus.tokenizer, self._provenance(), dtype=dtype)

@@ -23,6 +23,8 @@ SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "sec
 
 OURS = {
     "bad_request": errors.BadRequestError,
+    "invalid_http": errors.BadRequestError,
+    "head_too_large": errors.BadRequestError,
     "no_key": errors.UnauthorizedError,
     "not_found": errors.NotFoundError,
     "too_slow": errors.RequestTimeoutError,
@@ -31,6 +33,7 @@ OURS = {
     "queue_full": errors.TooManyRequestsError,
     "client_queue_full": errors.TooManyRequestsError,
     "unavailable": errors.ServiceUnavailableError,
+    "crowded": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
     "non_finite_logits": errors.ServerError,

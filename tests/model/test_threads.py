@@ -25,5 +25,5 @@ def test_a_core_is_left_over_unless_told(
 
 
 def test_none_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="threads must be from 1 to 1024, not 0"):
         set_threads(0)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ class Running(Listening):
 def listening(service: Service) -> Iterator[Listening]:
     """Run it for the length of a `with` block, once it is ready."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn_config(create_app(service), service.settings.body_timeout_seconds))
+    server = uvicorn.Server(uvicorn_config(create_app(service), service))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -138,6 +139,19 @@ def eventually(true: Callable[[], bool], seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.005)
+
+
+def connected(server: Listening) -> socket.socket:
+    """A connection of one's own."""
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=30)
+
+
+def read(client: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    told = b""
+    while more := client.recv(1 << 16):
+        told += more
+    return told
 
 
 @contextmanager

@@ -1,8 +1,16 @@
 """The socket that a server listens on."""
 
+import asyncio
+import logging
 import socket
 
-from server.lifecycle import listen
+import pytest
+
+from server.keys import NO_KEYS, ApiKeys
+from server.lifecycle import listen, serve, warn_if_open
+from tests.server.harness import MakeService
+
+KEYS = ApiKeys.of(["sk-one"], "here")
 
 
 def test_no_answer_waits_for_an_acknowledgement() -> None:
@@ -10,3 +18,27 @@ def test_no_answer_waits_for_an_acknowledgement() -> None:
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    ("address", "keys", "warns"),
+    [("0.0.0.0", NO_KEYS, True), ("::", NO_KEYS, True), ("192.168.1.5", NO_KEYS, True), ("fe80::1%eth0", NO_KEYS, True),
+     ("127.0.0.1", NO_KEYS, False), ("127.0.0.2", NO_KEYS, False), ("::1", NO_KEYS, False), ("0.0.0.0", KEYS, False)],
+)  # fmt: skip
+def test_a_server_that_anybody_can_use_is_warned_of(
+    address: str, keys: ApiKeys, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_if_open(address, keys)
+    logged = [(record.levelno, address in record.message) for record in caplog.records]
+    assert logged == [(logging.WARNING, True)] * warns
+
+
+def test_the_warning_comes_at_the_start(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of the address that is really listened on."""
+    warned: list[tuple[str, ApiKeys]] = []
+    monkeypatch.setattr("server.lifecycle.warn_if_open", lambda *given: warned.append(given))
+    monkeypatch.setattr("server.lifecycle._serve", lambda *_: asyncio.sleep(0))
+    service, _ = make_service(api_keys=KEYS)
+    with listen("localhost", 0) as listener:
+        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener))
+    assert warned == [("127.0.0.1", KEYS)]

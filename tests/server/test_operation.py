@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.metadata
+import logging
 import threading
 
 import httpx
@@ -13,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model import Thoughtbubbles
 from server.app import create_app
 from server.metrics import COUNTERS, GAUGES, LAYER_COUNTERS
-from tests.server.harness import Json, Listening, MakeService, Running, Serve
+from tests.server.harness import Json, Listening, MakeService, Running, Serve, eventually
 
 PREFIX = "thoughtbubbles_"
 
@@ -99,6 +100,34 @@ def test_the_law_holds_at_every_step(server: Running) -> None:
         seen.add((found["num_requests_running",], found["num_requests_waiting",]))
     assert max(running for running, _ in seen) > 0
     assert max(waiting for _, waiting in seen) > 0, "20 requests and places for 8"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/playground/main.js", "/health", "/ready", "/version", "/metrics", "/openapi.json", "/v1/models",
+     "/v1/models/tiny", "/tokenizer_info", "/v1/models/other", "/nowhere"],
+)  # fmt: skip
+def test_head_is_get_without_the_body(server: Running, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "server.requests")
+    name = {"x-request-id": f"of{path}"}
+    get, head = server.client.get(path, headers=name), server.client.head(path, headers=name)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert set(head.headers) == set(get.headers)
+    assert path == "/metrics" or head.headers["content-length"] == get.headers["content-length"]
+    logged: list[Json] = []
+
+    def both_are_logged() -> bool:
+        logged[:] = [each.fields for each in caplog.records if each.fields["request_id"] == name["x-request-id"]]
+        return len(logged) == 2
+
+    eventually(both_are_logged)
+    assert [each["method"] for each in logged] == ["GET", "HEAD"]
+    assert len({each.get("route") for each in logged}) == 1
+
+
+def test_head_of_what_has_no_get(server: Running) -> None:
+    head = server.client.head("/v1/completions")
+    assert (head.status_code, head.headers["allow"], head.content) == (405, "POST", b"")
 
 
 def test_build_and_model_are_labels(server: Running) -> None:

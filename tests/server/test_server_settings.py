@@ -16,6 +16,7 @@ GIVEN = {
     "max_client_share": 0.25, "max_choices": 12,
     "cache_bytes": 7, "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
+    "max_connections": 12, "write_timeout_seconds": 13.5,
     "api_keys_file": Path("keys"), "cors_origins": ("https://a", "https://b"), "log_format": "json",
     "log_prompts": True, "otel_endpoint": "http://c",
 }  # fmt: skip
@@ -109,14 +110,29 @@ def test_a_variable_that_is_wrong_is_refused_by_name(name: str, value: str, reas
 @pytest.mark.parametrize(
     ("name", "value"),
     [("port", -1), ("port", 65536), ("dtype", "float64"), ("log_format", "xml"), ("threads", 0),
-     ("max_waiting_streams", 0), ("max_client_share", 0), ("max_client_share", 1.5),
-     ("max_choices", 0), ("max_body_bytes", 0), ("body_timeout_seconds", 0),
-     ("request_timeout_seconds", -1), ("keep_alive_seconds", 0), ("stall_seconds", -1),
-     ("watchdog_seconds", 0), ("drain_seconds", float("nan"))],
+     ("max_waiting_streams", 0), ("max_client_share", 0), ("max_client_share", 1.5), ("max_choices", 0),
+     ("max_body_bytes", 0), ("max_connections", 0), ("write_timeout_seconds", 0),
+     ("body_timeout_seconds", 0), ("request_timeout_seconds", -1),
+     ("keep_alive_seconds", 0), ("stall_seconds", -1), ("watchdog_seconds", 0), ("drain_seconds", float("nan")),
+     ("host", ""), ("host", " "), ("otel_endpoint", "notaurl"), ("otel_endpoint", ""), ("otel_endpoint", "ftp://c"),
+     ("otel_endpoint", "http://"), ("otel_endpoint", "http://c:port"), ("otel_endpoint", "http://[c"),
+     ("cors_origins", ("https://a", "https://b/")), ("cors_origins", ("a",))],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):
         ServerSettings(**{name: value})
+
+
+def test_an_empty_host_is_refused_wherever_it_is_given() -> None:
+    """A socket would take it for every address of the machine."""
+    for given, environment in ((["--host", ""], {}), ([], {f"{PREFIX}HOST": ""})):
+        with pytest.raises(ValueError, match=r"^host must be an address or a name, not ''"):
+            parsed(*given, environment=environment)
+
+
+@pytest.mark.parametrize("origins", [("*",), ("null",), ("http://[::1]:3000", "https://a.example")])
+def test_origins_as_browsers_send_them(origins: tuple[str, ...]) -> None:
+    assert ServerSettings(cors_origins=origins).cors_origins == origins
 
 
 def test_keys_come_from_the_environment_and_are_in_no_copy_of_the_settings() -> None:

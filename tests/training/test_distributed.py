@@ -1,6 +1,7 @@
 """Two ranks by torchrun, over gloo or NCCL, learn what one does, and either goes on where the other stopped."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -36,6 +37,10 @@ def runs(data: Path, device: str, tmp_path_factory: pytest.TempPathFactory) -> P
     alone(data, out / "one-then-two", device).run(stop_after(3))
     (out / "padded.toml").write_text(f'[sets.a]\ndata = "{data}"\nweight = 1\nform = "padded"\n')
     alone(out / "padded.toml", out / "one-padded", device).run(never)
+    shutil.copytree(data, out / "damaged-data")
+    flipped = bytearray((data / "train.bin").read_bytes())
+    flipped[-1] ^= 1
+    (out / "damaged-data" / "train.bin").write_bytes(flipped)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = ["-m", "tests.training.two_ranks", str(data), str(out), device]
     done = subprocess.run(
@@ -85,6 +90,14 @@ def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> N
 def test_two_go_on_where_one_stopped(runs: Path) -> None:
     assert read_facts(runs / "one-then-two" / STATE_FOLDER)["step"] == QUIET.steps
     assert_same_run_from(runs / "one", runs / "one-then-two")
+
+
+def test_both_stop_where_one_finds_damaged_data(runs: Path) -> None:
+    """The first of a machine verifies large files; no rank is left waiting for it."""
+    told = [(runs / f"failure-of-{rank}.txt").read_text() for rank in range(2)]
+    assert told[0].endswith("train.bin is not the file that was prepared: its sha256 is not the index's")
+    assert told[1] == "data: another process found a file that is not what its index says"
+    assert not (runs / "damaged" / "checkpoint").exists()
 
 
 def assert_same_run_from(whole: Path, parts: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import hashlib
+import random
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,20 @@ def test_a_written_out_end_of_text_in_a_document_is_text(data: Path, tmp_path: P
         ("a.txt", b"\xff\xfe", r"a\.txt: .*utf-8"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "cut short"}\n' * 99)[:-20], r"a\.jsonl\.gz: .*end"),
         ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "hurt"}\n' * 999)[:30] + b"\0" * 9, r"a\.jsonl\.gz: "),
         ("a.jsonl", b"\n", "no documents"),
+        (
+            "a.jsonl",
+            b'{"text": "fine"}\n{"text": "half \\ud83d"}\n',
+            r"a\.jsonl:2: the text has a lone surrogate, U\+D83D, at",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "\\udc00"}]}',
+            r"a\.jsonl:1: the text has a lone surrogate",
+        ),
+        ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1: not JSON that can be read \(it is nested too deeply\)"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", r"a\.jsonl:1: not JSON"),
     ],
 )
 def test_bad_input_is_refused_by_name(data: Path, tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -96,6 +110,27 @@ def test_bad_input_is_refused_by_name(data: Path, tmp_path: Path, name: str, con
         prepare([tmp_path / name], [tmp_path / name], tmp_path / "out", str(data / "tokenizer.tiktoken"))
     with pytest.raises(ValueError, match=r"has no index\.json"):
         Index.read(tmp_path / "out")  # a half-prepared folder does not pass for a whole one
+
+
+def test_a_byte_order_mark_is_no_text(data: Path, tmp_path: Path) -> None:
+    """Before the first line, before a later one where files were joined, and before a text."""
+    mark = b"\xef\xbb\xbf"
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(mark + b'{"text": "one"}\n' + mark + b'{"text": "two"}\n')
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(mark + b'{"text": "three"}\n'))
+    plain = tmp_path / "c.txt"
+    plain.write_bytes(mark + b"four")
+    prepare([lines, packed, plain], [plain], tmp_path / "out", str(data / "tokenizer.tiktoken"))
+    assert documents_of(tmp_path / "out", "train") == ["one", "two", "three", "four"]
+
+
+def test_a_word_without_end_and_an_endless_gap_are_prepared(tmp_path: Path) -> None:
+    """A vocabulary learns of the beginning of the word; a token file has all of both."""
+    texts = ["".join(random.Random(0).choices("abcdefgh", k=1_000_000)), "gap" + " " * 2_000_000 + "gap", *TEXTS]
+    source = write_json_lines(tmp_path / "a.jsonl", texts)
+    prepare([source], [source], tmp_path / "out", VOCAB)
+    assert documents_of(tmp_path / "out", "train") == texts
 
 
 @pytest.mark.parametrize(("size", "reason"), [(257, "at least 258"), (100_000, "more than this text can fill")])

@@ -51,7 +51,7 @@ def test_no_fork_layers_make_the_regular_twin() -> None:
 
 def test_no_threads_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--threads", "0"]) == 2
-    assert "threads must be at least 1, not 0" in capsys.readouterr().err
+    assert "threads must be from 1 to 1024, not 0" in capsys.readouterr().err
 
 
 def test_a_flag_that_makes_no_model_is_refused_by_name() -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
@@ -40,6 +41,11 @@ def main(data: Path, out: Path, device: str) -> None:
         trainer("muon", replace(sharded, optimizer="muon")).run(never)
         trainer("two-then-one", sharded).run(_asked_of_the_last(ranks, 3))
         trainer("one-then-two", sharded, resume=True).run(never)
+        with patch("training.data.verification.AT_ONCE_BYTES", 0):
+            damaged = trainer("damaged", QUIET, data=out / "damaged-data")
+        with pytest.raises(ValueError, match=r"train\.bin is not the file|another process found a file") as failure:
+            damaged.run(never)
+        (out / f"failure-of-{ranks.rank}.txt").write_text(str(failure.value))
 
 
 def _share_graphs(ranks: Ranks) -> None:

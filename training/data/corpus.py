@@ -1,6 +1,6 @@
 """What a run learns from and is measured on: one prepared folder, or a mixture of several."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,8 @@ from model import Tokenizer
 from training.data.given import read_given
 from training.data.loader import DocumentLoader, Loader, WindowLoader, document_cuts
 from training.data.mixture import Mixture, MixtureSet, read_mixture
-from training.data.token_file import Index, read_tokenizer, read_tokens
+from training.data.token_file import Index, given_check, read_tokenizer, read_tokens, token_check
+from training.data.verification import FileCheck
 from training.measures import Window, packed_windows
 
 
@@ -35,13 +36,15 @@ class Corpus:
     """Whether windows can hold `PADDING`."""
     facts: dict[str, Any]
     """What a checkpoint remembers of the data and a resumed run must find again, JSON-ready."""
+    unverified: list[FileCheck]
+    """Checks of large files, still to be made."""
 
     @classmethod
     def open(cls, path: Path, length: int, seed: int, root: Path | None = None) -> Self:
         """A folder, or a TOML file of a mixture, for windows of `length` + 1 tokens.
 
         `root` is what a mixture's folders are relative to (None: its file). Raises `ValueError` for data that is not
-        there, does not fit together, or is too little.
+        there, is not what was prepared, does not fit together, or is too little. Large files are left to `unverified`.
         """
         if path.suffix == ".toml":
             return cls._open_mixture(path, read_mixture(path, root), length, seed)
@@ -49,15 +52,17 @@ class Corpus:
 
     @classmethod
     def _open_folder(cls, folder: Path, length: int, seed: int) -> Self:
-        index = Index.read(folder)
+        index, part = Index.read(folder), MixtureSet(data=folder, weight=1.0)
+        tokenizer = read_tokenizer(folder)
         return cls(
-            loader=WindowLoader(read_tokens(folder, "train"), length, seed),
-            validation={"val": packed_windows(read_tokens(folder, "val"), length)},
+            loader=_loader(part, length, seed, tokenizer),
+            validation={"val": _validation(part, length, tokenizer)},
             weights={"val": 1.0},
-            tokenizer=read_tokenizer(folder),
+            tokenizer=tokenizer,
             vocab_size=index.vocab_size,
             padded=False,
             facts=index.to_dict(),
+            unverified=_verified([part]),
         )
 
     @classmethod
@@ -67,7 +72,8 @@ class Corpus:
         for name, index in indices.items():
             if index.tokenizer_sha256 != indices[first].tokenizer_sha256:
                 raise ValueError(f"data: {path}: {name} has another tokenizer than {first}")
-        tokenizer, total = read_tokenizer(sets[first].data), sum(each.weight for each in sets.values())
+        tokenizer, *_ = [read_tokenizer(each.data) for each in sets.values()]
+        total = sum(each.weight for each in sets.values())
         loaders = [_loader(each, length, _seed_of(name, seed), tokenizer) for name, each in sets.items()]
         return cls(
             loader=Mixture(loaders, [each.weight for each in sets.values()], seed),
@@ -82,7 +88,27 @@ class Corpus:
                 "learn": {name: each.learn for name, each in sets.items()},
                 "sets": {name: index.to_dict() for name, index in indices.items()},
             },
+            unverified=_verified(sets.values()),
         )
+
+
+def _verified(parts: Iterable[MixtureSet]) -> list[FileCheck]:
+    """Verify what training reads of `parts`, but for large files to learn from: their checks are returned.
+
+    What is validated on is read as a whole each time, so verifying it takes no longer than that.
+    """
+    later = []
+    for part in parts:
+        for split in ("train", "val"):
+            checks = [token_check(part.data, split)]
+            if part.learn == "answers":
+                checks.append(given_check(part.data, split))
+            for check in checks:
+                if split == "train" and check.large:
+                    later.append(check)
+                else:
+                    check.run()
+    return later
 
 
 def _seed_of(name: str, seed: int) -> int:
@@ -91,10 +117,10 @@ def _seed_of(name: str, seed: int) -> int:
 
 
 def _loader(part: MixtureSet, length: int, seed: int, tokenizer: Tokenizer) -> Loader:
-    ids = read_tokens(part.data, "train")
+    ids, check = read_tokens(part.data, "train"), token_check(part.data, "train").check_ids
     if part.form == "packed":
-        return WindowLoader(ids, length, seed)
-    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _given(part, "train", len(ids)))
+        return WindowLoader(ids, length, seed, check=check)
+    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _given(part, "train", len(ids)), check=check)
 
 
 def _validation(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:

@@ -20,6 +20,9 @@ from training.data.progress import PROGRESS_FILE, Progress
 from training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
 from training.data.vocabulary import train_vocabulary
 
+MAX_WORKERS = 1024
+"""Processes that encode: all of them are started at once."""
+
 
 class CorpusWriter:
     """Makes one prepared folder. Killed and made again for the same inputs, it goes on where it was."""
@@ -34,8 +37,8 @@ class CorpusWriter:
         """
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must be above 0 and below 1, not {val_share}")
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be from 1 to {MAX_WORKERS}, not {workers}")
         self._inputs = inputs
         self._out = out
         self._val_share = 0.0 if "val" in inputs else val_share
@@ -77,7 +80,7 @@ class CorpusWriter:
             return
         texts = (document.text for document in self._inputs["train"].read())
         texts = (text for text in texts if not is_held_out(text, self._val_share))
-        train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents"), wanted, path)
+        train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents", disable=None), wanted, path)
 
     def _open(self, part: str) -> BinaryIO:
         """A token file to append to, cut to what the progress knows of."""
@@ -92,10 +95,10 @@ class CorpusWriter:
         return path.open("ab")
 
     def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
-        """What the chunks of an input become, with a progress bar."""
+        """What the chunks of an input become, with a progress bar in a terminal."""
         encoder = self._encoder if source == "train" else replace(self._encoder, val_share=1.0)
         first = self._progress.read[source]
-        with tqdm(desc=source, total=documents.total, initial=first, unit=" documents") as bar:
+        with tqdm(desc=source, total=documents.total, initial=first, unit=" documents", disable=None) as bar:
             for encoded in ordered_map(encoder, chunks(documents.read(first)), self._workers):
                 yield encoded
                 bar.update(self._progress.read[source] - bar.n)

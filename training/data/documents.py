@@ -1,14 +1,14 @@
 """Reading documents from files: JSON lines and parquet of `text` or `messages`, text files of one document each."""
 
-import gzip
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from training.data.rows import Document, conversation
+from model.reading import require_regular
+from training.data.json_lines import BYTE_ORDER_MARK, read_json_lines
+from training.data.rows import Document, conversation, require_characters
 
 _ROWS_AT_ONCE = 256
 
@@ -59,10 +59,8 @@ def read_documents(paths: Iterable[Path]) -> Iterator[str]:
 
 def _read(paths: Iterable[Path]) -> Iterator[Document]:
     for path in paths:
-        try:
-            yield from _documents(path)
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: {error}") from error
+        for document, where in _documents(path):
+            yield require_characters(document, where)
 
 
 def sha256(path: Path) -> str:
@@ -71,40 +69,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _documents(path: Path) -> Iterable[Document]:
+def _documents(path: Path) -> Iterator[tuple[Document, str]]:
+    """Each document of a file, and where it stands."""
     if ".jsonl" in path.suffixes:
-        return _json_lines(path)
-    return _parquet_rows(path) if path.suffix == ".parquet" else [Document(path.read_text(encoding="utf-8"))]
+        return ((_document(row, where), where) for row, where in read_json_lines(path))
+    return _parquet_rows(path) if path.suffix == ".parquet" else iter([(_text(path), str(path))])
 
 
-def _json_lines(path: Path) -> Iterator[Document]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _document(_parsed(line, f"{path}:{number}"), f"{path}:{number}")
+def _text(path: Path) -> Document:
+    try:
+        return Document(require_regular(path).read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Document]:
+def _parquet_rows(path: Path) -> Iterator[tuple[Document, str]]:
     try:
         import pyarrow as pa  # noqa: PLC0415 - comes with the extra `datasets`
         from pyarrow import parquet  # noqa: PLC0415
     except ModuleNotFoundError:
         raise ValueError(f"{path}: parquet needs the extra: pip install 'thoughtbubbles[datasets]'") from None
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(require_regular(path))
         columns = [name for name in ("text", "messages") if name in file.schema_arrow.names] or None
         rows = (row for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns) for row in batch.to_pylist())
         for number, row in enumerate(rows):
-            yield _document(row, f"{path}, row {number}")
-    except pa.ArrowException as error:
+            where = f"{path}, row {number}"
+            yield _document(row, where), where
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _parsed(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
 
 
 def _document(row: object, where: str) -> Document:

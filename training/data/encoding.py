@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import Tokenizer
+from model.runs import cut_runs
 from training.data.rows import Document
 
 Item = TypeVar("Item")
@@ -61,16 +62,25 @@ class Encoder:
     def _encode(self, documents: list[Document]) -> Encoded:
         """Pieces that are given and pieces that are not are encoded apart, as when a model continues the one."""
         tokenizer = _tokenizer(self.tokenizer, self.tokenizer_sha256)
-        ids: list[int] = []
-        given: list[bool] = []
+        ids: list[NDArray[np.unsignedinteger[Any]]] = []
+        given: list[NDArray[np.uint8]] = []
         for document in documents:
-            ids.append(tokenizer.end_of_text)
-            for text, only_given in document.pieces():
-                given += [False] * (len(ids) - len(given))
-                ids += tokenizer.encode(text)
-                given += [only_given] * (len(ids) - len(given))
+            for only_given, encoded in chain([(False, [tokenizer.end_of_text])], _pieces(tokenizer, document)):
+                ids.append(np.array(encoded, dtype=self.dtype))
+                given.append(np.full(len(encoded), only_given, dtype=np.uint8))
         size = sum(len(document.text.encode()) for document in documents)
-        return Encoded(np.array(ids, dtype=self.dtype), np.array(given, dtype=np.uint8), len(documents), size)
+        return Encoded(_joined(ids, self.dtype), _joined(given, "uint8"), len(documents), size)
+
+
+def _pieces(tokenizer: Tokenizer, document: Document) -> Iterator[tuple[bool, list[int]]]:
+    """Whether a piece is only given, and its ids; of what has no space for very long, in several parts."""
+    for text, only_given in document.pieces():
+        for part in cut_runs(text):
+            yield only_given, tokenizer.encode(part)
+
+
+def _joined(arrays: list[NDArray[Any]], dtype: str) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
 
 
 def is_held_out(text: str, share: float) -> bool:

@@ -43,7 +43,7 @@ def read_given(folder: Path, part: str, tokens: int) -> NDArray[np.unsignedinteg
     path = given_path(folder, part)
     if not path.is_file():
         raise ValueError(f"{folder} does not tell questions from answers; prepare a set that has both")
-    given = np.memmap(path, dtype=np.uint8, mode="r")
-    if len(given) != tokens:
-        raise ValueError(f"{path} tells of {len(given)} tokens where {part}.bin holds {tokens}")
-    return given
+    size = path.stat().st_size
+    if size != tokens:
+        raise ValueError(f"{path} tells of {size} tokens where {part}.bin holds {tokens}")
+    return np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, dtype=np.uint8)

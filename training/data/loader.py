@@ -5,6 +5,7 @@ same windows of the stream for every R and B of one product.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+CheckIds = Callable[[NDArray[np.unsignedinteger[Any]], int], None]
+"""Raises for ids that are none of the vocabulary; is given where in their file they begin."""
 PADDING = -1
 """Stands in a window where its document has ended: no input, and no target of the loss."""
 
@@ -52,10 +55,14 @@ class WindowLoader(Loader):
     Raises `ValueError` when the file is too short for one window at every offset.
     """
 
-    def __init__(self, ids: NDArray[np.unsignedinteger[Any]], length: int, seed: int) -> None:
+    def __init__(
+        self, ids: NDArray[np.unsignedinteger[Any]], length: int, seed: int, *, check: CheckIds = lambda _ids, _at: None
+    ) -> None:
+        """`check` raises for ids of a window, and is told where they begin."""
         self._ids = ids
         self._length = length
         self._seed = seed
+        self._check = check
         self.windows_per_pass = (len(ids) - length) // length
         if self.windows_per_pass < 1:
             raise ValueError(f"data: {len(ids)} training tokens are too few for windows of block_size {length}")
@@ -64,8 +71,10 @@ class WindowLoader(Loader):
     def window(self, index: int) -> NDArray[np.int64]:
         """As `Loader.window`."""
         number, position = divmod(index, self.windows_per_pass)
-        start = self._starts(number)[position]
-        return self._ids[start : start + self._length + 1].astype(np.int64)
+        start = int(self._starts(number)[position])
+        ids = self._ids[start : start + self._length + 1]
+        self._check(ids, start)
+        return ids.astype(np.int64)
 
     def _draw_starts(self, number: int) -> NDArray[np.int64]:
         generator = np.random.default_rng((self._seed, number))
@@ -87,8 +96,11 @@ class DocumentLoader(Loader):
         seed: int,
         end_of_text: int,
         given: NDArray[np.unsignedinteger[Any]] | None = None,
+        *,
+        check: CheckIds = lambda _ids, _at: None,
     ) -> None:
         self._ids = ids
+        self._check = check
         self._length = length
         self._seed = seed
         self._given = given
@@ -100,7 +112,8 @@ class DocumentLoader(Loader):
     def window(self, index: int) -> NDArray[np.int64]:
         """As `Loader.window`."""
         number, position = divmod(index, len(self._cuts))
-        start, end = self._cuts[self._order(number)[position]]
+        start, end = map(int, self._cuts[self._order(number)[position]])
+        self._check(self._ids[start:end], start)
         window = np.full(self._length + 1, PADDING, dtype=np.int64)
         window[: end - start] = self._ids[start:end]
         if self._given is not None:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from model.reading import require_regular
 from training.data.loader import Loader
 
 Form = Literal["packed", "padded"]
@@ -48,8 +49,8 @@ def read_mixture(path: Path, root: Path | None = None) -> dict[str, MixtureSet]:
     Folders are relative to `root` (None: to the file). Raises `ValueError` naming what is wrong.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("sets")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(require_regular(path).read_text(encoding="utf-8")).get("sets")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"data: {path}: {error}") from error
     if not isinstance(tables, dict) or not tables:
         raise ValueError(f"data: {path} needs a table [sets.NAME] for each of its sets")

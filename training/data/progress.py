@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from model.atomic import write_file
+from model.reading import read_json_object
 
 PROGRESS_FILE = "progress.json"
 
@@ -43,10 +44,14 @@ class Progress:
     def of(cls, folder: Path, plan: dict[str, Any]) -> Self:
         """What `folder` says of `plan`; nothing done where it tells of none, or of another."""
         path = folder / PROGRESS_FILE
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        saved = read_json_object(path) if path.is_file() else {}
         if saved.get("plan") != plan:
             return cls(plan)
-        return cls(plan, saved["read"], {part: Counts(**counts) for part, counts in saved["written"].items()})
+        try:
+            read = {part: int(saved["read"][part]) for part in ("train", "val")}
+            return cls(plan, read, {part: Counts(**saved["written"][part]) for part in ("train", "val")})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); remove it to begin anew") from error
 
     def save(self, folder: Path) -> None:
         """Write it, all or nothing. The token files must be on the disk before."""

@@ -14,13 +14,22 @@ configurations, files and fields are those of the sets' cards and files at https
   `choices`, four of them, and `answer`, 0 to 3.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from training.data.documents import Documents
-from training.data.rows import Document, Row, conversation, multiple_choice, plain_text, worked_answer
+from training.data.rows import (
+    Document,
+    Row,
+    conversation,
+    multiple_choice,
+    plain_text,
+    require_characters,
+    worked_answer,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,9 +98,10 @@ class PublishedDocuments:
         """As `Documents.read`."""
         for number, row in enumerate(self._rows.skip(first), first):
             try:
-                yield self._document(row)
+                document = self._document(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 raise ValueError(f"{self._name}, row {number}: not of this set's schema ({error!r})") from error
+            yield require_characters(document, f"{self._name}, row {number}")
 
     def sources(self) -> dict[str, str]:
         """The split, and the library's fingerprint of its files."""
@@ -109,9 +119,11 @@ def published_documents(name: str, folder: Path | None) -> dict[str, Documents]:
 
 def _load(published: PublishedSet, split: Split, folder: Path | None) -> "Dataset":
     try:
-        from datasets import load_dataset  # noqa: PLC0415 - the extra `datasets`
+        from datasets import disable_progress_bars, load_dataset  # noqa: PLC0415 - the extra `datasets`
     except ModuleNotFoundError:
         raise ValueError("published sets need the extra: pip install 'thoughtbubbles[datasets]'") from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         if split.files is None:
             return load_dataset(str(folder or published.repository), published.configuration, split=split.name)

@@ -29,6 +29,16 @@ class Document(NamedTuple):
         yield self.text[at:], False
 
 
+def require_characters(document: Document, where: str) -> Document:
+    """Return `document`. `ValueError` naming `where` for half of a surrogate pair in its text."""
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(document.text[error.start])
+        raise ValueError(f"{where}: the text has a lone surrogate, U+{half:04X}, at character {error.start}") from None
+    return document
+
+
 def plain_text(row: Row) -> Document:
     """A document as it was published."""
     return Document(str(row["text"]))

@@ -8,14 +8,19 @@ from pathlib import Path
 from tokenizers import Tokenizer as BytePairTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from model.runs import shorten_runs
+
+MAX_VOCAB_SIZE = 1 << 24
+
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     """Learn `vocab_size` - 1 byte-pair tokens (end-of-text is the last id) and write `path`, a `.tiktoken` file.
 
     Raises `ValueError` when `vocab_size` leaves no room beside the 256 bytes, or when the text is too small for it.
     """
-    if vocab_size < 258:
-        raise ValueError(f"vocab_size must be at least 258 (256 bytes, a merge, end-of-text), not {vocab_size}")
+    if not 258 <= vocab_size <= MAX_VOCAB_SIZE:
+        allowed = f"at least 258 (256 bytes, a merge, end-of-text) and at most {MAX_VOCAB_SIZE}"
+        raise ValueError(f"vocab_size must be {allowed}, not {vocab_size}")
     ranks = tiktoken_ranks(train_byte_pairs(texts, vocab_size - 1))
     if len(ranks) != vocab_size - 1:
         raise ValueError(f"vocab_size {vocab_size} is more than this text can fill: it has {len(ranks)} tokens")
@@ -24,13 +29,16 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
 
 
 def train_byte_pairs(texts: Iterable[str], tokens: int) -> BytePairTokenizer:
-    """A byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation."""
+    """A byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation.
+
+    What has no space for very long teaches with its beginning alone: one word of megabytes would take minutes a merge.
+    """
     tokenizer = BytePairTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=tokens, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(shorten_runs, texts), trainer)
     return tokenizer
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.reading import require_regular
 from training.tasks.records import Record, read_records
 
 
@@ -56,7 +57,7 @@ def hellaswag(path: Path) -> Iterator[Question]:
 def piqa(path: Path) -> Iterator[Question]:
     """`piqa`: `goal`, `sol1`, `sol2`, with a `label` each, or a line each in `NAME-labels.lst` beside the file."""
     labels = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
-    told = iter(labels.read_text(encoding="utf-8").split()) if labels.exists() else iter(())
+    told = iter(require_regular(labels).read_text(encoding="utf-8").split()) if labels.exists() else iter(())
     for record in read_records(path):
         record.values.setdefault("label", next(told, None))
         yield Question(
@@ -110,4 +111,4 @@ def _without_brackets(text: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    return (line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return (line for line in require_regular(path).read_text(encoding="utf-8").splitlines() if line.strip())

@@ -1,11 +1,11 @@
 """Reading JSON lines whose fields are named by whoever published the set."""
 
-import gzip
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from training.data.json_lines import read_json_lines
 
 Value = TypeVar("Value", str, int, list[Any], dict[str, Any])
 
@@ -34,18 +34,8 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The objects of a JSON-lines file, `.gz` or not, from line 1 on. `ValueError` naming the line that is none."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield Record(_object(line, f"{path}:{number}"), f"{path}:{number}")
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: not an object")
-    return value
+    """The objects of a JSON-lines file, `.gz` or not. `ValueError` naming the line that is none."""
+    for value, where in read_json_lines(path):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: not an object")
+        yield Record(value, where)

@@ -18,7 +18,7 @@ ThoughtbubblesError
     ├── CompletionCancelledError        499: ended by `cancel`
     ├── ServerError                     500 and other 5xx
     │   └── EngineFailedError           the engine broke, and the server is going down
-    └── ServiceUnavailableError         503: the server starts or stops
+    └── ServiceUnavailableError         503: the server starts, stops, or has too many connections
 
 A wrong argument of a function is a `ValueError` or a `TypeError` instead, before anything is sent.
 """
@@ -130,7 +130,7 @@ class EngineFailedError(ServerError):
 
 
 class ServiceUnavailableError(ApiError):
-    """The server takes nothing at present, or stopped before the answer was done: it starts or stops."""
+    """The server takes nothing at present, or stopped before the answer was done; or too many are connected."""
 
 
 STATUSES: Mapping[int, type[ApiError]] = {

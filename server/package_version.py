@@ -1,0 +1,16 @@
+"""The version of this project; imports nothing that takes time."""
+
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def package_version() -> str:
+    """Return the version that is installed, or where none is, as in a plain checkout, that of `pyproject.toml`."""
+    try:
+        return version("thoughtbubbles")
+    except PackageNotFoundError:
+        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+        return str(project["version"])

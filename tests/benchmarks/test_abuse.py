@@ -1,0 +1,69 @@
+"""The abuse run tells a server that stands a fault from one that does not."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks import abuse_http
+from benchmarks.abuse import FAULTS, abuse, tried
+from benchmarks.abuse_target import Target
+from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
+    make_engine,
+    make_service,
+    model,
+    serve,
+    tokenizer,
+)
+from tests.server.harness import Running, Serve
+
+
+@pytest.fixture
+def attacked(serve: Serve) -> Iterator[Running]:  # noqa: F811
+    with serve() as running:
+        running.client.close()
+        yield running
+
+
+def target(server: Running) -> Target:
+    return Target(address=server.url, pid=0, slack=1, dice=random.Random(0))
+
+
+def test_what_is_stood_is_told(
+    attacked: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(abuse_http, "FUZZED", 150)
+    names = ["fuzzed_fields", "malformed_http", "large_heads", "old_clients"]
+    assert asyncio.run(abuse(target(attacked), names)) == []
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["pass"] * 4
+
+
+def test_what_is_not_stood_fails(attacked: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is wrong, one that does not come, and a request that is left behind."""
+    monkeypatch.setattr(abuse_http, "DOCUMENTED", frozenset({200}))
+    stood, seen = asyncio.run(tried(FAULTS["fuzzed_fields"], target(attacked)))
+    assert not stood
+    assert "for /" in seen
+    monkeypatch.setattr("benchmarks.abuse.LONGEST_SECONDS", 0.1)
+
+    async def hang(_: Target) -> str:
+        await asyncio.sleep(60)
+        return ""
+
+    assert asyncio.run(tried(hang, target(attacked)))[0] is False
+
+    async def lose_one(server: Target) -> str:
+        attacked.service.metrics.meter._accepted += 1
+        async with server.http() as http:
+            await http.post("/v1/completions", json={"max_tokens": 1})
+        return ""
+
+    monkeypatch.setattr("benchmarks.abuse.LONGEST_SECONDS", 30)
+    stood, seen = asyncio.run(tried(lose_one, target(attacked)))
+    assert (stood, "accepted" in seen) == (False, True)
+
+
+def test_every_fault_is_bounded_and_says_what_it_is() -> None:
+    assert len(FAULTS) == 15
+    assert all(fault.__doc__ and asyncio.iscoroutinefunction(fault) for fault in FAULTS.values())
