@@ -19,7 +19,7 @@ SOURCES = sorted(
     if path.suffix in SUFFIXES and path.is_file() and path != Path(__file__) and "results" not in path.parts
 )
 NAMES = {path.name for path in SOURCES}
-ELSEWHERE = {"peS2o.py", "model.py"}
+ELSEWHERE = {"peS2o.py", "model.py", "server.py", "training.py"}
 """Files of other projects and of users, which pages and comments may name."""
 
 SPEC = re.compile(r'SPEC\.md, ("[^"]+"(?:(?:, | and |, and )"[^"]+")*)')
