@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model import load_checkpoint
-from tests.training.harness import MODEL, QUIET, never, stop_after
+from tests.training.harness import MODEL, QUIET, exact_muon, never, stop_after
 from training.config import TrainConfig
 from training.distributed import Ranks
 from training.state import read_facts
@@ -32,7 +32,8 @@ def runs(data: Path, device: str, tmp_path_factory: pytest.TempPathFactory) -> P
     """Folders of all that two ranks did; `one`, `one-muon` and `one-padded` are a single process's."""
     out = tmp_path_factory.mktemp("runs")
     alone(data, out / "one", device).run(never)
-    alone(data, out / "one-muon", device, replace(QUIET, optimizer="muon")).run(never)
+    with exact_muon():
+        alone(data, out / "one-muon", device, replace(QUIET, optimizer="muon")).run(never)
     alone(data, out / "one-then-two", device).run(stop_after(3))
     (out / "padded.toml").write_text(f'[sets.a]\ndata = "{data}"\nweight = 1\nform = "padded"\n')
     alone(out / "padded.toml", out / "one-padded", device).run(never)
