@@ -44,9 +44,9 @@ def stop_after(steps: int) -> Callable[[], bool]:
 def exact_muon() -> AbstractContextManager[object]:
     """Return a context in which Muon orthogonalises in float64, so that its runs compare as closely as AdamW's.
 
-    torch's Muon casts the momentum to bfloat16 and multiplies it 15 times. Each product is rounded to 8 bits, a relative
-    2**-9, after sums whose order depends on the processor (AMX, AVX-512, AVX2) and on how a matrix is sharded. What two
-    ranks and one process differ by is then a property of the processor, not of our sharding.
+    torch's Muon casts the momentum to bfloat16 and multiplies it 15 times. Each product is rounded to 8 bits, by a
+    relative 2**-9 at most, after sums whose order depends on the processor (AMX, AVX-512, AVX2) and on the sharding.
+    What two ranks and one process then differ by is a property of the processor, not of our sharding.
     """
     return patch.object(Tensor, "bfloat16", Tensor.double)
 
