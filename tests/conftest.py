@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.ci_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks are found by name)
+
 # Triton reads it as it is first imported, which the compiler of training does too: no folder below is early enough.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
