@@ -1,6 +1,6 @@
 """What the README promises of the shipped checkpoint, on one of the held-out documents that its numbers are from.
 
-That document, a State of the Union address, is in the public domain. The whole held-out text takes minutes and is not in
+That document, a State of the Union address, is in the public domain. The whole text takes minutes and is not in
 the repository, so its test is slow.
 """
 
