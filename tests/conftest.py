@@ -9,13 +9,11 @@ import hypothesis
 import pytest
 import torch
 
-from tests.ci_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks are found by name)
-
 # A machine may be slow: no example fails for the time that it takes.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 
-pytest_plugins = ["tests.sampling"]
+pytest_plugins = ["tests.ci_skips", "tests.sampling"]
 
 # Triton reads it as it is first imported, which the compiler of training does too: no folder below is early enough.
 if not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """The marker `sample(n)`: of a test with many cases n run by default, and the others are slow.
 
-Which ones is decided by the test's name alone: of the cases in an order shuffled by it, each time the one that adds most
-values and pairs of values not covered yet. So a sample over several parameters covers what it can of their combinations.
+Which ones is decided by the test's name alone: of the cases in an order shuffled by it, each time the one that adds
+most values and pairs of values not covered yet. So a sample covers what it can of the combinations of parameters.
 """
 
 import random

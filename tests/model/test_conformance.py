@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from model import ModelConfig, Thoughtbubbles
 
 TOLERANCE = 2e-5
-"""What the stored numbers, computed in float32, may differ from the exact ones; in float64 ours are as good as exact."""
+"""How far the stored float32 numbers may be from the exact ones. Ours in float64 are as good as exact."""
 FLOAT32_TOLERANCE = 2 * TOLERANCE
-"""Of two float32 results, each of which may be off by TOLERANCE. By how much depends on the processor's order of sums."""
+"""Between two float32 results, each off by TOLERANCE at most. By how much depends on the processor's order of sums."""
 FOLDER = Path(os.environ.get("THOUGHTBUBBLES_CONFORMANCE", Path(__file__).parents[3] / "shared" / "conformance"))
 CASES = [
     pytest.param(folder, case, id=f"{folder.name}-{case['case']}")
