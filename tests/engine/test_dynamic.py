@@ -89,6 +89,7 @@ def sequences(model: Thoughtbubbles, dice: random.Random) -> list[Followed]:
     return followed
 
 
+@pytest.mark.numeric
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
@@ -117,6 +118,7 @@ def is_served(case: Any) -> bool:  # noqa: ANN401  (a pytest.param)
     return case.values[1]["rule"] in ("dynamic", "fixed")
 
 
+@pytest.mark.numeric
 @needs_cases
 @pytest.mark.sample(8)
 @pytest.mark.parametrize(("folder", "case"), list(filter(is_served, CASES)) or [(None, None)])
@@ -186,6 +188,7 @@ def make_request(name: str, tokens: int, model: Thoughtbubbles, tokenizer: Token
     return Request(name, prompt, SamplingParams(max_tokens=10), selection, 0, Detokenizer(tokenizer))
 
 
+@pytest.mark.numeric
 @torch.inference_mode()
 def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     """Room for two of four: the others are computed whole, until there is room for them."""
@@ -239,6 +242,7 @@ def test_an_engine_forgets_who_finished_and_who_was_aborted(engine: Engine, prom
     assert recompute.kept_bytes == 0
 
 
+@pytest.mark.numeric
 def test_among_preemptions_and_other_rules_the_tokens_are_the_naive_samplers(
     model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
@@ -254,6 +258,7 @@ def test_among_preemptions_and_other_rules_the_tokens_are_the_naive_samplers(
         assert generate(model, prompts[i], 20, rule=rule, temperature=0) == told[str(i)]  # type: ignore[arg-type]
 
 
+@pytest.mark.numeric
 @torch.inference_mode()
 def test_a_scored_prompt_takes_each_prefix_alone(engine: Engine, model: Thoughtbubbles) -> None:
     prompt = [random.Random(3).randrange(256) for _ in range(30)]
