@@ -10,7 +10,7 @@ import pytest
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 MAY_BE_MISSING = re.compile("CUDA device|needs Ray|needs the extra wandb")
-"""What `.ci/run` does not install: a GPU, and two packages that are large and do not share the test environment."""
+"""What `.ci/run` does not install: a GPU, and two packages that take hundreds of megabytes."""
 
 
 @pytest.hookimpl(wrapper=True)
