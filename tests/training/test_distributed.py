@@ -59,21 +59,25 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], weights, rtol=0, atol=2e-3, msg=name)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_two_ranks_learn_what_one_does(runs: Path, parallelism: str) -> None:
     assert len(losses(runs / "one")) == 5  # three lines and two validations
     assert_same_run(runs / "one", runs / parallelism)
 
 
+@pytest.mark.numeric
 def test_muon_steers_sharded_matrices_as_whole_ones(runs: Path) -> None:
     assert_same_run(runs / "one-muon", runs / "muon")
 
 
+@pytest.mark.numeric
 def test_targets_of_all_ranks_count_alike(runs: Path) -> None:
     """Though the documents of one are longer than those of the other."""
     assert_same_run(runs / "one-padded", runs / "padded")
 
 
+@pytest.mark.numeric
 def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> None:
     """The last rank alone was asked to stop, and both did."""
     assert read_facts(runs / "two-then-one" / STATE_FOLDER)["step"] == 3
@@ -83,6 +87,7 @@ def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> N
     assert_same_run_from(runs / "one", runs / "two-then-one")
 
 
+@pytest.mark.numeric
 def test_two_go_on_where_one_stopped(runs: Path) -> None:
     assert read_facts(runs / "one-then-two" / STATE_FOLDER)["step"] == QUIET.steps
     assert_same_run_from(runs / "one", runs / "one-then-two")
