@@ -90,7 +90,7 @@ def sequences(model: Thoughtbubbles, dice: random.Random) -> list[Followed]:
 
 
 @pytest.mark.numeric
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_growing_sequences_are_the_whole_forwards(shape: str, make_model: MakeModel) -> None:
