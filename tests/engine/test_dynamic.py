@@ -26,7 +26,9 @@ from model.selection import GRID
 from tests.engine.conftest import MakeModel
 from tests.model.test_conformance import CASES, FLOAT32_TOLERANCE, needs_cases
 
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5
+"""Of a logit, a sum of 32 products in float32: it errs by 32 * 2**-24 * sum(|x * w|) at most, with |x| near 1 and |w|
+near 0.5. What two orders of it differ by depends on the processor: up to 6e-6 with SSE4."""
 SHAPES: dict[str, dict[str, object]] = {
     "three forks": {},
     "layer 0 forks": {"fork_layers": (0, 3)},
