@@ -1,5 +1,7 @@
 # make serve    install what serving needs and serve the checkpoint in checkpoints/ on 127.0.0.1:8000
-# make test     install what tests need and run them all: lint, types, pytest
+# make test     install what tests need and run lint, types and the tests, but for the slow ones
+# make test-slow         the tests that `make test` leaves out
+# make test-processors   the numeric tests again, with the instruction sets of older processors
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint, spelling and types alone
 # make coverage run the suite and print which lines and branches it does not reach
@@ -9,9 +11,11 @@
 #
 # What is done already is skipped: a stamp in .venv is as new as the last installation from both pyproject.toml and
 # constraints.txt. PYTHON chooses the interpreter, ARGS goes to the command: make serve ARGS='--port 8001'
+# WORKERS processes run tests side by side, a file's tests in one of them.
 
 PYTHON ?= python3
 ARGS   ?=
+WORKERS ?= 2
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -19,13 +23,28 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
 PINS    := pyproject.toml clients/python/pyproject.toml constraints.txt
 
-.PHONY: serve test lint coverage scatter abuse audit clean
+PROCESSORS := ATEN_CPU_CAPABILITY=default,MKL_ENABLE_INSTRUCTIONS=SSE4_2,ONEDNN_MAX_CPU_ISA=SSE41 \
+	ATEN_CPU_CAPABILITY=avx2,MKL_ENABLE_INSTRUCTIONS=AVX2,ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE
+PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: serve test test-slow test-processors install-test lint coverage scatter abuse audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
+
+# ATen, MKL and oneDNN choose their code by processor: what older ones compute is held to the same bounds. The levels are
+# maxima, but for ATen's, which x86 alone has.
+test-processors: $(VENV)/.test
+	@set -e; for level in $(PROCESSORS); do \
+		echo "As on a processor with $$level"; env $$(echo $$level | tr , ' ') $(PYTEST) -m 'numeric and not slow' $(ARGS); done
+
+install-test: $(VENV)/.test
 
 coverage: $(VENV)/.test
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

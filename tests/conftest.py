@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
+
+# A machine may be slow: no example fails for the time that it takes.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
+
+pytest_plugins = ["tests.ci_skips", "tests.sampling"]
 
 # Triton reads it as it is first imported, which the compiler of training does too: no folder below is early enough.
 if not torch.cuda.is_available():

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SMALL = [
     "--device", "cpu", "--n-layer", "2", "--n-head", "2", "--n-embd", "16", "--fork-layers", "1", "--vocab-size", "320",
     "--block-size", "16", "--max-block-size", "32", "--sharded-sequences", "1", "--precision", "float32",
@@ -11,6 +13,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sharded_model_is_saved_and_resumed_by_other_processes(tmp_path: Path) -> None:
     flags = ["--parts", "fsdp", "--sharded-steps", "4", "--folder", str(tmp_path), *SMALL]
     command = [sys.executable, "-m", "benchmarks.train_scaling", *flags]

@@ -1,10 +1,9 @@
-"""The client against our server, whose engine a test can hold up: contents, refusals, and streams that are left."""
+"""The client against our server: contents, and streams that are left. Its errors: tests/contract/test_faults.py."""
 
 import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -19,19 +18,14 @@ from thoughtbubbles_client import (
     AsyncClient,
     Client,
     CompletionCancelledError,
-    ContentTooLargeError,
-    ContextLengthError,
     DisconnectedError,
-    EngineFailedError,
     Message,
     ModelNotFoundError,
     NotFoundError,
-    RequestTimeoutError,
     RetryPolicy,
     ServiceUnavailableError,
     TimedOutError,
     Token,
-    TooManyRequestsError,
     UnauthorizedError,
     UnreachableError,
 )
@@ -142,9 +136,6 @@ def test_a_real_stream_cut_anywhere(server: Running) -> None:
 
 
 def test_mistakes(client: Client) -> None:
-    with pytest.raises(ContextLengthError) as too_long:
-        client.complete("a", max_tokens=100)
-    assert (too_long.value.code, too_long.value.param) == ("context_length_exceeded", "prompt")
     with pytest.raises(ModelNotFoundError):
         client.model("gpt-4")
     with pytest.raises(ModelNotFoundError):
@@ -163,50 +154,12 @@ def test_cancel(server: Running, client: Client) -> None:
     assert (ended.value.status, ended.value.code) == (None, "cancelled")
 
 
-def test_cancel_what_someone_else_waits_for(server: Running, client: Client) -> None:
-    server.engine.hold()
-    with ThreadPoolExecutor() as pool, Client(server.url) as other:
-        asked = pool.submit(other.complete, "a", max_tokens=9)
-        server.engine.wait_until_held()
-        (name,) = {generation.name for generation in server.service.worker._generations.values()}
-        client.cancel(name)
-        with pytest.raises(CompletionCancelledError) as ended:
-            asked.result()
-    assert (ended.value.status, ended.value.should_retry) == (499, False)
-
-
 def test_keys(serve: Serve, make_client: MakeClient) -> None:
     with serve(api_keys=ApiKeys.of(["sk-right"], "here")) as server:
         for key in (None, "sk-wrong"):
             with pytest.raises(UnauthorizedError):
                 make_client(server.url, api_key=key).models()
         assert len(make_client(server.url, api_key="sk-right").models()) == 1
-
-
-def test_limits_of_the_server(serve: Serve, make_client: MakeClient) -> None:
-    with serve(max_body_bytes=1000, request_timeout_seconds=0.3) as server:
-        client = make_client(server.url)
-        with pytest.raises(ContentTooLargeError):
-            client.complete("a" * 2000)
-        server.engine.hold(after=1)
-        with pytest.raises(RequestTimeoutError) as whole:
-            client.complete("a", max_tokens=9, **GO_ON)
-        assert (whole.value.status, whole.value.code) == (408, "timeout")
-        server.engine.let_go()
-        eventually(lambda: not server.engine.has_work)
-        server.engine.hold(after=1)
-        stream = client.stream("a", max_tokens=9, **GO_ON)
-        assert set(next(stream).text) == {"A"}
-        with pytest.raises(RequestTimeoutError) as streamed:
-            next(stream)
-        assert (streamed.value.status, streamed.value.code) == (None, "timeout")
-
-
-def test_a_failed_engine(serve: Serve, make_client: MakeClient) -> None:
-    with serve() as server:
-        server.engine.fault = RuntimeError("the model broke")
-        with pytest.raises(EngineFailedError):
-            make_client(server.url).complete("a")
 
 
 @pytest.fixture
@@ -236,28 +189,6 @@ def test_a_server_that_takes_nothing_at_present(
     assert client.complete("a", max_tokens=1).usage
     (pause,) = paused
     assert 1 <= pause <= 1.25
-
-
-def test_a_full_queue(serve: Serve, make_client: MakeClient) -> None:
-    with (
-        serve(max_batch_size=1, max_waiting_streams=8) as server,
-        ThreadPoolExecutor() as pool,
-        Client(server.url, retry=ONCE) as other,
-    ):
-        server.engine.hold()
-        running = pool.submit(other.complete, "a", max_tokens=2, **GO_ON)
-        server.engine.wait_until_held()
-        waiting = pool.submit(other.complete, "bcde", max_tokens=2, **GO_ON)
-        server.wait_until_asked()
-        refused = pool.submit(make_client(server.url, retry=ONCE).complete, "fghi", max_tokens=2, **GO_ON)
-        server.wait_until_asked(2)
-        server.engine.let_go()
-        with pytest.raises(TooManyRequestsError) as full:
-            refused.result()
-        assert (full.value.code, full.value.kind) == ("queue_full", "rate_limit_error")
-        assert full.value.retry_after
-        assert full.value.retry_after >= 1
-        assert [running.result().text, waiting.result().text] == ["AA", "AA"]
 
 
 def test_a_server_that_says_nothing(server: Running, make_client: MakeClient) -> None:

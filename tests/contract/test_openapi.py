@@ -54,15 +54,27 @@ def shared_server(serve: Serve) -> Iterator[Running]:
 document = schemathesis.openapi.from_dict(served_document())
 
 
+def examples(count: int) -> settings:
+    """The same requests every time, so many for each operation."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 @document.parametrize()
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@examples(8)
 def test_every_answer_is_documented(case: schemathesis.Case, server: Running) -> None:
+    case.call_and_validate(base_url=server.url, checks=CHECKS)
+
+
+@pytest.mark.slow
+@document.parametrize()
+@examples(60)
+def test_every_answer_to_more_is_documented(case: schemathesis.Case, server: Running) -> None:
     case.call_and_validate(base_url=server.url, checks=CHECKS)
 
 

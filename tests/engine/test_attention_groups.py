@@ -9,6 +9,7 @@ from engine.attention_groups import FEW_STREAMS, KEYS_AT_ONCE, Masks, groups
 from engine.layout import Layout
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("case", range(50))
 def test_groups_share_out_all_rows_and_hide_what_is_to_come(case: int) -> None:
     dice = random.Random(case)

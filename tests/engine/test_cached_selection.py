@@ -10,6 +10,7 @@ from engine.pages import NO_CANDIDATE
 from model.selection import NEVER, select_causal
 
 
+@pytest.mark.sample(30)
 @pytest.mark.parametrize("case", range(300))
 def test_one_new_token_each(case: int) -> None:
     dice = np.random.default_rng(case)

@@ -24,9 +24,11 @@ from model import Fork, ModelConfig, Selection, Thoughtbubbles, Tokenizer
 from model.generate import generate
 from model.selection import GRID
 from tests.engine.conftest import MakeModel
-from tests.model.test_conformance import CASES, needs_cases
+from tests.model.test_conformance import CASES, FLOAT32_TOLERANCE, needs_cases
 
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5
+"""Of a logit, a sum of 32 products in float32: it errs by 32 * 2**-24 * sum(|x * w|) at most, with |x| near 1 and |w|
+near 0.5. What two orders of it differ by depends on the processor: up to 6e-6 with SSE4."""
 SHAPES: dict[str, dict[str, object]] = {
     "three forks": {},
     "layer 0 forks": {"fork_layers": (0, 3)},
@@ -89,6 +91,8 @@ def sequences(model: Thoughtbubbles, dice: random.Random) -> list[Followed]:
     return followed
 
 
+@pytest.mark.numeric
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_growing_sequences_are_the_whole_forwards(shape: str, make_model: MakeModel) -> None:
@@ -116,7 +120,9 @@ def is_served(case: Any) -> bool:  # noqa: ANN401  (a pytest.param)
     return case.values[1]["rule"] in ("dynamic", "fixed")
 
 
+@pytest.mark.numeric
 @needs_cases
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(("folder", "case"), list(filter(is_served, CASES)) or [(None, None)])
 @torch.inference_mode()
 def test_token_by_token_to_the_independent_implementations_numbers(folder: Path, case: dict[str, Any]) -> None:
@@ -132,8 +138,8 @@ def test_token_by_token_to_the_independent_implementations_numbers(folder: Path,
         [revised] = forward.extend([state], [ids[:length]])
     for i, segment in enumerate(state.segments[1:]):
         assert torch.equal(segment.token_index, wanted[f"{name}.fork{i}.token_index"])
-        torch.testing.assert_close(segment.score, wanted[f"{name}.fork{i}.score"], atol=2e-5, rtol=0)
-    torch.testing.assert_close(revised.logits, wanted[f"{name}.logits.residual"][0, -1], atol=2e-5, rtol=0)
+        torch.testing.assert_close(segment.score, wanted[f"{name}.fork{i}.score"], atol=FLOAT32_TOLERANCE, rtol=0)
+    torch.testing.assert_close(revised.logits, wanted[f"{name}.logits.residual"][0, -1], atol=FLOAT32_TOLERANCE, rtol=0)
 
 
 def grow(model: Thoughtbubbles, ratio: float, ids: list[int]) -> list[list[int]]:
@@ -184,6 +190,7 @@ def make_request(name: str, tokens: int, model: Thoughtbubbles, tokenizer: Token
     return Request(name, prompt, SamplingParams(max_tokens=10), selection, 0, Detokenizer(tokenizer))
 
 
+@pytest.mark.numeric
 @torch.inference_mode()
 def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     """Room for two of four: the others are computed whole, until there is room for them."""
@@ -237,6 +244,7 @@ def test_an_engine_forgets_who_finished_and_who_was_aborted(engine: Engine, prom
     assert recompute.kept_bytes == 0
 
 
+@pytest.mark.numeric
 def test_among_preemptions_and_other_rules_the_tokens_are_the_naive_samplers(
     model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
@@ -252,6 +260,7 @@ def test_among_preemptions_and_other_rules_the_tokens_are_the_naive_samplers(
         assert generate(model, prompts[i], 20, rule=rule, temperature=0) == told[str(i)]  # type: ignore[arg-type]
 
 
+@pytest.mark.numeric
 @torch.inference_mode()
 def test_a_scored_prompt_takes_each_prefix_alone(engine: Engine, model: Thoughtbubbles) -> None:
     prompt = [random.Random(3).randrange(256) for _ in range(30)]

@@ -87,10 +87,11 @@ def test_fork_counts_are_each_tokens_own(rule: str, engine: Engine, model: Thoug
         assert event.fork_count == (forks[-1].token_index == n - 1).sum()
 
 
-@pytest.mark.parametrize("rule", ["causal", "dynamic"])
+@pytest.mark.parametrize(("rule", "requests"), [("causal", 24), ("dynamic", 9)])  # `dynamic` takes its time
 def test_a_seed_gives_the_same_alone_in_a_crowd_and_after_preemption(
-    rule: str, model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
+    rule: str, requests: int, model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
+    prompts = prompts[:requests]
     settings = {"max_tokens": 20, "ignore_eos": True, "temperature": 1.3, "top_p": 0.9, "fork_selection": rule}
     roomy = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22))
     tight = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=250_000))

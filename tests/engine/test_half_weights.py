@@ -15,6 +15,7 @@ def weight() -> Tensor:
     return weight.bfloat16().float()
 
 
+@pytest.mark.numeric
 @pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no FBGEMM here")
 @pytest.mark.parametrize("rows", [1, 2, 7, 130])
 @pytest.mark.parametrize("bias", [torch.randn(48), None], ids=["bias", "none"])

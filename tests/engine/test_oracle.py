@@ -40,6 +40,8 @@ def check(model: Thoughtbubbles, prompt: list[int], completion: Completion, rati
     torch.testing.assert_close(told, wanted, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.numeric
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
 def test_random_prompts_ratios_and_batches(
@@ -63,6 +65,7 @@ def test_random_prompts_ratios_and_batches(
     assert engine.stats().cache_bytes == 0
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_weights_that_16_bits_hold(make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]) -> None:
     """Those of a checkpoint stored in bfloat16: what is multiplied with 16 bits gives what 32 give."""
@@ -73,6 +76,7 @@ def test_weights_that_16_bits_hold(make_model: MakeModel, tokenizer: Tokenizer, 
         check(model, prompt, completion, None)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("rule", ["causal", "dynamic", "fixed"])
 def test_tokens_are_the_naive_samplers(
     rule: str, model: Thoughtbubbles, engine: Engine, prompts: list[list[int]]
@@ -82,6 +86,7 @@ def test_tokens_are_the_naive_samplers(
         assert generate(model, prompt, 8, rule=rule, ratio=1.7, temperature=0) == list(completion.token_ids)  # type: ignore[arg-type]
 
 
+@pytest.mark.numeric
 def test_rules_share_a_batch(model: Thoughtbubbles, engine: Engine, prompts: list[list[int]]) -> None:
     rules = ["causal", "dynamic", "fixed"] * 4
     for i, rule in enumerate(rules):
@@ -94,6 +99,7 @@ def test_rules_share_a_batch(model: Thoughtbubbles, engine: Engine, prompts: lis
         assert generate(model, prompts[i], 8, rule=rule, temperature=0) == ids[str(i)]  # type: ignore[arg-type]
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_preempted_requests_give_the_same_tokens(
     model: Thoughtbubbles, tokenizer: Tokenizer, prompts: list[list[int]]
@@ -111,6 +117,7 @@ def test_preempted_requests_give_the_same_tokens(
     assert tight.stats().cache_streams == 0
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_prompts_scores_are_the_forwards(engine: Engine, model: Thoughtbubbles, prompts: list[list[int]]) -> None:
     completions = engine.generate(prompts, params(max_tokens=0, prompt_logprobs=2, return_fork_counts=True))
@@ -128,6 +135,7 @@ def test_a_prompts_scores_are_the_forwards(engine: Engine, model: Thoughtbubbles
             assert [i for i, _ in told] == row.topk(2).indices.tolist()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("rule", ["causal", "dynamic", "fixed"])
 def test_a_scored_prompt_equals_what_was_generated(rule: str, engine: Engine) -> None:
     [made] = engine.generate([[7, 1, 2]], params(max_tokens=20, fork_selection=rule, fork_ratio=1.4))

@@ -16,6 +16,7 @@ APPLY: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("activation", APPLY)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("threads", [1, 4])
@@ -38,6 +39,7 @@ def test_rows_may_be_strided_and_have_more_dimensions() -> None:
         torch.testing.assert_close(PackedLinear.of(linear)(x), linear(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.numeric
 def test_in_bfloat16_it_is_as_close_as_torchs_own() -> None:
     linear, x = torch.nn.Linear(256, 64), torch.randn(5, 256)
     with torch.inference_mode():

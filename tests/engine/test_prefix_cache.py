@@ -35,6 +35,7 @@ def make(model: Thoughtbubbles, tokenizer: Tokenizer, **settings: object) -> Eng
     return Engine(model, tokenizer, EngineConfig(**config))  # type: ignore[arg-type]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("cache_bytes", [1 << 22, 300_000])
 @torch.no_grad()
 def test_tokens_and_log_probabilities_are_the_oracles(

@@ -30,6 +30,7 @@ def test_greedy_takes_the_likeliest() -> None:
     assert torch.equal(sample(logits, draw([0] * 5, temperature=0)), logits.argmax(1))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
@@ -38,6 +39,7 @@ def test_frequencies_are_the_softmax(temperature: float) -> None:
     torch.testing.assert_close(frequencies(logits, 20_000, temperature=temperature), wanted, atol=0.015, rtol=0)
 
 
+@pytest.mark.numeric
 def test_noise_is_gumbels() -> None:
     noise = gumbel(torch.arange(200), torch.zeros(200, dtype=torch.int64), 500)
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)

@@ -28,6 +28,7 @@ def largest(model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> list[int]
     return made
 
 
+@pytest.mark.numeric
 def test_few_logits_stand_in_memory_together(
     engine: Engine, largest: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,11 +61,13 @@ def by_hand(attention: Attention, x: Tensor, score: Tensor, positions: Tensor) -
     return attention.c_proj(torch.cat(outputs, dim=-1)[:, 0])
 
 
+@pytest.mark.numeric
 def test_causal_attention_is_a_masked_softmax() -> None:
     q, k, v, _ = heads()
     torch.testing.assert_close(causal_attention(q, k, v), explicit_attention(q, k, v))
 
 
+@pytest.mark.numeric
 def test_the_score_channel_is_an_additive_bias() -> None:
     """c / sqrt(H) for each key, and one channel fewer; values weighted by P."""
     q, k, v, score = heads()
@@ -74,6 +76,7 @@ def test_the_score_channel_is_an_additive_bias() -> None:
     torch.testing.assert_close(causal_attention(*score_channel(q, k, score), attenuate(v, score)), wanted)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fork_layers", [(), (0,)], ids=["regular", "forking"])
 def test_the_module_by_hand(fork_layers: tuple[int, ...], bias: bool) -> None:

@@ -31,6 +31,7 @@ def test_residual_sums_in_float32() -> None:
     assert torch.equal(averaged, residual_average(streams(x.float())))
 
 
+@pytest.mark.numeric
 def test_logit_mixes_distributions() -> None:
     logits = torch.tensor([[[0.0, math.log(3)], [math.log(4), 0.0], [0.0, 0.0]], [[0.0, math.log(9)]] * 3])
     mixed = logit_average(streams(), logits).exp()
@@ -38,6 +39,7 @@ def test_logit_mixes_distributions() -> None:
     torch.testing.assert_close(mixed, torch.tensor([[first, [0.5, 0.5]], [[0.1, 0.9], [0.0, 0.0]]]))
 
 
+@pytest.mark.numeric
 def test_logit_holds_where_every_weight_underflows() -> None:
     """P = exp(-200) is 0 in float32; the mixture is made in log space."""
     logits = torch.randn(2, 3, 5)

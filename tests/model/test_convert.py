@@ -237,6 +237,7 @@ def test_the_command_says_what_it_wrote(
     load_checkpoint(out)
 
 
+@pytest.mark.numeric
 @pytest.mark.skipif(not CASES, reason="no conformance cases: set THOUGHTBUBBLES_CONFORMANCE")
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)

@@ -26,6 +26,7 @@ def random_streams(counts: list[int], seed: int = 0) -> Streams:
 # Scores.
 
 
+@pytest.mark.numeric
 def test_candidate_scores_by_hand() -> None:
     """Candidate 2i is stream i's fork copy, 2i + 1 itself kept; c plus a log-probability each."""
     x, score = torch.randn(1, 3, D), torch.tensor([[0.0, -1.5, -7.0]])
@@ -52,6 +53,7 @@ def test_log_probabilities_are_clamped_before_the_sum() -> None:
     torch.testing.assert_close(found, torch.tensor([[-35.0, -15.0]]))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_are_float32_under_mixed_precision(dtype: torch.dtype) -> None:
     norm, projection = nn.LayerNorm(D).to(dtype), nn.Linear(D, 2, bias=False).to(dtype)

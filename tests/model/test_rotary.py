@@ -27,6 +27,7 @@ def test_forks_share_the_step_to_their_original(counts: list[int]) -> None:
     torch.testing.assert_close(fractions(token_index, len(counts)), wanted)
 
 
+@pytest.mark.numeric
 def test_angles_by_hand() -> None:
     cos, sin = rotation(torch.tensor([[1.0, 7.25]]), head_width=6)
     assert cos.shape == sin.shape == (1, 1, 2, 3)
@@ -37,6 +38,7 @@ def test_angles_by_hand() -> None:
             assert sin[0, 0, s, i].item() == pytest.approx(math.sin(angle), abs=1e-6)
 
 
+@pytest.mark.numeric
 def test_halves_turn_against_each_other() -> None:
     """[x1, x2]·cos + [-x2, x1]·sin: channel i and channel i + H/2 are one complex number."""
     positions = torch.tensor([[1.0, 1.5, 3.0]])
@@ -47,12 +49,14 @@ def test_halves_turn_against_each_other() -> None:
     torch.testing.assert_close(rotate(x, rotation(positions, 8)), wanted)
 
 
+@pytest.mark.numeric
 def test_a_quarter_turn() -> None:
     x = torch.tensor([[[[1.0, 2.0]]]])
     turned = rotate(x, rotation(torch.tensor([[math.pi / 2]]), 2))
     torch.testing.assert_close(turned, torch.tensor([[[[-2.0, 1.0]]]]))
 
 
+@pytest.mark.numeric
 def test_only_distance_matters() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16)
     products = [

@@ -57,6 +57,7 @@ def value_and_gradient(function: Segments, values: Tensor, token_index: Tensor, 
     return result.detach(), leaf.grad
 
 
+@pytest.mark.numeric
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_definition(function: Segments, backend: str, dtype: torch.dtype) -> None:

@@ -145,6 +145,7 @@ def assert_by_hand(config: ModelConfig, rule: Rule, ratio: float | None = None) 
     return forks
 
 
+@pytest.mark.numeric
 @every_averaging
 @every_rule
 def test_the_specification_by_hand(rule: Rule, config: ModelConfig) -> None:
@@ -152,6 +153,7 @@ def test_the_specification_by_hand(rule: Rule, config: ModelConfig) -> None:
     assert any(fork.token_index.shape[1] > 11 for fork in forks), "a case without forks shows nothing"
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "config",
     [
@@ -179,11 +181,13 @@ def test_other_settings_by_hand(config: ModelConfig) -> None:
     assert_by_hand(config, "causal")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("ratio", [1, 1.3, 3, 4])
 def test_other_ratios_by_hand(ratio: float) -> None:
     assert_by_hand(CONFIG, "causal", ratio)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("config", [REGULAR, replace(REGULAR, bias=False), COPY], ids=["regular", "no-bias", "copy"])
 def test_baselines_are_ordinary_transformers(config: ModelConfig) -> None:
     model = build(config)
@@ -248,6 +252,7 @@ def test_mistakes_are_refused_by_name(config: ModelConfig) -> None:
 # Causality.
 
 
+@pytest.mark.numeric
 @every_averaging
 def test_what_follows_changes_nothing(config: ModelConfig) -> None:
     """Under the causal rule the logits and streams of a prefix are a prefix of the logits and streams."""
@@ -288,6 +293,7 @@ def test_the_budget_holds_at_every_fork(rule: Rule) -> None:
 LENGTHS = [5, 12, 1, 9]
 
 
+@pytest.mark.numeric
 @every_rule
 @every_kind
 def test_a_row_in_a_padded_batch_is_as_alone(config: ModelConfig, rule: Rule) -> None:
@@ -313,6 +319,7 @@ def loss_of(model: Thoughtbubbles, ids: Tensor, lengths: Tensor | None = None) -
     return losses.sum() if lengths is None else losses[torch.arange(1, ids.shape[1]) < lengths[:, None]].sum()
 
 
+@pytest.mark.numeric
 @every_kind
 def test_padding_adds_nothing_to_gradients(config: ModelConfig) -> None:
     model, ids, lengths = build(config), random_ids(4, 12), torch.tensor(LENGTHS)
@@ -340,6 +347,7 @@ def test_gradients_reach_every_parameter(config: ModelConfig, rule: Rule) -> Non
         assert (rows != 0).any(1).all(), f"{name}: each row, fork and keep logit among them"
 
 
+@pytest.mark.numeric
 @every_averaging
 def test_fork_scores_learn_the_true_slope(config: ModelConfig) -> None:
     """Scores act through attenuation alone: along the gradient the loss falls by what the gradient says.
@@ -376,6 +384,7 @@ def test_dropout_acts_on_embeddings_and_both_branches() -> None:
     assert not model.train().embed(ids).x.any()
 
 
+@pytest.mark.numeric
 def test_each_branch_has_a_dropout_of_its_own() -> None:
     """Of two branches that are made to answer 1 everywhere, half of each is dropped and the rest doubled."""
     block = build(REGULAR, dropout=0.5).blocks[0].train()

@@ -1,9 +1,7 @@
 """Every error of API.md §4 that exists by now, and that nothing else comes out."""
 
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,30 +158,6 @@ def test_a_body_over_the_limit(serve: Serve) -> None:
         # Nothing says how long this one is; it is counted as it comes.
         response = server.client.post("/v1/completions", content=(b" " * 100 for _ in range(50)))
         assert response.status_code == 413
-
-
-def test_a_full_queue(serve: Serve) -> None:
-    with serve(max_batch_size=1, max_waiting_streams=4) as server, ThreadPoolExecutor() as pool:
-
-        def post(**body: object) -> Future[httpx.Response]:
-            return pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)
-
-        server.engine.hold()
-        running = post(max_tokens=9)
-        server.engine.wait_until_held()
-        waiting = post(prompt=["a", "b"], max_tokens=1)
-        server.wait_until_asked()
-        server.engine.pass_step()
-        server.engine.wait_until_held()
-        refusal = post(max_tokens=1)
-        server.wait_until_asked()
-        server.engine.let_go()
-        assert [running.result().status_code, waiting.result().status_code] == [200, 200]
-        refused = refusal.result()
-        assert refused.status_code == 429
-        assert (refused.json()["error"]["type"], refused.json()["error"]["code"]) == ("rate_limit_error", "queue_full")
-        assert 1 <= int(refused.headers["retry-after"]) <= 120
-        assert "x-should-retry" not in refused.headers
 
 
 def test_the_clients_own_request_id_comes_back(server: Running) -> None:

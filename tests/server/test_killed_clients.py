@@ -50,6 +50,7 @@ def reach(state: str, server: Running, asking: Callable[[], subprocess.Popen[byt
     return client
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("state", STATES)

@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
+
+from torch import Tensor
 
 from model import ModelConfig
 from training.config import TrainConfig
@@ -35,6 +39,16 @@ def stop_after(steps: int) -> Callable[[], bool]:
     """Asks to stop when so many steps are done."""
     asked = iter([False] * steps)
     return lambda: next(asked, True)
+
+
+def exact_muon() -> AbstractContextManager[object]:
+    """Return a context in which Muon orthogonalises in float64, so that its runs compare as closely as AdamW's.
+
+    torch's Muon casts the momentum to bfloat16 and multiplies it 15 times. Each product is rounded to 8 bits, by a
+    relative 2**-9 at most, after sums whose order depends on the processor (AMX, AVX-512, AVX2) and on the sharding.
+    What two ranks and one process then differ by is a property of the processor, not of our sharding.
+    """
+    return patch.object(Tensor, "bfloat16", Tensor.double)
 
 
 def write_json_lines(path: Path, texts: list[str]) -> Path:

@@ -41,6 +41,7 @@ def ignore(layer: int, forks: list[Fork], weights: Tensor) -> None:
     """See nothing."""
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("rule", ["blockwise", "causal"])
 def test_the_observed_forward_is_the_model_s(rule: Rule) -> None:
     model = lively(FORKING)

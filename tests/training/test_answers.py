@@ -127,6 +127,7 @@ def test_every_answer_is_a_target_once_however_long_its_question() -> None:
     assert sorted(inputs(row).tolist() for row in rows) == [[0, 20, 21, 0, 0], [8, 9, 10, 11, 0]]
 
 
+@pytest.mark.numeric
 def test_the_loss_is_the_mean_over_answers_with_questions_before_them() -> None:
     torch.manual_seed(0)
     model = Thoughtbubbles(MODEL)
@@ -140,6 +141,7 @@ def test_the_loss_is_the_mean_over_answers_with_questions_before_them() -> None:
     torch.testing.assert_close(compiled(model, masked, padded=True), expected)
 
 
+@pytest.mark.numeric
 def test_targets_of_a_step_count_alike_in_whatever_batch() -> None:
     """A batch of few answers weighs less than one of many; the mean of what is told is that of all."""
     windows = torch.randint(MODEL.vocab_size, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model import load_checkpoint
-from tests.training.harness import MODEL, QUIET, never, stop_after
+from tests.training.harness import MODEL, QUIET, exact_muon, never, stop_after
 from training.config import TrainConfig
 from training.distributed import Ranks
 from training.state import read_facts
@@ -33,7 +33,8 @@ def runs(data: Path, device: str, tmp_path_factory: pytest.TempPathFactory) -> P
     """Folders of all that two ranks did; `one`, `one-muon` and `one-padded` are a single process's."""
     out = tmp_path_factory.mktemp("runs")
     alone(data, out / "one", device).run(never)
-    alone(data, out / "one-muon", device, replace(QUIET, optimizer="muon")).run(never)
+    with exact_muon():
+        alone(data, out / "one-muon", device, replace(QUIET, optimizer="muon")).run(never)
     alone(data, out / "one-then-two", device).run(stop_after(3))
     (out / "padded.toml").write_text(f'[sets.a]\ndata = "{data}"\nweight = 1\nform = "padded"\n')
     alone(out / "padded.toml", out / "one-padded", device).run(never)
@@ -63,21 +64,25 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], weights, rtol=0, atol=2e-3, msg=name)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 def test_two_ranks_learn_what_one_does(runs: Path, parallelism: str) -> None:
     assert len(losses(runs / "one")) == 5  # three lines and two validations
     assert_same_run(runs / "one", runs / parallelism)
 
 
+@pytest.mark.numeric
 def test_muon_steers_sharded_matrices_as_whole_ones(runs: Path) -> None:
     assert_same_run(runs / "one-muon", runs / "muon")
 
 
+@pytest.mark.numeric
 def test_targets_of_all_ranks_count_alike(runs: Path) -> None:
     """Though the documents of one are longer than those of the other."""
     assert_same_run(runs / "one-padded", runs / "padded")
 
 
+@pytest.mark.numeric
 def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> None:
     """The last rank alone was asked to stop, and both did."""
     assert read_facts(runs / "two-then-one" / STATE_FOLDER)["step"] == 3
@@ -87,6 +92,7 @@ def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> N
     assert_same_run_from(runs / "one", runs / "two-then-one")
 
 
+@pytest.mark.numeric
 def test_two_go_on_where_one_stopped(runs: Path) -> None:
     assert read_facts(runs / "one-then-two" / STATE_FOLDER)["step"] == QUIET.steps
     assert_same_run_from(runs / "one", runs / "one-then-two")

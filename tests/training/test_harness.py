@@ -129,6 +129,7 @@ def write(path: Path, records: list[dict[str, object]]) -> Path:
     return path
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", SETS)
 def test_our_scores_are_the_harness_s(
     name: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,7 @@ def test_rolling_windows_are_those_of_the_evaluation_harness() -> None:
     ]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_likelihood_is_the_sum_over_predicted_targets(rule: Rule) -> None:
     """Ragged windows in batches against one window at a time and log-softmax written out."""
@@ -76,6 +77,7 @@ def test_prefix_positions_are_drawn_once_each() -> None:
     assert len(prefix_windows(windows, 10)) == 10
 
 
+@pytest.mark.numeric
 def test_the_causal_rule_loses_nothing_by_being_incremental() -> None:
     """Summed over every position, prefixes give the packed measure; under the fixed rule they do not."""
     windows = packed_windows(IDS, MODEL.block_size)

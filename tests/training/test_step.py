@@ -15,6 +15,7 @@ CPU = Ranks(device=torch.device("cpu"))
 WINDOWS = torch.randint(VOCAB, (2, MODEL.block_size + 1), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.numeric
 def test_the_loss_is_one_graph() -> None:
     """A graph break would slow training down, and nothing else would tell."""
     model = Thoughtbubbles(MODEL)
@@ -22,6 +23,7 @@ def test_the_loss_is_one_graph() -> None:
     torch.testing.assert_close(compiled(model, WINDOWS), next_token_loss(model, WINDOWS))
 
 
+@pytest.mark.numeric
 def test_the_loss_is_the_mean_over_all_targets() -> None:
     model = Thoughtbubbles(MODEL)
     log_p = model(WINDOWS[:, :-1], rule="blockwise").log_softmax(-1)
@@ -29,6 +31,7 @@ def test_the_loss_is_the_mean_over_all_targets() -> None:
     torch.testing.assert_close(next_token_loss(model, WINDOWS), -picked.mean())
 
 
+@pytest.mark.numeric
 def test_bfloat16_stays_in_the_matrix_products() -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
@@ -51,6 +54,7 @@ def gradients(config: TrainConfig) -> dict[str, torch.Tensor]:
     return {name: moments[p]["exp_avg"] for name, p in model.named_parameters()}
 
 
+@pytest.mark.numeric
 def test_recomputed_activations_give_the_same_gradients() -> None:
     """With dropout and noise, whose draws have to be repeated too."""
     config = replace(TRAIN, dropout=0.2, fork_noise=1.0)

@@ -33,6 +33,7 @@ def trainer(mixture: Path, out: Path, *, resume: bool = False) -> Trainer:
     return Trainer(MODEL, QUIET, data=mixture, out=out, ranks=CPU, resume=resume)
 
 
+@pytest.mark.numeric
 def test_padding_takes_no_part() -> None:
     """The loss of two padded rows is that of their tokens in rows of their own length, and is one graph."""
     torch.manual_seed(0)
@@ -45,6 +46,7 @@ def test_padding_takes_no_part() -> None:
     torch.testing.assert_close(loss, nats / 12)
 
 
+@pytest.mark.numeric
 def test_each_set_is_validated_and_the_mean_by_weight_is_the_loss(mixture: Path, tmp_path: Path) -> None:
     trainer(mixture, tmp_path / "run").run(never)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -121,6 +121,7 @@ def test_best_is_the_checkpoint_of_the_lowest_validation_loss(data: Path, tmp_pa
     assert load_checkpoint(tmp_path / "run" / "checkpoint").provenance["step"] == 30
 
 
+@pytest.mark.numeric
 def test_accumulated_batches_learn_what_one_large_batch_does(data: Path, tmp_path: Path) -> None:
     config = replace(TRAIN, dropout=0.0, steps=3, warmup_steps=1)
     trainer(data, tmp_path / "large", replace(config, batch_size=4, accumulation=1)).run(never)

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from model import Thoughtbubbles
-from tests.training.harness import MODEL, QUIET, never, stop_after
+from tests.training.harness import MODEL, QUIET, exact_muon, never, stop_after
 from training.config import TrainConfig
 from training.distributed import Ranks, join
 from training.step import TrainStep
@@ -38,7 +38,8 @@ def main(data: Path, out: Path, device: str) -> None:
             assert all(isinstance(weights, DTensor) for weights in whole._model.parameters())
             whole.run(never)
             assert not counters["stats"]["unique_graphs"], counters  # depth makes no new ones, nor does validation
-        trainer("muon", replace(sharded, optimizer="muon")).run(never)
+        with exact_muon():
+            trainer("muon", replace(sharded, optimizer="muon")).run(never)
         trainer("two-then-one", sharded).run(_asked_of_the_last(ranks, 3))
         trainer("one-then-two", sharded, resume=True).run(never)
         with patch("training.data.verification.AT_ONCE_BYTES", 0):

@@ -26,6 +26,7 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("cut", CUTS)
 def test_however_it_is_cut(cut: str, small_model: Thoughtbubbles) -> None:
     check(small_model, CUTS[cut])
@@ -40,6 +41,7 @@ def test_inputs_shared_out(small_model: Thoughtbubbles, monkeypatch: pytest.Monk
     check(small_model, CUTS["at once"])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(shape: str) -> None:
     sizes = {"vocab_size": 257, "block_size": 64, "max_block_size": 128, "n_layer": 3, "n_head": 1, "n_embd": 16,
@@ -57,6 +59,7 @@ STEPS: dict[str, tuple[list[int], int]] = {
 """Tokens and requests that they take in."""
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("steps", STEPS)
 def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
     from engine import device_forward
@@ -115,6 +118,7 @@ class Outcome:
         return cls(extended.x.clone(), extended.score.clone(), extended.logits.clone(), extended.counts.tolist())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sizes", [(40,), (4, 9)])
 def test_prompts_are_scored_and_found_again(
     sizes: tuple[int, ...], small_model: Thoughtbubbles, make_engine: MakeEngine
