@@ -23,7 +23,8 @@ RUN python -m venv --without-pip /opt/venv \
 RUN torch=$(echo /opt/venv/lib/python3.*/site-packages/torch) \
     && rm -rf "$torch/test" "$torch/include" \
     && find "$torch/bin" -type f ! -name torch_shm_manager -delete
-COPY LICENSE README.md pyproject.toml thoughtbubbles.py ./
+COPY LICENSE README.md pyproject.toml ./
+COPY thoughtbubbles thoughtbubbles/
 COPY model model/
 COPY engine engine/
 COPY server server/

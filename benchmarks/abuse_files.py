@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.abuse_target import Fault, Target
-from model import shipped_checkpoint
+from thoughtbubbles.model import shipped_checkpoint
 
 WEIGHTS, CONFIG, RANKS = "model.safetensors", "config.json", "tokenizer.tiktoken"
 REFUSED = 2
@@ -77,7 +77,7 @@ async def torn_checkpoints(target: Target) -> str:
 
 async def _served(folder: Path, seconds: float) -> tuple[int | None, str]:
     """How a server of this checkpoint ended, and what it said; None when it serves, or says nothing for so long."""
-    command = [sys.executable, "-m", "server", "--checkpoint", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "thoughtbubbles.server", "--checkpoint", str(folder), "--port", "0"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

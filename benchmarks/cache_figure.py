@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from model import Fork, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model import Fork, load_checkpoint, shipped_checkpoint
 
 TEXT = "The river rises in the mountains of northern Spain and flows"
 RATIO = 1.5

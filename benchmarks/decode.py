@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.header import header
 from benchmarks.shapes import random_prompts, regular_peer
-from engine import Engine, EngineConfig, SamplingParams, set_threads
-from model import Thoughtbubbles, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
+from thoughtbubbles.model import Thoughtbubbles, load_checkpoint, shipped_checkpoint
 
 WINDOW = 16
 """Tokens on either side of a context that its median is taken over."""

@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model, random_prompts, regular_peer
-from engine import Engine, EngineConfig, SamplingParams
-from model import Thoughtbubbles, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+from thoughtbubbles.model import Thoughtbubbles, load_checkpoint, shipped_checkpoint
 
 PROMPT, NEW = 128, 128
 RUNS = 3

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from benchmarks.header import header
-from engine import Engine, EngineConfig, SamplingParams, set_threads
-from model import Checkpoint, Thoughtbubbles, load_checkpoint, shipped_checkpoint
-from training.data.documents import read_documents
-from training.measures import Score, Window, packed_windows
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
+from thoughtbubbles.model import Checkpoint, Thoughtbubbles, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.measures import Score, Window, packed_windows
 
 RATIOS, PEER = (1, 1.25, 1.5, 2, 3, 4, 8), 2
 PROMPT = 128

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.header import header
-from engine import set_threads
-from engine.cached_block import Attend
-from engine.fork_cache import most_streams, segments
-from engine.packed_model import PackedModel
-from engine.revisable import RevisableState
-from engine.revising_forward import RevisingForward
-from engine.scoring import pick
-from model import Selection, Streams, Thoughtbubbles, load_checkpoint, shipped_checkpoint
-from training.data.documents import read_documents
+from thoughtbubbles.engine import set_threads
+from thoughtbubbles.engine.cached_block import Attend
+from thoughtbubbles.engine.fork_cache import most_streams, segments
+from thoughtbubbles.engine.packed_model import PackedModel
+from thoughtbubbles.engine.revisable import RevisableState
+from thoughtbubbles.engine.revising_forward import RevisingForward
+from thoughtbubbles.engine.scoring import pick
+from thoughtbubbles.model import Selection, Streams, Thoughtbubbles, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.training.data.documents import read_documents
 
 WINDOW = 16
 """Tokens on either side of a context that a mean is taken over."""

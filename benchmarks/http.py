@@ -38,14 +38,14 @@ from uvicorn.loops.auto import auto_loop_factory
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model
 from benchmarks.streaming import Load, Stream, put_load
-from engine import Engine, SamplingParams
-from model import save_checkpoint
-from server.app import create_app
-from server.lifecycle import listen, serve
-from server.loading import ServedModel, load_model
-from server.logs import writing
-from server.service import Service
-from server.settings import ServerSettings
+from thoughtbubbles.engine import Engine, SamplingParams
+from thoughtbubbles.model import save_checkpoint
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.lifecycle import listen, serve
+from thoughtbubbles.server.loading import ServedModel, load_model
+from thoughtbubbles.server.logs import writing
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 COLUMNS = ("clients", "asking  ", "tokens/s", "engine alone", "share", "first token p50 ms", "p99 ms",
            "engine alone p50 ms", "inter-token ms", "engine alone ms", "ratio", "tokens a chunk")  # fmt: skip
@@ -124,7 +124,7 @@ async def _served(service: Service, alone: Path, processes: Executor, number: in
 
 @asynccontextmanager
 async def _address_of(service: Service) -> AsyncIterator[str]:
-    """Where the service is, once it is loaded; it runs as `python -m server` runs it, on a free port."""
+    """Where the service is, once it is loaded; it runs as `python -m thoughtbubbles.server` runs it, on a free port."""
     with listen(service.settings.host, 0) as listener:
         running = asyncio.create_task(serve(service, create_app(service), listener))
         loaded = asyncio.create_task(service.worker.loaded.wait())

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model, random_prompts, regular_peer
-from engine import Engine, EngineConfig, SamplingParams
-from model import Thoughtbubbles
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+from thoughtbubbles.model import Thoughtbubbles
 
 LOADS = ((1, 128), (1, 512), (1, 2000), (16, 128), (64, 128), (8, 1000))
 RUNS = 5

@@ -17,8 +17,8 @@ import httpx
 
 from benchmarks.header import header
 from benchmarks.serving import serving
-from engine.fork_cache import most_streams, segments
-from model import ModelConfig, Selection, shipped_checkpoint
+from thoughtbubbles.engine.fork_cache import most_streams, segments
+from thoughtbubbles.model import ModelConfig, Selection, shipped_checkpoint
 
 REPLICAS = (1, 10, 100, 1000)
 SCRAPE_SECONDS = 15

@@ -30,9 +30,9 @@ import torch
 
 from benchmarks.header import header
 from benchmarks.serving import serving
-from engine import set_threads
-from engine.scoring import TOKENS_AT_ONCE
-from model import ModelConfig, Selection, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
+from thoughtbubbles.engine import set_threads
+from thoughtbubbles.engine.scoring import TOKENS_AT_ONCE
+from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
 
 WIDTH = 32
 ANSWER = 8

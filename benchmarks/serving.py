@@ -14,7 +14,7 @@ import httpx
 
 @contextlib.contextmanager
 def serving(
-    *options: str, module: str = "server", environment: Mapping[str, str] = MappingProxyType({})
+    *options: str, module: str = "thoughtbubbles.server", environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[str, int]]:
     """A server with these options on a free port of this machine, ready: its address and its process's id.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from model import ModelConfig, Thoughtbubbles, Tokenizer
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
 
 def shape_124m(block_size: int) -> ModelConfig:

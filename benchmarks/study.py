@@ -23,8 +23,8 @@ from pathlib import Path
 from benchmarks.study_plan import Run, Study, read_study
 from benchmarks.study_processes import Patience, devices, work
 from benchmarks.study_results import RESULT_FILE, append_result, read_results
-from training.data.token_file import INDEX_FILE
-from training.stopping import stop_on_signal
+from thoughtbubbles.training.data.token_file import INDEX_FILE
+from thoughtbubbles.training.stopping import stop_on_signal
 
 OUTPUT_FILE = "output.txt"
 SHOWN = 5

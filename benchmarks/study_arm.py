@@ -21,13 +21,13 @@ from benchmarks.header import machine
 from benchmarks.study_measure import details, measure, tuning_loss
 from benchmarks.study_plan import Kind, Run, Study, read_study
 from benchmarks.study_results import RESULT_FILE
-from model import Thoughtbubbles, load_checkpoint
-from training.distributed import Ranks
-from training.flops import flops_per_block
-from training.state import has_state
-from training.step import autocast
-from training.stopping import stop_on_signal
-from training.trainer import STATE_FOLDER, LossNotFiniteError, Trainer
+from thoughtbubbles.model import Thoughtbubbles, load_checkpoint
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.flops import flops_per_block
+from thoughtbubbles.training.state import has_state
+from thoughtbubbles.training.step import autocast
+from thoughtbubbles.training.stopping import stop_on_signal
+from thoughtbubbles.training.trainer import STATE_FOLDER, LossNotFiniteError, Trainer
 
 
 def main() -> None:

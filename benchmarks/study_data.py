@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from training.data.prepare import prepare
+from thoughtbubbles.training.data.prepare import prepare
 
 ONE_IN = 100
 """Of so many training documents one is held out to tune learning rates."""

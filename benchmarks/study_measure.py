@@ -12,12 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.study_plan import Evaluation
-from model import Fork, Selection, Thoughtbubbles
-from model.selection import Rule
-from training.analysis.budget import budget_rows, score_rows
-from training.analysis.tokens import entropies, fork_counts
-from training.data.token_file import read_tokenizer, read_tokens
-from training.measures import Window, negative_log_likelihood, packed_windows, prefix_windows, whole_windows
+from thoughtbubbles.model import Fork, Selection, Thoughtbubbles
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.analysis.budget import budget_rows, score_rows
+from thoughtbubbles.training.analysis.tokens import entropies, fork_counts
+from thoughtbubbles.training.data.token_file import read_tokenizer, read_tokens
+from thoughtbubbles.training.measures import (
+    Window,
+    negative_log_likelihood,
+    packed_windows,
+    prefix_windows,
+    whole_windows,
+)
 
 BATCH = 64
 """Windows that are measured at once."""

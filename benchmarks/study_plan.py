@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from model import ModelConfig
-from training.config import TrainConfig
-from training.flops import flops_per_block
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.flops import flops_per_block
 
 Kind = Literal["tuning", "final"]
 Result = dict[str, Any]

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 
 from benchmarks.header import header
-from model import ModelConfig, Thoughtbubbles
-from training.config import TrainConfig
-from training.distributed import Ranks
-from training.flags import add_field_flags, override
-from training.recipes import RECIPES
-from training.step import TrainStep
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.flags import add_field_flags, override
+from thoughtbubbles.training.recipes import RECIPES
+from thoughtbubbles.training.step import TrainStep
 
 REPEATS = 5
 

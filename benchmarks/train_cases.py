@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from benchmarks.header import header
 from benchmarks.shapes import shape_124m
-from model import Thoughtbubbles
-from training.config import Precision, TrainConfig
-from training.distributed import Ranks
-from training.flops import flops_per_block
-from training.step import LossFunction, NextTokenLoss, TrainStep, autocast, next_token_loss
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.config import Precision, TrainConfig
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.flops import flops_per_block
+from thoughtbubbles.training.step import LossFunction, NextTokenLoss, TrainStep, autocast, next_token_loss
 
 DIFFERENT: dict[str, dict[str, Any]] = {
     "regular": {"fork_layers": (), "max_block_size": 512},
@@ -149,7 +149,7 @@ def _build(model_name: str, step: str, config: TrainConfig) -> TrainStep:
     with ranks.device:
         model = Thoughtbubbles(replace(shape_124m(512), **DIFFERENT[model_name]))
     if step == "own":
-        with patch("training.step.loss_function", return_value=next_token_loss):
+        with patch("thoughtbubbles.training.step.loss_function", return_value=next_token_loss):
             learn = TrainStep(model, config, ranks)
     else:
         learn = TrainStep(model, config, ranks)

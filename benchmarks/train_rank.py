@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.train_scaling import arguments
-from model import ModelConfig, Thoughtbubbles
-from training.config import TrainConfig
-from training.distributed import Ranks, join
-from training.flags import override
-from training.recipes import RECIPES
-from training.state import RunState
-from training.step import TrainStep
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.distributed import Ranks, join
+from thoughtbubbles.training.flags import override
+from thoughtbubbles.training.recipes import RECIPES
+from thoughtbubbles.training.state import RunState
+from thoughtbubbles.training.step import TrainStep
 
 REPEATS = 3
 WARM_UP = 5

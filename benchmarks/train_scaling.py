@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.header import header
-from model import ModelConfig
-from training.config import TrainConfig
-from training.flags import add_field_flags
-from training.recipes import RECIPES
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.flags import add_field_flags
+from thoughtbubbles.training.recipes import RECIPES
 
 
 def main(argv: list[str] | None = None) -> None:

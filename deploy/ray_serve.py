@@ -28,9 +28,9 @@ from deploy.replicas.ingress import Ingress
 from deploy.replicas.prefix_router import PrefixRouter
 from deploy.replicas.replica import Replica
 from deploy.replicas.scaling import replicas_wanted
-from server.middleware import BodyLimit
-from server.settings import ServerSettings
-from server.sources import add_arguments, read_settings
+from thoughtbubbles.server.middleware import BodyLimit
+from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.sources import add_arguments, read_settings
 
 NAME = "thoughtbubbles"
 FAREWELL_SECONDS = 5.0

@@ -1,15 +1,18 @@
 """Turns a Thoughtbubbles model into a service: continuous batching over a fork-state cache; synchronous."""
 
-from engine.completion import Completion
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
-from engine.fork_cache import most_streams
-from engine.prompt_report import PromptReport
-from engine.request import FinishReason, RequestUsage, TokenEvent
-from engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
-from engine.stats import EngineStats, StepReport
-from model import set_threads
+from thoughtbubbles.engine.completion import Completion
+from thoughtbubbles.engine.config import EngineConfig
+from thoughtbubbles.engine.engine import Engine
+from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
+from thoughtbubbles.engine.fork_cache import most_streams
+from thoughtbubbles.engine.prompt_report import PromptReport
+from thoughtbubbles.engine.request import FinishReason, RequestUsage, TokenEvent
+from thoughtbubbles.engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
+from thoughtbubbles.engine.stats import EngineStats, StepReport
+from thoughtbubbles.model import set_threads
+
+if __name__ != "thoughtbubbles.engine":  # in a checkout, which would have each module a second time
+    raise ImportError("import thoughtbubbles.engine instead of engine")
 
 __all__ = [
     "MAX_LOGPROBS",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.layout import Indices
+from thoughtbubbles.engine.layout import Indices
 
 KEYS_AT_ONCE = 2048
 """Most keys of a group, the shorter requests' padded: what is gathered should be in the processor's cache when it is

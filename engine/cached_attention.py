@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from engine.attention_groups import FEW_STREAMS, Group, Masks, groups
-from engine.cached_block import Attend
-from engine.fork_state import ForkState
-from engine.gathering import Gathering, Room
-from engine.layout import Indices
-from engine.pages import NO_CANDIDATE, SegmentPages, Slots
+from thoughtbubbles.engine.attention_groups import FEW_STREAMS, Group, Masks, groups
+from thoughtbubbles.engine.cached_block import Attend
+from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.gathering import Gathering, Room
+from thoughtbubbles.engine.layout import Indices
+from thoughtbubbles.engine.pages import NO_CANDIDATE, SegmentPages, Slots
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.head_map import HeadMap
-from engine.packed_linear import PackedLinear
-from model.transformer import Block
+from thoughtbubbles.engine.head_map import HeadMap
+from thoughtbubbles.engine.packed_linear import PackedLinear
+from thoughtbubbles.model.transformer import Block
 
 
 class Attend(Protocol):

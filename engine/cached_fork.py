@@ -6,9 +6,9 @@ Letters: S streams that arrive, S' that leave, D model width.
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.cached_block import layer_norm
-from model import ForkingBlock
-from model.forking import LOWEST_LOG_P
+from thoughtbubbles.engine.cached_block import layer_norm
+from thoughtbubbles.model import ForkingBlock
+from thoughtbubbles.model.forking import LOWEST_LOG_P
 
 
 class CachedFork:

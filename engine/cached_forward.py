@@ -17,20 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention_groups import Masks
-from engine.cached_attention import SegmentView
-from engine.cached_fork import CachedFork
-from engine.cached_selection import Grid, Keep, SelectionFacts, select
-from engine.fork_cache import ForkCache
-from engine.fork_state import ForkState
-from engine.gathering import Room
-from engine.layout import Indices, Layout
-from engine.packed_model import PackedModel
-from engine.pages import NO_CANDIDATE, Segment, SegmentPages
-from engine.scoring import last_logits
-from engine.transfer import to_device
-from model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
-from model.selection import GRID
+from thoughtbubbles.engine.attention_groups import Masks
+from thoughtbubbles.engine.cached_attention import SegmentView
+from thoughtbubbles.engine.cached_fork import CachedFork
+from thoughtbubbles.engine.cached_selection import Grid, Keep, SelectionFacts, select
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.gathering import Room
+from thoughtbubbles.engine.layout import Indices, Layout
+from thoughtbubbles.engine.packed_model import PackedModel
+from thoughtbubbles.engine.pages import NO_CANDIDATE, Segment, SegmentPages
+from thoughtbubbles.engine.scoring import last_logits
+from thoughtbubbles.engine.transfer import to_device
+from thoughtbubbles.model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
+from thoughtbubbles.model.selection import GRID
 
 LOWEST_SCORE = -32000.0
 """What stands for a score that is NaN: below every real one, and on the grid within int32."""

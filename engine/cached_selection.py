@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.layout import Indices, Layout
-from engine.pages import NO_CANDIDATE
-from model.selection import select_causal
+from thoughtbubbles.engine.layout import Indices, Layout
+from thoughtbubbles.engine.pages import NO_CANDIDATE
+from thoughtbubbles.model.selection import select_causal
 
 Grid = NDArray[np.int32]
 Keep = NDArray[np.bool_]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from engine.errors import InvalidRequest
-from engine.sampling_params import SamplingParams
-from model import ModelConfig
+from thoughtbubbles.engine.errors import InvalidRequest
+from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.model import ModelConfig
 
 
 def check_request(

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from engine.prompt_report import Scored
-from engine.request import FinishReason, Request, TokenEvent
+from thoughtbubbles.engine.prompt_report import Scored
+from thoughtbubbles.engine.request import FinishReason, Request, TokenEvent
 
 
 @dataclass(frozen=True)

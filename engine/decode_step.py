@@ -12,17 +12,17 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.device_layers import Scratch, has_kernels, run_layers
-from engine.fork_cache import ForkCache
-from engine.kernels.forking import Choice, average, begin, choose, settle
-from engine.kernels.lanes import Lanes
-from engine.kernels.rows import Rows
-from engine.kernels.sampling import TOKENS_AT_ONCE, draw
-from engine.layout import Indices
-from engine.ledger import Numbers
-from engine.pages import Segment, SegmentPages
-from model import ForkingBlock, ModelConfig, Thoughtbubbles
-from model.rotary import BASE
+from thoughtbubbles.engine.device_layers import Scratch, has_kernels, run_layers
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.kernels.forking import Choice, average, begin, choose, settle
+from thoughtbubbles.engine.kernels.lanes import Lanes
+from thoughtbubbles.engine.kernels.rows import Rows
+from thoughtbubbles.engine.kernels.sampling import TOKENS_AT_ONCE, draw
+from thoughtbubbles.engine.layout import Indices
+from thoughtbubbles.engine.ledger import Numbers
+from thoughtbubbles.engine.pages import Segment, SegmentPages
+from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
+from thoughtbubbles.model.rotary import BASE
 
 PROGRAMS = 528
 """Attention programs that are wanted at once, four for each of a large device's multiprocessors."""

@@ -3,7 +3,7 @@
 from encodings.utf_8 import IncrementalDecoder
 from typing import NamedTuple
 
-from model import Tokenizer
+from thoughtbubbles.model import Tokenizer
 
 
 class Piece(NamedTuple):

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cached_forward import ForkTally
-from engine.decode_step import DecodeStep
-from engine.fork_cache import ForkCache
-from engine.fork_state import ForkState
-from engine.kernels.lanes import Lanes
-from engine.layout import Indices
-from engine.ledger import Numbers
-from engine.request import Request
-from engine.transfer import to_device, to_host
-from model import Thoughtbubbles
+from thoughtbubbles.engine.cached_forward import ForkTally
+from thoughtbubbles.engine.decode_step import DecodeStep
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.kernels.lanes import Lanes
+from thoughtbubbles.engine.layout import Indices
+from thoughtbubbles.engine.ledger import Numbers
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.transfer import to_device, to_host
+from thoughtbubbles.model import Thoughtbubbles
 
 SPARE = 15
 """Tokens that pages are taken for ahead of those that must be, where there are plenty: it is asked less often then."""

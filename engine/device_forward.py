@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from engine.cached_forward import CachedForward, Chunk, Extended, ForkTally, lay_out
-from engine.fork_cache import ForkCache
-from engine.layout import Layout
-from engine.ledger import Numbers
-from engine.prefill_step import PrefillStep, Workspace
-from engine.scoring import last_logits
-from model import Thoughtbubbles, budget
+from thoughtbubbles.engine.cached_forward import CachedForward, Chunk, Extended, ForkTally, lay_out
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.layout import Layout
+from thoughtbubbles.engine.ledger import Numbers
+from thoughtbubbles.engine.prefill_step import PrefillStep, Workspace
+from thoughtbubbles.engine.scoring import last_logits
+from thoughtbubbles.model import Thoughtbubbles, budget
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 """Tokens of the steps that there are; more are taken in by several."""

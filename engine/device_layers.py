@@ -9,12 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from engine.kernels.attention import Parts, paged_attention
-from engine.kernels.linear import gelu_linear, normalise, project_heads, residual_linear
-from engine.kernels.rows import Rows
-from engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
-from engine.pages import SegmentPages
-from model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.engine.kernels.attention import Parts, paged_attention
+from thoughtbubbles.engine.kernels.linear import gelu_linear, normalise, project_heads, residual_linear
+from thoughtbubbles.engine.kernels.rows import Rows
+from thoughtbubbles.engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
+from thoughtbubbles.engine.pages import SegmentPages
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 MOST_STREAMS = 32
 """The most streams that a token may have for these kernels: its candidates are one program's."""

@@ -6,12 +6,12 @@ Letters: R requests, V vocabulary.
 import torch
 from torch import Tensor
 
-from engine.completion import banned
-from engine.prompt_report import Scored
-from engine.request import Request
-from engine.sampling import Draw, ban, penalise, sample
-from engine.scoring import report
-from model import Tokenizer
+from thoughtbubbles.engine.completion import banned
+from thoughtbubbles.engine.prompt_report import Scored
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.sampling import Draw, ban, penalise, sample
+from thoughtbubbles.engine.scoring import report
+from thoughtbubbles.model import Tokenizer
 
 
 def draw_tokens(requests: list[Request], logits: Tensor, tokenizer: Tokenizer) -> list[int]:

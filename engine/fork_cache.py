@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from engine.fork_state import ForkState
-from engine.layout import Indices
-from engine.ledger import Ledger, Numbers
-from engine.pages import Segment, SegmentPages
-from engine.prefix_index import BLOCK, PrefixIndex
-from model import ModelConfig, Selection, budget
+from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.layout import Indices
+from thoughtbubbles.engine.ledger import Ledger, Numbers
+from thoughtbubbles.engine.pages import Segment, SegmentPages
+from thoughtbubbles.engine.prefix_index import BLOCK, PrefixIndex
+from thoughtbubbles.model import ModelConfig, Selection, budget
 
 
 def segments(config: ModelConfig) -> list[Segment]:

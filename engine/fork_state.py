@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.ledger import Ledger
+from thoughtbubbles.engine.ledger import Ledger
 
 
 @dataclass(eq=False)

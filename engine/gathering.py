@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.pages import SegmentPages, Slots
+from thoughtbubbles.engine.pages import SegmentPages, Slots
 
 
 class Room:

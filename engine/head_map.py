@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model import ModelConfig
-from model.rotary import BASE
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.model.rotary import BASE
 
 
 @dataclass(frozen=True)

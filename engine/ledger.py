@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from engine.layout import Indices, Layout
+from thoughtbubbles.engine.layout import Indices, Layout
 
 Numbers = NDArray[np.int32]
 

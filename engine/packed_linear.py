@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.half_weights import HalfWeights, halves_hold
+from thoughtbubbles.engine.half_weights import HalfWeights, halves_hold
 
 Activation = Literal["none", "gelu", "gelu_tanh"]
 

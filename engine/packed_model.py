@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from engine.cached_block import Attend, CachedBlock
-from engine.head_map import HeadMaps
-from engine.packed_linear import PackedLinear
-from model import Thoughtbubbles
+from thoughtbubbles.engine.cached_block import Attend, CachedBlock
+from thoughtbubbles.engine.head_map import HeadMaps
+from thoughtbubbles.engine.packed_linear import PackedLinear
+from thoughtbubbles.model import Thoughtbubbles
 
 
 class PackedModel:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.layout import Indices
-from engine.ledger import Numbers
-from model import ModelConfig
+from thoughtbubbles.engine.layout import Indices
+from thoughtbubbles.engine.ledger import Numbers
+from thoughtbubbles.model import ModelConfig
 
 NO_CANDIDATE = torch.iinfo(torch.int32).min
 """A score below every real one, where a forced candidate stands or none: it never counts as higher."""

@@ -17,18 +17,18 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from engine.device_layers import Scratch, run_layers
-from engine.fork_cache import ForkCache
-from engine.kernels.forking import average
-from engine.kernels.prefill import Bubbles, Candidates, begin, fit, rank, spread, weigh
-from engine.kernels.rows import Rows
-from engine.kernels.sampling import TOKENS_AT_ONCE, draw
-from engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
-from engine.ledger import Numbers
-from engine.pages import Segment, SegmentPages
-from engine.prefill_inputs import Inputs
-from model import ForkingBlock, Thoughtbubbles
-from model.rotary import BASE
+from thoughtbubbles.engine.device_layers import Scratch, run_layers
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.kernels.forking import average
+from thoughtbubbles.engine.kernels.prefill import Bubbles, Candidates, begin, fit, rank, spread, weigh
+from thoughtbubbles.engine.kernels.rows import Rows
+from thoughtbubbles.engine.kernels.sampling import TOKENS_AT_ONCE, draw
+from thoughtbubbles.engine.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
+from thoughtbubbles.engine.ledger import Numbers
+from thoughtbubbles.engine.pages import Segment, SegmentPages
+from thoughtbubbles.engine.prefill_inputs import Inputs
+from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
+from thoughtbubbles.model.rotary import BASE
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ A state is only ever a shortcut: without it the whole sequence is computed again
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from engine.packed_model import PackedModel
-from engine.prompt_report import Scores
-from engine.request import Request
-from engine.revisable import RevisableState
-from engine.revising_forward import Revised, RevisingForward
-from engine.scoring import report
-from model import Selection, Thoughtbubbles
+from thoughtbubbles.engine.packed_model import PackedModel
+from thoughtbubbles.engine.prompt_report import Scores
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.revisable import RevisableState
+from thoughtbubbles.engine.revising_forward import Revised, RevisingForward
+from thoughtbubbles.engine.scoring import report
+from thoughtbubbles.model import Selection, Thoughtbubbles
 
 
 class Recompute:

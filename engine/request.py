@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from engine.detokenizer import Detokenizer
-from engine.fork_state import ForkState
-from engine.prompt_report import PromptReport, TopLogprobs
-from engine.sampling_params import SamplingParams
-from model import Selection
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.prompt_report import PromptReport, TopLogprobs
+from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.model import Selection
 
 FinishReason = Literal["stop", "length", "error"]
 """`error`: the model's logits were NaN or infinite."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.fork_cache import most_streams, segments
-from engine.pages import Segment
-from model import ModelConfig, Selection, Streams
+from thoughtbubbles.engine.fork_cache import most_streams, segments
+from thoughtbubbles.engine.pages import Segment
+from thoughtbubbles.model import ModelConfig, Selection, Streams
 
 ROWS_AT_ONCE = 128
 """Queries that meet their keys together, lest a mask for all of them be large and hide much of what it spans."""

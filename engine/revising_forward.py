@@ -15,16 +15,16 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from engine.cached_block import Attend
-from engine.fork_cache import segments
-from engine.packed_model import PackedModel
-from engine.pages import Segment
-from engine.revisable import RevisableSegment, RevisableState
-from engine.scoring import last_logits
-from model import ForkingBlock, Streams, Thoughtbubbles
-from model.forking import fork
-from model.rotary import fractions
-from model.segments import segment_counts
+from thoughtbubbles.engine.cached_block import Attend
+from thoughtbubbles.engine.fork_cache import segments
+from thoughtbubbles.engine.packed_model import PackedModel
+from thoughtbubbles.engine.pages import Segment
+from thoughtbubbles.engine.revisable import RevisableSegment, RevisableState
+from thoughtbubbles.engine.scoring import last_logits
+from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
+from thoughtbubbles.model.forking import fork
+from thoughtbubbles.model.rotary import fractions
+from thoughtbubbles.model.segments import segment_counts
 
 
 @dataclass(frozen=True)

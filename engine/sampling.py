@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.sampling_params import SamplingParams
+from thoughtbubbles.engine.sampling_params import SamplingParams
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _BELOW_ONE = 1 - 2.0**-24

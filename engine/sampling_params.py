@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.errors import InvalidRequest
+from thoughtbubbles.engine.errors import InvalidRequest
 
 ForkSelection = Literal["causal", "dynamic", "fixed"]
 MAX_LOGPROBS = 20

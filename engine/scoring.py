@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine.prompt_report import Scored, Scores
-from model import Streams, Thoughtbubbles
+from thoughtbubbles.engine.prompt_report import Scored, Scores
+from thoughtbubbles.model import Streams, Thoughtbubbles
 
 TOKENS_AT_ONCE = 128
 """Tokens whose logits stand in memory together when a prompt is scored. Prompts are scored one after the other, so that

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.scheduler import Phase
+from thoughtbubbles.engine.scheduler import Phase
 
 
 @dataclass(frozen=True, kw_only=True)

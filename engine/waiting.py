@@ -3,9 +3,9 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 
-from engine.fork_cache import most_streams
-from engine.request import Request
-from model import ModelConfig
+from thoughtbubbles.engine.fork_cache import most_streams
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.model import ModelConfig
 
 
 class Waiting:

@@ -1,12 +1,12 @@
 """What a device's first prompts would wait for, done when an engine is made: kernels load as they are first met."""
 
-from engine.detokenizer import Detokenizer
-from engine.drawing import draw_tokens
-from engine.fork_cache import ForkCache
-from engine.request import Request
-from engine.runner import Runner
-from engine.sampling_params import SamplingParams
-from model import Selection, Tokenizer
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.drawing import draw_tokens
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.runner import Runner
+from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.model import Selection, Tokenizer
 
 _DRAWS = (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.9, top_k=40, min_p=0.01))
 """The ways that the host draws tokens."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import ModelConfig
-from model.rotary import Rotation, rotate
+from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.rotary import Rotation, rotate
 
 
 class Attend(Protocol):

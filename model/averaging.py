@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.forking import Streams
-from model.segments import segment_counts, segment_logsumexp, segment_sum
+from thoughtbubbles.model.forking import Streams
+from thoughtbubbles.model.segments import segment_counts, segment_logsumexp, segment_sum
 
 
 def residual_average(streams: Streams) -> Tensor:

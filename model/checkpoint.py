@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from model.atomic import latest_folder, new_folder
-from model.chat import ChatTemplate
-from model.config import ModelConfig
-from model.reading import read_json_object, require_regular
-from model.tokenizer import PATTERN_NAME, Tokenizer
-from model.transformer import Thoughtbubbles
-from model.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
+from thoughtbubbles.model.atomic import latest_folder, new_folder
+from thoughtbubbles.model.chat import ChatTemplate
+from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.reading import read_json_object, require_regular
+from thoughtbubbles.model.tokenizer import PATTERN_NAME, Tokenizer
+from thoughtbubbles.model.transformer import Thoughtbubbles
+from thoughtbubbles.model.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -113,8 +113,14 @@ def open_checkpoint(folder: str | Path) -> tuple[Checkpoint, list[Header]]:
 def shipped_checkpoint() -> Path:
     """The folder of the checkpoint in the repository. `ValueError` when there is none, or more than one."""
     found = sorted(config.parent for config in SHIPPED.glob(f"*/{CONFIG_FILE}"))
-    if len(found) != 1:
-        raise ValueError(f"{SHIPPED} holds {len(found)} checkpoints: name one")
+    if not found:
+        raise ValueError(
+            f"no checkpoint is given, and {SHIPPED} has none: give a checkpoint's folder with --checkpoint. The"
+            " repository has one, checkpoints/thoughtbubbles-11m; `thoughtbubbles train` and `thoughtbubbles convert`"
+            " make others"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{SHIPPED} holds {len(found)} checkpoints: name one with --checkpoint")
     return found[0]
 
 

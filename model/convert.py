@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import empty_model, save_checkpoint
-from model.release import Release, read_release
-from model.tokenizer import Tokenizer
-from model.weights import DTYPES, check_shapes
+from thoughtbubbles.model.checkpoint import empty_model, save_checkpoint
+from thoughtbubbles.model.release import Release, read_release
+from thoughtbubbles.model.tokenizer import Tokenizer
+from thoughtbubbles.model.weights import DTYPES, check_shapes
 
 
 def convert(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.selection import Selection, select
+from thoughtbubbles.model.selection import Selection, select
 
 LOWEST_LOG_P = -20.0
 """log p of forking and of keeping is clamped here, before the cumulative score is added."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.selection import Rule
-from model.transformer import Thoughtbubbles
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.model.transformer import Thoughtbubbles
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import Checkpoint, open_checkpoint
-from model.config import ModelConfig
-from model.weights import Header
+from thoughtbubbles.model.checkpoint import Checkpoint, open_checkpoint
+from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.weights import Header
 
 Facts = dict[str, Any]
 """JSON-ready."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.reading import read_json_object
-from model.release_files import read_tensors
+from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.reading import read_json_object
+from thoughtbubbles.model.release_files import read_tensors
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.segments import segment_counts
+from thoughtbubbles.model.segments import segment_counts
 
 BASE = 10000.0
 

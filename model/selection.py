@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.config import ModelConfig, SelectBy
+from thoughtbubbles.model.config import ModelConfig, SelectBy
 
 Length = TypeVar("Length", int, Tensor, NDArray[np.int64])
 Rule = Literal["blockwise", "dynamic", "fixed", "causal"]

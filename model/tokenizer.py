@@ -9,9 +9,9 @@ from pathlib import Path
 
 import tiktoken
 
-from model.atomic import write_file
-from model.reading import require_regular
-from model.runs import cut_runs
+from thoughtbubbles.model.atomic import write_file
+from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.runs import cut_runs
 
 END_OF_TEXT = "<|endoftext|>"
 PATTERN_NAME = "gpt2"

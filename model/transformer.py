@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import Attend, Attention, causal_attention
-from model.averaging import logit_average, residual_average, rightmost
-from model.config import ModelConfig
-from model.forking import Fork, Streams, candidate_scores, fork
-from model.rotary import Rotation, fractions, rotation
-from model.selection import Rule, Selection
+from thoughtbubbles.model.attention import Attend, Attention, causal_attention
+from thoughtbubbles.model.averaging import logit_average, residual_average, rightmost
+from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.forking import Fork, Streams, candidate_scores, fork
+from thoughtbubbles.model.rotary import Rotation, fractions, rotation
+from thoughtbubbles.model.selection import Rule, Selection
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""`python -m server`, the same as `thoughtbubbles serve`."""
+"""`python -m thoughtbubbles.server`, the same as `thoughtbubbles serve`."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
 
-from server.sources import add_arguments, read_settings
+from thoughtbubbles.server.sources import add_arguments, read_settings
 
 ENGINE_FAILURE = 1
 USAGE_ERROR = 2
@@ -44,10 +44,10 @@ def _serve(args: argparse.Namespace) -> int:
     # Here, so that --help and a wrong setting need not wait for torch.
     from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415
 
-    from server.app import create_app  # noqa: PLC0415
-    from server.lifecycle import listen, serve  # noqa: PLC0415
-    from server.logs import writing  # noqa: PLC0415
-    from server.service import Service  # noqa: PLC0415
+    from thoughtbubbles.server.app import create_app  # noqa: PLC0415
+    from thoughtbubbles.server.lifecycle import listen, serve  # noqa: PLC0415
+    from thoughtbubbles.server.logs import writing  # noqa: PLC0415
+    from thoughtbubbles.server.service import Service  # noqa: PLC0415
 
     service = Service.create(settings)
     loops = auto_loop_factory()  # uvloop's, where it is installed
@@ -70,19 +70,19 @@ def _serve(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run from the process's arguments."""
-    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thoughtbubbles.server", description=__doc__)
     add_arguments(parser)
     try:
         return run(parser.parse_args())
     except (ValueError, OSError) as error:
-        print(f"python -m server: error: {error}", file=sys.stderr)
+        print(f"python -m thoughtbubbles.server: error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except (MemoryError, RuntimeError) as error:
-        from model import lack_of_memory  # noqa: PLC0415
+        from thoughtbubbles.model import lack_of_memory  # noqa: PLC0415
 
         if (told := lack_of_memory(error)) is None:
             raise
-        print(f"python -m server: error: {told}", file=sys.stderr)
+        print(f"python -m thoughtbubbles.server: error: {told}", file=sys.stderr)
         return USAGE_ERROR
 
 

@@ -10,14 +10,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from server import chat_routes, operation_routes, playground_routes, routes, tokenizer_routes
-from server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
-from server.exchange import Exchanges
-from server.logs import log_exchange
-from server.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
-from server.openapi import DescribedApp, refusals
-from server.service import Service
-from server.version import VERSION
+from thoughtbubbles.server import chat_routes, operation_routes, playground_routes, routes, tokenizer_routes
+from thoughtbubbles.server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
+from thoughtbubbles.server.exchange import Exchanges
+from thoughtbubbles.server.logs import log_exchange
+from thoughtbubbles.server.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
+from thoughtbubbles.server.openapi import DescribedApp, refusals
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.version import VERSION
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's name for an answer that nobody is there to get."""

@@ -1,6 +1,6 @@
 """How much the JSON of one body may hold: it is read in one call, while which no other thread runs Python."""
 
-from server.errors import ApiError
+from thoughtbubbles.server.errors import ApiError
 
 MOST_VALUES = 1 << 19
 """Numbers and others in arrays and objects: more token ids than a queue has streams for."""

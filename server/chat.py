@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
-from server.chat_schemas import ChatRequest
-from server.errors import ApiError, bad_request
-from server.loading import ServedModel
-from server.planning import Plan, plan
-from server.schemas import LONGEST_TEXT, CompletionRequest, GenerationRequest
+from thoughtbubbles.server.chat_schemas import ChatRequest
+from thoughtbubbles.server.errors import ApiError, bad_request
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.planning import Plan, plan
+from thoughtbubbles.server.schemas import LONGEST_TEXT, CompletionRequest, GenerationRequest
 
 NOT_ASKING: Mapping[str, object] = {
     "audio": None,

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from server.choices import Delta
-from server.completions import Completion
-from server.loading import ServedModel
-from server.logprobs import Token, finite
-from server.planning import Plan
-from server.schemas import Json
+from thoughtbubbles.server.choices import Delta
+from thoughtbubbles.server.completions import Completion
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.logprobs import Token, finite
+from thoughtbubbles.server.planning import Plan
+from thoughtbubbles.server.schemas import Json
 
 
 class ChatCompletion(Completion):

@@ -4,14 +4,14 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from server.aside import aside
-from server.chat import ignored, plan_chat
-from server.chat_completions import ChatCompletion
-from server.chat_schemas import ChatRequest
-from server.openapi import STREAMED, refusals, takes
-from server.responding import respond
-from server.service import Serving
-from server.validation import parse
+from thoughtbubbles.server.aside import aside
+from thoughtbubbles.server.chat import ignored, plan_chat
+from thoughtbubbles.server.chat_completions import ChatCompletion
+from thoughtbubbles.server.chat_schemas import ChatRequest
+from thoughtbubbles.server.openapi import STREAMED, refusals, takes
+from thoughtbubbles.server.responding import respond
+from thoughtbubbles.server.service import Serving
+from thoughtbubbles.server.validation import parse
 
 router = APIRouter()
 

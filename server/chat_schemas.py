@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from server.schemas import INT64, GenerationRequest, RequestBody, Text
+from thoughtbubbles.server.schemas import INT64, GenerationRequest, RequestBody, Text
 
 
 class TextPart(RequestBody):

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
-from engine import PromptReport, TokenEvent
-from server.logprobs import Token
-from server.offsets import Offsets
-from server.schemas import CompletionRequest
-from server.seam import Seam
+from thoughtbubbles.engine import PromptReport, TokenEvent
+from thoughtbubbles.server.logprobs import Token
+from thoughtbubbles.server.offsets import Offsets
+from thoughtbubbles.server.schemas import CompletionRequest
+from thoughtbubbles.server.seam import Seam
 
 TokenBytes = Callable[[int], bytes]
 

@@ -4,7 +4,7 @@ from hashlib import sha256
 
 from starlette.requests import Request
 
-from server.keys import SCHEME, ApiKeys
+from thoughtbubbles.server.keys import SCHEME, ApiKeys
 
 
 def client_of(request: Request, keys: ApiKeys) -> str:

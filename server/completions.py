@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from engine import RequestUsage, TokenEvent
-from server.choices import Choice, Delta
-from server.loading import ServedModel
-from server.logprobs import logprobs_object, printed
-from server.planning import Plan
-from server.schemas import Json
-from server.version import VERSION
+from thoughtbubbles.engine import RequestUsage, TokenEvent
+from thoughtbubbles.server.choices import Choice, Delta
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.logprobs import logprobs_object, printed
+from thoughtbubbles.server.planning import Plan
+from thoughtbubbles.server.schemas import Json
+from thoughtbubbles.server.version import VERSION
 
 
 class Completion:

@@ -19,8 +19,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from server import errors
-from server.exchange import REQUEST_ID, request_id_of
+from thoughtbubbles.server import errors
+from thoughtbubbles.server.exchange import REQUEST_ID, request_id_of
 
 LARGEST_HEAD = 1 << 16
 """In bytes: the request line and all headers, those after a chunked body included."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
-from server.generation import EngineRequest
-from server.loading import ServedModel
-from server.trimming import Trimmer
+from thoughtbubbles.engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
+from thoughtbubbles.server.generation import EngineRequest
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.trimming import Trimmer
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 

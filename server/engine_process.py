@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from threading import Thread
 
-from server.engine_loop import Command, Commands, Load, Loaded, News, Tell, run_engine
-from server.trimming import Trimmer
+from thoughtbubbles.server.engine_loop import Command, Commands, Load, Loaded, News, Tell, run_engine
+from thoughtbubbles.server.trimming import Trimmer
 
 
 def run_engine_process(load: Load, commands: Commands, tell: Tell) -> None:

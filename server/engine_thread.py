@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine import ClientQueueFull, EngineStats, InvalidRequest, TokenEvent
-from server import errors
-from server.engine_loop import (
+from thoughtbubbles.engine import ClientQueueFull, EngineStats, InvalidRequest, TokenEvent
+from thoughtbubbles.server import errors
+from thoughtbubbles.server.engine_loop import (
     Abort,
     Aborted,
     Accepted,
@@ -26,9 +26,9 @@ from server.engine_loop import (
     Tell,
     run_engine,
 )
-from server.generation import Generation
-from server.loading import ServedModel
-from server.meter import Meter
+from thoughtbubbles.server.generation import Generation
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.meter import Meter
 
 logger = logging.getLogger(__name__)
 

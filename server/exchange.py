@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.generation import Generation
+from thoughtbubbles.server.generation import Generation
 
 REQUEST_ID = "x-request-id"
 PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from server.exchange import Exchange
-from server.generation import Generation
+from thoughtbubbles.server.exchange import Exchange
+from thoughtbubbles.server.generation import Generation
 
 
 def facts(exchange: Exchange) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from engine import RequestUsage, SamplingParams, TokenEvent
-from server.errors import ApiError
+from thoughtbubbles.engine import RequestUsage, SamplingParams, TokenEvent
+from thoughtbubbles.server.errors import ApiError
 
 
 @dataclass(frozen=True, kw_only=True)

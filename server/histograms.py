@@ -2,8 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from engine import RequestUsage
-from server.tally import Tally
+from thoughtbubbles.engine import RequestUsage
+from thoughtbubbles.server.tally import Tally
 
 PREFIX = "thoughtbubbles_"
 # A small model takes a step in half a millisecond; a long request may take a minute.

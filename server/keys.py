@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
-from server.reading import read_settings_file
+from thoughtbubbles.server.reading import read_settings_file
 
 SCHEME = b"bearer "
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from server.connections import SPARE_CONNECTIONS, ConnectionLimits, connections_within
-from server.keys import ApiKeys
-from server.service import Service
-from server.version import build_info
-from server.worker import Worker
+from thoughtbubbles.server.connections import SPARE_CONNECTIONS, ConnectionLimits, connections_within
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.version import build_info
+from thoughtbubbles.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams, set_threads
-from model import (
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
+from thoughtbubbles.model import (
     ChatTemplate,
     ModelConfig,
     Thoughtbubbles,
@@ -16,7 +16,7 @@ from model import (
     require_memory,
     shipped_checkpoint,
 )
-from server.settings import ServerSettings
+from thoughtbubbles.server.settings import ServerSettings
 
 
 @dataclass(frozen=True, kw_only=True)

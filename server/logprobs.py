@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from server.schemas import Json
+from thoughtbubbles.server.schemas import Json
 
 LEAST = -9999.0
 """Stands for -inf, which JSON does not have."""

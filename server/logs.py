@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from server.exchange import Exchange
-from server.facts import facts
+from thoughtbubbles.server.exchange import Exchange
+from thoughtbubbles.server.facts import facts
 
 FIELDS = "fields"
 """The attribute of a log record that holds what is told beside the message."""
-logger = logging.getLogger("server.requests")
+logger = logging.getLogger("thoughtbubbles.server.requests")
 _json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each field of each line
 
 
@@ -53,7 +53,7 @@ def writing(log_format: str) -> Iterator[None]:
     """Write what the server says, and what others warn of, in this format inside the block."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
-    root, ours = logging.getLogger(), logging.getLogger("server")
+    root, ours = logging.getLogger(), logging.getLogger("thoughtbubbles.server")
     before = ours.level
     root.addHandler(handler)
     ours.setLevel(logging.INFO)

@@ -6,9 +6,9 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engine import EngineStats, StepReport, TokenEvent
-from server.histograms import Histograms
-from server.loading import ServedModel
+from thoughtbubbles.engine import EngineStats, StepReport, TokenEvent
+from thoughtbubbles.server.histograms import Histograms
+from thoughtbubbles.server.loading import ServedModel
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "timeout")
 DRAIN_WINDOW = 64

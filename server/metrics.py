@@ -6,10 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine import EngineStats
-from server.histograms import PREFIX, Histograms
-from server.meter import Census, Meter
-from server.version import build_info
+from thoughtbubbles.engine import EngineStats
+from thoughtbubbles.server.histograms import PREFIX, Histograms
+from thoughtbubbles.server.meter import Census, Meter
+from thoughtbubbles.server.version import build_info
 
 GAUGES: Mapping[str, str] = {
     "num_requests_running": "Requests in the batch.",

@@ -6,10 +6,10 @@ from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.connections import CROWDED
-from server.errors import answer, crowded, no_key, too_large, too_slow
-from server.keys import ApiKeys
-from server.playground_routes import FILES as PLAYGROUND
+from thoughtbubbles.server.connections import CROWDED
+from thoughtbubbles.server.errors import answer, crowded, no_key, too_large, too_slow
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.playground_routes import FILES as PLAYGROUND
 
 OPEN = frozenset({*PLAYGROUND, "/health", "/ready", "/version", "/metrics", "/openapi.json"})
 """Routes that need no key: they tell nothing of anybody's requests, and probes have none."""

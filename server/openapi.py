@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.chat_schemas import ChatRequest
-from server.schemas import CompletionRequest, DetokenizeRequest, Json, RequestBody, TokenizeRequest
+from thoughtbubbles.server.chat_schemas import ChatRequest
+from thoughtbubbles.server.schemas import CompletionRequest, DetokenizeRequest, Json, RequestBody, TokenizeRequest
 
 REFERENCE = "#/components/schemas/{model}"
 BEARER = "ApiKey"

@@ -4,11 +4,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from server.errors import unavailable
-from server.openapi import refusals
-from server.schemas import Json
-from server.service import Serving
-from server.version import build_info
+from thoughtbubbles.server.errors import unavailable
+from thoughtbubbles.server.openapi import refusals
+from thoughtbubbles.server.schemas import Json
+from thoughtbubbles.server.service import Serving
+from thoughtbubbles.server.version import build_info
 
 router = APIRouter()
 

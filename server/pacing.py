@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from server.generation import Generation
+from thoughtbubbles.server.generation import Generation
 
 SHORT_SECONDS = 0.001
 """A turn of writing that takes no longer than this is never followed by a pause."""

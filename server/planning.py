@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine import SamplingParams, most_streams
-from model import Selection, Tokenizer
-from server.errors import bad_request, not_found, quoted
-from server.generation import EngineRequest
-from server.loading import ServedModel
-from server.schemas import CompletionRequest
-from server.validation import above_maximum, below_minimum
-from server.vocabulary import check_ids, encode, token_id_keys
+from thoughtbubbles.engine import SamplingParams, most_streams
+from thoughtbubbles.model import Selection, Tokenizer
+from thoughtbubbles.server.errors import bad_request, not_found, quoted
+from thoughtbubbles.server.generation import EngineRequest
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.schemas import CompletionRequest
+from thoughtbubbles.server.validation import above_maximum, below_minimum
+from thoughtbubbles.server.vocabulary import check_ids, encode, token_id_keys
 
 MOST_CANDIDATES = 20
 """Most choices computed for each prompt when fewer are returned."""

@@ -7,14 +7,14 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 
-from server.client_identity import client_of
-from server.completions import Completion
-from server.disconnect import while_connected
-from server.exchange import Exchange
-from server.generation import Generation
-from server.service import Service
-from server.streaming import CompletionStream
-from server.writing import answer_json, write_alone
+from thoughtbubbles.server.client_identity import client_of
+from thoughtbubbles.server.completions import Completion
+from thoughtbubbles.server.disconnect import while_connected
+from thoughtbubbles.server.exchange import Exchange
+from thoughtbubbles.server.generation import Generation
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.streaming import CompletionStream
+from thoughtbubbles.server.writing import answer_json, write_alone
 
 LONGEST_HEADER = 1000
 

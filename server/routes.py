@@ -4,16 +4,16 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from server.aside import aside
-from server.completions import Completion
-from server.errors import not_found, quoted
-from server.loading import ServedModel
-from server.openapi import STREAMED, refusals, takes
-from server.planning import plan
-from server.responding import respond
-from server.schemas import CompletionRequest, Json
-from server.service import Serving
-from server.validation import parse
+from thoughtbubbles.server.aside import aside
+from thoughtbubbles.server.completions import Completion
+from thoughtbubbles.server.errors import not_found, quoted
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.openapi import STREAMED, refusals, takes
+from thoughtbubbles.server.planning import plan
+from thoughtbubbles.server.responding import respond
+from thoughtbubbles.server.schemas import CompletionRequest, Json
+from thoughtbubbles.server.service import Serving
+from thoughtbubbles.server.validation import parse
 
 router = APIRouter()
 

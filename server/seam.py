@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable
 
-from server.offsets import breaks
+from thoughtbubbles.server.offsets import breaks
 
 REPLACEMENT = "\ufffd"
 

@@ -7,15 +7,15 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
-from server.engine_loop import Load, run_engine
-from server.engine_process import run_engine_process
-from server.exchange import Exchange
-from server.keys import ApiKeys
-from server.loading import load_model
-from server.metrics import Metrics
-from server.settings import ServerSettings
-from server.tracing import exporting_to
-from server.worker import Worker
+from thoughtbubbles.server.engine_loop import Load, run_engine
+from thoughtbubbles.server.engine_process import run_engine_process
+from thoughtbubbles.server.exchange import Exchange
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.loading import load_model
+from thoughtbubbles.server.metrics import Metrics
+from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.tracing import exporting_to
+from thoughtbubbles.server.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)

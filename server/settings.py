@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from server.keys import NO_KEYS, ApiKeys
+from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
     "threads",

@@ -7,9 +7,9 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from server.keys import ApiKeys
-from server.reading import read_settings_file
-from server.settings import ServerSettings
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.reading import read_settings_file
+from thoughtbubbles.server.settings import ServerSettings
 
 PREFIX = "THOUGHTBUBBLES_"
 CONFIG = PREFIX + "CONFIG"

@@ -6,13 +6,13 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
-from engine import TokenEvent
-from server.completions import Completion
-from server.errors import ApiError
-from server.generation import Generation
-from server.metrics import Metrics
-from server.schemas import Json
-from server.writing import write_alone
+from thoughtbubbles.engine import TokenEvent
+from thoughtbubbles.server.completions import Completion
+from thoughtbubbles.server.errors import ApiError
+from thoughtbubbles.server.generation import Generation
+from thoughtbubbles.server.metrics import Metrics
+from thoughtbubbles.server.schemas import Json
+from thoughtbubbles.server.writing import write_alone
 
 # A named event, or data that is not JSON, breaks OpenAI's client; a comment every client skips.
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from model import Tokenizer
-from server.aside import TOKENS, aside
-from server.loading import ServedModel
-from server.openapi import refusals, takes
-from server.schemas import DetokenizeRequest, Json, TokenizeRequest
-from server.service import Serving
-from server.validation import parse
-from server.vocabulary import check_ids, encode
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.server.aside import TOKENS, aside
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.openapi import refusals, takes
+from thoughtbubbles.server.schemas import DetokenizeRequest, Json, TokenizeRequest
+from thoughtbubbles.server.service import Serving
+from thoughtbubbles.server.validation import parse
+from thoughtbubbles.server.vocabulary import check_ids, encode
 
 router = APIRouter()
 

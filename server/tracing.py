@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from engine import RequestUsage
-from server.exchange import Exchange
-from server.facts import facts
+from thoughtbubbles.engine import RequestUsage
+from thoughtbubbles.server.exchange import Exchange
+from thoughtbubbles.server.facts import facts
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from server.body_size import check_size
-from server.errors import ApiError, bad_request, clipped, quoted
-from server.schemas import RequestBody
+from thoughtbubbles.server.body_size import check_size
+from thoughtbubbles.server.errors import ApiError, bad_request, clipped, quoted
+from thoughtbubbles.server.schemas import RequestBody
 
 Body = TypeVar("Body", bound=RequestBody)
 

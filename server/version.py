@@ -2,8 +2,8 @@
 
 import torch
 
-from model import segments_backend
-from server.package_version import package_version
+from thoughtbubbles.model import segments_backend
+from thoughtbubbles.server.package_version import package_version
 
 VERSION = package_version()
 

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from model import Tokenizer
-from server.errors import ApiError, bad_request, quoted
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.server.errors import ApiError, bad_request, quoted
 
 DIGITS = re.compile(r"[0-9]{1,18}")
 

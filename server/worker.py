@@ -5,14 +5,14 @@ import logging
 import time
 from collections.abc import Sequence
 
-from engine import TokenEvent
-from server import errors
-from server.engine_loop import Load, run_engine
-from server.engine_thread import EngineThread, Run
-from server.generation import EngineRequest, Generation
-from server.loading import ServedModel
-from server.meter import Meter
-from server.pacing import Pacing
+from thoughtbubbles.engine import TokenEvent
+from thoughtbubbles.server import errors
+from thoughtbubbles.server.engine_loop import Load, run_engine
+from thoughtbubbles.server.engine_thread import EngineThread, Run
+from thoughtbubbles.server.generation import EngineRequest, Generation
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.meter import Meter
+from thoughtbubbles.server.pacing import Pacing
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic_core import to_json
 
-from server.schemas import Json
+from thoughtbubbles.server.schemas import Json
 
 Written = TypeVar("Written")
 

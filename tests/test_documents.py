@@ -14,7 +14,8 @@ PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in so
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.*"))
 NAMES = "|".join(thoughtbubbles.COMMANDS)
 COMMAND = re.compile(
-    rf"(?:^ *|`)(?:\.venv/bin/)?(?:thoughtbubbles|python -m training) ((?:{NAMES}) [^`\n]+)", re.MULTILINE
+    rf"(?:^ *|`)(?:\.venv/bin/)?(?:thoughtbubbles|python -m thoughtbubbles.training) ((?:{NAMES}) [^`\n]+)",
+    re.MULTILINE,
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import thoughtbubbles
-from model import ModelConfig, Tokenizer, save_checkpoint
+from thoughtbubbles.model import ModelConfig, Tokenizer, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 IDS = torch.tensor([[5, 250, 17, 17]])
@@ -64,16 +64,19 @@ def imported_by(statement: str) -> set[str]:
 
 def test_importing_the_face_imports_nothing_heavy() -> None:
     modules = imported_by("import thoughtbubbles; thoughtbubbles.__version__; dir(thoughtbubbles)")
-    assert modules.isdisjoint({"torch", "model", "engine", "training"})
-    assert {name for name in modules if name.startswith("server")} == {"server", "server.package_version"}
+    assert modules.isdisjoint({"torch", "thoughtbubbles.model", "thoughtbubbles.engine", "thoughtbubbles.training"})
+    assert {name for name in modules if name.startswith("thoughtbubbles.server")} == {
+        "thoughtbubbles.server",
+        "thoughtbubbles.server.package_version",
+    }
 
 
 def test_a_command_does_not_import_the_others() -> None:
     modules = imported_by(
         "import thoughtbubbles\ntry: thoughtbubbles.main(['generate', '--help'])\nexcept SystemExit: pass"
     )
-    assert "engine.terminal.generate" in modules
-    assert modules.isdisjoint({"fastapi", "server", "training", "tokenizers"})
+    assert "thoughtbubbles.engine.terminal.generate" in modules
+    assert modules.isdisjoint({"fastapi", "thoughtbubbles.server", "thoughtbubbles.training", "tokenizers"})
 
 
 def test_a_checkpoint_is_loaded(saved: Path) -> None:
@@ -128,7 +131,9 @@ def test_the_load_generator_is_in_a_package_of_its_own(
         "sys.path.append('clients/python'); import thoughtbubbles; thoughtbubbles._module('bench')",
     )
     assert "thoughtbubbles_client.bench.command" in modules
-    assert modules.isdisjoint({"torch", "model", "engine", "server", "training"})
+    assert modules.isdisjoint(
+        {"torch", "thoughtbubbles.model", "thoughtbubbles.engine", "thoughtbubbles.server", "thoughtbubbles.training"}
+    )
 
     def absent(name: str) -> object:
         raise ModuleNotFoundError(name=name.partition(".")[0])
@@ -143,7 +148,7 @@ def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     command = SimpleNamespace(add_arguments=lambda _parser: None, run=run)
-    monkeypatch.setitem(sys.modules, "engine.terminal.generate", command)
+    monkeypatch.setitem(sys.modules, "thoughtbubbles.engine.terminal.generate", command)
     assert thoughtbubbles.main(["generate"]) == 130
 
 
@@ -158,7 +163,7 @@ def test_a_reader_who_leaves_is_no_error(saved: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["To be", ""])
 def test_generate_prints_what_the_oracle_makes(saved: Path, capsys: pytest.CaptureFixture[str], prompt: str) -> None:
-    from model.generate import generate
+    from thoughtbubbles.model.generate import generate
 
     arguments = ["--checkpoint", str(saved), "--max-tokens", "8", "--temperature", "0", "--fork-ratio", "1.5"]
     assert thoughtbubbles.main(["generate", prompt, *arguments]) == 0

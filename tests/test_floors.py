@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FACE = "thoughtbubbles"  # the package that model, engine, server and training are imported from
+INSTALLED = ("model", "engine", "server", "training")
 BELOW = {  # which of ours a floor may import, itself apart
     "model": set[str](),
     "engine": {"model"},
@@ -18,7 +20,7 @@ BELOW = {  # which of ours a floor may import, itself apart
     "benchmarks": {"deploy", "server", "engine", "model", "training"},  # measure any, and nothing needs them
     "clients": {"thoughtbubbles_client"},  # a distribution of its own, which lies in there
 }
-OURS = {*BELOW, "thoughtbubbles_client", "thoughtbubbles"}
+OURS = {*BELOW, "thoughtbubbles_client", FACE}
 BY_PUBLIC_NAMES = {"server"}  # floors that see of the others what their __init__.py says, and no deeper
 
 
@@ -28,20 +30,40 @@ def imported_modules(source: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if is_module(node.module, alias.name))
+            modules = [f"{node.module}.{alias.name}" for alias in node.names if is_module(node.module, alias.name)]
+            if node.module != FACE or len(modules) < len(node.names):
+                yield node.module
+            yield from modules
 
 
 def is_module(package: str, name: str) -> bool:
-    """`from engine import fork_cache` reaches into the engine just as `import engine.fork_cache` does."""
+    """`from deploy import replicas` reaches into deploy just as `import deploy.replicas` does."""
     path = ROOT.joinpath(*package.split("."), name)
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
+def place(module: str) -> str:
+    """The module's name without the package that has all that is installed; the face's own where it is the face."""
+    return module.removeprefix(f"{FACE}.")
+
+
+def by_its_folder(module: str) -> bool:
+    """Whether a module that is installed is imported by a name that a checkout alone has, a second one."""
+    return module.split(".", maxsplit=1)[0] in INSTALLED
+
+
 def violations(floor: str, source: str) -> list[str]:
     """The modules of ours that `source`, a file of `floor`, imports and may not."""
-    foreign = [m for m in imported_modules(source) if (top := m.split(".")[0]) in OURS and top != floor]
-    return [m for m in foreign if m.split(".")[0] not in BELOW[floor] or ("." in m and floor in BY_PUBLIC_NAMES)]
+
+    def forbidden(module: str) -> bool:
+        top, _, inside = place(module).partition(".")
+        if by_its_folder(module):
+            return True
+        if top not in OURS or top == floor:
+            return False
+        return top not in BELOW[floor] or bool(inside and floor in BY_PUBLIC_NAMES)
+
+    return [module for module in imported_modules(source) if forbidden(module)]
 
 
 def files(floor: str) -> list[Path]:
@@ -55,25 +77,42 @@ def test_imports_follow_the_arrows(floor: str) -> None:
     assert not {path: modules for path, modules in found.items() if modules}
 
 
+@pytest.mark.parametrize("folder", ["tests", FACE])
+def test_nothing_is_imported_by_the_name_of_its_folder(folder: str) -> None:
+    """The floors are held to it above."""
+    assert files(folder)
+    sources = {path: path.read_text(encoding="utf-8") for path in files(folder)}
+    found = {path: list(filter(by_its_folder, imported_modules(source))) for path, source in sources.items()}
+    assert not {path: modules for path, modules in found.items() if modules}
+
+
 @pytest.mark.parametrize(
     ("floor", "source", "found"),
     [
-        ("model", "import engine", ["engine"]),
-        ("model", "def f():\n    from training.config import X", ["training.config"]),
-        ("engine", "from model.tokenizer import Tokenizer", []),
-        ("engine", "import server.app as app", ["server.app"]),
-        ("server", "from engine import Engine\nfrom model import load_checkpoint", []),
-        ("server", "from engine.request import Request", ["engine.request"]),
-        ("server", "from model import segments", ["model.segments"]),
+        ("model", "import thoughtbubbles.engine", ["thoughtbubbles.engine"]),
+        ("model", "from thoughtbubbles import engine", ["thoughtbubbles.engine"]),
+        ("model", "def f():\n    from thoughtbubbles.training.config import X", ["thoughtbubbles.training.config"]),
+        ("model", "from thoughtbubbles import load", ["thoughtbubbles"]),
+        ("model", "from model.config import ModelConfig", ["model.config"]),
+        ("engine", "from thoughtbubbles.model.tokenizer import Tokenizer", []),
+        ("engine", "from thoughtbubbles.engine import Engine", []),
+        ("engine", "import thoughtbubbles.server.app as app", ["thoughtbubbles.server.app"]),
+        ("engine", "from model import ModelConfig", ["model"]),
+        ("server", "from thoughtbubbles.engine import Engine\nfrom thoughtbubbles.model import load_checkpoint", []),
+        ("server", "from thoughtbubbles.server import errors", []),
+        ("server", "from thoughtbubbles.engine.request import Request", ["thoughtbubbles.engine.request"]),
+        ("server", "from thoughtbubbles.model import segments", ["thoughtbubbles.model.segments"]),
+        ("server", "import engine", ["engine"]),
         ("training", "from . import config\nimport torch", []),
-        ("training", "from engine import Engine", ["engine"]),
+        ("training", "from thoughtbubbles.engine import Engine", ["thoughtbubbles.engine"]),
         ("clients", "import thoughtbubbles", ["thoughtbubbles"]),
         ("clients", "from thoughtbubbles_client.sse import Event", []),
-        ("clients", "import model", ["model"]),
+        ("clients", "import thoughtbubbles.model", ["thoughtbubbles.model"]),
         ("server", "import thoughtbubbles_client", ["thoughtbubbles_client"]),
         ("server", "from deploy.replicas import replica", ["deploy.replicas", "deploy.replicas.replica"]),
-        ("deploy", "from server.settings import ServerSettings", []),
-        ("deploy", "from engine import Engine", ["engine"]),
+        ("deploy", "from thoughtbubbles.server.settings import ServerSettings", []),
+        ("deploy", "from thoughtbubbles.engine import Engine", ["thoughtbubbles.engine"]),
+        ("benchmarks", "from server.settings import ServerSettings", ["server.settings"]),
         ("engine", "from benchmarks.header import header", ["benchmarks.header"]),
     ],
 )

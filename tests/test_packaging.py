@@ -1,11 +1,7 @@
-"""What an installation gets: pinned versions that fit the declared ranges, and a wheel with all that is ours alone."""
+"""What an installation gets: pinned versions that fit the declared ranges; test_wheel.py has what is ours."""
 
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-PACKAGES = ("model", "engine", "server", "training")
 
 
 def requirements() -> list[Requirement]:
@@ -52,36 +47,3 @@ def test_changelog_opens_with_this_version() -> None:
     heading = re.search(r"^## \[(.+)\] - ", changelog, re.MULTILINE)
     assert heading
     assert heading[1] == PROJECT["version"]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, because a build writes beside the sources."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "thoughtbubbles.py"):
-        shutil.copy(ROOT / name, source)
-    for package in (*PACKAGES, "tests"):
-        shutil.copytree(ROOT / package, source / package)
-    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, out], cwd=source, check=True, capture_output=True)
-    (path,) = out.iterdir()
-    return zipfile.ZipFile(path)
-
-
-def test_the_wheel_holds_every_file_of_our_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    tracked = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert inside == tracked | {"thoughtbubbles.py"}
-
-
-def test_the_wheel_has_the_licence_and_one_command(wheel: zipfile.ZipFile) -> None:
-    contents = {
-        name.split(".dist-info/")[-1]: wheel.read(name).decode() for name in wheel.namelist() if "dist-info" in name
-    }
-    assert contents["licenses/LICENSE"] == (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert contents["entry_points.txt"].split() == ["[console_scripts]", "thoughtbubbles", "=", "thoughtbubbles:main"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model import Thoughtbubbles, Tokenizer, save_checkpoint
 from tests.training.harness import MODEL
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -54,9 +54,9 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "inside"),
     [
-        (["-m", "server"], True),
-        (["thoughtbubbles.py", "serve"], True),
-        ([str(ROOT / "thoughtbubbles.py"), "serve"], False),
+        (["-m", "thoughtbubbles.server"], True),
+        (["thoughtbubbles", "serve"], True),
+        ([str(ROOT / "thoughtbubbles"), "serve"], False),
     ],
 )
 def test_a_plain_checkout_serves(
@@ -79,6 +79,6 @@ def test_a_plain_checkout_serves(
 
 
 def test_a_plain_checkout_tells_its_version(environment: dict[str, str]) -> None:
-    command = [sys.executable, "thoughtbubbles.py", "--version"]
+    command = [sys.executable, "thoughtbubbles", "--version"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"thoughtbubbles {VERSION}\n"

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".github", "benchmarks", "checkpoints", "clients", "deploy", "docs", "engine", "model", "server", "tests",
-           "training")  # fmt: skip
+           "thoughtbubbles", "training")  # fmt: skip
 SUFFIXES = {".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 SOURCES = sorted(
     path

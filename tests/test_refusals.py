@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import thoughtbubbles
-from model import Thoughtbubbles, Tokenizer, save_checkpoint
-from model.memory import lack_of_memory, require_memory
 from tests.training.harness import HELD_OUT, MODEL, TEXTS, VOCAB, write_json_lines
-from training.data.prepare import prepare
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.model.memory import lack_of_memory, require_memory
+from thoughtbubbles.training.data.prepare import prepare
 
 Refused = Callable[[Sequence[object]], str]
 DEEP = "[" * 500 + "]" * 500
@@ -203,9 +203,12 @@ def test_serve_does_not_wait_for_a_fifo(saved: Path, tmp_path: Path, refused: Re
 
 def test_what_a_shell_pipes_is_a_file_of_settings(saved: Path, tmp_path: Path) -> None:
     """bash's <(command) is a pipe too, which somebody writes to."""
-    line = f"{sys.executable} -m server --config <(echo port = 99999)"
+    line = f"{sys.executable} -m thoughtbubbles.server --config <(echo port = 99999)"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "python -m server: error: port must be from 0 to 65535, not 99999\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "python -m thoughtbubbles.server: error: port must be from 0 to 65535, not 99999\n",
+    )
 
 
 def test_lack_of_memory_is_told_and_other_failures_are_not() -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import Checkpoint, Selection, load_checkpoint
-from model.selection import Rule
-from training.analysis.files import write_data
-from training.analysis.study import fork_map, study
-from training.analysis.tokens import bins
-from training.data.documents import read_documents
-from training.measures import packed_windows
+from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.analysis.files import write_data
+from thoughtbubbles.training.analysis.study import fork_map, study
+from thoughtbubbles.training.analysis.tokens import bins
+from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.measures import packed_windows
 
 MAP_TOKENS = 48
 """Of the data's beginning, where no text is given for the fork map."""
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _figures() -> ModuleType:
     """The module that draws, asked for first: without it nothing is computed."""
     try:
-        from training.analysis import figures  # noqa: PLC0415  (matplotlib is in an extra)
+        from thoughtbubbles.training.analysis import figures  # noqa: PLC0415  (matplotlib is in an extra)
     except ModuleNotFoundError as missing:
         raise ValueError(f"figures need {missing.name}: pip install 'thoughtbubbles[plots]'") from missing
     return figures

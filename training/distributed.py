@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
-from model import Fork, ForkingBlock, Streams, Thoughtbubbles
-from model.checkpoint import check_device
+from thoughtbubbles.model import Fork, ForkingBlock, Streams, Thoughtbubbles
+from thoughtbubbles.model.checkpoint import check_device
 
 # FSDP2 finds the tensors that go into and out of a module by torch's registry of containers.
 register_dataclass(Streams)

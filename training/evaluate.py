@@ -11,10 +11,10 @@ from typing import NamedTuple, get_args
 import numpy as np
 import torch
 
-from model import Checkpoint, load_checkpoint
-from model.selection import Rule
-from training.data.documents import read_documents
-from training.measures import (
+from thoughtbubbles.model import Checkpoint, load_checkpoint
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.measures import (
     Score,
     Window,
     negative_log_likelihood,
@@ -23,8 +23,8 @@ from training.measures import (
     rolling_windows,
     whole_windows,
 )
-from training.tasks.evaluation import TASKS, Outcome, Settings, evaluate_task
-from training.tasks.gsm8k import Problem, read_problems
+from thoughtbubbles.training.tasks.evaluation import TASKS, Outcome, Settings, evaluate_task
+from thoughtbubbles.training.tasks.gsm8k import Problem, read_problems
 
 _HEADER = f"{'measure':<8} {'rule':<10} {'loss':>8} {'perplexity':>11} {'bits/byte':>10} {'tokens':>8} {'bytes':>8}"
 

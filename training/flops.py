@@ -2,7 +2,7 @@
 
 import torch
 
-from model import ModelConfig
+from thoughtbubbles.model import ModelConfig
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Operations a second in bfloat16 without sparsity, as NVIDIA states them for the SXM boards."""

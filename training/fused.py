@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import Thoughtbubbles
-from model.attention import causal_attention
-from model.forking import Streams, accumulate, fork
-from model.rotary import Rotation
-from model.selection import Selection
-from model.transformer import MLP, Block, ForkingBlock
-from training.data.loader import PADDING, inputs, targets
-from training.kernels.children import take_parents
-from training.kernels.cross_entropy import linear_cross_entropy
-from training.kernels.fork_scores import update_and_score
-from training.kernels.gelu import biased_gelu
-from training.kernels.heads import attention_heads
-from training.kernels.residual import update_and_norm
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model.attention import causal_attention
+from thoughtbubbles.model.forking import Streams, accumulate, fork
+from thoughtbubbles.model.rotary import Rotation
+from thoughtbubbles.model.selection import Selection
+from thoughtbubbles.model.transformer import MLP, Block, ForkingBlock
+from thoughtbubbles.training.data.loader import PADDING, inputs, targets
+from thoughtbubbles.training.kernels.children import take_parents
+from thoughtbubbles.training.kernels.cross_entropy import linear_cross_entropy
+from thoughtbubbles.training.kernels.fork_scores import update_and_score
+from thoughtbubbles.training.kernels.gelu import biased_gelu
+from thoughtbubbles.training.kernels.heads import attention_heads
+from thoughtbubbles.training.kernels.residual import update_and_norm
 
 
 class Update(NamedTuple):

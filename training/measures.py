@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from model import Thoughtbubbles
-from model.selection import Rule
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model.selection import Rule
 
 
 @dataclass(frozen=True)

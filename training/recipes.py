@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model import ModelConfig
-from training.config import TrainConfig
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.training.config import TrainConfig
 
 Recipe = tuple[ModelConfig, TrainConfig]
 

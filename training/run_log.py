@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.distributed import Ranks
-from training.tracking import Tracker
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.tracking import Tracker
 
 
 class RunLog:

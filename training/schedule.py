@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from model import ModelConfig
-from training.config import TrainConfig
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.training.config import TrainConfig
 
 RATIO_LEVELS = 9
 """Ratios that a batch may draw. Few, since the compiled step has a graph for each."""

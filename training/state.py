@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from model.distributed_checkpoint import INDEX, load_distributed, reason
-from model.reading import read_json_object
-from training.distributed import Ranks
+from thoughtbubbles.model.distributed_checkpoint import INDEX, load_distributed, reason
+from thoughtbubbles.model.reading import read_json_object
+from thoughtbubbles.training.distributed import Ranks
 
 Facts = dict[str, Any]
 """What is no tensor: the step, the best loss, the settings. JSON."""

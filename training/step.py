@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from model import ModelConfig, Thoughtbubbles
-from training.config import Precision, TrainConfig
-from training.data.loader import PADDING, inputs, targets
-from training.distributed import Ranks, replicate, shard
-from training.optimizer import build_optimizers, set_learning_rate
-from training.read_back import guard_read_backs
-from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.config import Precision, TrainConfig
+from thoughtbubbles.training.data.loader import PADDING, inputs, targets
+from thoughtbubbles.training.distributed import Ranks, replicate, shard
+from thoughtbubbles.training.optimizer import build_optimizers, set_learning_rate
+from thoughtbubbles.training.read_back import guard_read_backs
+from thoughtbubbles.training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
 def next_token_loss(
@@ -57,7 +57,7 @@ def loss_function(model_config: ModelConfig, config: TrainConfig, ranks: Ranks) 
     blocks = config.recompute or _sharded(config, ranks)  # of which the fused loss calls none
     if not kernels or blocks or config.precision != "bfloat16" or config.dropout or model_config.averaging == "logit":
         return next_token_loss
-    from training.fused import fused_loss  # noqa: PLC0415 - needs Triton
+    from thoughtbubbles.training.fused import fused_loss  # noqa: PLC0415 - needs Triton
 
     return fused_loss
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from model import ModelConfig, set_threads
-from training.config import TrainConfig
-from training.distributed import join
-from training.flags import add_field_flags, override
-from training.recipes import MIXTURES, PHASES, RECIPES
-from training.stopping import stop_on_signal
-from training.tracking import Tracker, tensorboard, weights_and_biases
-from training.trainer import Trainer
+from thoughtbubbles.model import ModelConfig, set_threads
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.distributed import join
+from thoughtbubbles.training.flags import add_field_flags, override
+from thoughtbubbles.training.recipes import MIXTURES, PHASES, RECIPES
+from thoughtbubbles.training.stopping import stop_on_signal
+from thoughtbubbles.training.tracking import Tracker, tensorboard, weights_and_biases
+from thoughtbubbles.training.trainer import Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

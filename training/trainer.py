@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
-from model.checkpoint import MAX_PADDING, empty_model
-from model.memory import require_memory
-from model.weights import save_tensors
-from training.config import TrainConfig
-from training.data.corpus import Corpus
-from training.data.loader import PADDING, inputs
-from training.data.verification import Verification
-from training.distributed import Ranks
-from training.flops import flops_per_block, peak_flops
-from training.measures import Window, negative_log_likelihood
-from training.run_log import RunLog
-from training.schedule import learning_rate_factor, ratio
-from training.state import Facts, RunState, has_state, read_facts
-from training.step import TrainStep, autocast
-from training.tracking import Tracker
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
+from thoughtbubbles.model.checkpoint import MAX_PADDING, empty_model
+from thoughtbubbles.model.memory import require_memory
+from thoughtbubbles.model.weights import save_tensors
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.data.corpus import Corpus
+from thoughtbubbles.training.data.loader import PADDING, inputs
+from thoughtbubbles.training.data.verification import Verification
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.flops import flops_per_block, peak_flops
+from thoughtbubbles.training.measures import Window, negative_log_likelihood
+from thoughtbubbles.training.run_log import RunLog
+from thoughtbubbles.training.schedule import learning_rate_factor, ratio
+from thoughtbubbles.training.state import Facts, RunState, has_state, read_facts
+from thoughtbubbles.training.step import TrainStep, autocast
+from thoughtbubbles.training.tracking import Tracker
 
 STATE_FOLDER = "state"
 NOT_FINITE_FILE = "not-finite.safetensors"

@@ -12,10 +12,10 @@ from uvicorn.lifespan.on import LifespanOn
 
 from deploy.replicas.exchange import HttpRequest, answers
 from deploy.replicas.metrics import labelled
-from server.app import create_app
-from server.logs import writing
-from server.service import Service
-from server.settings import ServerSettings
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.logs import writing
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 
 class Replica:

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.rows import Span
-from engine.kernels.tiles import precision
+from thoughtbubbles.engine.kernels.rows import Span
+from thoughtbubbles.engine.kernels.tiles import precision
 
 _KEYS_AT_ONCE = 64
 _LOG2_E = 1.4426950408889634

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from engine.kernels.lanes import Lanes
-from engine.kernels.rows import Rows
-from engine.pages import NO_CANDIDATE
-from model import ForkingBlock
-from model.forking import LOWEST_LOG_P
-from model.selection import GRID
+from thoughtbubbles.engine.kernels.lanes import Lanes
+from thoughtbubbles.engine.kernels.rows import Rows
+from thoughtbubbles.engine.pages import NO_CANDIDATE
+from thoughtbubbles.model import ForkingBlock
+from thoughtbubbles.model.forking import LOWEST_LOG_P
+from thoughtbubbles.model.selection import GRID
 
 _GRID = tl.constexpr(float(GRID))
 _LOWEST = tl.constexpr(LOWEST_LOG_P)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.transfer import to_device
+from thoughtbubbles.engine.transfer import to_device
 
 
 @dataclass(frozen=True)

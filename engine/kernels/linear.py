@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from engine.kernels.rows import Rows
-from engine.kernels.tiles import precision, tiles_of
+from thoughtbubbles.engine.kernels.rows import Rows
+from thoughtbubbles.engine.kernels.tiles import precision, tiles_of
 
 
 @dataclass(frozen=True)

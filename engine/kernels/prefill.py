@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.forking import candidates_of, count_prior, count_siblings, write_angles
-from engine.kernels.rows import Rows
-from model import ForkingBlock
+from thoughtbubbles.engine.kernels.forking import candidates_of, count_prior, count_siblings, write_angles
+from thoughtbubbles.engine.kernels.rows import Rows
+from thoughtbubbles.model import ForkingBlock
 
 _PRIOR_AT_ONCE = 512
 _TOKENS_AT_ONCE = 256

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.sampling import LARGEST_LOGIT
+from thoughtbubbles.engine.sampling import LARGEST_LOGIT
 
 TOKENS_AT_ONCE = 1024
 """Tokens of the vocabulary that one program looks at."""

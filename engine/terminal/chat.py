@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engine.engine import Engine
-from engine.sampling_params import SamplingParams
-from engine.terminal import session
-from engine.terminal.interrupt import interrupts
-from engine.terminal.shading import TokenWriter
-from model import ChatTemplate
+from thoughtbubbles.engine.engine import Engine
+from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.engine.terminal import session
+from thoughtbubbles.engine.terminal.interrupt import interrupts
+from thoughtbubbles.engine.terminal.shading import TokenWriter
+from thoughtbubbles.model import ChatTemplate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

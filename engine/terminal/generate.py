@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engine.request import RequestUsage, TokenEvent
-from engine.terminal import session
-from engine.terminal.interrupt import interrupts
-from engine.terminal.shading import TokenWriter
-from model import Tokenizer
+from thoughtbubbles.engine.request import RequestUsage, TokenEvent
+from thoughtbubbles.engine.terminal import session
+from thoughtbubbles.engine.terminal.interrupt import interrupts
+from thoughtbubbles.engine.terminal.shading import TokenWriter
+from thoughtbubbles.model import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Generator, Sequence
 from typing import get_args
 
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.request import TokenEvent
-from engine.sampling_params import ForkSelection, SamplingParams
-from model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
+from thoughtbubbles.engine.config import EngineConfig
+from thoughtbubbles.engine.engine import Engine
+from thoughtbubbles.engine.request import TokenEvent
+from thoughtbubbles.engine.sampling_params import ForkSelection, SamplingParams
+from thoughtbubbles.model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
 
 REQUEST = "terminal"
 CHECKPOINT = "checkpoint folder (the one in checkpoints/)"

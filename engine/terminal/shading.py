@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
 
-from engine.detokenizer import Detokenizer
-from model import Tokenizer
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.model import Tokenizer
 
 # Of the 256 colours that nearly every terminal has, from cool to warm and all of middling lightness: black letters can
 # be read on them, and they stand out from a dark page as from a light one. One stream has no shade, the

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.study_plan import Study, read_study
 from tests.benchmarks.harness import TINY
-from training.data.prepare import prepare
+from thoughtbubbles.training.data.prepare import prepare
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from benchmarks.study import main as train_all
 from benchmarks.study_arm import main as train_arm
 from benchmarks.study_plan import TUNING_SEED, Run, Study, read_study
 from benchmarks.study_results import append_result, read_results
-from model import Thoughtbubbles
 from tests.benchmarks.harness import TINY, result
-from training.flops import flops_per_block
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.flops import flops_per_block
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "study.toml"
 

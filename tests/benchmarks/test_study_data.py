@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study_data import ONE_IN, main
-from training.data.token_file import read_tokenizer, read_tokens
+from thoughtbubbles.training.data.token_file import read_tokenizer, read_tokens
 
 
 def write(path: Path, texts: list[str]) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.study_measure import by_document, token_nats
-from model import ModelConfig, Thoughtbubbles
-from training.data.token_file import read_tokenizer, read_tokens
-from training.measures import negative_log_likelihood, packed_windows
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.data.token_file import read_tokenizer, read_tokens
+from thoughtbubbles.training.measures import negative_log_likelihood, packed_windows
 
 
 @pytest.fixture(scope="module")

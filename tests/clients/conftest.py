@@ -7,7 +7,6 @@ from contextlib import ExitStack
 import pytest
 
 from benchmarks.serving import serving
-from model import shipped_checkpoint
 from tests.clients.harness import CLIENTS, URL, MakeClient
 from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
     checkpoint,
@@ -19,6 +18,7 @@ from tests.server.conftest import (  # noqa: F401 (fixtures are found by their n
     shared_server,
     tokenizer,
 )
+from thoughtbubbles.model import shipped_checkpoint
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 

@@ -10,9 +10,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from server.lifecycle import listen
 from tests.clients.harness import Json
 from tests.server.harness import eventually
+from thoughtbubbles.server.lifecycle import listen
 
 WORDS = ("one", " two", " three")
 """What it always says."""

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import ApiKeys
 from tests.clients.harness import COMPLETE, DONE, STREAMED, URL, Json, answering, event, part, refusal
 from tests.clients.openai_only import openai_server
 from tests.server.harness import Running, Serve
+from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles_client import AsyncClient, RetryPolicy
 from thoughtbubbles_client.bench.command import add_arguments, run
 from thoughtbubbles_client.bench.load import put_load

@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 import thoughtbubbles_client
-from server.chat_schemas import ChatRequest
-from server.schemas import CompletionRequest
 from tests.clients.harness import COMPLETE, DONE, STREAMED, Json, MakeClient
+from thoughtbubbles.server.chat_schemas import ChatRequest
+from thoughtbubbles.server.schemas import CompletionRequest
 from thoughtbubbles_client import ChatOptions, CompletionOptions, Message
 from thoughtbubbles_client.transport import DEFAULT_TIMEOUT
 

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 import thoughtbubbles_client
-from server import errors as server_errors
-from server.errors import ApiError as ServerApiError
-from server.errors import answer
 from tests.clients.harness import MakeClient, answering, event, refusal, streaming
 from tests.server.harness import Running
+from thoughtbubbles.server import errors as server_errors
+from thoughtbubbles.server.errors import ApiError as ServerApiError
+from thoughtbubbles.server.errors import answer
 from thoughtbubbles_client import RetryPolicy, errors
 from thoughtbubbles_client.transport import ERRORS
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from server.keys import ApiKeys
 from tests.clients.harness import MakeClient
 from tests.server.harness import Running, Serve, eventually, keeping_up
+from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles_client import (
     ApiError,
     AsyncClient,

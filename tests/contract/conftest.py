@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from model import Thoughtbubbles, Tokenizer
 from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
     make_engine,
     make_service,
@@ -18,6 +17,7 @@ from tests.server.conftest import (  # noqa: F401 (fixtures are found by their n
     shared_server,
 )
 from tests.server.harness import random_model
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 PIECES = [
     *(bytes([byte]) for byte in range(256)),
@@ -47,7 +47,7 @@ def model(tokenizer: Tokenizer) -> Thoughtbubbles:
 @pytest.fixture(scope="session")
 def shipped_url() -> Iterator[str]:
     """Where a process of its own serves the checkpoint in the repository."""
-    command = [sys.executable, "-m", "server", "--port", "0", "--threads", "1"]
+    command = [sys.executable, "-m", "thoughtbubbles.server", "--port", "0", "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         found = (re.search(r"Listening on (\S+);", line) for line in process.stdout)
         listening = next(filter(None, found), None)

@@ -17,9 +17,9 @@ import openai
 import pytest
 
 import thoughtbubbles_client as ours
-from server.keys import ApiKeys
 from tests.clients.harness import CLIENTS
 from tests.server.harness import Json, Running, Serve, eventually
+from thoughtbubbles.server.keys import ApiKeys
 
 KEY = "sk-right"
 FORCED = {"max_tokens": 9, "ignore_eos": True, "logit_bias": {"65": 100}}

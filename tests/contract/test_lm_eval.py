@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import Checkpoint, load_checkpoint, shipped_checkpoint
-from model.generate import generate
 from tests.server.harness import Json
+from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.generate import generate
 
 DATA = Path(__file__).parent / "data"
 EVALS = Path(__file__).parents[3] / "shared" / "evals"

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import openai
 import pytest
 
-from server.keys import ApiKeys
 from tests.server.harness import Running, Serve, eventually
+from thoughtbubbles.server.keys import ApiKeys
 
 GO_ON = {"ignore_eos": True, "logit_bias": {"65": 100}}  # and a letter each time, which is told at once
 Pause = Callable[[Callable[[], object]], list[float]]

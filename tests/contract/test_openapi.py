@@ -16,12 +16,12 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from server.app import create_app
-from server.keys import ApiKeys
-from server.middleware import OPEN
-from server.service import Service
-from server.settings import ServerSettings
 from tests.server.harness import Json, Running, Serve
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.middleware import OPEN
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 CHECKS = [
     not_a_server_error,

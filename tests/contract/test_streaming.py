@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from model import Tokenizer
 from tests.contract.conftest import PIECES
 from tests.server.harness import Json, Running, chunks, joined
+from thoughtbubbles.model import Tokenizer
 
 TOKENS = 20
 IDS = st.integers(0, len(PIECES))

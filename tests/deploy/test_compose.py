@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.settings import ServerSettings
 from tests.deploy.harness import DASHBOARD, DEPLOY
+from thoughtbubbles.server.settings import ServerSettings
 
 
 def read(name: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import httpx
 import pytest
 import yaml
 
-from model import shipped_checkpoint
 from tests.deploy.harness import DEPLOY, ROOT
 from tests.server.harness import Serve
+from thoughtbubbles.model import shipped_checkpoint
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 LINES = re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE).replace("\\\n", "").splitlines()

@@ -13,14 +13,14 @@ import promql_parser
 import pytest
 import yaml
 
-from server.histograms import PREFIX
-from server.lifecycle import FLUSH_SECONDS
-from server.metrics import GAUGES
-from server.settings import ServerSettings
-from server.sources import PREFIX as VARIABLE
-from server.worker import STOP_SECONDS
 from tests.deploy.harness import DEPLOY, ROOT
 from tests.server.harness import Serve
+from thoughtbubbles.server.histograms import PREFIX
+from thoughtbubbles.server.lifecycle import FLUSH_SECONDS
+from thoughtbubbles.server.metrics import GAUGES
+from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.sources import PREFIX as VARIABLE
+from thoughtbubbles.server.worker import STOP_SECONDS
 
 Object = dict[str, Any]
 OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()

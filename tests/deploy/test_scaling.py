@@ -4,10 +4,10 @@ import json
 import re
 
 from benchmarks.scaling import cache_bytes
-from engine import EngineConfig
-from model import ModelConfig, shipped_checkpoint
-from server.settings import ServerSettings
 from tests.deploy.harness import ROOT
+from thoughtbubbles.engine import EngineConfig
+from thoughtbubbles.model import ModelConfig, shipped_checkpoint
+from thoughtbubbles.server.settings import ServerSettings
 
 PAGE = (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8")
 RESULT = (ROOT / "benchmarks" / "results" / "scaling.txt").read_text(encoding="utf-8")

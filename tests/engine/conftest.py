@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from engine import Engine, EngineConfig
-from model import ModelConfig, Thoughtbubbles, Tokenizer
+from thoughtbubbles.engine import Engine, EngineConfig
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
 MakeModel = Callable[..., Thoughtbubbles]
 

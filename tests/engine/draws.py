@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from engine.sampling import _GOLDEN, _MIX_1, _MIX_2
+from thoughtbubbles.engine.sampling import _GOLDEN, _MIX_1, _MIX_2
 
 MASK = 2**64 - 1
 EXTREME_BITS = (0, MASK, 2**63, 2**63 - 1, 0xFFFFFF << 40, 1 << 11)

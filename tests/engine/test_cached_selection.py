@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.cached_selection import SelectionFacts, count_earlier, select, select_next
-from engine.layout import Layout
-from engine.pages import NO_CANDIDATE
-from model.selection import NEVER, select_causal
+from thoughtbubbles.engine.cached_selection import SelectionFacts, count_earlier, select, select_next
+from thoughtbubbles.engine.layout import Layout
+from thoughtbubbles.engine.pages import NO_CANDIDATE
+from thoughtbubbles.model.selection import NEVER, select_causal
 
 
 @pytest.mark.sample(30)

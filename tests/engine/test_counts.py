@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
-from model import Selection, Thoughtbubbles, Tokenizer
-from model.selection import Rule
+from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
+from thoughtbubbles.model.selection import Rule
 
 
 @dataclass(frozen=True)

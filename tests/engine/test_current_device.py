@@ -6,9 +6,9 @@ from collections import defaultdict
 import pytest
 import torch
 
-from engine import Engine, SamplingParams
-from engine.current_device import current_device
-from model import Thoughtbubbles, Tokenizer
+from thoughtbubbles.engine import Engine, SamplingParams
+from thoughtbubbles.engine.current_device import current_device
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 

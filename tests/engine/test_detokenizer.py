@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.detokenizer import Detokenizer
-from model import Tokenizer
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.model import Tokenizer
 
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, "bytes")
 TEXT = st.text(alphabet="ab stop é🫧", max_size=40)

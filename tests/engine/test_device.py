@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams
-from model import Thoughtbubbles, Tokenizer
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 EVERYTHING = {
     "max_tokens": 10, "temperature": 0.8, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "presence_penalty": 0.1, "seed": 1,

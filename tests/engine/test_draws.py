@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import InvalidRequest, SamplingParams
-from engine.sampling import Draw, ban, gumbel, penalise, sample
 from tests.engine.draws import EXTREME_BITS, deviation, seed_of, uneven_logits
+from thoughtbubbles.engine import InvalidRequest, SamplingParams
+from thoughtbubbles.engine.sampling import Draw, ban, gumbel, penalise, sample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 V, CHOSEN, POSITION = 300, 123, 7

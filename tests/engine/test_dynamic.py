@@ -13,18 +13,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.dynamic import Counting
-from engine import Engine, EngineConfig, SamplingParams
-from engine.detokenizer import Detokenizer
-from engine.packed_model import PackedModel
-from engine.recompute import Recompute
-from engine.request import Request
-from engine.revisable import RevisableState
-from engine.revising_forward import Revised, RevisingForward
-from model import Fork, ModelConfig, Selection, Thoughtbubbles, Tokenizer
-from model.generate import generate
-from model.selection import GRID
 from tests.engine.conftest import MakeModel
 from tests.model.test_conformance import CASES, FLOAT32_TOLERANCE, needs_cases
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.packed_model import PackedModel
+from thoughtbubbles.engine.recompute import Recompute
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.revisable import RevisableState
+from thoughtbubbles.engine.revising_forward import Revised, RevisingForward
+from thoughtbubbles.model import Fork, ModelConfig, Selection, Thoughtbubbles, Tokenizer
+from thoughtbubbles.model.generate import generate
+from thoughtbubbles.model.selection import GRID
 
 TOLERANCE = 3e-5
 """Of a logit, a sum of 32 products in float32: it errs by 32 * 2**-24 * sum(|x * w|) at most, with |x| near 1 and |w|

@@ -6,9 +6,18 @@ from collections import Counter
 import pytest
 import torch
 
-from engine import Completion, Engine, EngineConfig, EngineError, InvalidRequest, QueueFull, SamplingParams, TokenEvent
-from model import Thoughtbubbles, Tokenizer
 from tests.engine.conftest import MakeModel
+from thoughtbubbles.engine import (
+    Completion,
+    Engine,
+    EngineConfig,
+    EngineError,
+    InvalidRequest,
+    QueueFull,
+    SamplingParams,
+    TokenEvent,
+)
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 END_OF_TEXT = 256
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.fork_cache import ForkCache, Prefix, most_streams, segments
-from engine.fork_state import ForkState
-from model import ModelConfig, Selection
+from thoughtbubbles.engine.fork_cache import ForkCache, Prefix, most_streams, segments
+from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.model import ModelConfig, Selection
 
 CONFIG = ModelConfig(
     vocab_size=11, block_size=32, max_block_size=64, n_layer=6, n_head=2, n_embd=16, fork_layers=(2, 5)

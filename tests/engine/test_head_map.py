@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.head_map import HeadMaps
-from model import ModelConfig
-from model.attention import attenuate, score_channel
-from model.rotary import rotate, rotation
+from thoughtbubbles.engine.head_map import HeadMaps
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.model.attention import attenuate, score_channel
+from thoughtbubbles.model.rotary import rotate, rotation
 
 SIZES = {"vocab_size": 9, "block_size": 8, "max_block_size": 16, "n_layer": 2, "n_head": 3, "n_embd": 24}
 

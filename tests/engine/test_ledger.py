@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.ledger import Ledger
+from thoughtbubbles.engine.ledger import Ledger
 
 
 def filled() -> Ledger:

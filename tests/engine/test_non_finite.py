@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
-from engine.sampling import finite_rows
-from model import Thoughtbubbles, Tokenizer
+from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.engine.sampling import finite_rows
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 BROKEN = 200
 """The token whose embedding is broken."""

@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
-from model import Selection, Thoughtbubbles, Tokenizer
-from model.generate import generate
 from tests.engine.conftest import MakeModel
+from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
+from thoughtbubbles.model.generate import generate
 
 TOLERANCE = 1e-4
 VOCABULARY = 257

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams
-from engine.prefix_index import BLOCK, PrefixIndex
-from model import Thoughtbubbles, Tokenizer
 from tests.engine.test_oracle import check
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+from thoughtbubbles.engine.prefix_index import BLOCK, PrefixIndex
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 
 @dataclass(eq=False)

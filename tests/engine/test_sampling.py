@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import InvalidRequest, SamplingParams
-from engine.sampling import Draw, ban, gumbel, penalise, restrict, sample
+from thoughtbubbles.engine import InvalidRequest, SamplingParams
+from thoughtbubbles.engine.sampling import Draw, ban, gumbel, penalise, restrict, sample
 
 CPU = torch.device("cpu")
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
-from engine.detokenizer import Detokenizer
-from engine.fork_cache import ForkCache
-from engine.request import Request
-from engine.scheduler import Scheduler
-from model import ModelConfig, Selection, Tokenizer
+from thoughtbubbles.engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.scheduler import Scheduler
+from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
 
 CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2, n_head=1, n_embd=8, fork_layers=(1,))
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")

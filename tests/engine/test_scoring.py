@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import Engine, EngineConfig, SamplingParams, scoring
-from model import Rule, Streams, Thoughtbubbles, Tokenizer
 from tests.engine.conftest import MakeModel
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, scoring
+from thoughtbubbles.model import Rule, Streams, Thoughtbubbles, Tokenizer
 
 AT_ONCE = 8
 PROMPTS = [[(7 * i + place * place) % 256 for place in range(40)] for i in range(8)]

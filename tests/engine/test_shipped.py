@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine import Engine, EngineConfig, SamplingParams
-from model import load_checkpoint, shipped_checkpoint
-from model.generate import generate
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+from thoughtbubbles.model import load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.generate import generate
 
 PROMPTS = ["The river", "Emma had not yet decided whether", "def f(x):", "🫧 water"]
 """On the way the likeliest token leads by 0.005 or more in logits, and float32 errs by 1e-4 at most: no ties."""

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 import thoughtbubbles
-from engine import Engine, SamplingParams
-from engine.terminal.chat import Chat
-from engine.terminal.shading import SHADES, TokenWriter
-from model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.engine import Engine, SamplingParams
+from thoughtbubbles.engine.terminal.chat import Chat
+from thoughtbubbles.engine.terminal.shading import SHADES, TokenWriter
+from thoughtbubbles.model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"

@@ -1,10 +1,10 @@
 """The queue: first come, first served, and no request costs more to take out than another."""
 
-from engine.detokenizer import Detokenizer
-from engine.request import Request
-from engine.sampling_params import SamplingParams
-from engine.waiting import Waiting
-from model import ModelConfig, Selection, Tokenizer
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.engine.waiting import Waiting
+from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
 
 CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2, n_head=1, n_embd=8, fork_layers=(1,))
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import ModelConfig, Thoughtbubbles, Tokenizer
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
 WriteRanks = Callable[[str, Iterable[bytes]], Path]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import ModelConfig, Thoughtbubbles
-from model.attention import Attention, attenuate, causal_attention, score_channel
-from model.rotary import rotate, rotation
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.model.attention import Attention, attenuate, causal_attention, score_channel
+from thoughtbubbles.model.rotary import rotate, rotation
 
 B, S, N, H = 2, 7, 3, 4
 D = N * H

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Streams
-from model.averaging import logit_average, residual_average, rightmost
+from thoughtbubbles.model import Streams
+from thoughtbubbles.model.averaging import logit_average, residual_average, rightmost
 
 X = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[7.0, 8.0], [9.0, 9.0], [9.0, 9.0]]])
 SCORE = torch.tensor([[math.log(0.5), math.log(0.25), math.log(0.125)], [math.log(0.5), 0.0, 0.0]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from model import ChatTemplate, Tokenizer
+from thoughtbubbles.model import ChatTemplate, Tokenizer
 
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant:"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model import ModelConfig
+from thoughtbubbles.model import ModelConfig
 
 SMALL = ModelConfig(
     vocab_size=7, block_size=8, max_block_size=20, n_layer=3, n_head=2, n_embd=12, fork_layers=(0, 2), bias=False

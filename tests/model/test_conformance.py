@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 TOLERANCE = 2e-5
 """How far the stored float32 numbers may be from the exact ones. Ours in float64 are as good as exact."""

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from model import Thoughtbubbles, Tokenizer, load_checkpoint
-from model.convert import add_arguments, convert, run
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer, load_checkpoint
+from thoughtbubbles.model.convert import add_arguments, convert, run
 
 CONFORMANCE = Path(os.environ.get("THOUGHTBUBBLES_CONFORMANCE", Path(__file__).parents[3] / "shared" / "conformance"))
 CASES = sorted(CONFORMANCE.glob("*/"))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from model import ForkingBlock, ModelConfig, Selection, Streams
-from model.forking import candidate_scores, compact, fork, gather
+from thoughtbubbles.model import ForkingBlock, ModelConfig, Selection, Streams
+from thoughtbubbles.model.forking import candidate_scores, compact, fork, gather
 
 D = 6
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from model import Thoughtbubbles
-from model.generate import _choose, generate
-from model.selection import Rule
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model.generate import _choose, generate
+from thoughtbubbles.model.selection import Rule
 
 PROMPT = [5, 250, 17, 17]
 

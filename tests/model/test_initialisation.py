@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import ForkingBlock, ModelConfig, Thoughtbubbles
+from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
 
 CONFIG = ModelConfig(
     vocab_size=200, block_size=8, max_block_size=16, n_layer=6, n_head=2, n_embd=64, fork_layers=(0, 1, 2, 3, 4, 5)

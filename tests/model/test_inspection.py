@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import thoughtbubbles
-from model import CheckpointError, Thoughtbubbles, Tokenizer, save_checkpoint, shipped_checkpoint
-from model.inspection import inspect_checkpoint
+from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, save_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.inspection import inspect_checkpoint
 
 PROVENANCE = {"step": 4, "evaluation": {"packed": {"perplexity": 24.958}}, "note": "red \x1b[31m\nalert"}
 

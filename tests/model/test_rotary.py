@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.rotary import fractions, rotate, rotation
+from thoughtbubbles.model.rotary import fractions, rotate, rotation
 
 
 def test_fractions_by_hand() -> None:

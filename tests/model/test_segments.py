@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import segments
+from thoughtbubbles.model import segments
 
 Segments = Callable[[Tensor, Tensor, int], Tensor]
 both = pytest.mark.parametrize("function", [segments.segment_sum, segments.segment_logsumexp])

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import ModelConfig, Rule, Selection, budget, selection
-from model.config import SelectBy
-from model.selection import GRID, NEVER, forced_candidates, on_grid, select, select_causal
+from thoughtbubbles.model import ModelConfig, Rule, Selection, budget, selection
+from thoughtbubbles.model.config import SelectBy
+from thoughtbubbles.model.selection import GRID, NEVER, forced_candidates, on_grid, select, select_causal
 
 Row = list[list[int]]
 """The grid scores of each token's candidates, the forced one last."""

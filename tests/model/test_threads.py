@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from model import set_threads, threads
+from thoughtbubbles.model import set_threads, threads
 
 
 @pytest.fixture(autouse=True)

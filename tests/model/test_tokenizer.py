@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import model.tokenizer as module
-from model import Tokenizer
+import thoughtbubbles.model.tokenizer as module
+from thoughtbubbles.model import Tokenizer
 
 WriteRanks = Callable[[str, Iterable[bytes]], Path]
 GPT2_CACHE = Path(__file__).parents[3] / "shared" / "tiktoken"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import Fork, ForkingBlock, ModelConfig, Rule, Selection, Thoughtbubbles
-from model.rotary import Rotation, rotation
-from model.selection import select
+from thoughtbubbles.model import Fork, ForkingBlock, ModelConfig, Rule, Selection, Thoughtbubbles
+from thoughtbubbles.model.rotary import Rotation, rotation
+from thoughtbubbles.model.selection import select
 
 CONFIG = ModelConfig(vocab_size=19, block_size=8, max_block_size=16, n_layer=4, n_head=2, n_embd=16, fork_layers=(0, 2))
 REGULAR = replace(CONFIG, fork_layers=())

@@ -11,12 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine import EngineConfig
-from model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
-from server.__main__ import add_arguments, run
-from server.loading import ServedModel
-from server.service import Service
-from server.settings import ServerSettings
 from tests.server.harness import (
     CONTEXT,
     Client,
@@ -30,6 +24,12 @@ from tests.server.harness import (
     listening,
     random_model,
 )  # fmt: skip
+from thoughtbubbles.engine import EngineConfig
+from thoughtbubbles.model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.server.__main__ import add_arguments, run
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}a:"
 

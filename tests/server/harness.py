@@ -15,13 +15,13 @@ import httpx
 import torch
 import uvicorn
 
-from engine import Engine, EngineConfig, TokenEvent
-from model import ModelConfig, Thoughtbubbles, Tokenizer
-from server.app import create_app
-from server.lifecycle import listen, uvicorn_config
-from server.loading import ServedModel
-from server.service import Service
-from server.settings import ServerSettings
+from thoughtbubbles.engine import Engine, EngineConfig, TokenEvent
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.lifecycle import listen, uvicorn_config
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 CONTEXT = 64
 Json = dict[str, Any]

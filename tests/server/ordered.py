@@ -9,12 +9,12 @@ import threading
 from functools import partial
 from pathlib import Path
 
-import server.service
-from engine import Engine, TokenEvent
-from server.__main__ import add_arguments, run
-from server.engine_process import run_engine_process
-from server.loading import ServedModel, load_model
-from server.settings import ServerSettings
+from thoughtbubbles.engine import Engine, TokenEvent
+from thoughtbubbles.server import service
+from thoughtbubbles.server.__main__ import add_arguments, run
+from thoughtbubbles.server.engine_process import run_engine_process
+from thoughtbubbles.server.loading import ServedModel, load_model
+from thoughtbubbles.server.settings import ServerSettings
 
 
 class BurstError(Exception):
@@ -71,8 +71,8 @@ def main() -> int:
     parser.add_argument("orders", type=Path)
     add_arguments(parser)
     args = parser.parse_args()
-    server.service.run_engine = run_engine_process
-    server.service.load_model = partial(load_ordered, args.orders)
+    service.run_engine = run_engine_process
+    service.load_model = partial(load_ordered, args.orders)
     return run(args)
 
 

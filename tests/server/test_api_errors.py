@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.errors import ApiError
-from server.schemas import CompletionRequest
-from server.validation import parse
 from tests.server.harness import Json, Running, Serve
+from thoughtbubbles.server.errors import ApiError
+from thoughtbubbles.server.schemas import CompletionRequest
+from thoughtbubbles.server.validation import parse
 
 MAXIMUM = "above_max_value"
 MINIMUM = "below_min_value"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from server.app import EXPOSED_HEADERS
-from server.chat_schemas import ChatRequest, Message
-from server.schemas import (
+from tests.server.harness import Running
+from thoughtbubbles.server.app import EXPOSED_HEADERS
+from thoughtbubbles.server.chat_schemas import ChatRequest, Message
+from thoughtbubbles.server.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     GenerationRequest,
@@ -19,7 +20,6 @@ from server.schemas import (
     StreamOptions,
     TokenizeRequest,
 )
-from tests.server.harness import Running
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "API.md").read_text(encoding="utf-8")

@@ -4,12 +4,12 @@ import asyncio
 
 import httpx
 
-from server.app import create_app
-from server.keys import NO_KEYS, ApiKeys
-from server.middleware import OPEN
-from server.service import Service
-from server.settings import ServerSettings
 from tests.server.harness import Json
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
+from thoughtbubbles.server.middleware import OPEN
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 
 def document(keys: ApiKeys) -> Json:

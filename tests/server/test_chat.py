@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
-from server.service import Service
 from tests.server.harness import GatedEngine, Json, MakeService, Running
 from tests.server.test_disconnects import Connection, finished, play, scope_of, until
+from thoughtbubbles.server.service import Service
 
 HELLO = [{"role": "user", "content": "hi"}]
 HELLO_IDS = [*b"u:hi", 256, *b"a:"]
@@ -196,7 +196,7 @@ def test_the_template_is_told(server: Running) -> None:
 def test_without_a_template_that_takes_it(
     server: Running, monkeypatch: pytest.MonkeyPatch, source: str | None, code: str, message: str
 ) -> None:
-    from model import ChatTemplate
+    from thoughtbubbles.model import ChatTemplate
 
     served = replace(server.service.worker.model, chat_template=None if source is None else ChatTemplate(source))
     monkeypatch.setattr(server.service.worker, "_model", served)

@@ -8,11 +8,11 @@ from contextlib import suppress
 
 import pytest
 
-from server import connections, lifecycle
-from server.keys import ApiKeys
 from tests.server.harness import Json, Running, Serve, connected, eventually, read
 from tests.server.test_disconnects import body_of
 from tests.server.test_operation import samples
+from thoughtbubbles.server import connections, lifecycle
+from thoughtbubbles.server.keys import ApiKeys
 
 KEYS = ApiKeys.of(["sk-one"], "here")
 

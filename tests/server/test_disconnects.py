@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import ASGIApp, Message, Scope
 
-from server.app import create_app
-from server.service import Service
 from tests.server.harness import GatedEngine, MakeService, Running, eventually
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.service import Service
 
 
 def body_of(**body: object) -> bytes:

@@ -21,9 +21,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine import SamplingParams
-from server.__main__ import main, run
-from server.engine_loop import (
+from tests.server.harness import CONTEXT, Json, Listening, MakeEngine, chunks, events, eventually, joined, listening
+from tests.server.ordered import load_ordered, order
+from tests.server.test_limits import read
+from tests.server.test_operation import assert_law, samples
+from thoughtbubbles.engine import SamplingParams
+from thoughtbubbles.server.__main__ import main, run
+from thoughtbubbles.server.engine_loop import (
     Abort,
     Aborted,
     Accepted,
@@ -36,15 +40,11 @@ from server.engine_loop import (
     Stepped,
     run_engine,
 )
-from server.engine_process import run_engine_process
-from server.generation import EngineRequest
-from server.service import Service
-from server.settings import ServerSettings
-from server.sources import add_arguments
-from tests.server.harness import CONTEXT, Json, Listening, MakeEngine, chunks, events, eventually, joined, listening
-from tests.server.ordered import load_ordered, order
-from tests.server.test_limits import read
-from tests.server.test_operation import assert_law, samples
+from thoughtbubbles.server.engine_process import run_engine_process
+from thoughtbubbles.server.generation import EngineRequest
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.sources import add_arguments
 
 ROOT = Path(__file__).parents[2]
 FORCED = {"max_tokens": 20, "logit_bias": {"97": 100}}
@@ -64,7 +64,7 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(checkpoint: Path, orders: Path) -> Iterator[Listening]:
     settings = ServerSettings(checkpoint=checkpoint, **LIMITS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.service.run_engine", run_engine_process)
+        patch.setattr("thoughtbubbles.server.service.run_engine", run_engine_process)
         service = Service.create(settings, partial(load_ordered, orders, settings))
     with listening(service) as found:
         yield found
@@ -183,8 +183,8 @@ def beside(
             code = run(parser.parse_args(["--checkpoint", str(checkpoint), "--port", str(port), "--threads", "1"]))
             return code, told.result(30)
 
-    monkeypatch.setattr("server.service.run_engine", run_engine_process)
-    monkeypatch.setattr("server.service.load_model", partial(load_ordered, orders))
+    monkeypatch.setattr("thoughtbubbles.server.service.run_engine", run_engine_process)
+    monkeypatch.setattr("thoughtbubbles.server.service.load_model", partial(load_ordered, orders))
     monkeypatch.setattr(Service, "create", create_once)
     yield both
     order(orders, "")
@@ -255,7 +255,7 @@ def test_a_torn_checkpoint_is_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is wrong with it comes from the other process as it is."""
-    monkeypatch.setattr("server.service.run_engine", run_engine_process)
+    monkeypatch.setattr("thoughtbubbles.server.service.run_engine", run_engine_process)
     monkeypatch.setattr(sys, "argv", ["serve", "--checkpoint", str(tmp_path), "--port", "0"])
     assert main() == 2
     there = capsys.readouterr().err
@@ -309,12 +309,13 @@ def load(settings):
 """
 SERVE = """
 import sys
-import interrupting, server.service, server.worker
-from server.__main__ import main
-from server.engine_process import run_engine_process
-server.service.run_engine = run_engine_process
-server.service.load_model = interrupting.load
-server.worker.STOP_SECONDS = 0.5
+import interrupting
+from thoughtbubbles.server import service, worker
+from thoughtbubbles.server.__main__ import main
+from thoughtbubbles.server.engine_process import run_engine_process
+service.run_engine = run_engine_process
+service.load_model = interrupting.load
+worker.STOP_SECONDS = 0.5
 sys.exit(main())
 """
 

@@ -8,14 +8,14 @@ import pytest
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from server import aside, body_size, tokenizer_routes, validation
-from server.aside import REQUESTS, SHORT, TOKENS
-from server.body_size import MOST_NESTED, MOST_VALUES, check_size
-from server.chat_schemas import ChatRequest
-from server.errors import ApiError
-from server.schemas import LONGEST_TEXT, CompletionRequest, DetokenizeRequest, RequestBody
-from server.writing import answer_json
 from tests.server.harness import Json, Running
+from thoughtbubbles.server import aside, body_size, tokenizer_routes, validation
+from thoughtbubbles.server.aside import REQUESTS, SHORT, TOKENS
+from thoughtbubbles.server.body_size import MOST_NESTED, MOST_VALUES, check_size
+from thoughtbubbles.server.chat_schemas import ChatRequest
+from thoughtbubbles.server.errors import ApiError
+from thoughtbubbles.server.schemas import LONGEST_TEXT, CompletionRequest, DetokenizeRequest, RequestBody
+from thoughtbubbles.server.writing import answer_json
 
 LONG = "a " * SHORT
 ASKED = {

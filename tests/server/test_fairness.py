@@ -7,11 +7,11 @@ from functools import partial
 import httpx
 import pytest
 
-from engine.request import Request
-from engine.waiting import Waiting
-from server.keys import ApiKeys
 from tests.server.harness import Running, Serve
 from tests.server.test_operation import assert_law, samples
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.waiting import Waiting
+from thoughtbubbles.server.keys import ApiKeys
 
 SMALL = {"max_batch_size": 1, "max_waiting_streams": 80, "max_client_share": 0.5}
 KEYS = {"api_keys": ApiKeys.of(["sk-one", "sk-two"], "here")}

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from torch import nn
 
-from model import Thoughtbubbles
-from server.__main__ import main
 from tests.server.harness import CONTEXT, RunBeside, Running, Serve, eventually
 from tests.server.test_operation import assert_law, samples
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.server.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 FORCED = {"max_tokens": 20, "logit_bias": {"97": 100}}
@@ -74,7 +74,7 @@ def _ready(server: Running) -> str:
 
 HANGING = """
 import sys, threading
-import engine
+from thoughtbubbles import engine
 step = engine.Engine.step
 steps = []
 
@@ -85,7 +85,7 @@ def hang(self):
     return step(self)
 
 engine.Engine.step = hang
-from server.__main__ import main
+from thoughtbubbles.server.__main__ import main
 sys.exit(main())
 """
 

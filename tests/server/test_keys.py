@@ -7,11 +7,11 @@ from typing import get_args, get_type_hints
 import httpx
 import pytest
 
-from server.keys import NO_KEYS, ApiKeys
-from server.middleware import OPEN
-from server.settings import ServerSettings
 from tests.server.harness import Serve
 from tests.server.test_operation import samples
+from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
+from thoughtbubbles.server.middleware import OPEN
+from thoughtbubbles.server.settings import ServerSettings
 
 KEYS = ApiKeys.of(["sk-one", " sk-zwei-ü "], "here")
 
@@ -41,7 +41,7 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """No early end, whichever key it is: the time would tell which one, and how much of it, was right."""
     compared = []
-    monkeypatch.setattr("server.keys.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
+    monkeypatch.setattr("thoughtbubbles.server.keys.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
     for shown in (b"Bearer sk-one", b"Bearer sk-zwei", b""):
         compared.clear()
         KEYS.admit(shown)

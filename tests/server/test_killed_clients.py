@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from server.keys import ApiKeys
 from tests.server.harness import Running, Serve, eventually
 from tests.server.test_operation import assert_law, samples
+from thoughtbubbles.server.keys import ApiKeys
 
 CLIENT = """
 import socket, sys, time

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from server.keys import NO_KEYS, ApiKeys
-from server.lifecycle import listen, serve, warn_if_open
 from tests.server.harness import MakeService
+from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
+from thoughtbubbles.server.lifecycle import listen, serve, warn_if_open
 
 KEYS = ApiKeys.of(["sk-one"], "here")
 
@@ -36,8 +36,8 @@ def test_a_server_that_anybody_can_use_is_warned_of(
 def test_the_warning_comes_at_the_start(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is of the address that is really listened on."""
     warned: list[tuple[str, ApiKeys]] = []
-    monkeypatch.setattr("server.lifecycle.warn_if_open", lambda *given: warned.append(given))
-    monkeypatch.setattr("server.lifecycle._serve", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr("thoughtbubbles.server.lifecycle.warn_if_open", lambda *given: warned.append(given))
+    monkeypatch.setattr("thoughtbubbles.server.lifecycle._serve", lambda *_: asyncio.sleep(0))
     service, _ = make_service(api_keys=KEYS)
     with listen("localhost", 0) as listener:
         asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener))

@@ -3,9 +3,9 @@
 import httpx
 import pytest
 
-from server.keys import ApiKeys
 from tests.server.harness import Running, Serve, connected, events, eventually, read
 from tests.server.test_operation import assert_law, samples
+from thoughtbubbles.server.keys import ApiKeys
 
 
 def finished(server: Running) -> dict[str, int]:

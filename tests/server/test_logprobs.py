@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from model import Thoughtbubbles
-from server.logprobs import LEAST, Token, logprobs_object, printed
 from tests.server.harness import Json, Running, chunks, joined
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.server.logprobs import LEAST, Token, logprobs_object, printed
 
 ARRAYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 

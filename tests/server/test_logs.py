@@ -7,10 +7,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from server.app import create_app
-from server.keys import ApiKeys
-from server.logs import writing
 from tests.server.harness import Json, MakeService, Running, Serve, events, eventually
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.logs import writing
 
 KEY = "sk-very-secret"
 
@@ -76,7 +76,7 @@ def test_lines_for_people(serve: Serve, capsys: pytest.CaptureFixture[str]) -> N
         capsys.readouterr()
         server.client.get("/health")
     line = capsys.readouterr().err.splitlines()[-1]
-    assert 'INFO server.requests: request request_id="req-' in line
+    assert 'INFO thoughtbubbles.server.requests: request request_id="req-' in line
     assert 'route="/health" status=200' in line
 
 
@@ -86,7 +86,7 @@ def test_spans(make_service: MakeService) -> None:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from server.tracing import spans_of
+    from thoughtbubbles.server.tracing import spans_of
 
     exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -11,10 +11,10 @@ import torch
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
-from model import Thoughtbubbles
-from server.app import create_app
-from server.metrics import COUNTERS, GAUGES, LAYER_COUNTERS
 from tests.server.harness import Json, Listening, MakeService, Running, Serve, eventually
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.metrics import COUNTERS, GAUGES, LAYER_COUNTERS
 
 PREFIX = "thoughtbubbles_"
 
@@ -108,7 +108,7 @@ def test_the_law_holds_at_every_step(server: Running) -> None:
      "/v1/models/tiny", "/tokenizer_info", "/v1/models/other", "/nowhere"],
 )  # fmt: skip
 def test_head_is_get_without_the_body(server: Running, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "server.requests")
+    caplog.set_level(logging.INFO, "thoughtbubbles.server.requests")
     name = {"x-request-id": f"of{path}"}
     get, head = server.client.get(path, headers=name), server.client.head(path, headers=name)
     assert (head.status_code, head.content) == (get.status_code, b"")

@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from server.settings import ServerSettings
 from tests.server.harness import Running
+from thoughtbubbles.server.settings import ServerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "OPERATION.md").read_text(encoding="utf-8")
 

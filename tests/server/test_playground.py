@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from server.playground_routes import FILES, FOLDER
 from tests.server.harness import Serve
+from thoughtbubbles.server.playground_routes import FILES, FOLDER
 
 SVG = "http://www.w3.org/2000/svg"
 """The name of a namespace: nobody fetches it."""

@@ -2,9 +2,9 @@
 
 import pytest
 
-from server.chat_schemas import ChatRequest, Message
-from server.schemas import CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
 from tests.server.harness import Json, Running
+from thoughtbubbles.server.chat_schemas import ChatRequest, Message
+from thoughtbubbles.server.schemas import CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
 
 MOST = 600
 """Characters: a sentence, and twice what is repeated."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.seam import Seam
 from tests.server.harness import Running, chunks, joined, keeping_up
+from thoughtbubbles.server.seam import Seam
 
 LETTERS = "aé€🫧\ufffd"
 BYTES = st.binary(max_size=6) | st.text(LETTERS, max_size=3).map(str.encode)

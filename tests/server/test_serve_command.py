@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.__main__ import main
 from tests.server.harness import RunBeside, Running, eventually
+from thoughtbubbles.server.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +126,17 @@ def test_what_cannot_be_served_is_one_clear_line(
 
 
 def test_the_command_serves_and_says_how_to_try_it(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "server", "--checkpoint", str(checkpoint), "--port", "0", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "thoughtbubbles.server",
+        "--checkpoint",
+        str(checkpoint),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         told = ""
         while "curl" not in told:
@@ -145,7 +155,7 @@ def test_the_command_serves_and_says_how_to_try_it(checkpoint: Path) -> None:
         assert [re.search(r"status=(\d+)", line).group(1) for line in process.stderr] == ["400", "200"]
 
 
-@pytest.mark.parametrize("command", ["server", "thoughtbubbles serve"])
+@pytest.mark.parametrize("command", ["thoughtbubbles.server", "thoughtbubbles serve"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_torch_is_imported_ends_it(command: str, number: signal.Signals, tmp_path: Path) -> None:
     """Process 1 of a container has no default for SIGTERM: only a handler that is there already sees it."""

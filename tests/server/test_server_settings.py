@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.keys import ApiKeys
-from server.settings import ServerSettings
-from server.sources import PREFIX, add_arguments, read_settings
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.sources import PREFIX, add_arguments, read_settings
 
 GIVEN = {
     "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",

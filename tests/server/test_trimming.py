@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.trimming import TRIM_SECONDS, Trimmer
 from tests.server.harness import Serve, eventually
+from thoughtbubbles.server.trimming import TRIM_SECONDS, Trimmer
 
 STATUS = Path("/proc/self/status")
 

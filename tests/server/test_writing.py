@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server import writing
-from server.completions import Completion
-from server.loading import ServedModel
-from server.planning import Plan
 from tests.server.harness import Running, eventually
+from thoughtbubbles.server import writing
+from thoughtbubbles.server.completions import Completion
+from thoughtbubbles.server.loading import ServedModel
+from thoughtbubbles.server.planning import Plan
 
 LONG = {"prompt": "long", "max_tokens": 1, "echo": True, "logprobs": 2}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.harness import HELD_OUT, TEXTS, VOCAB, write_json_lines
-from training.data.prepare import prepare
+from thoughtbubbles.training.data.prepare import prepare
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from model import ModelConfig
-from training.config import TrainConfig
+from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.training.config import TrainConfig
 
 VOCAB = 320
 SUBJECTS = ("the cat", "a bubble", "every token", "the old house", "nobody", "a thought")

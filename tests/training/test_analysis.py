@@ -11,15 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Fork, ModelConfig, Selection, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
-from model.selection import Rule
 from tests.training.harness import HELD_OUT, VOCAB, write_json_lines
-from training.__main__ import main
-from training.analysis.attention import KEYS, AttentionShares, key_kinds
-from training.analysis.budget import budget_rows, score_rows
-from training.analysis.lineage import Lineage, lineage
-from training.analysis.observed import observed_streams
-from training.analysis.tokens import TokenRow, bins, entropies
+from thoughtbubbles.model import (
+    Fork,
+    ModelConfig,
+    Selection,
+    Thoughtbubbles,
+    Tokenizer,
+    load_checkpoint,
+    save_checkpoint,
+)
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.analysis.attention import KEYS, AttentionShares, key_kinds
+from thoughtbubbles.training.analysis.budget import budget_rows, score_rows
+from thoughtbubbles.training.analysis.lineage import Lineage, lineage
+from thoughtbubbles.training.analysis.observed import observed_streams
+from thoughtbubbles.training.analysis.tokens import TokenRow, bins, entropies
 
 FORKING = ModelConfig(
     vocab_size=VOCAB, block_size=16, max_block_size=32, n_layer=4, n_head=2, n_embd=16, fork_layers=(1, 3)
@@ -195,7 +203,8 @@ def test_what_cannot_be_analysed_is_told_in_one_line(
 def test_without_matplotlib_it_says_what_to_install(checkpoints: tuple[Path, Path], text: Path) -> None:
     command = ["analyse", str(checkpoints[0]), "--data", str(text)]
     code = (
-        f"import sys; sys.modules['matplotlib'] = None\nfrom training.__main__ import main\nsys.exit(main({command}))"
+        "import sys; sys.modules['matplotlib'] = None\nfrom thoughtbubbles.training.__main__ import main\n"
+        f"sys.exit(main({command}))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")

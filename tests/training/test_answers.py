@@ -12,21 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import ChatTemplate, Thoughtbubbles, Tokenizer
 from tests.training.harness import MODEL, QUIET, TEXTS, never, stop_after, write_json_lines
-from training.data import encoding
-from training.data.corpus import Corpus
-from training.data.corpus_writer import CorpusWriter
-from training.data.documents import Documents, FileDocuments
-from training.data.loader import PADDING, DocumentLoader, inputs, only_read, targets
-from training.data.prepare import prepare
-from training.data.progress import Progress
-from training.data.rows import conversation, multiple_choice, worked_answer
-from training.data.token_file import Index
-from training.distributed import Ranks
-from training.measures import Window
-from training.step import TrainStep, next_token_loss
-from training.trainer import Trainer
+from thoughtbubbles.model import ChatTemplate, Thoughtbubbles, Tokenizer
+from thoughtbubbles.training.data import encoding
+from thoughtbubbles.training.data.corpus import Corpus
+from thoughtbubbles.training.data.corpus_writer import CorpusWriter
+from thoughtbubbles.training.data.documents import Documents, FileDocuments
+from thoughtbubbles.training.data.loader import PADDING, DocumentLoader, inputs, only_read, targets
+from thoughtbubbles.training.data.prepare import prepare
+from thoughtbubbles.training.data.progress import Progress
+from thoughtbubbles.training.data.rows import conversation, multiple_choice, worked_answer
+from thoughtbubbles.training.data.token_file import Index
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.measures import Window
+from thoughtbubbles.training.step import TrainStep, next_token_loss
+from thoughtbubbles.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 CPU = Ranks(device=torch.device("cpu"))

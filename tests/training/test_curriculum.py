@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from model import Tokenizer, load_checkpoint
 from tests.training.harness import TEXTS
 from tests.training.test_published import CASES, datasets, repository
-from training.__main__ import main
-from training.data.mixture import read_mixture
-from training.recipes import MIXTURES, PHASES
+from thoughtbubbles.model import Tokenizer, load_checkpoint
+from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.data.mixture import read_mixture
+from thoughtbubbles.training.recipes import MIXTURES, PHASES
 
 SMALL = [
     "--vocab-size", "257", "--block-size", "32", "--max-block-size", "64", "--n-layer", "2", "--n-head", "2",

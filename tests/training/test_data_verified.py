@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from model import Tokenizer
 from tests.training.harness import MODEL, QUIET, VOCAB, never, stop_after
-from training.data import verification
-from training.data.corpus import Corpus
-from training.distributed import Ranks
-from training.trainer import Trainer
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data import verification
+from thoughtbubbles.training.data.corpus import Corpus
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.trainer import Trainer
 
 LENGTH = MODEL.block_size
 
@@ -93,7 +93,7 @@ def test_an_id_of_no_token_in_published_files_is_named(tmp_path: Path) -> None:
     ids.tofile(tmp_path / "train.bin")
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, "bytes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.data.corpus.read_tokenizer", lambda _folder: tokenizer)
+        patch.setattr("thoughtbubbles.training.data.corpus.read_tokenizer", lambda _folder: tokenizer)
         with pytest.raises(ValueError, match=r"train\.bin has id 50257 at token 40, and the vocabulary 50257 ids"):
             Corpus.open(tmp_path, LENGTH, seed=0)
 

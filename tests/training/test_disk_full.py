@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from model import load_checkpoint
-from training.__main__ import main
-from training.state import read_facts
+from thoughtbubbles.model import load_checkpoint
+from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.state import read_facts
 
 FLAGS = [
     "--recipe", "tiny", "--vocab-size", "320", "--block-size", "16", "--max-block-size", "24", "--n-layer", "2",

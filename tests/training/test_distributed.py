@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import load_checkpoint
 from tests.training.harness import MODEL, QUIET, exact_muon, never, stop_after
-from training.config import TrainConfig
-from training.distributed import Ranks
-from training.state import read_facts
-from training.trainer import STATE_FOLDER, Trainer
+from thoughtbubbles.model import load_checkpoint
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.state import read_facts
+from thoughtbubbles.training.trainer import STATE_FOLDER, Trainer
 
 
 def alone(data: Path, out: Path, device: str, config: TrainConfig = QUIET, *, resume: bool = False) -> Trainer:

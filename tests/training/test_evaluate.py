@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import Thoughtbubbles, Tokenizer, save_checkpoint
 from tests.training.harness import HELD_OUT, MODEL, VOCAB, write_json_lines
-from training.__main__ import main
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.training.__main__ import main
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import ModelConfig, Thoughtbubbles
 from tests.training.harness import MODEL
-from training.flops import flops_per_block, peak_flops, streams_by_layer
-from training.step import next_token_loss
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.flops import flops_per_block, peak_flops, streams_by_layer
+from thoughtbubbles.training.step import next_token_loss
 
 REGULAR = replace(MODEL, fork_layers=())
 FOUR = replace(MODEL, n_layer=5, fork_layers=(0, 1, 3), max_block_size=4 * MODEL.block_size)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from model import Checkpoint, Thoughtbubbles, Tokenizer
 from tests.training.harness import MODEL
-from training.tasks import formats, gsm8k
-from training.tasks.choices import answer
-from training.tasks.evaluation import Settings, evaluate_task
-from training.tasks.formats import Reader
+from thoughtbubbles.model import Checkpoint, Thoughtbubbles, Tokenizer
+from thoughtbubbles.training.tasks import formats, gsm8k
+from thoughtbubbles.training.tasks.choices import answer
+from thoughtbubbles.training.tasks.evaluation import Settings, evaluate_task
+from thoughtbubbles.training.tasks.formats import Reader
 
 pytest.importorskip("lm_eval", reason="lm-eval is in the extra `test`")
 

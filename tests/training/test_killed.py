@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from training.__main__ import main
+from thoughtbubbles.training.__main__ import main
 
 FLAGS = [
     "--recipe", "tiny", "--vocab-size", "320", "--block-size", "16", "--max-block-size", "24", "--n-layer", "2",
@@ -42,7 +42,7 @@ def test_killed_at_a_random_step_and_resumed(data: Path, tmp_path: Path) -> None
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     kill_at = random.Random().randint(16, 40)  # by step 14 the state of step 7 is whole
     killed = subprocess.Popen(
-        [sys.executable, "-m", "training", *arguments(data, parts)], cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", "thoughtbubbles.training", *arguments(data, parts)], cwd=Path(__file__).parents[2],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     while len(told(parts)) < kill_at:

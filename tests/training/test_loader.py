@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.loader import WindowLoader
+from thoughtbubbles.training.data.loader import WindowLoader
 
 LENGTH = 5
 IDS = np.arange(100, 163, dtype=np.uint16)  # 63 ids: 11 windows of 5 at every offset

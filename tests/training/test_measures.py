@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from model import Thoughtbubbles
-from model.selection import Rule
 from tests.training.harness import MODEL
-from training.measures import (
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.measures import (
     Score,
     Window,
     negative_log_likelihood,

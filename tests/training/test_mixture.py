@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import Tokenizer
 from tests.training.harness import HELD_OUT, MODEL, TEXTS, VOCAB, write_json_lines
-from training.data.corpus import Corpus
-from training.data.loader import PADDING, DocumentLoader, Loader, WindowLoader, document_cuts
-from training.data.mixture import BLOCK, Mixture, whole_shares
-from training.data.prepare import prepare
-from training.measures import negative_log_likelihood
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.corpus import Corpus
+from thoughtbubbles.training.data.loader import PADDING, DocumentLoader, Loader, WindowLoader, document_cuts
+from thoughtbubbles.training.data.mixture import BLOCK, Mixture, whole_shares
+from thoughtbubbles.training.data.prepare import prepare
+from thoughtbubbles.training.measures import negative_log_likelihood
 
 LENGTH = MODEL.block_size
 
@@ -133,7 +133,7 @@ def test_a_pass_over_documents_takes_each_once_in_an_order_of_its_own() -> None:
 
 
 def test_validation_is_of_each_set_in_its_own_form(both: Path, folders: Path) -> None:
-    from model import Thoughtbubbles
+    from thoughtbubbles.model import Thoughtbubbles
 
     corpus = Corpus.open(both, LENGTH, seed=0)
     assert corpus.weights == {"sums": 0.25, "web": 0.75}

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import Thoughtbubbles
 from tests.training.harness import MODEL, TRAIN
-from training.config import OptimizerName
-from training.optimizer import build_optimizers, set_learning_rate
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.config import OptimizerName
+from thoughtbubbles.training.optimizer import build_optimizers, set_learning_rate
 
 both = pytest.mark.parametrize("name", ["adamw", "muon"])
 

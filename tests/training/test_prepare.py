@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import Tokenizer
 from tests.training.harness import HELD_OUT, SUBJECTS, TEXTS, VERBS, VOCAB, write_json_lines
-from training.data.prepare import add_arguments, prepare, run
-from training.data.token_file import Index, read_tokens
-from training.data.vocabulary import _printable_bytes, tiktoken_ranks, train_byte_pairs
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.prepare import add_arguments, prepare, run
+from thoughtbubbles.training.data.token_file import Index, read_tokens
+from thoughtbubbles.training.data.vocabulary import _printable_bytes, tiktoken_ranks, train_byte_pairs
 
 
 def documents_of(folder: Path, split: str) -> list[str]:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.training.harness import HELD_OUT, TEXTS, VOCAB, write_json_lines
-from training.data import encoding
-from training.data.corpus_writer import CorpusWriter
-from training.data.documents import Documents, FileDocuments
-from training.data.progress import PROGRESS_FILE, Progress
-from training.data.token_file import Index
+from thoughtbubbles.training.data import encoding
+from thoughtbubbles.training.data.corpus_writer import CorpusWriter
+from thoughtbubbles.training.data.documents import Documents, FileDocuments
+from thoughtbubbles.training.data.progress import PROGRESS_FILE, Progress
+from thoughtbubbles.training.data.token_file import Index
 
 MADE = ("train.bin", "val.bin", "tokenizer.tiktoken", "index.json")
 

@@ -26,7 +26,7 @@ def command(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Seque
         "prepare": ["prepare", "--train", str(texts[0]), "--val", str(texts[1]), "--vocab-size", str(VOCAB)],
         "train": [*TRAIN, "--data", str(data)],
     }[request.param]
-    return [sys.executable, "-m", "training", *given, "--out", str(tmp_path / "out")]
+    return [sys.executable, "-m", "thoughtbubbles.training", *given, "--out", str(tmp_path / "out")]
 
 
 def test_progress_is_quiet_in_a_pipe(command: Sequence[str]) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from model import Checkpoint, load_checkpoint, shipped_checkpoint
-from model.selection import Rule
-from training.data.documents import read_documents
-from training.evaluate import Row, evaluate
+from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.evaluate import Row, evaluate
 
 ROOT = Path(__file__).parents[2]
 SLICE = Path(__file__).parent / "data" / "held-out.jsonl"

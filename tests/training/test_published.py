@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from model import Tokenizer
 from tests.training.test_prepare import documents_of
 from thoughtbubbles import main
-from training.data.published import published_documents
-from training.data.token_file import Index
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.published import published_documents
+from thoughtbubbles.training.data.token_file import Index
 
 datasets = pytest.importorskip("datasets", reason="the extra `datasets`")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import Tokenizer
-from training.data.corpus import Corpus
-from training.data.progress import Progress
-from training.data.token_file import GPT2_SHA256, Index, read_tokenizer, read_tokens
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.corpus import Corpus
+from thoughtbubbles.training.data.progress import Progress
+from thoughtbubbles.training.data.token_file import GPT2_SHA256, Index, read_tokenizer, read_tokens
 
 GPT2_CACHE = Path(__file__).parents[3] / "shared" / "tiktoken"
 IDS = {"train": np.arange(50, dtype=np.uint16) * 1000, "val": np.array([50256, 1, 2, 3], dtype=np.uint16)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.read_back import BARRIER, guard_read_backs
+from thoughtbubbles.training.read_back import BARRIER, guard_read_backs
 
 Compiler = Any
 """The compiler's class of kernels, whose types are its own."""

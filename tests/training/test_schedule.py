@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.training.harness import MODEL, TRAIN
-from training.config import Schedule
-from training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
+from thoughtbubbles.training.config import Schedule
+from thoughtbubbles.training.schedule import RATIO_LEVELS, fork_noise, learning_rate_factor, ratio
 
 
 def factors(warmup_steps: int, decay_fraction: float) -> list[float]:

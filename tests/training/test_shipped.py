@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from model import load_checkpoint
-from training.config import TrainConfig
-from training.recipes import shipped
-from training.trainer import _FREE_ON_RESUME
+from thoughtbubbles.model import load_checkpoint
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.recipes import shipped
+from thoughtbubbles.training.trainer import _FREE_ON_RESUME
 
 FOLDER = Path(__file__).parents[2] / "checkpoints" / "thoughtbubbles-11m"
 

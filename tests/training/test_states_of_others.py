@@ -13,9 +13,9 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from tests.training.harness import MODEL, TRAIN, stop_after
-from training.distributed import Ranks
-from training.state import latest_state
-from training.trainer import STATE_FOLDER, Trainer
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.state import latest_state
+from thoughtbubbles.training.trainer import STATE_FOLDER, Trainer
 
 
 class Attack:

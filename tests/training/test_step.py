@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import Thoughtbubbles
 from tests.training.harness import MODEL, TRAIN, VOCAB
-from training.config import TrainConfig
-from training.distributed import Ranks
-from training.step import NextTokenLoss, TrainStep, _prepare, next_token_loss
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.step import NextTokenLoss, TrainStep, _prepare, next_token_loss
 
 CPU = Ranks(device=torch.device("cpu"))
 WINDOWS = torch.randint(VOCAB, (2, MODEL.block_size + 1), generator=torch.Generator().manual_seed(0))

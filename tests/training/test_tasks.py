@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import Thoughtbubbles, Tokenizer, save_checkpoint
-from model.generate import generate
 from tests.training.harness import MODEL, VOCAB
-from training.__main__ import main
-from training.measures import Likelihood
-from training.tasks import formats
-from training.tasks.choices import Answer, encode_pair, summarise
-from training.tasks.formats import Question
-from training.tasks.greedy import continue_greedily
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.model.generate import generate
+from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.measures import Likelihood
+from thoughtbubbles.training.tasks import formats
+from thoughtbubbles.training.tasks.choices import Answer, encode_pair, summarise
+from thoughtbubbles.training.tasks.formats import Question
+from thoughtbubbles.training.tasks.greedy import continue_greedily
 
 EVALS = Path(__file__).parents[3] / "shared" / "evals"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.training.harness import QUIET
-from training.distributed import Ranks
-from training.run_log import RunLog
-from training.tracking import tensorboard, weights_and_biases
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.run_log import RunLog
+from thoughtbubbles.training.tracking import tensorboard, weights_and_biases
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from model import ModelConfig, Thoughtbubbles
 from tests.training.harness import MODEL, TRAIN
-from training.__main__ import main
-from training.config import TrainConfig
-from training.flags import add_field_flags, field_prose, override
-from training.recipes import PHASES, RECIPES, SIZES
-from training.schedule import learning_rate_factor
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.flags import add_field_flags, field_prose, override
+from thoughtbubbles.training.recipes import PHASES, RECIPES, SIZES
+from thoughtbubbles.training.schedule import learning_rate_factor
 
 
 @pytest.mark.parametrize(

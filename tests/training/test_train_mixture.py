@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import Thoughtbubbles
 from tests.training.harness import HELD_OUT, MODEL, QUIET, TEXTS, never, stop_after, write_json_lines
-from training.data.loader import PADDING
-from training.data.prepare import prepare
-from training.distributed import Ranks
-from training.step import next_token_loss
-from training.trainer import Trainer
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.data.loader import PADDING
+from thoughtbubbles.training.data.prepare import prepare
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.step import next_token_loss
+from thoughtbubbles.training.trainer import Trainer
 
 CPU = Ranks(device=torch.device("cpu"))
 

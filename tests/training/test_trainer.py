@@ -17,13 +17,13 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from model import ModelConfig, Tokenizer, load_checkpoint
 from tests.training.harness import MODEL, TRAIN, VOCAB, never, stop_after
-from training.__main__ import main
-from training.config import OptimizerName, TrainConfig
-from training.distributed import Ranks
-from training.state import latest_state, read_facts
-from training.trainer import NOT_FINITE_FILE, STATE_FOLDER, LossNotFiniteError, Trainer
+from thoughtbubbles.model import ModelConfig, Tokenizer, load_checkpoint
+from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.config import OptimizerName, TrainConfig
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.state import latest_state, read_facts
+from thoughtbubbles.training.trainer import NOT_FINITE_FILE, STATE_FOLDER, LossNotFiniteError, Trainer
 
 STEPS = 120
 FLAGS = [

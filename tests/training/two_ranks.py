@@ -12,12 +12,12 @@ import torch
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
-from model import Thoughtbubbles
 from tests.training.harness import MODEL, QUIET, exact_muon, never, stop_after
-from training.config import TrainConfig
-from training.distributed import Ranks, join
-from training.step import TrainStep
-from training.trainer import Trainer
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.distributed import Ranks, join
+from thoughtbubbles.training.step import TrainStep
+from thoughtbubbles.training.trainer import Trainer
 
 
 def main(data: Path, out: Path, device: str) -> None:
@@ -42,7 +42,7 @@ def main(data: Path, out: Path, device: str) -> None:
             trainer("muon", replace(sharded, optimizer="muon")).run(never)
         trainer("two-then-one", sharded).run(_asked_of_the_last(ranks, 3))
         trainer("one-then-two", sharded, resume=True).run(never)
-        with patch("training.data.verification.AT_ONCE_BYTES", 0):
+        with patch("thoughtbubbles.training.data.verification.AT_ONCE_BYTES", 0):
             damaged = trainer("damaged", QUIET, data=out / "damaged-data")
         with pytest.raises(ValueError, match=r"train\.bin is not the file|another process found a file") as failure:
             damaged.run(never)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model import Fork
-from training.analysis.lineage import Lineage, lineage
+from thoughtbubbles.model import Fork
+from thoughtbubbles.training.analysis.lineage import Lineage, lineage
 
 KEYS = ("itself", "own forks", "siblings", "other originals", "other forks")
 """Itself; the streams forked from it; all else of its token's bubble; originals and forks of other tokens."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model import Fork, Selection
+from thoughtbubbles.model import Fork, Selection
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.analysis.attention import KEYS, AttentionRow
-from training.analysis.budget import BudgetRow, ScoreRow
-from training.analysis.study import ForkMap
-from training.analysis.tokens import Bin
+from thoughtbubbles.training.analysis.attention import KEYS, AttentionRow
+from thoughtbubbles.training.analysis.budget import BudgetRow, ScoreRow
+from thoughtbubbles.training.analysis.study import ForkMap
+from thoughtbubbles.training.analysis.tokens import Bin
 
 ORIGINAL, FORK, OWN, GREY = "#4c6a92", "#e08a2e", "#c1443c", "#c9ccd1"
 _COLOURS = dict(zip(KEYS, ("#9aa3ad", OWN, "#e6a68f", ORIGINAL, FORK), strict=True))

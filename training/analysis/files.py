@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.analysis.study import ForkMap, Study
-from training.analysis.tokens import Bin
+from thoughtbubbles.training.analysis.study import ForkMap, Study
+from thoughtbubbles.training.analysis.tokens import Bin
 
 
 def write_data(folder: Path, found: Study, binned: Sequence[Bin], mapped: ForkMap, about: dict[str, Any]) -> None:

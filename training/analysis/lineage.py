@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model import Fork
+from thoughtbubbles.model import Fork
 
 
 @dataclass(frozen=True)

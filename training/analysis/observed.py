@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model import Fork, Selection, Streams, Thoughtbubbles
-from model.attention import Attend
+from thoughtbubbles.model import Fork, Selection, Streams, Thoughtbubbles
+from thoughtbubbles.model.attention import Attend
 
 Observe = Callable[[int, list[Fork], Tensor], None]
 """Given a layer, what the fork layers up to it decided, and its attention weights (N,S,S), each row's sum 1."""

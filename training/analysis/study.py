@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model import Checkpoint, Fork, Selection
-from model.selection import Rule
-from training.analysis.attention import AttentionRow, AttentionShares
-from training.analysis.budget import BudgetRow, ScoreRow, budget_rows, score_rows
-from training.analysis.observed import observed_streams
-from training.analysis.tokens import TokenRow, fork_counts, token_rows
-from training.measures import Window
+from thoughtbubbles.model import Checkpoint, Fork, Selection
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.analysis.attention import AttentionRow, AttentionShares
+from thoughtbubbles.training.analysis.budget import BudgetRow, ScoreRow, budget_rows, score_rows
+from thoughtbubbles.training.analysis.observed import observed_streams
+from thoughtbubbles.training.analysis.tokens import TokenRow, fork_counts, token_rows
+from thoughtbubbles.training.measures import Window
 
 
 class Study(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import Fork, Tokenizer
+from thoughtbubbles.model import Fork, Tokenizer
 
 
 class TokenRow(NamedTuple):

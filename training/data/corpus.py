@@ -9,13 +9,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from model import Tokenizer
-from training.data.given import read_given
-from training.data.loader import DocumentLoader, Loader, WindowLoader, document_cuts
-from training.data.mixture import Mixture, MixtureSet, read_mixture
-from training.data.token_file import Index, given_check, read_tokenizer, read_tokens, token_check
-from training.data.verification import FileCheck
-from training.measures import Window, packed_windows
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.given import read_given
+from thoughtbubbles.training.data.loader import DocumentLoader, Loader, WindowLoader, document_cuts
+from thoughtbubbles.training.data.mixture import Mixture, MixtureSet, read_mixture
+from thoughtbubbles.training.data.token_file import Index, given_check, read_tokenizer, read_tokens, token_check
+from thoughtbubbles.training.data.verification import FileCheck
+from thoughtbubbles.training.measures import Window, packed_windows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,14 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from model import Tokenizer
-from model.atomic import write_file
-from training.data.documents import Documents, sha256
-from training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
-from training.data.given import finish_given, given_path, write_given
-from training.data.progress import PROGRESS_FILE, Progress
-from training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
-from training.data.vocabulary import train_vocabulary
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model.atomic import write_file
+from thoughtbubbles.training.data.documents import Documents, sha256
+from thoughtbubbles.training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
+from thoughtbubbles.training.data.given import finish_given, given_path, write_given
+from thoughtbubbles.training.data.progress import PROGRESS_FILE, Progress
+from thoughtbubbles.training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
+from thoughtbubbles.training.data.vocabulary import train_vocabulary
 
 MAX_WORKERS = 1024
 """Processes that encode: all of them are started at once."""

@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from model.reading import require_regular
-from training.data.json_lines import BYTE_ORDER_MARK, read_json_lines
-from training.data.rows import Document, conversation, require_characters
+from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, read_json_lines
+from thoughtbubbles.training.data.rows import Document, conversation, require_characters
 
 _ROWS_AT_ONCE = 256
 

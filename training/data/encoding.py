@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model import Tokenizer
-from model.runs import cut_runs
-from training.data.rows import Document
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model.runs import cut_runs
+from thoughtbubbles.training.data.rows import Document
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.documents import sha256
+from thoughtbubbles.training.data.documents import sha256
 
 
 def given_path(folder: Path, part: str) -> Path:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.reading import require_regular
+from thoughtbubbles.model.reading import require_regular
 
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 """Stands before the first line of files of some editors, and within those that were joined of such."""

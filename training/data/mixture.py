@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model.reading import require_regular
-from training.data.loader import Loader
+from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.training.data.loader import Loader
 
 Form = Literal["packed", "padded"]
 Learn = Literal["all", "answers"]

@@ -5,10 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from training.data.corpus_writer import CorpusWriter
-from training.data.documents import Documents, FileDocuments
-from training.data.published import PUBLISHED, published_documents
-from training.data.token_file import Index
+from thoughtbubbles.training.data.corpus_writer import CorpusWriter
+from thoughtbubbles.training.data.documents import Documents, FileDocuments
+from thoughtbubbles.training.data.published import PUBLISHED, published_documents
+from thoughtbubbles.training.data.token_file import Index
 
 VAL_SHARE = 0.0005
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from model.atomic import write_file
-from model.reading import read_json_object
+from thoughtbubbles.model.atomic import write_file
+from thoughtbubbles.model.reading import read_json_object
 
 PROGRESS_FILE = "progress.json"
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from training.data.documents import Documents
-from training.data.rows import (
+from thoughtbubbles.training.data.documents import Documents
+from thoughtbubbles.training.data.rows import (
     Document,
     Row,
     conversation,

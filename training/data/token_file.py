@@ -11,12 +11,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model import Tokenizer
-from model.reading import read_json_object, require_regular
-from training.data.documents import sha256
-from training.data.given import given_path
-from training.data.progress import PROGRESS_FILE
-from training.data.verification import FileCheck
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model.reading import read_json_object, require_regular
+from thoughtbubbles.training.data.documents import sha256
+from thoughtbubbles.training.data.given import given_path
+from thoughtbubbles.training.data.progress import PROGRESS_FILE
+from thoughtbubbles.training.data.verification import FileCheck
 
 TOKENIZER_FILE = "tokenizer.tiktoken"
 INDEX_FILE = "index.json"

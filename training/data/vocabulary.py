@@ -4,11 +4,12 @@ import base64
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer as BytePairTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as BytePairTokenizer
 
-from model.runs import shorten_runs
+from thoughtbubbles.model.runs import shorten_runs
 
 MAX_VOCAB_SIZE = 1 << 24
 
@@ -28,12 +29,16 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     path.write_text("".join(lines), encoding="ascii")
 
 
-def train_byte_pairs(texts: Iterable[str], tokens: int) -> BytePairTokenizer:
+def train_byte_pairs(texts: Iterable[str], tokens: int) -> "BytePairTokenizer":
     """A byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation.
 
     What has no space for very long teaches with its beginning alone: one word of megabytes would take minutes a merge.
     """
-    tokenizer = BytePairTokenizer(models.BPE())
+    try:  # not all that train have it: a checkpoint's vocabulary or tiktoken's needs none
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise ValueError("learning a vocabulary needs the package tokenizers: pip install tokenizers") from None
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -42,7 +47,7 @@ def train_byte_pairs(texts: Iterable[str], tokens: int) -> BytePairTokenizer:
     return tokenizer
 
 
-def tiktoken_ranks(tokenizer: BytePairTokenizer) -> list[bytes]:
+def tiktoken_ranks(tokenizer: "BytePairTokenizer") -> list[bytes]:
     """The tokens in rank order: all 256 bytes, then the merges as they were learnt.
 
     tiktoken merges the pair whose joint rank is lowest, which is the order of learning.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.forking import take_rows
-from model.segments import segment_counts
+from thoughtbubbles.model.forking import take_rows
+from thoughtbubbles.model.segments import segment_counts
 
 
 def take_parents(x: Tensor, parent: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, wrap_triton
+from thoughtbubbles.training.kernels.operators import operator, wrap_triton
 
 _COLUMNS = 8192
 _WARPS = 16

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
-from training.kernels.residual import attenuated_gradient, norm_gradient, standardised, updated
+from thoughtbubbles.training.kernels.operators import operator, or_other, programs, warps, wrap_triton
+from thoughtbubbles.training.kernels.residual import attenuated_gradient, norm_gradient, standardised, updated
 
 _WARPS, _BACKWARD_WARPS = 2, 4
 _MOST_PROGRAMS = 660

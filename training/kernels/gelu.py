@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, or_other, programs, wrap_triton
+from thoughtbubbles.training.kernels.operators import operator, or_other, programs, wrap_triton
 
 _ROWS = 2
 _COLUMNS, _BACKWARD_COLUMNS = 1024, 512

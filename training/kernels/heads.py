@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
+from thoughtbubbles.training.kernels.operators import operator, or_other, programs, warps, wrap_triton
 
 _ROWS = 2
 _WARPS, _BACKWARD_WARPS = 4, 2

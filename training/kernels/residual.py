@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from training.kernels.operators import operator, or_other, programs, warps, wrap_triton
+from thoughtbubbles.training.kernels.operators import operator, or_other, programs, warps, wrap_triton
 
 _WARPS, _BACKWARD_WARPS = 4, 2
 _MOST_PROGRAMS = 1056

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model import Checkpoint, Tokenizer
-from model.selection import Rule
-from training.measures import Likelihood, Window, likelihoods
-from training.tasks.formats import Question
+from thoughtbubbles.model import Checkpoint, Tokenizer
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.measures import Likelihood, Window, likelihoods
+from thoughtbubbles.training.tasks.formats import Question
 
 _UNITS: dict[str, Callable[[str], int]] = {
     "acc": lambda _: 1,

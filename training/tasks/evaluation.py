@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from model import Checkpoint
-from model.selection import Rule
-from training.tasks import formats, gsm8k
-from training.tasks.choices import answer, summarise
+from thoughtbubbles.model import Checkpoint
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.tasks import formats, gsm8k
+from thoughtbubbles.training.tasks.choices import answer, summarise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.reading import require_regular
-from training.tasks.records import Record, read_records
+from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.training.tasks.records import Record, read_records
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from model import Thoughtbubbles
-from model.selection import Rule
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model.selection import Rule
 
 
 @torch.inference_mode()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model import Checkpoint
-from model.selection import Rule
-from training.tasks.greedy import continue_greedily
-from training.tasks.records import read_records
+from thoughtbubbles.model import Checkpoint
+from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training.tasks.greedy import continue_greedily
+from thoughtbubbles.training.tasks.records import read_records
 
 STOPS = ("Question:", "</s>", "<|im_end|>")
 MAX_TOKENS = 256

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training.data.json_lines import read_json_lines
+from thoughtbubbles.training.data.json_lines import read_json_lines
 
 Value = TypeVar("Value", str, int, list[Any], dict[str, Any])
 

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
-from model import Thoughtbubbles, Tokenizer
 from tests.engine.kernels.conftest import ON_GPU, MakeEngine, on_kernels
+from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 TOKENS = 24 if ON_GPU else 4
 PROMPTS = [[5, 9, 3, 3, 3, 7], [1, 2], [8] * 7, [40, 41, 42, 43, 44], [5, 9, 3, 3, 3, 7, 11]]
@@ -199,8 +199,8 @@ def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, for the device must be told each time: who came five steps later is not always five behind."""
-    from engine.decode_step import DecodeStep
-    from engine.kernels.lanes import Lanes
+    from thoughtbubbles.engine.decode_step import DecodeStep
+    from thoughtbubbles.engine.kernels.lanes import Lanes
 
     engine, told = make_engine(small_model), []
     device = engine._device

@@ -1,8 +1,8 @@
 """Fork counts and usage of an engine that prefills and decodes with kernels equal those of the naive forward."""
 
-from model import Thoughtbubbles
 from tests.engine.kernels.conftest import MakeEngine, on_kernels
 from tests.engine.test_counts import Case, check, counts_of, params_of, run
+from thoughtbubbles.model import Thoughtbubbles
 
 SEQUENCES = [[5, 9, 3, 3, 3, 7, 11, 40, 41, 42, 43, 44], [8] * 11, [(7 * i * i + 3) % 251 for i in range(12)]]
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import SamplingParams
-from engine.sampling import Draw, finite_rows, sample
 from tests.engine.draws import EXTREME_BITS, deviation, seed_of, uneven_logits
 from tests.engine.kernels.conftest import DEVICE
+from thoughtbubbles.engine import SamplingParams
+from thoughtbubbles.engine.sampling import Draw, finite_rows, sample
 
 V, CHOSEN, POSITION = 300, 123, 7
 
 
 def kernel(logits: Tensor, temperatures: list[float], seeds: list[int], positions: Tensor, vocabulary: int) -> Tensor:
     """What the kernel draws for rows (B,V), each a lane."""
-    from engine.kernels.sampling import TOKENS_AT_ONCE, draw
+    from thoughtbubbles.engine.kernels.sampling import TOKENS_AT_ONCE, draw
 
     rows = len(logits)
     best = torch.empty(rows, -(-vocabulary // TOKENS_AT_ONCE), device=DEVICE)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine import Engine, SamplingParams
-from engine.warming import warm_up
-from model import ModelConfig, Thoughtbubbles, Tokenizer
 from tests.engine.kernels.conftest import MakeEngine, lively, on_kernels
+from thoughtbubbles.engine import Engine, SamplingParams
+from thoughtbubbles.engine.warming import warm_up
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
 Variant = tuple[object, ...]
 SETTINGS: dict[str, object] = {"max_model_len": 14, "max_prefill_tokens": 20, "max_batch_size": 2, "seed": 0}
@@ -37,7 +37,7 @@ def cold() -> None:
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
-    from engine.kernels import attention, forking, linear, prefill
+    from thoughtbubbles.engine.kernels import attention, forking, linear, prefill
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,

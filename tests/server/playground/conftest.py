@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model import Thoughtbubbles, Tokenizer
 from tests.contract.conftest import shipped_url  # noqa: F401 (fixtures are found by their names here)
 from tests.server.conftest import (  # noqa: F401
     make_engine,
@@ -17,6 +16,7 @@ from tests.server.conftest import (  # noqa: F401
 )
 from tests.server.harness import random_model
 from tests.server.playground.harness import Playground, Visit
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from server.schemas import Json
 from tests.server.harness import eventually
 from tests.server.playground.harness import ASKED, ENDLESS, Playground, Visit, depth, told
+from thoughtbubbles.server.schemas import Json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Request

@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.completions import Completion
-from server.keys import ApiKeys
 from tests.server.harness import CONTEXT, Running, Serve
 from tests.server.playground.harness import Playground, Visit, told
+from thoughtbubbles.server.completions import Completion
+from thoughtbubbles.server.keys import ApiKeys
 
 SHORT = {"prompt": "abc", "max_tokens": 20, "temperature": 1}
 

@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few programs that each takes several rows, and strips of columns narrower than what the tests are of."""
-    from training.kernels import cross_entropy, fork_scores, gelu, heads, residual
+    from thoughtbubbles.training.kernels import cross_entropy, fork_scores, gelu, heads, residual
 
     for module in (fork_scores, gelu, heads, residual):
         monkeypatch.setattr(module, "_MOST_PROGRAMS", 3)

@@ -9,7 +9,7 @@ from tests.training.kernels.harness import DEVICE, assert_close, drawn, exact
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_and_gradients_with_padding(dtype: torch.dtype) -> None:
-    from training.kernels.cross_entropy import linear_cross_entropy
+    from thoughtbubbles.training.kernels.cross_entropy import linear_cross_entropy
 
     torch.manual_seed(0)
     x, weight, targets = (

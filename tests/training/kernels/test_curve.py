@@ -10,14 +10,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from model import Thoughtbubbles
-from training.config import TrainConfig
-from training.data.loader import WindowLoader
-from training.data.token_file import read_tokens
-from training.distributed import Ranks
-from training.measures import negative_log_likelihood, packed_windows
-from training.recipes import speed
-from training.step import LossFunction, TrainStep, autocast, next_token_loss
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.data.loader import WindowLoader
+from thoughtbubbles.training.data.token_file import read_tokens
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.measures import negative_log_likelihood, packed_windows
+from thoughtbubbles.training.recipes import speed
+from thoughtbubbles.training.step import LossFunction, TrainStep, autocast, next_token_loss
 
 DATA = Path("data/corpus")
 CONFIG = TrainConfig(
@@ -31,7 +31,7 @@ def final_loss(function: LossFunction) -> float:
     torch.compiler.reset()
     torch.manual_seed(0)
     ranks, (config, _) = Ranks(device=torch.device("cuda")), speed()
-    with patch("training.step.loss_function", return_value=function):
+    with patch("thoughtbubbles.training.step.loss_function", return_value=function):
         learn = TrainStep(Thoughtbubbles(config).to(ranks.device), CONFIG, ranks)
     loader = WindowLoader(read_tokens(DATA, "train"), config.block_size, seed=0)
     for step in range(CONFIG.steps):
@@ -47,7 +47,7 @@ def final_loss(function: LossFunction) -> float:
 @pytest.mark.skipif(not DATA.exists(), reason="needs data/corpus: `prepare` of 16M tokens, vocabulary 8,192")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's own
 def test_the_fused_loss_learns_as_the_models_own_step() -> None:
-    from training.fused import fused_loss
+    from thoughtbubbles.training.fused import fused_loss
 
     own, fused, again = final_loss(next_token_loss), final_loss(fused_loss), final_loss(fused_loss)
     print(f"own {own:.4f}, fused {fused:.4f} and {again:.4f}")

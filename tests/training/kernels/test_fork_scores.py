@@ -12,7 +12,7 @@ ROWS, D = (3, 5), 24
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("biased", "scored"), [(True, True), (False, False)])
 def test_update_and_logits_and_their_gradients(dtype: torch.dtype, biased: bool, scored: bool) -> None:
-    from training.kernels.fork_scores import update_and_score
+    from thoughtbubbles.training.kernels.fork_scores import update_and_score
 
     torch.manual_seed(0)
     x, update, weight, projection = drawn(*ROWS, D), drawn(*ROWS, D, dtype=dtype), drawn(D), drawn(2, D)

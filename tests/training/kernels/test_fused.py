@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import ModelConfig, Thoughtbubbles
 from tests.training.kernels.harness import DEVICE
-from training.config import TrainConfig
-from training.data.loader import PADDING
-from training.distributed import Ranks
-from training.step import NextTokenLoss, TrainStep, loss_function, next_token_loss
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.training.config import TrainConfig
+from thoughtbubbles.training.data.loader import PADDING
+from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.step import NextTokenLoss, TrainStep, loss_function, next_token_loss
 
 MODEL = ModelConfig(vocab_size=97, block_size=5, max_block_size=10, n_layer=3, n_head=2, n_embd=16, fork_layers=(1, 2))
 FAST = TrainConfig(steps=1, batch_size=2, warmup_steps=0, precision="bfloat16")
@@ -46,7 +46,7 @@ def learned(model: Thoughtbubbles, loss: Tensor) -> tuple[Tensor, dict[str, Tens
 
 
 def assert_equal(model: Thoughtbubbles, *, ratio: float | None = None, padded: bool = False) -> None:
-    from training.fused import fused_loss
+    from thoughtbubbles.training.fused import fused_loss
 
     ids = windows(padded)
     want, gradients = learned(model, next_token_loss(model, ids, ratio, padded=padded))
@@ -82,7 +82,7 @@ def test_padding_and_ratio() -> None:
 
 
 def test_streams_in_bfloat16_learn_nearly_the_same() -> None:
-    from training.fused import fused_loss
+    from thoughtbubbles.training.fused import fused_loss
 
     model = lively(replace(MODEL, fork_layers=(), max_block_size=5))  # a fork decided otherwise would be no rounding
     want, gradients = learned(model, next_token_loss(model, windows()))
@@ -103,7 +103,7 @@ DEEP = ModelConfig(
 @pytest.mark.gpu
 def test_forks_in_bfloat16_have_gradients_as_near_as_the_models_own_step() -> None:
     """Against float32, several seeds together, all parameters and each. Streams in bfloat16 were 1.7 times as far."""
-    from training.fused import fused_loss
+    from thoughtbubbles.training.fused import fused_loss
 
     own, fused = dict[str, float](), dict[str, float]()
     for seed in range(5):
@@ -126,7 +126,7 @@ def test_forks_in_bfloat16_have_gradients_as_near_as_the_models_own_step() -> No
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler does that itself
 def test_the_fused_loss_is_one_graph() -> None:
     """With both ways through autograd's tracing, which breaks on what it cannot see through."""
-    from training.fused import fused_loss
+    from thoughtbubbles.training.fused import fused_loss
 
     model = lively(MODEL)
     loss = NextTokenLoss(model, function=fused_loss)
@@ -141,7 +141,7 @@ def test_the_fused_loss_is_one_graph() -> None:
 
 
 def test_training_is_fused_exactly_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.fused import fused_loss
+    from thoughtbubbles.training.fused import fused_loss
 
     learn = TrainStep(Thoughtbubbles(MODEL), FAST, ONE)
     assert isinstance(learn._loss, NextTokenLoss)
@@ -154,5 +154,5 @@ def test_training_is_fused_exactly_where_it_may_be(monkeypatch: pytest.MonkeyPat
     assert loss_function(MODEL, replace(FAST, parallelism="fsdp"), TWO) is next_token_loss
     assert loss_function(MODEL, FAST, Ranks(device=torch.device("cpu"))) is next_token_loss
     assert loss_function(replace(MODEL, averaging="logit"), FAST, ONE) is next_token_loss
-    monkeypatch.setattr("training.step.find_spec", lambda name: None)
+    monkeypatch.setattr("thoughtbubbles.training.step.find_spec", lambda name: None)
     assert loss_function(MODEL, FAST, ONE) is next_token_loss

@@ -11,7 +11,7 @@ from tests.training.kernels.harness import DEVICE, assert_close, drawn, exact
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_gelu_and_its_gradients(dtype: torch.dtype, tanh: bool, biased: bool) -> None:
-    from training.kernels.gelu import biased_gelu
+    from thoughtbubbles.training.kernels.gelu import biased_gelu
 
     torch.manual_seed(0)
     x, bias = drawn(3, 7, 50, dtype=dtype), drawn(50) if biased else None
@@ -27,7 +27,7 @@ def test_gelu_and_its_gradients(dtype: torch.dtype, tanh: bool, biased: bool) ->
 
 def test_the_error_function_is_exact_to_float32_everywhere() -> None:
     """The series stands in for the library's function: 1.5e-7 of erf is its bound, here at every size of input."""
-    from training.kernels.gelu import biased_gelu
+    from thoughtbubbles.training.kernels.gelu import biased_gelu
 
     x = torch.linspace(-12, 12, 4801, device=DEVICE)[None]
     off = biased_gelu(x, None, tanh=False).double() - F.gelu(x.double())

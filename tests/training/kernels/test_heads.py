@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention import attenuate, score_channel
-from model.rotary import Rotation, rotate
 from tests.training.kernels.harness import DEVICE, assert_close, drawn, exact
+from thoughtbubbles.model.attention import attenuate, score_channel
+from thoughtbubbles.model.rotary import Rotation, rotate
 
 B, S, N, H = 2, 5, 3, 8  # three heads: no power of two
 
@@ -21,7 +21,7 @@ def plain(qkv: Tensor, bias: Tensor | None, by: Rotation, score: Tensor, *, scor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("scored", "biased"), [(True, True), (True, False), (False, True)])
 def test_heads_and_their_gradients(dtype: torch.dtype, scored: bool, biased: bool) -> None:
-    from training.kernels.heads import attention_heads
+    from thoughtbubbles.training.kernels.heads import attention_heads
 
     torch.manual_seed(0)
     qkv, bias = drawn(B, S, 3 * N * H, dtype=dtype), drawn(3 * N * H) if biased else None
@@ -39,7 +39,7 @@ def test_heads_and_their_gradients(dtype: torch.dtype, scored: bool, biased: boo
 
 def test_heads_lie_as_flash_attention_wants_them() -> None:
     """(B,S,N,H) in memory, so that neither attention nor what follows copies them."""
-    from training.kernels.heads import attention_heads
+    from thoughtbubbles.training.kernels.heads import attention_heads
 
     angle = torch.rand(B, 1, S, H // 2, device=DEVICE)
     score = torch.zeros(B, S, device=DEVICE)

@@ -12,7 +12,7 @@ ROWS, D = (3, 7), 24  # 24 channels: no power of two
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("biased", "scored"), [(True, True), (True, False), (False, True), (False, False)])
 def test_update_and_norm_and_their_gradients(dtype: torch.dtype, biased: bool, scored: bool) -> None:
-    from training.kernels.residual import update_and_norm
+    from thoughtbubbles.training.kernels.residual import update_and_norm
 
     torch.manual_seed(0)
     x, update, weight = drawn(*ROWS, D), drawn(*ROWS, D, dtype=dtype), drawn(D)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     import torch
 
-    from engine import Engine, EngineConfig, SamplingParams
-    from model import ModelConfig, Thoughtbubbles, Tokenizer
+    from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
+    from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
     __version__: str
 
@@ -33,26 +33,29 @@ __all__ = [
 ]
 
 FLOORS = {
-    "Engine": "engine",
-    "EngineConfig": "engine",
-    "ModelConfig": "model",
-    "SamplingParams": "engine",
-    "Thoughtbubbles": "model",
-    "Tokenizer": "model",
+    "Engine": "thoughtbubbles.engine",
+    "EngineConfig": "thoughtbubbles.engine",
+    "ModelConfig": "thoughtbubbles.model",
+    "SamplingParams": "thoughtbubbles.engine",
+    "Thoughtbubbles": "thoughtbubbles.model",
+    "Tokenizer": "thoughtbubbles.model",
 }
 
 # command: (the module that has its add_arguments(parser) and run(args) -> int, its line of help)
 COMMANDS = {
-    "serve": ("server.__main__", "serve a checkpoint over HTTP"),
-    "generate": ("engine.terminal.generate", "continue a text in the terminal"),
-    "chat": ("engine.terminal.chat", "talk in the terminal with a checkpoint that has a chat template"),
-    "prepare": ("training.data.prepare", "turn text files into training data"),
-    "train": ("training.train", "train a model"),
-    "evaluate": ("training.evaluate", "measure a checkpoint on held-out text"),
-    "analyse": ("training.analyse", "look inside a checkpoint: figures of its forks, and the data behind them"),
-    "inspect": ("model.inspection", "tell what a checkpoint is"),
+    "serve": ("thoughtbubbles.server.__main__", "serve a checkpoint over HTTP"),
+    "generate": ("thoughtbubbles.engine.terminal.generate", "continue a text in the terminal"),
+    "chat": ("thoughtbubbles.engine.terminal.chat", "talk in the terminal with a checkpoint that has a chat template"),
+    "prepare": ("thoughtbubbles.training.data.prepare", "turn text files into training data"),
+    "train": ("thoughtbubbles.training.train", "train a model"),
+    "evaluate": ("thoughtbubbles.training.evaluate", "measure a checkpoint on held-out text"),
+    "analyse": (
+        "thoughtbubbles.training.analyse",
+        "look inside a checkpoint: figures of its forks, and the data behind them",
+    ),
+    "inspect": ("thoughtbubbles.model.inspection", "tell what a checkpoint is"),
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
-    "convert": ("model.convert", "make a checkpoint from the authors' PyTorch release"),
+    "convert": ("thoughtbubbles.model.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 
 
@@ -71,11 +74,11 @@ def load(
 ) -> "tuple[Thoughtbubbles, Tokenizer]":
     """Read the checkpoint folder `path`: the model in evaluation mode on `device` as `dtype` (float32), the tokenizer.
 
-    Raises `model.CheckpointError`, a `ValueError`, with the reason when the folder is not such a checkpoint.
+    Raises `thoughtbubbles.model.CheckpointError`, a `ValueError`, with the reason when the folder is no checkpoint.
     """
     import torch  # noqa: PLC0415  (imported when asked for, like every name here)
 
-    from model import load_checkpoint  # noqa: PLC0415
+    from thoughtbubbles.model import load_checkpoint  # noqa: PLC0415
 
     checkpoint = load_checkpoint(path, device=device, dtype=dtype or torch.float32)
     return checkpoint.model, checkpoint.tokenizer
@@ -83,7 +86,7 @@ def load(
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from server.package_version import package_version  # noqa: PLC0415
+        from thoughtbubbles.server.package_version import package_version  # noqa: PLC0415
 
         return package_version()
     if name in FLOORS:
@@ -113,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"thoughtbubbles: error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        from model.memory import lack_of_memory  # noqa: PLC0415
+        from thoughtbubbles.model.memory import lack_of_memory  # noqa: PLC0415
 
         if (told := lack_of_memory(error)) is None:
             raise
@@ -148,7 +151,3 @@ def _module(command: str) -> Command:
         if missing.name != "thoughtbubbles_client":
             raise
         raise ValueError(f"{command} is in a package of its own: pip install ./clients/python in a checkout") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,12 @@
+"""`python -m thoughtbubbles`, and `python FOLDER/thoughtbubbles` from anywhere."""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a folder: Python looks for modules in it, not beside it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from thoughtbubbles import main
+
+if __name__ == "__main__":
+    sys.exit(main())
