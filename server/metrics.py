@@ -19,6 +19,11 @@ GAUGES: Mapping[str, str] = {
     "cache_streams": "Streams whose keys and values the fork-state cache holds.",
     "cache_bytes": "Memory of the fork-state cache's pages in use.",
 }
+CLOSED_BECAUSE = (
+    "head_timeout", "body_timeout", "body_too_large", "write_timeout", "idle", "invalid_http", "headers_too_large",
+    "limit",
+)  # fmt: skip
+"""Why the server ends connections. Each is a series from the start, so that rates see the first one."""
 COUNTERS: Mapping[str, str] = {
     "prompt_tokens_total": "Prompt tokens computed.",
     "generation_tokens_total": "Tokens generated.",
@@ -51,6 +56,8 @@ class Metrics:
             f"{PREFIX}http_connections_closed", "Connections that the server ended, by reason.", ["reason"],
             registry=self.registry,
         )  # fmt: skip
+        for reason in CLOSED_BECAUSE:
+            self.connections_closed.labels(reason=reason)
         self.registry.register(_EngineCollector(self.meter))
 
 

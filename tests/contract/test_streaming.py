@@ -42,6 +42,11 @@ def expected(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str], inc
     return text + decoder.decode(b"", final=True)
 
 
+def made_bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
+    """The bytes of generated ids, of which end-of-text has none."""
+    return b"".join(tokenizer.token_bytes(token) for token in ids if token != tokenizer.end_of_text)
+
+
 def ask_both_ways(server: Running, asked: Json) -> list[Json]:
     """The choices, which are the same when streamed."""
     choices = server.complete(**asked)["choices"]
@@ -52,18 +57,16 @@ def ask_both_ways(server: Running, asked: Json) -> list[Json]:
 
 def assert_offsets(tokenizer: Tokenizer, choice: Json, echo: bool) -> None:
     """Where the bytes before a token are whole characters, it stands right after them."""
-    prompt, made = choice["prompt_token_ids"] if echo else [], choice["token_ids"]
+    ids = [*(choice["prompt_token_ids"] if echo else []), *choice["token_ids"]]
     offsets = choice["logprobs"]["text_offset"]
-    assert len(offsets) == len(prompt) + len(made)
+    assert len(offsets) == len(ids)
     assert offsets == sorted(offsets)
-    told = len(tokenizer.decode(prompt))  # a character that the prompt leaves unfinished is not finished behind it
-    for start, ids, found in ((0, prompt, offsets[: len(prompt)]), (told, made, offsets[len(prompt) :])):
-        for number, offset in enumerate(found):
-            before = tokenizer.decode_bytes(ids[:number])
-            try:
-                assert offset == start + len(before.decode())
-            except UnicodeDecodeError:
-                assert start <= offset <= start + len(before.decode(errors="replace"))
+    for number, offset in enumerate(offsets):
+        before = tokenizer.decode_bytes(ids[:number])
+        try:
+            assert offset == len(before.decode())
+        except UnicodeDecodeError:
+            assert offset <= len(before.decode(errors="replace"))
 
 
 @settings(
@@ -80,8 +83,9 @@ def test_byte_for_byte(server: Running, tokenizer: Tokenizer, asked: Json, data:
     texts = []
     for choice in free:
         text = expected(tokenizer, choice["token_ids"], (), include=False)
-        before = tokenizer.decode(choice["prompt_token_ids"]) if asked["echo"] else ""
-        assert choice["text"] == before + text
+        prompt = tokenizer.decode_bytes(choice["prompt_token_ids"])
+        whole = (prompt + made_bytes(tokenizer, choice["token_ids"])).decode(errors="replace")
+        assert choice["text"] == (whole if asked["echo"] else text)
         texts.append(text)
         if asked["logprobs"] is not None:
             assert_offsets(tokenizer, choice, asked["echo"])
@@ -95,6 +99,8 @@ def test_byte_for_byte(server: Running, tokenizer: Tokenizer, asked: Json, data:
     stopped = ask_both_ways(server, {**asked, "stop": stop, "include_stop_str_in_output": include})
     for choice, unstopped in zip(stopped, free, strict=True):
         before = tokenizer.decode(choice["prompt_token_ids"]) if asked["echo"] else ""
-        assert choice["text"] == before + expected(tokenizer, unstopped["token_ids"], stop, include)
+        # Where an echoed prompt ends within a character, tests/server/test_seam.py says what follows.
+        if not before.endswith("\ufffd"):
+            assert choice["text"] == before + expected(tokenizer, unstopped["token_ids"], stop, include)
         assert choice["token_ids"] == unstopped["token_ids"][: len(choice["token_ids"])]
         assert choice["stop_reason"] in {None, *stop}

@@ -30,7 +30,7 @@ needs_prometheus = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def server() -> Iterator[httpx.Client]:
     """The shipped checkpoint behind a real server, which takes one request at a time and lets one wait."""
-    limits = ("--threads", "1", "--max-batch-size", "1", "--max-waiting-streams", "8")
+    limits = ("--threads", "1", "--max-batch-size", "1", "--max-waiting-streams", "8", "--max-client-share", "1")
     with serving(*limits) as (address, _), httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
