@@ -173,9 +173,7 @@ def test_generate_prints_what_the_oracle_makes(saved: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == prompt + tokenizer.decode(made).removesuffix("<|endoftext|>") + "\n"
 
 
-def test_the_users_example_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_users_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "USAGE.md").read_text(encoding="utf-8"), re.DOTALL)
     examples = [block for block in blocks if "thoughtbubbles.load" in block]
     assert examples, "docs/USAGE.md shows a researcher how to begin"
