@@ -129,7 +129,9 @@ def sent(playground: Playground) -> list[Json]:
 
 def test_two_ratios_side_by_side_with_the_same_seed(playground: Playground, shipped_url: str) -> None:
     bodies = sent(playground)
+    assert playground.page.locator("text=not what forks gain").is_hidden()
     playground.page.check("text=Two ratios side by side")
+    assert playground.page.locator("text=not what forks gain").is_visible()
     playground.page.fill("#ratio-2", "8")
     playground.complete(**SETTINGS)
     assert sorted(body.pop("fork_ratio") for body in bodies) == [2, 4]
