@@ -197,6 +197,7 @@ def test_the_command_does_all_and_then_nothing(
     assert len(read_results(results)) == 2
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_resumes_the_run_that_it_was_at(toml: Path, data: Path, tmp_path: Path) -> None:
     text = TINY.partition("[[stages]]")[0] + '[[stages]]\nsize = "small"\narms = ["regular"]\nseeds = [3]\n'
     text = text.replace("rates = [1e-3, 1e-2]", "rates = [1e-2]").replace(

@@ -256,6 +256,7 @@ def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, mak
     assert all(len(c.token_ids) == TOKENS for c in completions)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted, so the host draws", "scored"])
 def test_keys_and_values_that_are_nan_end_one_request(
     kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer

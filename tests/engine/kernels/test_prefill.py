@@ -80,6 +80,7 @@ def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: T
         assert DeviceForward(model, cache, ForkTally(), vocabulary=257, **chosen).max_prefill_tokens == most
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None:
     """Whether a step is filled or has room to spare, and whatever an earlier one has left there."""
     filled, spare = (Outcome.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
