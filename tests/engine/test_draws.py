@@ -107,9 +107,7 @@ def test_a_nan_is_not_drawn_in_silence() -> None:
         draws(SamplingParams(), values, 0)
 
 
-@pytest.mark.parametrize(
-    ("vocabulary", "draws"), [(8192, 16_000), pytest.param(50_257, 4_000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("vocabulary", "draws"), [(8192, 16_000), pytest.param(50_257, 4_000, marks=pytest.mark.slow)])
 def test_counts_are_those_of_the_softmax(vocabulary: int, draws: int) -> None:
     """Noise that was infinite for one hash in 2^24 drew any token, about ten times in so many draws."""
     values = uneven_logits(vocabulary, rare=1e-6)
