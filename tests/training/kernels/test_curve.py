@@ -44,9 +44,10 @@ def final_loss(function: LossFunction) -> float:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.exists(), reason="needs data/corpus: `prepare` of 16M tokens, vocabulary 8,192")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's own
 def test_the_fused_loss_learns_as_the_models_own_step() -> None:
+    if not DATA.exists():
+        pytest.skip("needs data/corpus: `prepare` of 16M tokens, vocabulary 8,192")
     from thoughtbubbles.training.fused import fused_loss
 
     own, fused, again = final_loss(next_token_loss), final_loss(fused_loss), final_loss(fused_loss)
