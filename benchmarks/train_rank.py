@@ -85,7 +85,7 @@ def learn(args: argparse.Namespace, ranks: Ranks, folder: Path) -> dict[str, Any
     seconds, more = rank.steps(range(1, half))
     state = RunState(folder / "state", *rank.state, ranks)
     begin = time.perf_counter()
-    state.save({"step": half})
+    state.save({"step": half, "model": {}, "training": {}, "data": {}, "start": None, "best_val_loss": None})
     copied = time.perf_counter() - begin
     _, rest = rank.steps(range(half, args.sharded_steps))
     state.wait()
