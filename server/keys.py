@@ -42,10 +42,14 @@ class ApiKeys:
         It takes the same time whichever key it is and however much of one is right: digests are compared, and all of
         them.
         """
-        scheme, shown = authorization[: len(SCHEME)].lower(), authorization[len(SCHEME) :]
-        digest = sha256(shown.strip()).digest()
+        digest = digest_of(authorization)
         matches = [hmac.compare_digest(digest, each) for each in self.digests]
-        return not matches or (scheme == SCHEME and any(matches))
+        return not matches or (authorization[: len(SCHEME)].lower() == SCHEME and any(matches))
+
+
+def digest_of(authorization: bytes) -> bytes:
+    """Return the SHA-256 of the key in this value of an Authorization header."""
+    return sha256(authorization[len(SCHEME) :].strip()).digest()
 
 
 NO_KEYS = ApiKeys()
