@@ -15,17 +15,26 @@ def require_regular(path: Path) -> Path:
     return path
 
 
+def parse_json(text: str, where: str) -> Any:  # noqa: ANN401
+    """Return what `text` holds. `ValueError` that begins with `where` if it is not JSON or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where}: not JSON that can be read (it is nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object that the file `path` holds.
 
     `OSError` if it cannot be read, `ValueError` if it holds anything else; both name it.
     """
     try:
-        found = json.loads(require_regular(path).read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path}: not JSON that can be read (it is nested too deeply)") from None
-    except ValueError as error:
+        text = require_regular(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+    found = parse_json(text, str(path))
     if not isinstance(found, dict):
         raise ValueError(f"{path}: not a JSON object")
     if _depth(found) > MAX_DEPTH:

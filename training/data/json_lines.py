@@ -1,12 +1,11 @@
 """JSON lines, packed by gzip or not, as others write them."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.reading import parse_json, require_regular
 
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 """Stands before the first line of files of some editors, and within those that were joined of such."""
@@ -23,15 +22,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[object, str]]:
             for number, line in enumerate(lines, 1):
                 text = line.removeprefix(BYTE_ORDER_MARK)
                 if text.strip():
-                    yield _parsed(text, f"{path}:{number}"), f"{path}:{number}"
+                    where = f"{path}:{number}"
+                    yield parse_json(text, where), where
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _parsed(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise ValueError(f"{where}: not JSON that can be read (it is nested too deeply)") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
