@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from tests.server.harness import Running
+from thoughtbubbles.server.metrics import CLOSED_BECAUSE
 from thoughtbubbles.server.settings import ServerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "OPERATION.md").read_text(encoding="utf-8")
@@ -27,3 +28,11 @@ def test_every_metric_is_told(server: Running) -> None:
     for name, kind in families:
         if not name.endswith("_created"):
             assert re.search(rf"`{name}[`{{]", PAGE), (name, kind)
+
+
+def test_every_reason_why_a_connection_ends_is_in_the_table() -> None:
+    table = PAGE.partition("## Connections")[2].partition("\n## ")[0]
+    reasons = [
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert reasons == [*CLOSED_BECAUSE]
