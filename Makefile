@@ -5,7 +5,7 @@
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint, spelling and types alone
 # make coverage run the suite and print which lines and branches it does not reach
-# make abuse    hostile clients and broken files against a server of its own: some ten minutes, on loopback
+# make abuse    hostile clients and broken files against a server of its own, on loopback: some minutes
 # make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #

@@ -1,4 +1,4 @@
-"""Hostile clients and broken files against a server of its own: about ten minutes, on loopback, the same every time.
+"""Hostile clients and broken files against a server of its own, on loopback, the same every time: some minutes.
 
     python -m benchmarks.abuse [--only slow_readers dripped_bodies] [--slack 4] [--seed 0]
 
@@ -79,9 +79,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    told = "\n".join(f"  {name}: {inspect.getdoc(fault)}" for name, fault in FAULTS.items())
+    faults = "\n".join(f"  {name}: {inspect.getdoc(fault)}" for name, fault in FAULTS.items())
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0], epilog=f"faults:\n{told}",
+        description=(__doc__ or "").partition("\n")[0], epilog=f"faults:\n{faults}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=FAULTS, metavar="FAULT", help="faults to try (all)")

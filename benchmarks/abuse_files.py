@@ -49,7 +49,7 @@ MUTATIONS: Mapping[str, Callable[[Path], None]] = {
     "no byte of the weights": _cut(WEIGHTS, 0),
     "a header without end": _begin(WEIGHTS, b"\xff" * 8),
     "a header that is no JSON": _begin(WEIGHTS, (1000).to_bytes(8, "little") + b"\x00" * 1000),
-    "a weight that is no number": _nan,
+    "a weight that is NaN": _nan,
     "no weights": lambda folder: (folder / WEIGHTS).unlink(),
     "no config": lambda folder: (folder / CONFIG).unlink(),
     "half the config": _cut(CONFIG, 0.5),
@@ -68,15 +68,15 @@ async def torn_checkpoints(target: Target) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(shutil.copytree(shipped_checkpoint(), Path(scratch) / "torn"))
             mutate(folder)
-            code, told = await _served(folder, 60 * target.slack)
-        if code != REFUSED or str(folder) not in told or told.count("\n") != 1:
-            wrong.append(f"{name} ended with {code}: {told.strip()[-120:]!r}")
+            code, output = await _served(folder, 60 * target.slack)
+        if code != REFUSED or str(folder) not in output or output.count("\n") != 1:
+            wrong.append(f"{name} ended with {code}: {output.strip()[-120:]!r}")
     assert not wrong, "; ".join(wrong)
     return f"{len(MUTATIONS)} of {len(MUTATIONS)} were refused in one line"
 
 
 async def _served(folder: Path, seconds: float) -> tuple[int | None, str]:
-    """How a server of this checkpoint ended, and what it said; None when it serves, or says nothing for so long."""
+    """Return exit code and output of a server of this checkpoint; code None if it serves, or prints nothing in time."""
     command = [sys.executable, "-m", "thoughtbubbles.server", "--checkpoint", str(folder), "--port", "0"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -85,8 +85,8 @@ async def _served(folder: Path, seconds: float) -> tuple[int | None, str]:
     assert process.stderr is not None
     try:
         async with asyncio.timeout(seconds):
-            if told := await process.stdout.readline():  # that it listens
-                return None, told.decode()
+            if line := await process.stdout.readline():  # that it listens
+                return None, line.decode()
             return await process.wait(), (await process.stderr.read()).decode()
     except TimeoutError:
         return None, "nothing"

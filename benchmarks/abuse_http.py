@@ -83,17 +83,17 @@ async def oversized_posts(target: Target) -> str:
         sent = request("POST", "/v1/completions", b" " * 24_000_000, "connection: close")
         codes.append(_error(await exchange(target, sent)))
     assert codes == ["request_too_large"] * 12, codes
-    return "12 of 12 were told 413"
+    return "12 of 12 were answered with 413"
 
 
 async def old_clients(target: Target) -> str:
     """HTTP/1.0: a stream without chunks; HEAD: the headers of GET."""
     body = json.dumps({"prompt": "The river", "max_tokens": 5, "stream": True}).encode()
     answer = await exchange(target, request("POST", "/v1/completions", body, version="1.0"))
-    head, _, told = answer.partition(b"\r\n\r\n")
+    head, _, events = answer.partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head.lower(), head
-    assert told.startswith(b"data: {"), told[:40]
-    assert told.endswith(b"data: [DONE]\n\n")
+    assert events.startswith(b"data: {"), events[:40]
+    assert events.endswith(b"data: [DONE]\n\n")
     for path in ("/", "/health", "/ready", "/metrics"):
         answer = await exchange(target, request("HEAD", path, b"", "connection: close"))
         assert status(answer) == 200, path
@@ -174,7 +174,7 @@ async def connection_flood(target: Target) -> str:
         await leave(writer)
     counted = (await metrics(target)).get('http_connections_closed_total{reason="limit"}', 0)
     assert counted >= 100, f"{counted} counted"
-    return f"{counted:.0f} were closed at once, the others told why"
+    return f"{counted:.0f} were closed at once, the others refused with the reason"
 
 
 FAULTS: Sequence[Fault] = (

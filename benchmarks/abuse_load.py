@@ -46,13 +46,13 @@ async def disconnects(target: Target) -> str:
 
 async def enormous_request(target: Target) -> str:
     """131,072 choices in 4 KB, and 1,024 prompts: refused, or gone with their client within a second."""
-    told, longest = Counter[str](), 0.0
+    statuses, longest = Counter[str](), 0.0
     for prompts, n in ((1024, 128), (1024, 1), (1, 128)):
         reader, writer = await connect(target)
         writer.write(completion(prompt=[[1]] * prompts, n=n, max_tokens=1, stream=True))
         with suppress(TimeoutError):
             async with asyncio.timeout(2 * target.slack):
-                told[str(status(await reader.readuntil(b"\r\n\r\n")))] += 1
+                statuses[str(status(await reader.readuntil(b"\r\n\r\n")))] += 1
         await leave(writer)
         began = time.monotonic()
         async with target.http() as http:
@@ -60,7 +60,7 @@ async def enormous_request(target: Target) -> str:
         longest = max(longest, time.monotonic() - began)
         assert answer.status_code == httpx.codes.OK, answer.text
         assert longest < NEXT_SECONDS * target.slack, f"the next client waited {longest:.1f} s behind {prompts} × {n}"
-    return f"answered {dict(told)}; the next client waited {longest:.2f} s at most"
+    return f"answered {dict(statuses)}; the next client waited {longest:.2f} s at most"
 
 
 async def _worst_health(target: Target, work: "asyncio.Task[object]") -> tuple[float, int]:
@@ -145,11 +145,11 @@ async def sigterm(target: Target) -> str:
         assert not any(stream.done() for stream in streams), "too fast to be met in the middle"
         await asyncio.sleep(0.02)
     os.kill(target.pid, signal.SIGTERM)
-    told = await asyncio.gather(*streams)
-    assert all(each.endswith(b"data: [DONE]\n\n") and b'"error"' not in each for each in told), "a stream was cut"
+    answers = await asyncio.gather(*streams)
+    assert all(each.endswith(b"data: [DONE]\n\n") and b'"error"' not in each for each in answers), "a stream was cut"
     _, ended = await asyncio.to_thread(os.waitpid, target.pid, 0)
     assert os.waitstatus_to_exitcode(ended) == 0, f"it ended with {os.waitstatus_to_exitcode(ended)}"
-    return "16 of 16 streams were told to their ends; exit code 0"
+    return "16 of 16 streams came to their ends; exit code 0"
 
 
 FAULTS: Sequence[Fault] = (disconnects, enormous_request, long_work, full_queue, sigterm)
