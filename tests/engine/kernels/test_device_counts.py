@@ -1,5 +1,7 @@
 """Fork counts and usage of an engine that prefills and decodes with kernels equal those of the naive forward."""
 
+import pytest
+
 from tests.engine.kernels.conftest import MakeEngine, on_kernels
 from tests.engine.test_counts import Case, check, counts_of, params_of, run
 from thoughtbubbles.model import Thoughtbubbles
@@ -23,6 +25,7 @@ def test_counts_are_the_oracles(small_model: Thoughtbubbles, make_engine: MakeEn
         check(small_model, case, completion)
 
 
+@pytest.mark.slow
 def test_a_preempted_request_reports_its_own_tokens_count(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     settings = {"cache_bytes": 21_500, "max_model_len": 20, "max_prefill_tokens": 5}
     engine = on_kernels(make_engine(small_model, **settings), [8])

@@ -59,7 +59,7 @@ STEPS: dict[str, tuple[list[int], int]] = {
 """Tokens and requests that they take in."""
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("steps", STEPS)
 def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
     from thoughtbubbles.engine import device_forward

@@ -99,6 +99,7 @@ def test_triton_compiles_nothing_for_a_prompt(
     assert compiled == []
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_left(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
     new, warmed = (on_kernels(make_engine(small_model, **SETTINGS), SIZES) for _ in range(2))
     warm(warmed)
