@@ -1,6 +1,5 @@
 """The Thoughtbubbles architecture on a single device (SPEC.md); imports nothing else of this project."""
 
-from thoughtbubbles.model.chat import ChatTemplate
 from thoughtbubbles.model.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -13,8 +12,9 @@ from thoughtbubbles.model.forking import Fork, Streams
 from thoughtbubbles.model.memory import lack_of_memory, require_memory
 from thoughtbubbles.model.segments import backend as segments_backend
 from thoughtbubbles.model.selection import Rule, Selection, budget
+from thoughtbubbles.model.text.chat import ChatTemplate
+from thoughtbubbles.model.text.tokenizer import Tokenizer
 from thoughtbubbles.model.threads import set_threads
-from thoughtbubbles.model.tokenizer import Tokenizer
 from thoughtbubbles.model.transformer import ForkingBlock, Thoughtbubbles
 
 if __name__ != "thoughtbubbles.model":  # in a checkout, which would have each module a second time

@@ -16,9 +16,9 @@ from rich.console import Console
 
 import thoughtbubbles
 from thoughtbubbles.engine import Engine, SamplingParams
-from thoughtbubbles.engine.terminal.chat import Chat
-from thoughtbubbles.engine.terminal.shading import SHADES, TokenWriter
 from thoughtbubbles.model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.terminal.chat import Chat
+from thoughtbubbles.terminal.shading import SHADES, TokenWriter
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"

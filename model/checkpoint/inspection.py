@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from thoughtbubbles.model.checkpoint import Checkpoint, open_checkpoint
+from thoughtbubbles.model.checkpoint.weights import Header
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.weights import Header
 
 Facts = dict[str, Any]
 """JSON-ready."""

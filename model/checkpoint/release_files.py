@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from thoughtbubbles.model.distributed_checkpoint import INDEX, SafeReader, load_distributed, reason
+from thoughtbubbles.model.checkpoint.distributed import INDEX, SafeReader, load_distributed, reason
 
 WEIGHTS = ("model.safetensors", "weights.safetensors", "model.pt", "model.pth")
 Read = Callable[[Iterable[str]], Mapping[str, Tensor]]

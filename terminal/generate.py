@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from thoughtbubbles.engine.request import RequestUsage, TokenEvent
-from thoughtbubbles.engine.terminal import session
-from thoughtbubbles.engine.terminal.interrupt import interrupts
-from thoughtbubbles.engine.terminal.shading import TokenWriter
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.terminal import session
+from thoughtbubbles.terminal.interrupt import interrupts
+from thoughtbubbles.terminal.shading import TokenWriter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

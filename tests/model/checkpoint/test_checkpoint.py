@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import thoughtbubbles
-from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, atomic, load_checkpoint, save_checkpoint
+from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
+from thoughtbubbles.model.files import atomic
 
 PROVENANCE = {"command": "train", "steps": 3}
 IDS = torch.tensor([[5, 250, 17, 17, 17, 99]])

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thoughtbubbles.model.checkpoint.release_files import read_tensors
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.reading import read_json_object
-from thoughtbubbles.model.release_files import read_tensors
+from thoughtbubbles.model.files.untrusted import read_json_object
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"

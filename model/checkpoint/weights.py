@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thoughtbubbles.model.reading import read_json_object, require_regular
+from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

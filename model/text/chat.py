@@ -11,7 +11,7 @@ from typing import NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from thoughtbubbles.model.tokenizer import END_OF_TEXT, Tokenizer
+from thoughtbubbles.model.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 class ChatTemplate:

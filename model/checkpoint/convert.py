@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from thoughtbubbles.model.checkpoint import empty_model, save_checkpoint
-from thoughtbubbles.model.release import Release, read_release
-from thoughtbubbles.model.tokenizer import Tokenizer
-from thoughtbubbles.model.weights import DTYPES, check_shapes
+from thoughtbubbles.model.checkpoint.release import Release, read_release
+from thoughtbubbles.model.checkpoint.weights import DTYPES, check_shapes
+from thoughtbubbles.model.text.tokenizer import Tokenizer
 
 
 def convert(

@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from thoughtbubbles.model.atomic import latest_folder, new_folder
-from thoughtbubbles.model.chat import ChatTemplate
+from thoughtbubbles.model.checkpoint.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.reading import read_json_object, require_regular
-from thoughtbubbles.model.tokenizer import PATTERN_NAME, Tokenizer
+from thoughtbubbles.model.files.atomic import latest_folder, new_folder
+from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
+from thoughtbubbles.model.text.chat import ChatTemplate
+from thoughtbubbles.model.text.tokenizer import PATTERN_NAME, Tokenizer
 from thoughtbubbles.model.transformer import Thoughtbubbles
-from thoughtbubbles.model.weights import SHARD_BYTES, Header, read_headers, read_weights, write_weights
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.tiktoken"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 MAX_PADDING = 127
 """Rows that a vocabulary may be padded by, above the tokenizer's, to a multiple that hardware likes."""
 

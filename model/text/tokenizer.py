@@ -9,9 +9,9 @@ from pathlib import Path
 
 import tiktoken
 
-from thoughtbubbles.model.atomic import write_file
-from thoughtbubbles.model.reading import require_regular
-from thoughtbubbles.model.runs import cut_runs
+from thoughtbubbles.model.files.atomic import write_file
+from thoughtbubbles.model.files.untrusted import require_regular
+from thoughtbubbles.model.text.runs import cut_runs
 
 END_OF_TEXT = "<|endoftext|>"
 PATTERN_NAME = "gpt2"
@@ -64,7 +64,7 @@ class Tokenizer:
         return cls.from_file(source) if Path(source).is_file() else cls.from_name(source)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, cut where it has no space for very long (`model.runs`).
+        """Token ids of `text`, cut where it has no space for very long (`text.runs`).
 
         `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none).
         """

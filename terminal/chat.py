@@ -12,10 +12,10 @@ from rich.console import Console
 
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.sampling_params import SamplingParams
-from thoughtbubbles.engine.terminal import session
-from thoughtbubbles.engine.terminal.interrupt import interrupts
-from thoughtbubbles.engine.terminal.shading import TokenWriter
 from thoughtbubbles.model import ChatTemplate
+from thoughtbubbles.terminal import session
+from thoughtbubbles.terminal.interrupt import interrupts
+from thoughtbubbles.terminal.shading import TokenWriter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.files.untrusted import require_regular
 
 INDEX = ".metadata"
 

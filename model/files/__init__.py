@@ -1,0 +1,1 @@
+"""Files: read from strangers without harm, written whole or not at all."""
