@@ -293,7 +293,7 @@ def test_a_failure_while_writing_changes_nothing(
     def fail(*_args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("thoughtbubbles.model.checkpoint.write_weights", fail)
+    monkeypatch.setattr("thoughtbubbles.model.checkpoint.write.write_weights", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(folder, model, tokenizer, {"steps": 4})
     assert load_checkpoint(folder).provenance == PROVENANCE
