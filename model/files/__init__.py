@@ -1,1 +1,1 @@
-"""Files: read from strangers without harm, written whole or not at all."""
+"""Read files that may come from anybody; write files whole or not at all."""

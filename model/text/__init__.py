@@ -1,1 +1,1 @@
-"""Tokens and text: the tokenizer and the chat template of a checkpoint."""
+"""A checkpoint's tokenizer and chat template."""
