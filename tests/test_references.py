@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".github", "benchmarks", "checkpoints", "clients", "deploy", "docs", "engine", "model", "server", "tests",
-           "thoughtbubbles", "training")  # fmt: skip
+FOLDERS = (".github", "benchmarks", "checkpoints", "clients", "deploy", "docs", "engine", "model", "server", "terminal",
+           "tests", "thoughtbubbles", "training")  # fmt: skip
 SUFFIXES = {".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 SOURCES = sorted(
     path

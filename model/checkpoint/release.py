@@ -1,9 +1,9 @@
-"""The authors' PyTorch release: its names and its settings, read into ours.
+"""Read the authors' PyTorch release: map its settings and tensor names to ours.
 
-config.json   the settings, or the trainer's record with them under `config`. The layers are a `plan`, a list of
-              "regular" and "fork"; `averaging_method` is our `averaging`; what only concerns training is not read
-weights       `transformer.wte.weight`, `transformer.h.3.forking_score.weight`, …, under any prefix that a wrapper
-              (`module.`, `_orig_mod.`) or a training record (`model.`) put before them; see `release_files`
+config.json   the settings, or a record of the trainer with the settings under `config`. The layers are a `plan`, a list
+              of "regular" and "fork"; `averaging_method` is our `averaging`; training settings are ignored
+weights       `transformer.wte.weight`, `transformer.h.3.forking_score.weight`, …, under any prefix of a wrapper
+              (`module.`, `_orig_mod.`) or of a training state (`model.`); see `release_files`
 """
 
 import re
@@ -15,37 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thoughtbubbles.model.checkpoint.release_files import read_tensors
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.reading import read_json_object
-from thoughtbubbles.model.release_files import read_tensors
+from thoughtbubbles.model.files.untrusted import read_json_object
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
 LAYERS = {"regular": False, "fork": True}
-# Masks and rotation tables that are computed, not learned; we have none.
+# Masks and rotation tables: computed, not learned. Our model has no such tensors.
 BUFFER = re.compile(r"\.attn\.(bias|masked_bias|rope\..+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A release as our model takes it."""
+    """A release in the form of our model."""
 
     config: ModelConfig
-    """What `settings` mean."""
+    """`settings` as our configuration."""
     state: dict[str, Tensor]
     """Tensors on the CPU under the names of `Thoughtbubbles.state_dict`."""
     dropped: list[str]
-    """The names of tensors that are not weights of the model: optimizer state, buffers."""
+    """Names of tensors that are not weights of the model: optimizer state, buffers."""
     settings: dict[str, Any]
-    """The authors' own settings, for the record."""
+    """The authors' own settings, kept as provenance."""
 
 
 def read_release(source: Path, *, norm_before_averaging: bool | None = None) -> Release:
-    """Read a release folder, or a weights file with its config.json beside it.
+    """Return the release of a folder, or of a weights file with config.json beside it.
 
-    `norm_before_averaging` overrides what the settings say; those with a `plan` are the authors' first PyTorch release,
-    which has it on (SPEC.md, "Output averaging"). `OSError` for a missing file, `ValueError` for contents that are
-    not such a release.
+    `norm_before_averaging` overrides the settings. By default it is on for settings with a `plan`, which are the
+    authors' first PyTorch release (SPEC.md, "Output averaging"). Raises `OSError` for a missing file, `ValueError` for
+    contents that are not a release.
     """
     config_file = (source if source.is_dir() else source.parent) / "config.json"
     settings = _read_settings(config_file)
@@ -89,7 +89,7 @@ def _read_config(settings: Mapping[str, Any]) -> ModelConfig:
 
 
 def _our_names(names: Iterable[str]) -> dict[str, str]:
-    """Map each of the release's names that belongs to the model to our name for it."""
+    """Return our name for each of the release's `names` that is a weight of the model."""
     plain = {name: name.replace("_orig_mod.", "") for name in names}
     prefixes = {name.removesuffix(end) for name in plain.values() for end in (EMBEDDING, HEAD) if name.endswith(end)}
     if len(prefixes) != 1:
@@ -104,7 +104,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _tie_head(state: dict[str, Tensor]) -> None:
-    """Keep the embedding alone of it and its tied copy, whichever of the two was stored."""
+    """Drop the head, which is tied to the embedding; if only the head was stored, it becomes the embedding."""
     head = state.pop(HEAD, None)
     if head is not None and not torch.equal(state.setdefault(EMBEDDING, head), head):
         raise ValueError(f"{HEAD} differs from {EMBEDDING}: a head that is not tied is not supported")

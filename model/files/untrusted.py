@@ -1,22 +1,22 @@
-"""Reading files that somebody else may have made: what they are not is refused by name, and nothing blocks."""
+"""Read files that may come from anybody: errors name the file, and no read blocks."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 100
-"""Objects and arrays within each other: what reads them may call itself as often, and what writes them."""
+"""Deepest nesting of objects and arrays: code that reads or writes them may recurse once per level."""
 
 
 def require_regular(path: Path) -> Path:
-    """Return `path`. `OSError` naming it if it is a FIFO, a device or a folder, whose reading may never end."""
+    """Return `path`. Raise `OSError` naming it if it is a FIFO, a device or a folder, which may block or never end."""
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a regular file")
     return path
 
 
 def parse_json(text: str, where: str) -> Any:  # noqa: ANN401
-    """Return what `text` holds. `ValueError` that begins with `where` if it is not JSON or is nested too deeply."""
+    """Return the value of `text`. Raise `ValueError` starting with `where` if it is not JSON or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -26,9 +26,9 @@ def parse_json(text: str, where: str) -> Any:  # noqa: ANN401
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object that the file `path` holds.
+    """Return the JSON object in the file `path`.
 
-    `OSError` if it cannot be read, `ValueError` if it holds anything else; both name it.
+    Raises `OSError` if it cannot be read and `ValueError` if it is not a JSON object; both name the file.
     """
     try:
         text = require_regular(path).read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _depth(value: object) -> int:
-    """How many objects and arrays lie within each other."""
+    """Return how deeply objects and arrays are nested."""
     depth, level = 0, [value]
     while level:
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))

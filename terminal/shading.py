@@ -1,4 +1,4 @@
-"""Text in the terminal, each token shaded by its streams; plain where colours cannot be shown or are not wanted."""
+"""Write tokens to the terminal, shaded by their streams; plain if colours are unavailable or switched off."""
 
 import re
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from rich.style import Style
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.model import Tokenizer
 
-# Of the 256 colours that nearly every terminal has, from cool to warm and all of middling lightness: black letters can
-# be read on them, and they stand out from a dark page as from a light one. One stream has no shade, the
-# last is of all that have more.
+# From the 256 colours that nearly every terminal has, cool to warm. All are of medium lightness: black letters are
+# readable on them, and they stand out on dark and light backgrounds. One stream has no shade; the last shade also means
+# more streams.
 SHADES = [
     Style(),
     *(Style(color="color(16)", bgcolor=f"color({code})") for code in (153, 116, 150, 185, 221, 215, 209)),
 ]
 FAINT = Style(dim=True)
-# What a model writes must not steer the terminal: control characters but tab and newline are shown as their pictures.
+# Generated text must not control the terminal: control characters other than tab and newline become visible symbols.
 PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -27,18 +27,18 @@ class TokenWriter:
     """Writes text token by token."""
 
     def __init__(self, most_streams: int, console: Console) -> None:
-        """`most_streams` is how many streams a token can have."""
+        """Write to `console`; a token has at most `most_streams` streams."""
         self._console = console
         self._most = most_streams
         self._streams = 0
         colours = self._console.color_system is not None and not self._console.no_color
         self.shaded = colours and most_streams > 1
-        """Whether shades are shown, so that streams are worth asking for."""
+        """Whether shades are shown, so that the number of streams is needed."""
 
     def write(self, text: str, streams: int | None = None) -> None:
-        """Show what one more token adds, shaded where `streams` is told.
+        """Show the text that one token adds, shaded by its `streams`.
 
-        A token may add nothing yet, being part of a character: the character has the shade of its token with the most
+        A part of a character adds no text yet. A character of several tokens gets the shade of the token with the most
         streams.
         """
         self._streams = max(self._streams, streams or 1)
@@ -47,19 +47,19 @@ class TokenWriter:
             self._streams = 0
 
     def write_all(self, ids: Sequence[int], streams: Sequence[int], tokenizer: Tokenizer) -> None:
-        """Show tokens that are known already, such as a prompt's."""
+        """Show several tokens, such as a prompt's."""
         detokenizer = Detokenizer(tokenizer)
         for token_id, count in zip(ids, streams, strict=True):
             self.write(detokenizer.push(token_id).text, count)
         self.write(detokenizer.flush())
 
     def note(self, text: str) -> None:
-        """Show a line about the text, faint. To a file or a pipe goes the text alone."""
+        """Show a line about the text, faint. In a file or a pipe, show nothing."""
         if self._console.is_terminal:
             self._out(text + "\n", FAINT if self.shaded else Style())
 
     def legend(self) -> None:
-        """Show what the shades mean, where there are any."""
+        """Show what the shades mean, if shades are shown."""
         if not self.shaded:
             return
         self._out("streams of a token ", FAINT)
@@ -74,7 +74,7 @@ class TokenWriter:
     def _out(self, text: str, style: Style) -> None:
         if self._console.is_terminal:
             text = text.translate(PICTURES)
-        # Newlines go without a shade, which would colour the rest of the line where the terminal scrolls.
+        # Newlines have no shade: it would colour the rest of the line when the terminal scrolls.
         parts = [Segment(part, None if part == "\n" else style) for part in re.split("(\n)", text) if part]
-        # Segments are shown as they are, where rich would lay text out: expand tabs and drop control characters.
+        # Segments are printed unchanged; plain text rich would reformat: expand tabs, drop control characters.
         self._console.print(Segments(parts), crop=False, end="")

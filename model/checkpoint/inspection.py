@@ -1,4 +1,4 @@
-"""`thoughtbubbles inspect`: what a checkpoint is, from its files, without reading a weight."""
+"""`thoughtbubbles inspect`: describe a checkpoint from its files, without reading weights."""
 
 import argparse
 import json
@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thoughtbubbles.model.checkpoint import Checkpoint, open_checkpoint
+from thoughtbubbles.model.checkpoint.read import Checkpoint, open_checkpoint
+from thoughtbubbles.model.checkpoint.weights import Header
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.weights import Header
 
 Facts = dict[str, Any]
 """JSON-ready."""
 
 
 def inspect_checkpoint(folder: str | Path) -> Facts:
-    """The facts of a checkpoint, JSON-ready; those of tensors as they are stored.
+    """Return the facts of a checkpoint, JSON-ready; sizes and dtypes of tensors are those on disk.
 
-    Raises `CheckpointError` with the reason when the folder is not one, or is torn.
+    Raises `CheckpointError` if the folder is not a checkpoint, or is incomplete.
     """
     checkpoint, headers = open_checkpoint(folder)
     config = checkpoint.model.config
@@ -35,20 +35,20 @@ def inspect_checkpoint(folder: str | Path) -> Facts:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
     parser.add_argument("--json", action="store_true", help="JSON, with every tensor, in place of the page")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts; 0."""
+    """Print the facts and return 0."""
     facts = inspect_checkpoint(args.checkpoint)
     print(json.dumps(facts, indent=1, ensure_ascii=False) if args.json else page(facts))
     return 0
 
 
 def page(facts: Facts) -> str:
-    """`facts` for a reader: a line for each, and one for all tensors that differ in their layer alone."""
+    """Return `facts` as text: a line for each fact, and one line for the same tensor of all layers."""
     config = ModelConfig.from_dict(facts["model"])
     parts = {
         "model": _shape(config, facts["parameters"]),
@@ -124,5 +124,5 @@ def _lines(part: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _text(value: object) -> str:
-    """A value on one line. A checkpoint is data from somebody else: what could steer a terminal is escaped."""
+    """Return `value` on one line. Control characters are escaped: a checkpoint may come from anybody."""
     return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

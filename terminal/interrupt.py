@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish that is looked up between two steps of the engine, since an exception within one would break it."""
+"""Record Ctrl-C instead of raising, because an exception inside a step would leave the engine broken."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ from types import FrameType
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """While open, Ctrl-C (SIGINT) ends nothing but is remembered: gives a function that says whether it came."""
+    """Record Ctrl-C (SIGINT) inside the block instead of raising; yield a function that returns whether it came."""
     received: list[int] = []
 
-    def remember(number: int, _frame: FrameType | None) -> None:
+    def record(number: int, _frame: FrameType | None) -> None:
         received.append(number)
 
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = signal.signal(signal.SIGINT, record)
     try:
         yield lambda: bool(received)
     finally:

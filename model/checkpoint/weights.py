@@ -1,4 +1,4 @@
-"""A model's tensors on disk: safetensors, in one file or in shards with an index in the Hugging Face form."""
+"""Read and write a model's tensors: safetensors, in one file or in shards with an index in Hugging Face's form."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thoughtbubbles.model.reading import read_json_object, require_regular
+from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,7 +20,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of one tensor before it is read."""
+    """The entry of one tensor in the header of a safetensors file."""
 
     name: str
     shape: list[int]
@@ -30,16 +30,16 @@ class Header(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes it takes in its file. Its dtype is one that checkpoints store."""
+        """Bytes of the tensor in its file, for a dtype that checkpoints store."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def write_weights(
     folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write the tensors of `state` as `dtype`; above `shard_bytes` bytes in shards, each at most that (or one tensor).
+    """Write the tensors of `state` as `dtype`, in shards of at most `shard_bytes` bytes (or of one larger tensor).
 
-    `ValueError` for a dtype that checkpoints do not store, `OSError` when a file cannot be written.
+    Raises `ValueError` for a dtype that checkpoints do not store, `OSError` if a file cannot be written.
     """
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be float32, bfloat16 or float16, not {dtype}")
@@ -56,7 +56,7 @@ def write_weights(
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. `OSError` naming it when that fails, as on a full disk."""
+    """Write a safetensors file. Raise `OSError` naming it if that fails, for instance on a full disk."""
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -66,9 +66,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def read_weights(
     folder: Path, expected: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Read exactly the tensors of `expected` to `device` as `dtype`.
+    """Return exactly the tensors of `expected`, on `device` as `dtype`.
 
-    Raises as `read_headers`, before any is read; `ValueError` with name and number of values that are NaN or infinite.
+    Raises as `read_headers` does, before any tensor is read, and `ValueError` with the names of tensors and the number
+    of their values that are NaN or infinite.
     """
     read_headers(folder, expected)
     weights = {name: tensor.to(dtype) for file in _files(folder) for name, tensor in _tensors(file, device)}
@@ -77,10 +78,10 @@ def read_weights(
 
 
 def read_headers(folder: Path, expected: Mapping[str, Tensor]) -> list[Header]:
-    """What the files say of exactly the tensors of `expected`, whose shapes alone count.
+    """Return the headers of exactly the tensors of `expected`, of which only names and shapes are used.
 
-    `ValueError` or `safetensors.SafetensorError` with the reason when the files do not hold just these tensors,
-    whole and in one stored dtype.
+    Raises `ValueError` or `safetensors.SafetensorError` unless the files contain just these tensors, complete and all
+    in one dtype.
     """
     found = [header for file in _files(folder) for header in _headers(file)]
     check_shapes({header.name: header.shape for header in found}, expected)
@@ -89,7 +90,7 @@ def read_headers(folder: Path, expected: Mapping[str, Tensor]) -> list[Header]:
 
 
 def check_shapes(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tensor]) -> None:
-    """`ValueError` unless the names and shapes of `found` are those of the tensors a model expects."""
+    """Raise `ValueError` unless the names and shapes of `found` are those of `expected`."""
     if missing := [name for name in expected if name not in found]:
         raise ValueError(f"tensors are missing: {_some(missing)}")
     if extra := [name for name in found if name not in expected]:
@@ -101,14 +102,14 @@ def check_shapes(found: Mapping[str, Sequence[int]], expected: Mapping[str, Tens
 
 def _split(state: Mapping[str, Tensor], itemsize: int, shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
-    room = shard_bytes
+    remaining = shard_bytes
     for name, tensor in state.items():
         size = tensor.numel() * itemsize
-        if size > room and shards[-1]:
+        if size > remaining and shards[-1]:
             shards.append([])
-            room = shard_bytes
+            remaining = shard_bytes
         shards[-1].append(name)
-        room -= size
+        remaining -= size
     return shards
 
 
@@ -153,13 +154,13 @@ def _check_dtypes(found: list[Header]) -> None:
 def _check_finite(weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     found = []
     for name, tensor in sorted(weights.items()):
-        if not all(torch.isfinite(end) for end in tensor.aminmax()):  # which takes no memory; NaN is both
+        if not all(torch.isfinite(end) for end in tensor.aminmax()):  # allocates nothing; NaN becomes both ends
             found.append(f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel()})")
     if found:
         raise ValueError(f"weights are, as {str(dtype).removeprefix('torch.')}, NaN or infinite: {_some(found)}")
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Return the first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

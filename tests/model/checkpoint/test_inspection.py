@@ -10,7 +10,7 @@ import torch
 
 import thoughtbubbles
 from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, save_checkpoint, shipped_checkpoint
-from thoughtbubbles.model.inspection import inspect_checkpoint
+from thoughtbubbles.model.checkpoint.inspection import inspect_checkpoint
 
 PROVENANCE = {"step": 4, "evaluation": {"packed": {"perplexity": 24.958}}, "note": "red \x1b[31m\nalert"}
 

@@ -1,6 +1,6 @@
-"""Tensors by name out of what others write: safetensors, a pickled state dict, or a distributed checkpoint.
+"""Read tensors by name from files of others: safetensors, a pickled state dict, or a distributed checkpoint.
 
-Of pickles only such are read as can hold nothing but tensors and plain data.
+Pickles are limited to tensors and plain data.
 """
 
 import warnings
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from thoughtbubbles.model.distributed_checkpoint import INDEX, SafeReader, load_distributed, reason
+from thoughtbubbles.model.checkpoint.distributed import INDEX, SafeReader, load_distributed, reason
 
 WEIGHTS = ("model.safetensors", "weights.safetensors", "model.pt", "model.pth")
 Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
@@ -22,12 +22,12 @@ Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
 def read_tensors(
     path: Path, rename: Callable[[Iterable[str]], Mapping[str, str]]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of `path`, on the CPU under new names, and the old names of those left out.
+    """Return the tensors of `path`, on the CPU under new names, and the old names of the tensors left out.
 
-    `path` is a weights file, or a folder: a distributed checkpoint (itself or one folder in it), or with one of the
-    files `WEIGHTS`. `rename` is given all names, nested dictionaries joined by dots, and maps those to keep to the
-    new ones; the others, such as an optimizer's state, are not read where the format allows. `OSError` for a missing
-    file; `ValueError` naming the file that holds something else.
+    `path` is a weights file or a folder. The folder is a distributed checkpoint, contains one, or has one of the files
+    `WEIGHTS`. `rename` gets all names (nested dictionaries joined by dots) and returns new names for the tensors to
+    keep. The others, such as an optimizer's state, are not read if the format allows. Raises `OSError` for a missing
+    file, `ValueError` naming a file with other contents.
     """
     names, read = _open(_find(path))
     renamed = rename(names)

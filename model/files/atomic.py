@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the machine stops.
+"""Write files and folders whole or not at all, even if the machine stops meanwhile.
 
 Everything is written beside its destination, flushed to the disk, and renamed into place.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, replacing what was there in one step. `OSError` as `open` has it."""
+    """Write `content` to `path`, replacing an existing file in one step. Raises `OSError` as `open` does."""
     partial = _partial(path)
     try:
         with partial.open("wb") as file:
@@ -26,10 +26,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which becomes `path` when the block ends without an error.
+    """Yield an empty folder, which becomes `path` when the block ends without an error.
 
-    A folder cannot be swapped for another in one portable step. What was at `path` is therefore kept
-    as `latest_folder` finds it until the new one stands there.
+    No portable call swaps two folders. The old folder is therefore kept, where `latest_folder` finds it, until the
+    new one is at `path`.
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -45,7 +45,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def latest_folder(path: Path) -> Path:
-    """Return `path`, or what stood there before when the machine stopped in the middle of `new_folder`."""
+    """Return `path`, or the previous folder if the machine stopped in the middle of `new_folder`."""
     previous = _previous(path)
     return previous if previous.is_dir() and not path.exists() else path
 
@@ -61,7 +61,7 @@ def _move(partial: Path, path: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    # One name, so that what a stopped machine left is written over by the next attempt.
+    # Always the same name, so that the next attempt overwrites what an interrupted one left.
     return path.with_name(f".{path.name}.partial")
 
 
@@ -70,7 +70,7 @@ def _previous(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the file, or the folder's list of names, is on the disk."""
+    """Wait until the file, or the folder's directory entry, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

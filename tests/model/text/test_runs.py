@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thoughtbubbles.model import Tokenizer, runs
-from thoughtbubbles.model.runs import MAX_RUN, cut_runs, shorten_runs
+from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model.text import runs
+from thoughtbubbles.model.text.runs import MAX_RUN, cut_runs, shorten_runs
 
 MIXED = st.lists(st.tuples(st.sampled_from(["a", "é", "7", " ", "\n", "\u3000", "\x1c"]), st.integers(1, 40))).map(
     lambda parts: "".join(character * count for character, count in parts)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import thoughtbubbles
-from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, atomic, load_checkpoint, save_checkpoint
+from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
+from thoughtbubbles.model.files import atomic
 
 PROVENANCE = {"command": "train", "steps": 3}
 IDS = torch.tensor([[5, 250, 17, 17, 17, 99]])
@@ -292,7 +293,7 @@ def test_a_failure_while_writing_changes_nothing(
     def fail(*_args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("thoughtbubbles.model.checkpoint.write_weights", fail)
+    monkeypatch.setattr("thoughtbubbles.model.checkpoint.write.write_weights", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(folder, model, tokenizer, {"steps": 4})
     assert load_checkpoint(folder).provenance == PROVENANCE

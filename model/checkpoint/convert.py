@@ -1,4 +1,4 @@
-"""`thoughtbubbles convert`: a checkpoint of ours from the authors' PyTorch release."""
+"""`thoughtbubbles convert`: make a checkpoint from the authors' PyTorch release."""
 
 import argparse
 import re
@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 
-from thoughtbubbles.model.checkpoint import empty_model, save_checkpoint
-from thoughtbubbles.model.release import Release, read_release
-from thoughtbubbles.model.tokenizer import Tokenizer
-from thoughtbubbles.model.weights import DTYPES, check_shapes
+from thoughtbubbles.model.checkpoint.read import empty_model
+from thoughtbubbles.model.checkpoint.release import Release, read_release
+from thoughtbubbles.model.checkpoint.weights import DTYPES, check_shapes
+from thoughtbubbles.model.checkpoint.write import save_checkpoint
+from thoughtbubbles.model.text.tokenizer import Tokenizer
 
 
 def convert(
     source: str | Path, out: str | Path, tokenizer: Tokenizer, *, norm_before_averaging: bool | None = None
 ) -> Release:
-    """Write the release at `source` as the checkpoint `out`, and return what was read.
+    """Write the release at `source` as the checkpoint `out`, and return the release.
 
-    Weights keep their dtype, or become float32 where they are of several. Raises `OSError` for a missing file and
-    `ValueError` with the reason: see `read_release` and `save_checkpoint`.
+    Weights keep their dtype; if they have several, they become float32. Raises `OSError` for a missing file, and
+    `ValueError` as `read_release` and `save_checkpoint` do.
     """
     release = read_release(Path(source), norm_before_averaging=norm_before_averaging)
     model = empty_model(release.config)
@@ -33,7 +34,7 @@ def convert(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("source", type=Path, help="the release: a folder with config.json, or a weights file beside it")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     parser.add_argument("--tokenizer", default="gpt2", help="gpt2, or the path of a tiktoken ranks file (%(default)s)")
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, and say what was written and what was left out."""
+    """Convert; print what was written and what was left out."""
     tokenizer = Tokenizer.from_name_or_file(args.tokenizer)
     release = convert(args.source, args.out, tokenizer, norm_before_averaging=args.norm_before_averaging)
     config = release.config

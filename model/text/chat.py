@@ -1,6 +1,6 @@
-"""A checkpoint's chat template: from a conversation to the token ids of the prompt that the model was tuned on.
+"""A checkpoint's chat template, which turns a conversation into prompt token ids.
 
-The templates are Hugging Face's: Jinja, given `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
+Templates have Hugging Face's form: Jinja, given `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
 """
 
 import json
@@ -11,16 +11,16 @@ from typing import NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from thoughtbubbles.model.tokenizer import END_OF_TEXT, Tokenizer
+from thoughtbubbles.model.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 class ChatTemplate:
-    """One template, parsed. It runs in a sandbox, since a checkpoint is data from somebody else."""
+    """A parsed template. It runs in a sandbox, because a checkpoint may come from anybody."""
 
     def __init__(self, source: str) -> None:
-        """`ValueError` with the line when `source` is not a template."""
+        """Parse `source`. Raise `ValueError` with the line if it is not a template."""
         self.source = source
-        # End-of-text as a word that nobody else can write: what a user writes in its name stays text.
+        # Stands for end-of-text and cannot be guessed: a user who writes <|endoftext|> gets plain text.
         self._mark = f"end-of-text-{secrets.token_hex(16)}"
         try:
             self._template = _environment().from_string(source.replace(END_OF_TEXT, self._mark))
@@ -29,13 +29,13 @@ class ChatTemplate:
             raise ValueError(f"line {line}: {error}" if line else str(error)) from error
 
     def __reduce__(self) -> tuple[object, ...]:
-        """To pickle it, for another process: what is parsed of it cannot be."""
+        """Pickle the source, because a parsed template cannot be pickled."""
         return ChatTemplate, (self.source,)
 
     def encode(self, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-        """Token ids of `messages` (each with a `role` and a `content`) and the beginning of an answer to them.
+        """Return the token ids of `messages` (each with `role` and `content`), up to where the answer starts.
 
-        `ValueError` with the reason when the template does not take these messages, or a byte is not in the vocabulary.
+        Raises `ValueError` if the template refuses these messages, or the vocabulary lacks a byte.
         """
         first, *rest = map(tokenizer.encode, self._render(messages).split(self._mark))
         return first + [token_id for ids in rest for token_id in (tokenizer.end_of_text, *ids)]
@@ -45,17 +45,17 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=True, bos_token=self._mark, eos_token=self._mark
             )
-        except Exception as error:  # a template is a program, which may fail in any way
+        except Exception as error:  # a template is a program: it can raise anything
             raise ValueError(f"the chat template does not take these messages: {error}") from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What Hugging Face's templates are written for."""
+    """Return the environment that Hugging Face's templates expect."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = _to_json  # Jinja's own writes < and > as HTML wants them
+    environment.filters["tojson"] = _to_json  # Jinja's own filter escapes < and > for HTML
     return environment
 
 

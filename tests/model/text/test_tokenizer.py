@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import thoughtbubbles.model.tokenizer as module
+import thoughtbubbles.model.text.tokenizer as module
 from thoughtbubbles.model import Tokenizer
 
 WriteRanks = Callable[[str, Iterable[bytes]], Path]
-GPT2_CACHE = Path(__file__).parents[3] / "shared" / "tiktoken"
+GPT2_CACHE = Path(__file__).parents[4] / "shared" / "tiktoken"
 TEXTS = [
     "",
     "Hello world",

@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE by tiktoken, from GPT-2's ranks or a checkpoint's own."""
+"""Encode text to token ids and decode them: byte-level BPE by tiktoken, with GPT-2's ranks or a checkpoint's own."""
 
 import base64
 import binascii
@@ -9,26 +9,26 @@ from pathlib import Path
 
 import tiktoken
 
-from thoughtbubbles.model.atomic import write_file
-from thoughtbubbles.model.reading import require_regular
-from thoughtbubbles.model.runs import cut_runs
+from thoughtbubbles.model.files.atomic import write_file
+from thoughtbubbles.model.files.untrusted import require_regular
+from thoughtbubbles.model.text.runs import cut_runs
 
 END_OF_TEXT = "<|endoftext|>"
 PATTERN_NAME = "gpt2"
-# How GPT-2 cuts text into words before merging bytes, in the quick spelling that tiktoken has for it.
+# GPT-2's split of text into words before bytes are merged, as tiktoken writes it to be fast.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 DOWNLOAD_SECONDS = 60.0
 
 
 class Tokenizer:
-    """A byte-level vocabulary and one special token, end-of-text, whose id comes after all ranks.
+    """A byte-level vocabulary and one special token, end-of-text, whose id follows the last rank.
 
-    Make one with `from_name` or `from_file`. Text is text: `<|endoftext|>` written by a user is encoded
-    letter by letter, and only `end_of_text` stands for the special token.
+    Make one with `from_name` or `from_file`. `encode` never returns the special token: `<|endoftext|>` in a text is
+    encoded as its characters.
     """
 
     def __init__(self, ranks: dict[bytes, int], name: str) -> None:
-        """`ranks` maps every token's bytes to its id, which are 0 … len(ranks) - 1."""
+        """Build from `ranks`, which maps the bytes of every token to its id, 0 … len(ranks) - 1."""
         self.end_of_text = len(ranks)
         self.vocab_size = len(ranks) + 1
         self._encoding = tiktoken.Encoding(
@@ -39,10 +39,10 @@ class Tokenizer:
 
     @classmethod
     def from_name(cls, name: str) -> "Tokenizer":
-        """Load the vocabulary that tiktoken knows as `name`; `gpt2` is the one supported.
+        """Return the vocabulary that tiktoken knows as `name`; only `gpt2` is supported.
 
         tiktoken looks in the folder named by `TIKTOKEN_CACHE_DIR`, then downloads.
-        `ValueError` for another name, and when the files cannot be had.
+        Raises `ValueError` for another name, or if the files cannot be loaded.
         """
         if name != "gpt2":
             raise ValueError(f"tokenizer {name!r} is not known: use gpt2 or the path of a ranks file")
@@ -52,28 +52,28 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Load ranks in tiktoken's form: on each line a token's bytes in base64 and its rank.
+        """Return the vocabulary of a file in tiktoken's form: on each line a token's bytes in base64 and its rank.
 
-        `OSError` when the file cannot be read, `ValueError` naming it when it is not such a file.
+        Raises `OSError` if the file cannot be read, and `ValueError` naming it if it has another form.
         """
         return cls(_read_ranks(Path(path)), Path(path).name)
 
     @classmethod
     def from_name_or_file(cls, source: str) -> "Tokenizer":
-        """What a command line means by a tokenizer: the ranks file at `source` if there is one, else `from_name`."""
+        """Return `from_file(source)` if there is such a file, else `from_name(source)`."""
         return cls.from_file(source) if Path(source).is_file() else cls.from_name(source)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, cut where it has no space for very long (`model.runs`).
+        """Return the token ids of `text`, whose very long runs are cut first (`model.text.runs`).
 
-        `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none).
+        Raises `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none).
         """
         self._check(text)
         first, *others = map(self._encoding.encode_ordinary, cut_runs(text))
         return list(chain(first, *others)) if others else first
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on several threads."""
+        """Return `encode` of each text, computed on several threads."""
         for text in texts:
             self._check(text)
         cut = [list(cut_runs(text)) for text in texts]
@@ -81,33 +81,33 @@ class Tokenizer:
         return [list(chain.from_iterable(islice(ids, len(parts)))) for parts in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids, U+FFFD where their bytes are not UTF-8. `ValueError` for an id outside."""
+        """Return the text of `ids`, with U+FFFD for bytes that are not UTF-8. Raise `ValueError` for an unknown id."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Bytes of token ids, exactly. `ValueError` for an id outside the vocabulary."""
+        """Return the exact bytes of `ids`. Raise `ValueError` for an unknown id."""
         return b"".join(map(self.token_bytes, ids))
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes of one token, which may be part of a character. `ValueError` for an id outside."""
+        """Return the bytes of one token, which may be part of a character. Raise `ValueError` for an unknown id."""
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
         return self._encoding.decode_single_token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str | None:
-        """Text of one token; None where its bytes are no whole characters. `ValueError` for an id outside."""
+        """Return the text of one token; None for a part of a character. Raise `ValueError` for an unknown id."""
         try:
             return self._texts[token_id]
         except KeyError:
             return self._texts.setdefault(token_id, _text(self.token_bytes(token_id)))
 
     def save(self, path: str | Path) -> None:
-        """Write the ranks in tiktoken's form, all or nothing. `from_file` gives the same tokenizer back."""
+        """Write the ranks in tiktoken's form, all or nothing. `from_file` reads the same tokenizer back."""
         lines = (base64.b64encode(self.token_bytes(i)) + b" %d\n" % i for i in range(self.end_of_text))
         write_file(Path(path), b"".join(lines))
 
     def _check(self, text: str) -> None:
-        # tiktoken panics on a byte that no token covers, and that cannot be caught as an Exception.
+        # tiktoken panics on a byte that no token covers; the panic is not an Exception.
         if self._absent and not self._absent.isdisjoint(text.encode("utf-8", errors="replace")):
             raise ValueError("the text has a byte that this tokenizer's vocabulary lacks")
 
@@ -120,7 +120,7 @@ def _text(token: bytes) -> str | None:
 
 
 def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
-    """`tiktoken.get_encoding`, given up after a while: its download has no time limit of its own."""
+    """Return `tiktoken.get_encoding(name)`. Stop waiting after `DOWNLOAD_SECONDS`: its download has no time limit."""
     outcome: list[tiktoken.Encoding | Exception] = []
 
     def load() -> None:

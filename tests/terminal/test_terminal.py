@@ -16,9 +16,9 @@ from rich.console import Console
 
 import thoughtbubbles
 from thoughtbubbles.engine import Engine, SamplingParams
-from thoughtbubbles.engine.terminal.chat import Chat
-from thoughtbubbles.engine.terminal.shading import SHADES, TokenWriter
 from thoughtbubbles.model import ChatTemplate, ModelConfig, Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.terminal.chat import Chat
+from thoughtbubbles.terminal.shading import SHADES, TokenWriter
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
@@ -107,23 +107,23 @@ def test_a_chat_is_the_completion_of_the_conversation_so_far(chat: Chat, engine:
     chat.say("so")
     (second,) = engine.generate([tokenizer.encode(f"s:be\nu:hi\na:{first.text}\nu:so\na:")], chat._params)
     assert written(chat._writer) == f"{first.text}\n{second.text}\n"
-    assert [said["content"] for said in chat._said] == ["hi", first.text, "so", second.text]
+    assert [message["content"] for message in chat._messages] == ["hi", first.text, "so", second.text]
 
 
 def test_the_oldest_is_forgotten_when_the_context_is_full(chat: Chat) -> None:
     for text in ("the first", "the second", "the third"):
         chat.say(text)
-    assert "the first" not in str(chat._said)
-    assert "the third" in str(chat._said)
+    assert "the first" not in str(chat._messages)
+    assert "the third" in str(chat._messages)
     assert chat._system
 
 
 def test_what_cannot_be_answered_is_told_and_forgotten(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     chat.say("long" * 20)
-    assert chat._said == []
+    assert chat._messages == []
     assert "the context is 64 tokens" in capsys.readouterr().err
     chat.say("hi")
-    assert len(chat._said) == 2
+    assert len(chat._messages) == 2
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_control_c_stops_the_answer_which_is_kept_as_far_as_it_came(chat: Chat, 
     (whole,) = engine.generate([engine.tokenizer.encode("s:be\nu:hi\na:")], chat._params)
     before = signal.getsignal(signal.SIGINT)
     chat.say("hi")
-    assert chat._said[-1]["content"] == whole.text[:1]
+    assert chat._messages[-1]["content"] == whole.text[:1]
     assert not engine.has_work
     engine.cache.check_integrity()
     assert signal.getsignal(signal.SIGINT) is before

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer, load_checkpoint
-from thoughtbubbles.model.convert import add_arguments, convert, run
+from thoughtbubbles.model.checkpoint.convert import add_arguments, convert, run
 
-CONFORMANCE = Path(os.environ.get("THOUGHTBUBBLES_CONFORMANCE", Path(__file__).parents[3] / "shared" / "conformance"))
+CONFORMANCE = Path(os.environ.get("THOUGHTBUBBLES_CONFORMANCE", Path(__file__).parents[4] / "shared" / "conformance"))
 CASES = sorted(CONFORMANCE.glob("*/"))
 IDS = torch.tensor([[5, 250, 17, 17, 17, 99]])
 SETTINGS = {

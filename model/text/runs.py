@@ -1,21 +1,21 @@
-"""Text without a space for very long, or of nothing but spaces: bounded, since merging bytes is not linear in a word.
+"""Limit runs: stretches of text with no whitespace, or with nothing else.
 
-tiktoken takes minutes for a word of many megabytes, and gives up on as many spaces. Text is therefore cut within such
-runs, and there alone, as Llama 3's tokenizer does.
+Merging bytes takes more than linear time in the length of a word: tiktoken needs minutes for a word of many megabytes,
+and fails on as many spaces. Text is therefore cut inside such runs, and nowhere else, as Llama 3's tokenizer does.
 """
 
 import re
 from collections.abc import Iterator
 
 MAX_RUN = 25_000
-"""Characters that may stand in a row, all of them whitespace or none."""
+"""Most characters of a run."""
 _WHITESPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's, as tiktoken has it
 _SPACE = re.compile(f"[{_WHITESPACE}]")
 _OTHER = re.compile(f"[^{_WHITESPACE}]")
 
 
 def cut_runs(text: str) -> Iterator[str]:
-    """Yield `text` in parts, none of which has a run of more than `MAX_RUN` characters; most texts are one part."""
+    """Yield `text` in parts without runs of more than `MAX_RUN` characters; most texts are one part."""
     start = 0
     for begin, end in _long_runs(text):
         for cut in range(begin + MAX_RUN, end, MAX_RUN):
@@ -25,7 +25,7 @@ def cut_runs(text: str) -> Iterator[str]:
 
 
 def shorten_runs(text: str) -> str:
-    """Return `text` with no more than the first `MAX_RUN` characters of each run."""
+    """Return `text` with each run cut to its first `MAX_RUN` characters."""
     start, parts = 0, []
     for begin, end in _long_runs(text):
         parts.append(text[start : begin + MAX_RUN])
@@ -34,9 +34,10 @@ def shorten_runs(text: str) -> str:
 
 
 def _long_runs(text: str) -> Iterator[tuple[int, int]]:
-    """Begin and end of each run of more than `MAX_RUN` characters.
+    """Yield start and end of each run of more than `MAX_RUN` characters.
 
-    Such a run covers a whole block of half as many, so that of most texts the first characters of each block are read.
+    A run that long covers at least one whole block of `MAX_RUN // 2` characters. So for most texts only the first
+    characters of each block are read.
     """
     size = MAX_RUN // 2
     at = 0

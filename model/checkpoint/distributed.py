@@ -1,6 +1,6 @@
-"""Reading a folder that torch.distributed.checkpoint wrote, from anybody, without running code that is in it.
+"""Read a folder of torch.distributed.checkpoint, from anybody, without running code from it.
 
-Torch unpickles tensors with `weights_only`, but the index and values that are no tensors without.
+Torch unpickles tensors with `weights_only`, but the index and other values without it. This module reads those safely.
 """
 
 import io
@@ -17,37 +17,37 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.files.untrusted import require_regular
 
 INDEX = ".metadata"
 
 
 def load_distributed(state: dict[str, Any], folder: Path, *, flatten: bool = True, no_dist: bool = False) -> None:
-    """Load what `state` names from `folder` into it, on all ranks together unless `no_dist`.
+    """Load the entries of `state` from `folder`, in place, on all ranks together unless `no_dist`.
 
-    `flatten` joins the names of nested dictionaries by dots. `OSError` or `ValueError` naming the file for what is
-    missing, damaged or not data.
+    `flatten` joins the names of nested dictionaries by dots. Raises `OSError` or `ValueError` naming the file if
+    anything is missing, damaged or not plain data.
     """
     reader = SafeReader(folder)
-    reader.read_metadata()  # here, because torch would log its traceback before raising something else
+    reader.read_metadata()  # if it fails inside `load`, torch logs its traceback and raises another error
     try:
         load(state, storage_reader=reader, planner=_SafePlanner(flatten_state_dict=flatten), no_dist=no_dist)
-    except (CheckpointException, Exception) as error:  # the former is a BaseException alone
+    except (CheckpointException, Exception) as error:  # CheckpointException is not an Exception
         raise ValueError(f"{folder} cannot be read: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line what failed: of a `CheckpointException` the first rank's failure, without its traceback."""
+    """Return one line that says what failed; for a `CheckpointException`, the first failed rank's error."""
     if isinstance(error, CheckpointException):
         error, _ = next(iter(error.failures.values()))
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class SafeReader(FileSystemReader):
-    """Torch's reader of a folder, but it makes plain data alone of the index and reads no file outside."""
+    """Torch's reader of a folder, limited to plain data in the index and to files of this folder."""
 
     def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:  # noqa: ANN401  (torch's signature)
-        """Return the index. `OSError` if it is missing, `ValueError` if it, or a file that it names, is damaged."""
+        """Return the index. Raise `OSError` if it is missing, `ValueError` if it or a file that it names is damaged."""
         path = Path(self.path) / INDEX
         with require_regular(path).open("rb") as file:
             try:
@@ -62,17 +62,17 @@ class SafeReader(FileSystemReader):
 
 
 class _SafePlanner(DefaultLoadPlanner):
-    """Torch's plan, but values that are no tensors, such as learning rates, are plain data as well."""
+    """Torch's plan, but values other than tensors, such as learning rates, are limited to plain data."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         plain = io.BytesIO()
-        torch.save(torch.load(value, weights_only=True), plain)  # the base class unpickles what it is given
+        torch.save(torch.load(value, weights_only=True), plain)  # the base class unpickles without weights_only
         plain.seek(0)
         super().load_bytes(read_item, plain)
 
 
 def _check_files(index: Path, stored: Mapping[Any, Any]) -> None:
-    """`ValueError` unless every item lies within a file beside the index."""
+    """Raise `ValueError` unless every item lies within a file beside the index."""
     ends: dict[str, int] = {}
     try:
         for where in stored.values():
@@ -90,7 +90,7 @@ def _check_files(index: Path, stored: Mapping[Any, Any]) -> None:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Makes the plain classes that an index consists of, and no others."""
+    """An unpickler of the plain classes that an index consists of; any other class is an error."""
 
     ALLOWED = frozenset(
         {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}

@@ -8,39 +8,39 @@ from pathlib import Path
 from rich.console import Console
 
 from thoughtbubbles.engine.request import RequestUsage, TokenEvent
-from thoughtbubbles.engine.terminal import session
-from thoughtbubbles.engine.terminal.interrupt import interrupts
-from thoughtbubbles.engine.terminal.shading import TokenWriter
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.terminal import session
+from thoughtbubbles.terminal.interrupt import interrupts
+from thoughtbubbles.terminal.shading import TokenWriter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments; those of sampling are fields of `SamplingParams`."""
-    parser.add_argument("prompt", nargs="?", default="", help="the text to continue (none: the start of a document)")
+    """Add the command's arguments; those for sampling are fields of `SamplingParams`."""
+    parser.add_argument("prompt", nargs="?", default="", help="text to continue (none: the start of a document)")
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
-        help="write each token when it is made, not all of them at the end (on in a terminal)",
+        help="write each token when it is generated, not all at the end (on in a terminal)",
     )
-    parser.add_argument("--checkpoint", type=Path, help=session.CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, help=session.CHECKPOINT_HELP)
     session.add_arguments(parser, max_tokens=128)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the prompt and what follows it, shaded by streams where the terminal has colours; 130 after Ctrl-C."""
+    """Print the prompt and its continuation, shaded by streams if the terminal has colours; return 130 after Ctrl-C."""
     console = Console()
     checkpoint, engine = session.load(args)
     writer = TokenWriter(checkpoint.model.config.max_ratio, console)
     params = session.sampling_params(args, return_fork_counts=writer.shaded)
     prompt = checkpoint.tokenizer.encode(args.prompt)
-    told = session.events(engine, prompt or [checkpoint.tokenizer.end_of_text], params)
+    events = session.events(engine, prompt or [checkpoint.tokenizer.end_of_text], params)
     stream = console.is_terminal if args.stream is None else args.stream
     writer.legend()
     if not writer.shaded:
         writer.write(args.prompt)
     with interrupts() as interrupted:
-        going = takewhile(lambda _: not interrupted(), told)
-        usage = _show(going if stream else list(going), prompt, checkpoint.tokenizer, writer)
+        uninterrupted = takewhile(lambda _: not interrupted(), events)
+        usage = _show(uninterrupted if stream else list(uninterrupted), prompt, checkpoint.tokenizer, writer)
     writer.write("\n")
     if usage:
         writer.note(_summary(usage))
@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(
-    told: Iterable[TokenEvent], prompt: list[int], tokenizer: Tokenizer, writer: TokenWriter
+    events: Iterable[TokenEvent], prompt: list[int], tokenizer: Tokenizer, writer: TokenWriter
 ) -> RequestUsage | None:
-    """Write what is told, where tokens are shaded after the prompt's: what all of it took, if it came to its end."""
+    """Write the tokens of `events`, after those of the prompt if shades are shown. Return the usage, if it finished."""
     usage = None
-    for event in told:
+    for event in events:
         if writer.shaded and prompt and event.prompt:
             writer.write_all(prompt, event.prompt.fork_counts, tokenizer)
         writer.write(event.text, event.fork_count)
