@@ -1,9 +1,9 @@
-"""200 clients against a queue for some 50: the short form of benchmarks/load.py, bounded by requests."""
+"""200 clients against a queue for some 50: the short form of benchmarks/server/load.py, bounded by requests."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.load import Load, counted, lost, put_load
+from benchmarks.server.load import Load, counted, lost, put_load
 from tests.server.harness import Running, Serve, eventually
 
 
