@@ -1,11 +1,11 @@
 """The test-time dial: how well and how fast a checkpoint goes at each `fork_ratio`.
 
-    python -m benchmarks.engine.dial [CHECKPOINT] [--text FILE] [--windows 24] [--batch-sizes 1 8] [--plot FILE]
+    python -m benchmarks.engine.dial [CHECKPOINT] [--text FILE] [--windows 24] [--batch-sizes 1 8]
 
 Loss is that of `evaluate`'s packed windows under the rule `causal`. Its distance from ratio 2, which the checkpoint was
 trained for, has the standard error of the windows' differences. Speed is the engine's, decoding on from prompts out of
-the same text: all ratios by turns, one run that does not count, then the median of the others. --plot needs the extra
-`plots`.
+the same text: all ratios by turns, one run that does not count, then the median of the others. `docs.figures.dial`
+draws the result.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Row:
 
 
 def main() -> None:
-    """Print the table; draw it if asked."""
+    """Print the table."""
     args = _arguments()
     set_threads(args.threads)
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
@@ -63,11 +63,6 @@ def main() -> None:
     rows = {ratio: _score(checkpoint.model, chosen, ratio) for ratio in RATIOS}
     _time(_engine(checkpoint, max(args.batch_sizes), args.max_tokens), ids, args, rows)
     _print(rows, len(targets), size)
-    if args.plot:
-        from docs.figures.dial import draw  # noqa: PLC0415 - only who draws needs matplotlib
-
-        points = [(row.streams / len(targets), sum(row.nats) / len(targets)) for row in rows.values()]
-        draw(RATIOS, points, [row.speeds for row in rows.values()]).savefig(args.plot)
 
 
 @torch.inference_mode()
@@ -139,7 +134,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="times that each decodes (%(default)s)")
     parser.add_argument("--threads", type=int, help="(one fewer than torch would)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--plot", type=Path, help="picture to draw (needs matplotlib)")
     return parser.parse_args()
 
 
