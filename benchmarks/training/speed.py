@@ -1,17 +1,20 @@
-"""Training at the 124M shape: the step as it ships beside the model's own, in speed, loss and gradients.
+"""Speed, memory, loss and gradients of the training step, for models with and without forks.
 
     python -m benchmarks.training.speed [--cases 2l/64/fused 2l/64/own] [--profile] [--out FOLDER]
+    python -m benchmarks.training.speed --recipe speed --cases 2l/128/fused regular/128/fused
 
-A case is MODEL/BATCH/STEP. Models: `regular`, `2l`, `4l` (κ = 2L, 4L; 12 layers, D = 768, 12 heads, V = 50,304,
-L = 512, forks before layers 3, 7, 11). Steps: `fused`, what `TrainStep` takes on a CUDA device; `own`, the same with
-`next_token_loss`; both compiled, bfloat16. Every case is a process of its own: all compile at once, and each waits in
-its graph's first operation for its turn on the device, so that no two are ever timed, or tuned, together.
+A case is MODEL/BATCH/STEP. Models: `regular` (no forks), `2l` and `4l` (κ = 2L, 4L), of the 124M shape (12 layers,
+D = 768, 12 heads, V = 50,304, L = 512, forks before layers 3, 7, 11) or of a recipe's. Steps: `fused`, the one that
+`TrainStep` takes on a CUDA device; `own`, the same with `next_token_loss`. Flags of `train` override any setting. Each
+case is a process of its own: all compile at once, and each waits in the first operation of its graph until the device
+is free, so that no two are timed or tuned together.
 
-Tokens/s are the median of five timings of eight steps, with the lowest and the highest. Below them the losses of two
-calls with the same weights and windows, and how far their gradients are from those of the model's own step in float32,
-uncompiled, as a part of these' norm: of all together, and of each parameter's. The yardstick is how far the own step in
-bfloat16 is, uncompiled. Ends with 1 where a case fails or is more than three times as far off as the yardstick, in
-loss (or 1e-4 of it) or in all gradients together.
+Tokens/s are the median of five timings of `--timed-steps` steps, with the lowest and the highest. Below them stand the
+losses of two calls with the same weights and windows, and the distance of their gradients from those of the model's own
+step in float32, uncompiled, as a part of these' norm: of all together, and of each parameter's. The yardstick is the
+distance of the own step in the case's precision, uncompiled. Exits with 1 if a case fails, or if its loss (by more than
+1e-4) or all its gradients together are more than three times as far off as the yardstick. A case with dropout is timed
+only: no two calls are equal.
 """
 
 import argparse
@@ -33,35 +36,31 @@ from torch import Tensor, nn
 
 from benchmarks.header import header
 from benchmarks.shapes import shape_124m
-from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 from thoughtbubbles.training.config import Precision, TrainConfig
 from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.flags import add_field_flags, override
 from thoughtbubbles.training.flops import flops_per_block
+from thoughtbubbles.training.recipes import RECIPES
 from thoughtbubbles.training.step import LossFunction, NextTokenLoss, TrainStep, autocast, next_token_loss
 
-DIFFERENT: dict[str, dict[str, Any]] = {
-    "regular": {"fork_layers": (), "max_block_size": 512},
-    "2l": {},
-    "4l": {"max_block_size": 2048},
-}
-"""Settings of each model that are not the shape's."""
 CASES = [f"{size}/{step}" for size in ("regular/64", "2l/64", "4l/32") for step in ("fused", "own")] + ["4l/64/fused"]
-STEPS, REPEATS = 8, 5
+REPEATS = 5
 WORST, LEAST = 3, 1e-4
-"""How many times the yardstick's errors a step's may be, and what a loss may be off at any rate."""
+"""A step's errors may be this many times the yardstick's, and a loss may always be this far off."""
 Learned = dict[str, Tensor]
 """The loss and every parameter's gradient, by name."""
 
 
 def main() -> None:
-    """Start the cases and print what each measured as it ends."""
+    """Start a process for each case and print its output when it ends; or, with --case, run one."""
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.case:
-        _run_case(args.case, args.out, profile=args.profile)
+        _run_case(args.case, args)
         return
     print(header(), flush=True)
-    running = {case: _start(case, args, patience=at) for at, case in enumerate(args.cases)}
+    running = {case: _start(case, args, niceness=at) for at, case in enumerate(args.cases)}
     failed = False
     while running:
         time.sleep(0.5)
@@ -71,13 +70,13 @@ def main() -> None:
     sys.exit(failed)
 
 
-def _start(case: str, args: argparse.Namespace, *, patience: int) -> subprocess.Popen[bytes]:
-    """A case's process; the more patience, the later its compiler gets a processor."""
-    command = ["nice", "-n", str(patience), sys.executable, "-m", "benchmarks.training.speed", "--case", case]
-    command += ["--out", str(args.out), *(["--profile"] if args.profile else [])]
+def _start(case: str, args: argparse.Namespace, *, niceness: int) -> subprocess.Popen[bytes]:
+    """Return the process of a case; the nicer it is, the later its compiler gets a processor."""
+    command = ["nice", "-n", str(niceness), sys.executable, "-m", "benchmarks.training.speed", *sys.argv[1:]]
     settings = {"TORCHINDUCTOR_COMPILE_THREADS": "3", "OMP_NUM_THREADS": "1"}
-    with _file(args.out, case).open("wb") as told:
-        return subprocess.Popen(command, stdout=told, stderr=told, env={**os.environ, **settings})  # noqa: S603
+    with _file(args.out, case).open("wb") as output:
+        environment = {**os.environ, **settings}
+        return subprocess.Popen([*command, f"--case={case}"], stdout=output, stderr=output, env=environment)  # noqa: S603
 
 
 def _file(out: Path, case: str) -> Path:
@@ -95,7 +94,7 @@ _turn: _Turn | None = None
 
 @torch.library.custom_op("thoughtbubbles::await_turn", mutates_args=())
 def await_turn(windows: Tensor) -> Tensor:
-    """The windows, once the device is ours; it stays so until the process ends."""
+    """Return the windows once this process has the device, which it keeps until it ends."""
     global _turn  # noqa: PLW0603 - the lock is the process's
     if _turn is None:
         compiled = time.monotonic()
@@ -109,7 +108,7 @@ await_turn.register_fake(torch.empty_like)
 
 
 def _gated(function: LossFunction) -> LossFunction:
-    """Waits in the graph itself: by the time that runs all is compiled."""
+    """Return `function` with the wait in its graph: when the graph runs, everything is compiled."""
 
     def gated(model: Thoughtbubbles, windows: Tensor, *args: Any, **named: Any) -> Tensor:  # noqa: ANN401
         return function(model, await_turn(windows), *args, **named)
@@ -117,37 +116,57 @@ def _gated(function: LossFunction) -> LossFunction:
     return gated
 
 
-def _run_case(case: str, out: Path, *, profile: bool) -> None:
-    os.environ["TURN"] = str(out / "turn.lock")
+def _run_case(case: str, args: argparse.Namespace) -> None:
+    os.environ["TURN"] = str(args.out / "turn.lock")
     model_name, batch_size, step = case.split("/")
-    config = TrainConfig(steps=1000, batch_size=int(batch_size), warmup_steps=10, precision="bfloat16", compile=True)
-    learn = _build(model_name, step, config)
+    model_config, config = _configs(model_name, int(batch_size), args)
+    device = torch.device(args.device)
+    learn = _build(model_config, config, step, device)
     generator = torch.Generator().manual_seed(1)
-    windows = torch.randint(learn.model.config.vocab_size, (8, config.batch_size, 513), generator=generator)
+    length = model_config.block_size
+    shape = (args.timed_steps, config.accumulation, config.batch_size, length + 1)
+    windows = torch.randint(model_config.vocab_size, shape, generator=generator)
     begin = time.monotonic()
-    compared, right = _compare(learn, windows[0])
-    torch.cuda.reset_peak_memory_stats()
-    for number in range(4):
-        learn(number, [windows[number]])
+    compared, right = _compare(learn, windows[0, 0].to(device), config) if not config.dropout else ("", True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    _timed(learn, windows[:4])
     assert _turn is not None
-    rates = sorted(STEPS * config.batch_size * 512 / _timed(learn, windows) for _ in range(REPEATS))
-    flops = median(rates) / 512 * flops_per_block(learn.model.config) / 1e12
-    memory = torch.cuda.max_memory_allocated() / 2**30
+    tokens = args.timed_steps * config.sequences_per_step * length
+    rates = sorted(tokens / _timed(learn, windows) for _ in range(REPEATS))
+    flops = median(rates) / length * flops_per_block(model_config) / 1e12
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     print(f"{case:<16} {median(rates):9,.0f} tokens/s ({rates[0]:,.0f} to {rates[-1]:,.0f}), {flops:.0f} TFLOP/s, "
-          f"{memory:.0f} GiB, compiled in {_turn.compiled - begin:.0f} s\n{compared}")  # fmt: skip
-    if profile:
-        print(_profile(learn, windows))
+          f"{memory:.1f} GiB, compiled in {_turn.compiled - begin:.0f} s\n{compared}".rstrip())  # fmt: skip
+    if args.profile:
+        print(_profile(learn, windows[:3], device))
     sys.exit(not right)
 
 
-def _build(model_name: str, step: str, config: TrainConfig) -> TrainStep:
+def _configs(model_name: str, batch_size: int, args: argparse.Namespace) -> tuple[ModelConfig, TrainConfig]:
+    """Return the settings of a case: the recipe's, or the 124M shape's; with those that flags override."""
+    if args.recipe:
+        model_config, config = RECIPES[args.recipe]()
+    else:
+        model_config = shape_124m(512)
+        config = TrainConfig(steps=1000, batch_size=batch_size, warmup_steps=10, precision="bfloat16", compile=True)
+    model_config = override(model_config, args)
+    length = model_config.block_size
+    if model_name == "regular":
+        model_config = replace(model_config, fork_layers=(), max_block_size=length)
+    else:
+        model_config = replace(model_config, max_block_size=int(model_name.removesuffix("l")) * length)
+    return model_config, replace(override(config, args), batch_size=batch_size)
+
+
+def _build(model_config: ModelConfig, config: TrainConfig, step: str, device: torch.device) -> TrainStep:
     import torch._functorch.config as functorch  # noqa: PLC0415
 
-    functorch.force_non_lazy_backward_lowering = True  # the way back too is compiled before the turn
+    functorch.force_non_lazy_backward_lowering = True  # the backward pass too is compiled before the turn
     torch.manual_seed(0)
-    ranks = Ranks(device=torch.device("cuda"))
-    with ranks.device:
-        model = Thoughtbubbles(replace(shape_124m(512), **DIFFERENT[model_name]))
+    ranks = Ranks(device=device)
+    with device:
+        model = Thoughtbubbles(model_config, dropout=config.dropout)
     if step == "own":
         with patch("thoughtbubbles.training.step.loss_function", return_value=next_token_loss):
             learn = TrainStep(model, config, ranks)
@@ -160,11 +179,10 @@ def _build(model_name: str, step: str, config: TrainConfig) -> TrainStep:
     return learn
 
 
-def _compare(learn: TrainStep, windows: Tensor) -> tuple[str, bool]:
-    """What is told of the first and a later call beside the model's own step, and whether they are near enough."""
-    windows = windows.cuda()
-    first, _, later = (_learn(learn.model, learn._loss, windows, "bfloat16") for _ in range(3))  # noqa: SLF001
-    exact, yardstick = (_learn_own(learn.model, windows, precision) for precision in ("float32", "bfloat16"))
+def _compare(learn: TrainStep, windows: Tensor, config: TrainConfig) -> tuple[str, bool]:
+    """Return lines about the first and a later call beside the model's own step, and whether they are near enough."""
+    first, _, later = (_learn(learn.model, learn._loss, windows, config.precision) for _ in range(3))  # noqa: SLF001
+    exact, yardstick = (_learn_own(learn.model, windows, precision) for precision in ("float32", config.precision))
     learn.model.zero_grad()
     calls = {"first call": first, "later call": later, "own, uncompiled": yardstick}
     errors = {name: _errors(each, exact) for name, each in calls.items()}
@@ -188,7 +206,7 @@ def _learn(model: Thoughtbubbles, loss: nn.Module, windows: Tensor, precision: P
 
 
 def _learn_own(model: Thoughtbubbles, windows: Tensor, precision: Precision) -> Learned:
-    """By the oracle, uncompiled, a few windows at a time."""
+    """Return what the oracle learns, uncompiled, a few windows at a time."""
     model.zero_grad()
     total = torch.zeros((), device=windows.device)
     for some in windows.split(8):
@@ -204,7 +222,7 @@ def _gradients(model: Thoughtbubbles) -> Learned:
 
 
 def _errors(got: Learned, want: Learned) -> dict[str, float]:
-    """Distances as parts of what is wanted: the loss's, each gradient's, and that of all gradients together."""
+    """Return relative distances: of the loss, of each gradient, and of all gradients together."""
     assert got.keys() == want.keys()
     apart = {name: float((got[name] - want[name]).norm()) for name in want}
     norms = {name: float(want[name].norm()) for name in want}
@@ -213,21 +231,28 @@ def _errors(got: Learned, want: Learned) -> dict[str, float]:
 
 
 def _timed(learn: TrainStep, windows: Tensor) -> float:
-    torch.cuda.synchronize()
+    """Return the seconds of a step for each of windows (steps, accumulation, B, T+1), the device idle around them."""
+    _synchronize()
     begin = time.perf_counter()
-    for step in range(STEPS):
-        learn(step, [windows[step]])
-    torch.cuda.synchronize()
+    for step, batches in enumerate(windows):
+        learn(step, batches)
+    _synchronize()
     return time.perf_counter() - begin
 
 
-def _profile(learn: TrainStep, windows: Tensor) -> str:
-    """The kernels that take most of the device's time, in microseconds a step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for step in range(3):
-            learn(step, [windows[step]])
+def _synchronize() -> None:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    parts = sorted(((e.self_device_time_total / 3, e.count // 3, e.key) for e in profiler.key_averages()), reverse=True)
+
+
+def _profile(learn: TrainStep, windows: Tensor, device: torch.device) -> str:
+    """Return the kernels that take most of the device's time, in microseconds a step."""
+    activity = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        _timed(learn, windows)
+    times = [(e.self_device_time_total if device.type == "cuda" else e.self_cpu_time_total, e.count, e.key)
+             for e in profiler.key_averages()]  # fmt: skip
+    parts = sorted(((total / len(windows), count // len(windows), key) for total, count, key in times), reverse=True)
     busy, launches = sum(time for time, _, _ in parts), sum(count for _, count, _ in parts)
     lines = [f"{time:9.0f} {100 * time / busy:5.1f}% {count:4} x {key[:100]}" for time, count, key in parts[:40]]
     return "\n".join([f"    device busy {busy:.0f} us a step, {launches} launches", *lines])
@@ -236,9 +261,14 @@ def _profile(learn: TrainStep, windows: Tensor) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--case", help="run this one here; what the command does for each")
-    parser.add_argument("--out", type=Path, default=Path("runs/train-cases"))
+    parser.add_argument("--recipe", choices=RECIPES, help="whose shape and training (the 124M shape)")
+    parser.add_argument("--timed-steps", type=int, default=8, help="in one timing (%(default)s)")
+    parser.add_argument("--case", help="run this one in this process; the command starts a process for each")
+    parser.add_argument("--out", type=Path, default=Path("runs/train-cases"), help="folder for outputs (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="print where each case's time goes")
+    parser.add_argument("--device", default="cuda")
+    add_field_flags(parser, ModelConfig)
+    add_field_flags(parser, TrainConfig)
     return parser.parse_args()
 
 
