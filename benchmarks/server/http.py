@@ -1,18 +1,18 @@
-r"""What HTTP costs: tokens streamed to clients of a real server, against the engine without one, in one run.
+r"""What HTTP costs: tokens/s and latencies of clients of a real server, against the engine alone, in one run.
 
     python -m benchmarks.server.http [--clients 1 8] [--max-tokens 256]
     python -m benchmarks.server.http --random-shape 124m --device cuda --dtype bfloat16 --clients 1 64 --processes 4 \
         --prompt-tokens 128 --max-tokens 128 --requests-per-client 4
 
-The model is loaded once. On the thread that will serve it the engine does alone what clients will ask for; then it is
-served, and clients in other processes ask the like of it. Each client asks as often as told, one request after the
-other, and so is the engine alone: as many run at a time, the next begins when one ends. They do so `together`, where
-answers are of one length, so that clients ask all at once; and where there are several also `apart`, with answers from
-half as long to half as long again, so that most requests find the others running.
+The model is loaded once. The engine first completes the requests alone, on the thread that will serve it; then a server
+completes like requests for clients in other processes. Each client sends its requests one after the other, and the
+engine alone does the same: so many run at a time, and the next begins when one ends. Requests are sent `together`, with
+answers of one length, so that all clients send at once; with several clients also `apart`, with answers from half as
+long to half as long again, so that most requests begin while others run.
 
-Each line tells tokens/s of both and their share; the time to the first token, its 50th and 99th percentile and the
-engine's own 50th; the inter-token time of both, the median over requests, and their ratio; and how many tokens a chunk
-had on average.
+Each line has the tokens/s of both and their ratio (share); the time to the first token, its 50th and 99th percentile
+and the engine's own 50th; the inter-token time of both, as the median over requests, and their ratio; and the mean
+number of tokens in a chunk.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import asyncio
 import gc
 import os
 import pickle
+import random
 import signal
 import statistics
 import tempfile
@@ -27,7 +28,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +37,7 @@ import torch
 from uvicorn.loops.auto import auto_loop_factory
 
 from benchmarks.header import header
-from benchmarks.server.streaming import Load, Stream, put_load
+from benchmarks.server.clients import Answer, Load, Request, put_load, require_complete
 from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import save_checkpoint
@@ -49,18 +50,55 @@ from thoughtbubbles.server.settings import ServerSettings
 
 COLUMNS = ("clients", "asking  ", "tokens/s", "engine alone", "share", "first token p50 ms", "p99 ms",
            "engine alone p50 ms", "inter-token ms", "engine alone ms", "ratio", "tokens a chunk")  # fmt: skip
-Trial = tuple[Load, list[Stream]]
-"""What was asked, and the streams that came of it."""
+HANDING_OUT_SECONDS = 1.0
+"""Time for the clients' processes to receive their work, from a process that will be busy serving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The requests of all clients: random prompts, and how long their answers are."""
+
+    clients: int
+    requests: int
+    """Of each client."""
+    prompt_tokens: int
+    vocabulary: int
+    """Token ids of prompts are below it, end-of-text not among them."""
+    max_tokens: int
+    """Tokens of each answer; on average where answers differ in length."""
+    apart: bool
+    """Whether answers differ in length, by up to a half, so that clients do not send all at once."""
+    seed: str
+    """Prompts of different seeds differ."""
+
+    def prompt(self, client: int, number: int) -> list[int]:
+        """Return random token ids."""
+        return random.Random(f"{self.seed}/{client}/{number}").choices(range(self.vocabulary), k=self.prompt_tokens)
+
+    def tokens(self, client: int, number: int) -> int:
+        """Return the length of the answer, which the seed does not change."""
+        half = self.max_tokens // 2 if self.apart else 0
+        return self.max_tokens + random.Random(f"{client}/{number}").randint(-half, half)
+
+    def request(self, client: int, number: int) -> Request:
+        """Return a request that streams exactly `tokens` tokens."""
+        return Request(body={
+            "prompt": self.prompt(client, number), "max_tokens": self.tokens(client, number), "ignore_eos": True,
+            "stream": True, "stream_options": {"include_usage": True},
+        })  # fmt: skip
+
+
+Trial = tuple[Prompts, list[Answer]]
 
 
 def main() -> None:
     """Print the table."""
     args = _arguments()
     context = get_context("spawn")
-    every = context.Barrier(args.processes)  # no process takes work before all are there: else the first take it all
+    every = context.Barrier(args.processes)  # no process gets work before all have started: else the first get it all
     with (
         _checkpoint(args) as folder,
-        tempfile.NamedTemporaryFile() as told,
+        tempfile.NamedTemporaryFile() as results,
         ProcessPoolExecutor(args.processes, context, every.wait) as processes,
     ):
         for _ in range(args.processes):  # each starts one more: meanwhile the model is loaded
@@ -72,59 +110,77 @@ def main() -> None:
             max_batch_size=max(args.clients),
             cache_bytes=args.cache_bytes,
         )
-        service = Service.create(settings, partial(_loaded, settings, args, told.name))
+        service = Service.create(settings, partial(_loaded, settings, args, results.name))
         with _silence(), writing("text"), asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
-            trials = runner.run(_served(service, Path(told.name), processes, args.processes))
+            trials = runner.run(_served(service, Path(results.name), processes, args.processes))
     print(header())
     print("  ".join(COLUMNS))
-    for (load, engine), streams in trials:
-        _print_row(load, engine, streams)
+    for (prompts, engine), answers in trials:
+        _print_row(prompts, engine, answers)
 
 
-def _loaded(settings: ServerSettings, args: argparse.Namespace, told: str) -> tuple[Engine, ServedModel]:
-    """What a server loads, after it has done alone, where it will serve, what clients will ask of it.
+def _loaded(settings: ServerSettings, args: argparse.Namespace, results: str) -> tuple[Engine, ServedModel]:
+    """Load what a server loads, and complete the requests with the engine alone, where it will serve.
 
-    What came of that is written to a file, `told`, since it may be another process that serves.
+    The answers are written to the file `results`, since another process may serve.
     """
     engine, served = load_model(settings)
-    gc.freeze()  # as where it serves: what has been loaded is not looked through for garbage
+    gc.freeze()  # as in a server: the collector does not scan what has been loaded
     alone: list[Trial] = []
-    for load in _loads(args, served.tokenizer.vocab_size - 1):
-        _generate(engine, _warm_up(load))
-        alone.append((load, _generate(engine, load)))
-    Path(told).write_bytes(pickle.dumps(alone))
+    for prompts in _trials(args, served.tokenizer.vocab_size - 1):
+        _generate(engine, _warm_up(prompts))
+        alone.append((prompts, _generate(engine, prompts)))
+    Path(results).write_bytes(pickle.dumps(alone))
     return engine, served
 
 
-def _loads(args: argparse.Namespace, vocabulary: int) -> Iterator[Load]:
+def _trials(args: argparse.Namespace, vocabulary: int) -> Iterator[Prompts]:
     for clients in args.clients:
         for apart in (False, True)[: min(clients, 2)]:
-            yield Load(
-                address="", clients=clients, requests=args.requests_per_client, prompt_tokens=args.prompt_tokens,
+            yield Prompts(
+                clients=clients, requests=args.requests_per_client, prompt_tokens=args.prompt_tokens,
                 vocabulary=vocabulary, max_tokens=args.max_tokens, apart=apart, seed=f"{clients}/{apart}",
             )  # fmt: skip
 
 
-def _warm_up(load: Load) -> Load:
-    """One request of each client that counts for nothing."""
-    return replace(load, requests=1, seed=f"{load.seed} warm")
+def _warm_up(prompts: Prompts) -> Prompts:
+    """Return one request of each client, which is not measured."""
+    return replace(prompts, requests=1, seed=f"{prompts.seed} warm")
 
 
-async def _served(service: Service, alone: Path, processes: Executor, number: int) -> list[tuple[Trial, list[Stream]]]:
-    """What the engine did alone, and the streams of each load over HTTP, with other prompts than it has seen."""
-    told = []
+async def _served(
+    service: Service, alone: Path, processes: Executor, number: int
+) -> list[tuple[Trial, list[Answer]]]:  # fmt: skip
+    """Return what the engine did alone, and beside it the answers over HTTP, to other prompts."""
+    answers = []
     async with _address_of(service) as address:
         trials: list[Trial] = pickle.loads(await asyncio.to_thread(alone.read_bytes))  # noqa: S301 - our own
-        for load, _ in trials:
-            asked = replace(load, address=address, seed=f"{load.seed} HTTP")
-            await asyncio.to_thread(put_load, _warm_up(asked), processes, number)
-            told.append(await asyncio.to_thread(put_load, asked, processes, number))
-    return list(zip(trials, told, strict=True))
+        for prompts, _ in trials:
+            others = replace(prompts, seed=f"{prompts.seed} HTTP")
+            await asyncio.to_thread(_send, address, _warm_up(others), processes, number)
+            answers.append(await asyncio.to_thread(_send, address, others, processes, number))
+    return list(zip(trials, answers, strict=True))
+
+
+def _send(address: str, prompts: Prompts, processes: Executor, number: int) -> list[Answer]:
+    """Return the answers to clients that `number` processes share and that all begin at once."""
+    load = Load(address=address, request=prompts.request, clients=prompts.clients, requests=prompts.requests,
+                begin=time.monotonic() + HANDING_OUT_SECONDS)  # fmt: skip
+    shares = [range(start, load.clients, number) for start in range(min(number, load.clients))]
+    answers = [each for share in processes.map(_share, [load] * len(shares), shares) for each in share]
+    require_complete(answers)
+    expected = sorted(prompts.tokens(c, r) for c in range(prompts.clients) for r in range(prompts.requests))
+    assert sorted(each.tokens for each in answers) == expected, "answers of other lengths than were requested"
+    return answers
+
+
+def _share(load: Load, clients: range) -> list[Answer]:
+    return asyncio.run(put_load(load, clients))
 
 
 @asynccontextmanager
 async def _address_of(service: Service) -> AsyncIterator[str]:
-    """Where the service is, once it is loaded; it runs as `python -m thoughtbubbles.server` runs it, on a free port."""
+    """Serve on a free port as `python -m thoughtbubbles.server` does; give the address once the model is loaded."""
     with listen(service.settings.host, 0) as listener:
         running = asyncio.create_task(serve(service, create_app(service), listener))
         loaded = asyncio.create_task(service.worker.loaded.wait())
@@ -138,58 +194,60 @@ async def _address_of(service: Service) -> AsyncIterator[str]:
             await running
 
 
-def _print_row(load: Load, engine: list[Stream], streams: list[Stream]) -> None:
-    first, engine_first = (sorted(1000 * each.first for each in told) for told in (streams, engine))
-    rate, engine_rate = _rate(streams), _rate(engine)
-    gap, engine_gap = (1000 * statistics.median(each.inter_token for each in told) for told in (streams, engine))
-    chunk = sum(each.tokens for each in streams) / sum(len(each.arrivals) for each in streams)
-    cells = (str(load.clients), "apart" if load.apart else "together", f"{rate:.0f}", f"{engine_rate:.0f}",
+def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer]) -> None:
+    first, engine_first = (sorted(1000 * each.first for each in answers) for answers in (served, engine))
+    rate, engine_rate = _rate(served), _rate(engine)
+    gap, engine_gap = (1000 * statistics.median(each.inter_token for each in answers) for answers in (served, engine))
+    chunk = sum(each.tokens for each in served) / sum(len(each.arrivals) for each in served)
+    cells = (str(prompts.clients), "apart" if prompts.apart else "together", f"{rate:.0f}", f"{engine_rate:.0f}",
              f"{rate / engine_rate:.2f}", f"{statistics.median(first):.1f}", f"{first[int(0.99 * len(first))]:.1f}",
              f"{statistics.median(engine_first):.1f}", f"{gap:.2f}", f"{engine_gap:.2f}", f"{gap / engine_gap:.2f}",
              f"{chunk:.2f}")  # fmt: skip
     print("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, COLUMNS, strict=True)))
 
 
-def _rate(streams: list[Stream]) -> float:
-    """Tokens a second of all together."""
-    began, ended = min(each.asked for each in streams), max(each.arrivals[-1] for each in streams)
-    return sum(each.tokens for each in streams) / (ended - began)
+def _rate(answers: list[Answer]) -> float:
+    """Return the tokens/s of all answers together."""
+    began, ended = min(each.sent for each in answers), max(each.arrivals[-1] for each in answers)
+    return sum(each.tokens for each in answers) / (ended - began)
 
 
-def _generate(engine: Engine, load: Load) -> list[Stream]:
-    """The load's streams without a server."""
-    asked: dict[str, float] = {}
+def _generate(engine: Engine, prompts: Prompts) -> list[Answer]:
+    """Return the answers of the engine without a server."""
+    sent: dict[str, float] = {}
     arrivals: dict[str, list[float]] = {}
 
-    def ask(client: int, request: int) -> None:
-        name = f"{client}/{request}"
-        params = SamplingParams(max_tokens=load.tokens(client, request), ignore_eos=True)
-        asked[name], arrivals[name] = time.monotonic(), []
-        engine.add(name, load.prompt(client, request), params)
+    def add(client: int, number: int) -> None:
+        name = f"{client}/{number}"
+        params = SamplingParams(max_tokens=prompts.tokens(client, number), ignore_eos=True)
+        sent[name], arrivals[name] = time.monotonic(), []
+        engine.add(name, prompts.prompt(client, number), params)
 
-    for client in range(load.clients):
-        ask(client, 0)
+    for client in range(prompts.clients):
+        add(client, 0)
     while engine.has_work:
         events = engine.step()
         now = time.monotonic()
         for event in events:
             arrivals[event.request_id].append(now)
-            client, request = map(int, event.request_id.split("/"))
-            if event.finish_reason is not None and request + 1 < load.requests:
-                ask(client, request + 1)
-    return [Stream(asked[name], arrivals[name], len(arrivals[name])) for name in asked]
+            client, number = map(int, event.request_id.split("/"))
+            if event.finish_reason is not None and number + 1 < prompts.requests:
+                add(client, number + 1)
+    return [
+        Answer(outcome="200", sent=sent[name], arrivals=arrivals[name], tokens=len(arrivals[name])) for name in sent
+    ]
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What the server says is written, as it always is, but to where nobody reads it."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    """Send the server's logs to /dev/null: they are written as ever."""
+    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null), redirect_stderr(null):
         yield
 
 
 @contextmanager
 def _checkpoint(args: argparse.Namespace) -> Iterator[Path | None]:
-    """The folder that is named, None for the one that ships, or a new one: random weights, and numbers for tokens."""
+    """Give the checkpoint folder: the named one, None for the shipped one, or a new one with random weights."""
     if args.random_shape is None:
         yield args.checkpoint
         return
@@ -209,7 +267,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests-per-client", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=32, help="random ones (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=256, help="of each answer, at least 4 (%(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="that clients are divided among (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the clients (%(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--cache-bytes", type=int, default=4 << 30, help="of the fork-state cache (%(default)s)")

@@ -1,14 +1,13 @@
-"""Many clients against a small queue for a while: nothing lost, nothing hung, one outcome each, memory flat.
+"""Many clients against a small queue: every request has one outcome, none is lost or hangs, and memory stays flat.
 
     python -m benchmarks.server.load [--clients 200] [--seconds 60]
 
-Every client asks again and again, streamed or not, and sometimes leaves in the middle. The table has what became of
-their requests beside what the server counted; the command fails when the two do not add up, or when memory grew.
+Each client sends one request after the other, streamed or not; of one in ten it does not await the end. The table
+compares the outcomes with the server's own counts. The command fails if the two differ, or if memory grows.
 """
 
 import argparse
 import asyncio
-import json
 import random
 import re
 import statistics
@@ -16,150 +15,78 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import httpx
+from dataclasses import dataclass
 
 from benchmarks.header import header
-from benchmarks.server.serving import serving
+from benchmarks.server.clients import Answer, Load, Request, outcomes, put_load
+from benchmarks.server.serving import read_metrics, resident_mib, serving
 
-HUNG_SECONDS = 60.0
 MOST_GROWTH = 1.1
-"""Of memory, from a quarter of the time on, when every buffer has been made."""
+"""Memory at the end over memory after a quarter of the time, when every buffer has been allocated."""
+EXPECTED = ("200", "429", "left")
 
 
-@dataclass
-class Load:
-    """What clients have seen: each request adds to one outcome and no other."""
+@dataclass(frozen=True)
+class Mixture:
+    """Short requests of `max_tokens` at most, half of them streamed."""
 
-    outcomes: Counter[str] = field(default_factory=Counter)
-    """`done`, `refused` (429), `left` (by the client), or what went wrong."""
-    seconds: list[float] = field(default_factory=list)
-    """How long each `done` took."""
+    max_tokens: int
 
-    @property
-    def wrong(self) -> int:
-        """Requests that had none of the outcomes that are meant."""
-        return self.outcomes.total() - sum(self.outcomes[name] for name in ("done", "refused", "left"))
-
-
-async def put_load(address: str, *, clients: int, seconds: float, requests: int, max_tokens: int) -> Load:
-    """Clients that ask one after the other until the time is up, or each has asked `requests` times."""
-    load, until = Load(), time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=address, timeout=HUNG_SECONDS, limits=limits) as http:
-
-        async def ask_again(seed: int) -> None:
-            dice = random.Random(seed)
-            for _ in range(requests):
-                if time.monotonic() > until:
-                    return
-                start = time.monotonic()
-                outcome = await _ask(http, dice, max_tokens)
-                load.outcomes[outcome] += 1
-                if outcome == "done":
-                    load.seconds.append(time.monotonic() - start)
-                elif outcome == "refused":
-                    await asyncio.sleep(dice.uniform(0.05, 0.2))  # sooner than told: the queue is to stay full
-
-        await asyncio.gather(*map(ask_again, range(clients)))
-    return load
+    def request(self, client: int, number: int) -> Request:
+        """Return the request of a client, the same in every run."""
+        dice = random.Random(f"{client}/{number}")
+        body = {"prompt": "river " * dice.randint(1, 4), "max_tokens": dice.randint(1, self.max_tokens),
+                "ignore_eos": True, "stream": dice.random() < 0.5}  # fmt: skip
+        return Request(body=body, leave_after=dice.uniform(0, 0.3) if dice.random() < 0.1 else None)
 
 
-async def _ask(http: httpx.AsyncClient, dice: random.Random, max_tokens: int) -> str:
-    body = {"prompt": "river " * dice.randint(1, 4), "max_tokens": dice.randint(1, max_tokens), "ignore_eos": True,
-            "stream": dice.random() < 0.5}  # fmt: skip
-    try:
-        async with asyncio.timeout(HUNG_SECONDS):
-            if dice.random() < 0.1:
-                return await _leave(http.base_url, body, dice.uniform(0, 0.3))
-            response = await http.post("/v1/completions", json=body)
-    except TimeoutError:
-        return "hung"
-    except httpx.HTTPError as error:
-        return type(error).__name__
-    if response.status_code != httpx.codes.OK:
-        return "refused" if response.status_code == httpx.codes.TOO_MANY_REQUESTS else str(response.status_code)
-    ended = response.text.endswith("data: [DONE]\n\n") if body["stream"] else response.json()["usage"]
-    return "done" if ended and '"error"' not in response.text else "broken"
-
-
-async def _leave(address: httpx.URL, body: Mapping[str, object], seconds: float) -> str:
-    """Ask on a connection of its own, and close it after so long. An HTTP client, cancelled, may leave one open."""
-    asked = json.dumps(body)
-    head = ("POST /v1/completions HTTP/1.1", f"host: {address.netloc.decode()}", f"content-length: {len(asked)}")
-    _, writer = await asyncio.open_connection(address.host, address.port)
-    writer.write("\r\n".join([*head, "", asked]).encode())
-    await asyncio.sleep(seconds)
-    writer.close()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
-    return "left"
-
-
-def counted(address: str) -> dict[str, float]:
-    """The server's own numbers of requests, by name and labels."""
-    text = httpx.get(f"{address}/metrics").text
-    found = re.findall(r"^thoughtbubbles_((?:request_|num_|cache_)[a-z_]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
-
-
-def lost(load: Load, count: Mapping[str, float]) -> list[str]:
-    """Everything that does not add up once the server is idle; nothing when all is well."""
+def lost(seen: Counter[str], count: Mapping[str, float]) -> list[str]:
+    """Return the contradictions between what clients saw and what the idle server counted."""
     finished = {name: n for name, n in count.items() if name.startswith("request_finished_total")}
     ended = sum(n for name, n in finished.items() if "length" in name or "stop" in name)
+    wrong = seen.total() - sum(seen[name] for name in EXPECTED)
     checks = {
-        f"{load.wrong} requests went wrong": load.wrong == 0,
+        f"{wrong} requests went wrong": wrong == 0,
         "accepted is not finished": count["request_accepted_total"] == sum(finished.values()),
-        "something still runs or waits": count["num_requests_running"] == count["num_requests_waiting"] == 0,
-        "fewer ended than clients saw": load.outcomes["done"] <= ended <= load.outcomes["done"] + load.outcomes["left"],
-        "refusals differ": count.get('request_rejected_total{reason="queue_full"}', 0) >= load.outcomes["refused"],
+        "requests still run or wait": count["num_requests_running"] == count["num_requests_waiting"] == 0,
+        "fewer ended than clients saw": seen["200"] <= ended <= seen["200"] + seen["left"],
+        "refusals differ": count.get('request_rejected_total{reason="queue_full"}', 0) >= seen["429"],
     }
     return [complaint for complaint, well in checks.items() if not well]
 
 
-async def _watched(load: "asyncio.Task[Load]", pid: int) -> list[int]:
-    sizes = []
-    while not load.done():
-        sizes.append(_resident_mib(pid))
+async def _run(address: str, pid: int, args: argparse.Namespace) -> tuple[list[Answer], list[float]]:
+    """Return the answers, and resident memory once a second."""
+    load = Load(
+        address=address, request=Mixture(args.max_tokens).request, clients=args.clients, seconds=args.seconds
+    )  # fmt: skip
+    sending, sizes = asyncio.create_task(put_load(load)), list[float]()
+    while not sending.done():
+        sizes.append(resident_mib(pid))
         await asyncio.sleep(1)
-    return sizes
-
-
-def _resident_mib(pid: int) -> int:
-    """Resident memory of a process."""
-    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) // 1024
-
-
-async def _run(address: str, pid: int, args: argparse.Namespace) -> tuple[Load, list[int]]:
-    asking = asyncio.create_task(
-        put_load(address, clients=args.clients, seconds=args.seconds, requests=100_000, max_tokens=args.max_tokens)
-    )
-    sizes = await _watched(asking, pid)
-    return await asking, sizes
+    return sending.result(), sizes
 
 
 def main() -> int:
-    """Print the table; 1 when something does not add up."""
+    """Print the table; return 1 if counts differ or memory grew."""
     args = _arguments()
     print(header())
     with serving("--max-waiting-streams", str(args.max_waiting_streams), "--max-client-share", "1") as (address, pid):
-        load, sizes = asyncio.run(_run(address, pid, args))
+        answers, sizes = asyncio.run(_run(address, pid, args))
         time.sleep(1)
-        count = counted(address)
+        count = read_metrics(address)
+    seen = outcomes(answers)
     print("outcome   requests")
-    for outcome, number in sorted(load.outcomes.items()):
+    for outcome, number in sorted(seen.items()):
         print(f"{outcome:8}  {number:8}")
-    times = sorted(load.seconds)
-    print(f"done took  p50 {statistics.median(times):.2f} s, p99 {times[int(0.99 * len(times))]:.2f} s")
+    times = sorted(each.arrivals[-1] - each.sent for each in answers if each.outcome == "200")
+    print(f"200 took  p50 {statistics.median(times):.2f} s, p99 {times[int(0.99 * len(times))]:.2f} s")
     for name, value in sorted(count.items()):
         if value and re.match("request_(accepted|finished|rejected)_total", name):
             print(f"{name} {value:.0f}")
     warm = sizes[len(sizes) // 4]
-    print(f"memory MiB  start {sizes[0]}, after a quarter {warm}, end {sizes[-1]}")
-    complaints = lost(load, count) + (["memory grew"] if sizes[-1] > MOST_GROWTH * warm else [])
+    print(f"memory MiB  start {sizes[0]:.0f}, after a quarter {warm:.0f}, end {sizes[-1]:.0f}")
+    complaints = lost(seen, count) + (["memory grew"] if sizes[-1] > MOST_GROWTH * warm else [])
     print("\n".join(complaints) or "nothing lost, nothing hung, memory flat")
     return bool(complaints)
 
@@ -168,7 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--max-tokens", type=int, default=16, help="most that a request asks for")
+    parser.add_argument("--max-tokens", type=int, default=16, help="of a request, at most (%(default)s)")
     parser.add_argument("--max-waiting-streams", type=int, default=400, help="some 50 of these prompts")
     return parser.parse_args()
 

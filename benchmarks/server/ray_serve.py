@@ -17,9 +17,8 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.header import header
+from benchmarks.server.clients import Load, Request, put_load, require_complete
 from benchmarks.server.serving import serving
 
 PROCESSES: Mapping[str, str] = {
@@ -59,26 +58,27 @@ def _measure(address: str, session: int, processes: Mapping[str, str], args: arg
         asyncio.run(work)
         return {name: seconds - before[name] for name, seconds in _seconds(session, processes).items()}
 
-    busy(_ask(address, args.clients, args.max_tokens, stream=True))  # what happens once has happened
+    busy(_send(address, args.clients, 1, args.max_tokens))  # what happens once is not measured
     idle = busy(asyncio.sleep(IDLE_SECONDS))
-    streams = busy(_ask(address, args.clients, args.max_tokens, stream=True))
-    requests = busy(_ask(address, args.requests, 1, stream=False))
+    streams = busy(_send(address, args.clients, 1, args.max_tokens))
+    each = -(-args.requests // args.clients)
+    requests = busy(_send(address, args.clients, each, 1))
     for name in processes:
         token, request = (
             1000 * (spent[name] - idle[name] * spent[CLOCK] / idle[CLOCK]) / count
-            for spent, count in ((streams, args.clients * args.max_tokens), (requests, args.requests))
+            for spent, count in ((streams, args.clients * args.max_tokens), (requests, args.clients * each))
         )
         print(f"{name:21}  {token:19.2f}  {request:25.1f}", flush=True)
 
 
-async def _ask(address: str, requests: int, max_tokens: int, *, stream: bool) -> None:
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=8)) as client:
+async def _send(address: str, clients: int, requests: int, max_tokens: int) -> None:
+    """Have each client send its requests one after the other; those of several tokens are streamed."""
 
-        async def ask(number: int) -> None:
-            body = {"prompt": f"{number} rivers", "max_tokens": max_tokens, "ignore_eos": True, "stream": stream}
-            (await client.post("/v1/completions", json=body)).raise_for_status()
+    def request(client: int, number: int) -> Request:
+        return Request(body={"prompt": f"{client * requests + number} rivers", "max_tokens": max_tokens,
+                             "ignore_eos": True, "stream": max_tokens > 1})  # fmt: skip
 
-        await asyncio.gather(*map(ask, range(requests)))
+    require_complete(await put_load(Load(address=address, request=request, clients=clients, requests=requests)))
 
 
 def _seconds(session: int, processes: Mapping[str, str]) -> dict[str, float]:

@@ -25,10 +25,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import httpx
 import torch
 
 from benchmarks.header import header
+from benchmarks.server.clients import Load, Request, put_load, require_complete
 from benchmarks.server.serving import serving
 from thoughtbubbles.engine import set_threads
 from thoughtbubbles.engine.scoring import TOKENS_AT_ONCE
@@ -110,23 +110,17 @@ def _make_checkpoint(folder: str, vocabulary: int, context: int) -> None:
 
 
 def _peak(address: str, memory: Memory, args: argparse.Namespace, top: int | None) -> int:
-    """The server's peak over rounds in which all clients are answered: a heap that goes on growing would show."""
+    """Return the server's peak over rounds that each answer every client: a heap that keeps growing would show."""
+
+    def request(client: int, _: int) -> Request:
+        prompt = random.Random(client).choices(range(args.vocabulary - 1), k=args.prompt_tokens)
+        return Request(body={"prompt": prompt, "max_tokens": ANSWER, "ignore_eos": True, "echo": True, "logprobs": top})
+
     memory.reset()
     for _ in range(ROUNDS):
-        asyncio.run(_load(address, args, top))
+        load = Load(address=address, request=request, clients=args.clients, requests=1)
+        require_complete(asyncio.run(put_load(load)))
     return memory.peak()
-
-
-async def _load(address: str, args: argparse.Namespace, top: int | None) -> None:
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        await asyncio.gather(*(_ask(client, args, seed, top) for seed in range(args.clients)))
-
-
-async def _ask(client: httpx.AsyncClient, args: argparse.Namespace, seed: int, top: int | None) -> None:
-    prompt = random.Random(seed).choices(range(args.vocabulary - 1), k=args.prompt_tokens)
-    body = {"prompt": prompt, "max_tokens": ANSWER, "ignore_eos": True, "echo": True, "logprobs": top}
-    response = await client.post("/v1/completions", json=body)
-    response.raise_for_status()
 
 
 @torch.inference_mode()

@@ -1,51 +1,43 @@
-"""An hour of mixed load at a steady rate: resident memory of the server, and whether it stays flat.
+"""An hour of mixed requests at a steady rate: is the server's resident memory flat?
 
     python -m benchmarks.server.soak [--minutes 60] [--rate 2] [--log FILE]
 
-Requests come at random moments, whatever became of those before: streams, whole answers, several choices, long prompts,
-scored prompts, all rules, clients that leave, and mistakes. Every ten seconds resident memory goes to the log. The
-command fails when memory after a quarter of the time and at the end differ by more than `MOST_GROWTH`.
+Requests come at random moments, whether or not earlier ones have ended: streams, whole answers, several choices, long
+prompts, scored prompts, all rules, clients that leave, and mistakes; beside them tokenization and metrics. The log gets
+resident memory every ten seconds. The command fails if memory after a quarter of the time and at the end differ by more
+than `MOST_GROWTH`, or if a request has an unexpected outcome.
 """
 
 import argparse
 import asyncio
 import os
 import random
-import re
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.header import header
-from benchmarks.server.serving import serving
+from benchmarks.server.clients import Load, Request, outcomes, put_load
+from benchmarks.server.serving import resident_mib, serving
 
 MOST_GROWTH = 0.02
-"""Of resident memory, between a quarter of the time and the end."""
+"""Of resident memory, from a quarter of the time to the end."""
 WINDOW = 30
-"""Samples whose mean is compared: one sample has requests of its own in it."""
+"""Samples whose mean is compared, since each sample includes the requests of its moment."""
 SAMPLE_SECONDS = 10.0
 VOCABULARY = 8000
-"""Token ids that prompts are made of."""
+"""Token ids of prompts are below it."""
 
 Body = dict[str, Any]
 
 
-@dataclass
-class Soak:
-    """Outcomes of requests, and samples of memory."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    """By kind of request and HTTP status."""
-    samples: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds since the start, and resident bytes."""
+Samples = list[tuple[float, float]]
+"""Seconds since the start, and resident MiB."""
 
 
 def _ids(dice: random.Random, least: int, most: int) -> list[int]:
@@ -67,102 +59,86 @@ KINDS: Mapping[str, tuple[int, Callable[[random.Random], Body]]] = {
     "left": (6, lambda dice: {"prompt": _ids(dice, 4, 200), "max_tokens": 200, "stream": dice.random() < 0.5}),
     "mistake": (4, lambda dice: {"prompt": _ids(dice, 4, 60), "max_tokens": 100_000}),
 }
-"""How many of a hundred requests are of each kind, and what one says."""
+"""How many of a hundred requests are of each kind, and the body of one."""
 
 
-async def _ask(http: httpx.AsyncClient, kind: str, body: Body, patience: float) -> str:
-    """Send one request and read its answer to the end; a kind that leaves closes the connection after `patience`."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(patience if kind == "left" else None):
-            async with http.stream("POST", "/v1/completions", json={"ignore_eos": True, **body}) as response:
-                async for _ in response.aiter_bytes():
-                    pass
-            return str(response.status_code)
-    return "left"
+OPERATIONS: Sequence[tuple[str, Callable[[random.Random], Body] | None]] = (
+    ("/tokenize", lambda dice: {"prompt": "the river " * dice.randint(1, 200)}),
+    ("/detokenize", lambda dice: {"tokens": _ids(dice, 1, 500)}),
+    ("/metrics", None),
+)
+OPERATION_SHARE = 0.3
+"""Operations for each request."""
 
 
-async def put_load(soak: Soak, address: str, *, seconds: float, rate: float, seed: int) -> None:
-    """Send `rate` requests a second for so long, and wait for their answers."""
-    dice, until = random.Random(seed), time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
+@dataclass(frozen=True)
+class Mixture:
+    """Random requests of all kinds."""
 
-    async def one(kind: str) -> None:
-        patience, body = dice.uniform(0.05, 1), KINDS[kind][1](dice)
-        try:
-            outcome = await _ask(http, kind, body, patience)
-        except httpx.HTTPError as error:
-            outcome = type(error).__name__
-        soak.outcomes[f"{kind} {outcome}"] += 1
+    seed: int
 
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http, asyncio.TaskGroup() as group:
-        while time.monotonic() < until:
-            await asyncio.sleep(dice.expovariate(rate))
-            [kind] = dice.choices(list(KINDS), [share for share, _ in KINDS.values()])
-            group.create_task(one(kind))
-            await _operate(http, group, dice)
+    def request(self, client: int, _: int) -> Request:
+        """Return a completion; one that is to leave does so before a second has passed."""
+        dice = random.Random(f"{self.seed}/{client}")
+        [kind] = dice.choices(list(KINDS), [share for share, _ in KINDS.values()])
+        leave_after = dice.uniform(0.05, 1) if kind == "left" else None
+        return Request(body={"ignore_eos": True, **KINDS[kind][1](dice)}, kind=kind, leave_after=leave_after)
 
-
-async def _operate(http: httpx.AsyncClient, group: asyncio.TaskGroup, dice: random.Random) -> None:
-    """What else a server is asked now and then: tokens, and its metrics."""
-    others: Sequence[Callable[[], Coroutine[Any, Any, object]]] = (
-        lambda: http.post("/tokenize", json={"prompt": "the river " * dice.randint(1, 200)}),
-        lambda: http.post("/detokenize", json={"tokens": _ids(dice, 1, 500)}),
-        lambda: http.get("/metrics"),
-    )
-    if dice.random() < 0.3:
-        group.create_task(dice.choice(others)())
+    def operation(self, client: int, _: int) -> Request:
+        """Return a request that needs no engine."""
+        dice = random.Random(f"{self.seed}/{client}/operation")
+        path, body = dice.choice(OPERATIONS)
+        return Request(path=path, body=body and body(dice), kind=path.strip("/"))
 
 
-async def _watch(soak: Soak, pid: int, log: Path | None) -> None:
-    """Sample resident memory, until cancelled."""
+async def _watch(samples: Samples, pid: int, log: Path | None) -> None:
+    """Sample resident memory until cancelled."""
     start = time.monotonic()
     while True:
-        soak.samples.append((time.monotonic() - start, resident_bytes(pid)))
+        samples.append((time.monotonic() - start, resident_mib(pid)))
         if log is not None:
             with log.open("a") as file:
-                file.write(f"{soak.samples[-1][0]:8.0f} s  {soak.samples[-1][1] / 2**20:8.1f} MiB\n")
+                file.write(f"{samples[-1][0]:8.0f} s  {samples[-1][1]:8.1f} MiB\n")
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
-
-
-async def _run(soak: Soak, address: str, pid: int, args: argparse.Namespace) -> None:
-    watching = asyncio.create_task(_watch(soak, pid, args.log))
-    await put_load(soak, address, seconds=60 * args.minutes, rate=args.rate, seed=args.seed)
+async def _run(address: str, pid: int, args: argparse.Namespace) -> tuple[Counter[str], Samples]:
+    samples: Samples = []
+    watching, mixture = asyncio.create_task(_watch(samples, pid, args.log)), Mixture(args.seed)
+    loads = [
+        Load(address=address, request=request, rate=rate, seconds=60 * args.minutes, seed=args.seed)
+        for request, rate in ((mixture.request, args.rate), (mixture.operation, OPERATION_SHARE * args.rate))
+    ]
+    answers = await asyncio.gather(*map(put_load, loads))
     watching.cancel()
+    return sum(map(outcomes, answers), Counter()), samples
 
 
-def growth(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Mean resident bytes after a quarter of the time, and at the end."""
+def growth(samples: Samples) -> tuple[float, float]:
+    """Return the mean resident MiB after a quarter of the time, and at the end."""
     sizes = [size for _, size in samples]
     quarter, window = len(sizes) // 4, max(1, min(WINDOW, len(sizes) // 4))
     return statistics.mean(sizes[quarter : quarter + window]), statistics.mean(sizes[-window:])
 
 
 def main() -> int:
-    """Print the table; 1 when memory grew or a request failed."""
+    """Print the table; return 1 if memory grew or a request failed."""
     args = _arguments()
     os.nice(args.nice)
     print(header(), flush=True)
-    soak = Soak()
     with serving(*args.server_options) as (address, pid):
-        asyncio.run(_run(soak, address, pid, args))
+        seen, samples = asyncio.run(_run(address, pid, args))
         cpu_seconds = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / 100
     print("kind and outcome         requests")
-    for outcome, number in sorted(soak.outcomes.items()):
+    for outcome, number in sorted(seen.items()):
         print(f"{outcome:24} {number:8}")
-    print(f"the server used {cpu_seconds / soak.samples[-1][0]:.0%} of a core\nminute  resident MiB")
-    for seconds, size in soak.samples[:: max(1, len(soak.samples) // 24)]:
-        print(f"{seconds / 60:6.1f}  {size / 2**20:12.1f}")
-    before, after = growth(soak.samples)
-    print(
-        f"mean after a quarter {before / 2**20:.1f} MiB, at the end {after / 2**20:.1f} MiB: {after / before - 1:+.2%}"
-    )
-    unmeant = {name for name in soak.outcomes if not name.endswith((" 200", "left left", "mistake 400"))}
-    complaints = [f"{name}: {soak.outcomes[name]}" for name in sorted(unmeant)]
+    print(f"the server used {cpu_seconds / samples[-1][0]:.0%} of a core\nminute  resident MiB")
+    for seconds, size in samples[:: max(1, len(samples) // 24)]:
+        print(f"{seconds / 60:6.1f}  {size:12.1f}")
+    before, after = growth(samples)
+    print(f"mean after a quarter {before:.1f} MiB, at the end {after:.1f} MiB: {after / before - 1:+.2%}")
+    unmeant = {name for name in seen if not name.endswith((" 200", "left left", "mistake 400"))}
+    complaints = [f"{name}: {seen[name]}" for name in sorted(unmeant)]
     complaints += ["memory grew"] if after > (1 + MOST_GROWTH) * before else []
     print("\n".join(complaints) or "every request was answered, memory flat")
     return bool(complaints)

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.header import header
 from benchmarks.server.abuse import files, http, load
-from benchmarks.server.abuse.target import Fault, Target, resident_mib, settle
-from benchmarks.server.serving import serving
+from benchmarks.server.abuse.target import Fault, Target, settle
+from benchmarks.server.serving import resident_mib, serving
 
 FAULTS: Mapping[str, Fault] = {fault.__name__: fault for module in (http, files, load) for fault in module.FAULTS}
 LONGEST_SECONDS = 150.0
@@ -68,7 +68,7 @@ def main() -> int:
         target = Target(address=address, pid=pid, slack=args.slack, dice=random.Random(args.seed))
         failed = asyncio.run(abuse(target, args.only or list(FAULTS)))
         after = resident_mib(pid)
-    print(f"memory MiB  before {before}, after {after or 'the end: 0'}")
+    print(f"memory MiB  before {before:.0f}, after {after:.0f}")
     number, seconds = len(args.only or FAULTS), time.monotonic() - began
     print(
         f"{number - len(failed)} of {number} faults stood in {seconds:.0f} s" + "".join(f"\nFAIL  {n}" for n in failed)

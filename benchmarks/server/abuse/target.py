@@ -3,16 +3,16 @@
 import asyncio
 import json
 import random
-import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+
+from benchmarks.server.serving import parse_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,7 @@ async def metrics(target: Target) -> Mapping[str, float]:
     """The server's numbers, by name and labels."""
     async with target.http() as http:
         text = (await http.get("/metrics")).text
-    found = re.findall(r"^thoughtbubbles_([a-z_]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
+    return parse_metrics(text)
 
 
 async def settle(target: Target, seconds: float = 40) -> None:
@@ -118,11 +117,3 @@ async def settle(target: Target, seconds: float = 40) -> None:
         answer = await http.post("/v1/completions", json={"prompt": "The river", "max_tokens": 2})
         assert answer.status_code == 200, answer.text
         assert (await http.get("/ready")).status_code == 200
-
-
-def resident_mib(pid: int) -> int:
-    """Resident memory of a process; 0 when it has ended."""
-    try:
-        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) // 1024
-    except (OSError, IndexError):
-        return 0
