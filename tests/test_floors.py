@@ -19,14 +19,9 @@ BELOW = {  # which of ours a floor may import, itself apart
     "terminal": {"engine", "model"},
     "training": {"model"},
     "deploy": {"server"},
-    "benchmarks": {
-        "deploy",
-        "server",
-        "engine",
-        "model",
-        "terminal",
-        "training",
-    },  # measure any, and nothing needs them
+    "benchmarks": {"deploy", "server", "engine", "model", "terminal", "training"},  # measure any; nothing needs them
+    "experiments": {"benchmarks", "model", "training"},
+    "docs": {"benchmarks", "model", "terminal"},  # scripts that draw figures
     "clients": {"thoughtbubbles_client"},  # a distribution of its own, which lies in there
 }
 OURS = {*BELOW, "thoughtbubbles_client", FACE}
