@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.dynamic import Counting
+from benchmarks.engine.dynamic import Counting
 from tests.engine.conftest import MakeModel
 from tests.model.test_conformance import CASES, FLOAT32_TOLERANCE, needs_cases
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
