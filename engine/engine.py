@@ -81,8 +81,7 @@ class Engine:
         The cost of each does not depend on how many wait, nor on its place among them.
         """
         present = [request_id for request_id in dict.fromkeys(request_ids) if request_id in self._requests]
-        if present:
-            self.scheduler.remove([self._requests.pop(request_id) for request_id in present])
+        self._release(present)
         return present
 
     def step(self) -> list[TokenEvent]:
@@ -110,30 +109,23 @@ class Engine:
         return events
 
     def _report(self, output: Output) -> list[TokenEvent]:
-        """Apply an output to its requests. Return their events, and release the requests that end."""
+        """Apply an output to its requests. Return their events, failures first, and release the requests that end."""
         self.scheduler.update(output.requests)
+        failures: list[TokenEvent] = []
         events: list[TokenEvent] = []
-        finished: list[Request] = []
         now = time.monotonic()
         for request, row in output.rows():
-            own = self._advance(request, row, now)
-            if own and own[-1].finish_reason is not None:
-                finished.append(request)
-            events += own
-        if finished:
-            self.scheduler.remove(finished)
-            for request in finished:
-                del self._requests[request.id]
+            request.count(row.num_streams, sum(row.fork_counts))
+            if not row.finite:
+                failures.append(self._fail(request))
+            elif request.is_computed:  # else only a chunk of its prompt is
+                events += self._advance(request, row, now)
+        events = failures + events
+        self._release([event.request_id for event in events if event.finish_reason is not None])
         return events
 
     def _advance(self, request: Request, row: Row, now: float) -> list[TokenEvent]:
-        """Apply a row of an output to its request, and return its events."""
-        request.count(row.num_streams, sum(row.fork_counts))
         request.prompt_report = row.prompt_report or request.prompt_report
-        if not row.finite:
-            return [self._fail(request)]
-        if not request.is_computed:  # a chunk of its prompt
-            return []
         if row.token is not None:
             self._generation_tokens += 1
             request.first_token = request.first_token or now
@@ -145,6 +137,11 @@ class Engine:
             request.state.spoilt = True
         self._non_finite += 1
         return TokenEvent(request.id, None, finish_reason="error")
+
+    def _release(self, request_ids: Sequence[str]) -> None:
+        """Forget requests and free their pages."""
+        if request_ids:
+            self.scheduler.remove([self._requests.pop(request_id) for request_id in request_ids])
 
     def _record(self, plan: Plan, fork_counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(fork_counts)
@@ -170,8 +167,7 @@ class Engine:
 
     def abort_all(self) -> None:
         """Drop every request."""
-        self.scheduler.remove(list(self._requests.values()))
-        self._requests.clear()
+        self._release(list(self._requests))
 
     def stats(self) -> EngineStats:
         """The engine's numbers now."""
