@@ -248,7 +248,7 @@ class ForkCache:
         )
 
     def check_integrity(self) -> None:
-        """Assert that pages are held by open and retained states, and by each no more than its streams need."""
+        """Assert that every page is counted for the states that have it, and that no state has more than it needs."""
         running = self._open.values()
         assert sorted([*self._open, *self._vacant]) == list(range(len(self.ledger.opening))), "rows lost or held twice"
         assert np.flatnonzero(self.ledger.opening).tolist() == sorted(self._open), "rows that nobody has"
@@ -256,9 +256,10 @@ class ForkCache:
             pages.check([state.pages(i) for state in running], [state.pages(i) for state in self._retained])
             for state in (*running, *self._retained):
                 unused = len(state.pages(i)) - -(-state.streams(i) // self.page_size)
-                assert unused == 0 or (unused > 0 and state in running), f"segment {i}: pages without streams"
-                ends = [0, *state.ledger.ends[state.row, i, : state.tokens]]
-                assert ends[-1] == state.streams(i), f"segment {i}: tokens missing"
+                reserved = self._open.get(state.row) is state
+                assert unused == 0 or (unused > 0 and reserved), f"segment {i}: pages without streams"
+                last = state.ledger.ends[state.row, i, state.tokens - 1] if state.tokens else 0
+                assert last == state.streams(i), f"segment {i}: tokens missing"
 
     def _may_have(self, ledger: Ledger, rows: Indices, tokens: ArrayLike) -> Indices:
         """(R,G) the most streams that these rows have once they have grown to so many tokens (R,)."""
