@@ -48,13 +48,13 @@ def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], outp
 
 
 def ban(logits: Tensor, ids: list[int]) -> Tensor:
-    """Logits (V,) with these tokens made impossible."""
+    """Return logits (V,) with these tokens at -inf."""
     return logits.index_fill(0, torch.tensor(ids, device=logits.device, dtype=torch.int64), -torch.inf)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How each of R requests picks its next token."""
+    """Sampling parameters of R requests, in columns."""
 
     temperature: Tensor
     """(R,) 0 is greedy; others are at least `MIN_TEMPERATURE`."""
@@ -71,13 +71,13 @@ class Draw:
 
     @classmethod
     def of(cls, params: list[SamplingParams], seeds: list[int], positions: list[int], device: torch.device) -> "Draw":
-        """The draw of these requests' parameters."""
+        """Return the columns of these requests."""
         floats = torch.tensor([[p.effective_temperature, p.top_p, p.min_p] for p in params], device=device)
         whole = torch.tensor([[p.top_k, s, n] for p, s, n in zip(params, seeds, positions, strict=True)], device=device)
         return cls(floats[:, 0], whole[:, 0], floats[:, 1], floats[:, 2], whole[:, 1], whole[:, 2])
 
     def rows(self, index: Tensor) -> "Draw":
-        """The draws of the requests at `index`."""
+        """Return the rows at `index`."""
         return Draw(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
@@ -97,7 +97,7 @@ def sample(logits: Tensor, draw: Draw) -> Tensor:
 
 
 def _sample(logits: Tensor, draw: Draw) -> Tensor:
-    """Gumbel's way: the largest of logits / temperature + noise is a sample of their softmax."""
+    """Sample by the Gumbel trick: the largest of logits / temperature + noise is a sample of their softmax."""
     scaled = restrict(logits.float() / draw.temperature[:, None], draw)
     noisy = gumbel(draw.seed, draw.position, logits.shape[1]).add_(scaled)
     tokens = noisy.argmax(1)
@@ -107,7 +107,7 @@ def _sample(logits: Tensor, draw: Draw) -> Tensor:
 
 
 def restrict(scaled: Tensor, draw: Draw) -> Tensor:
-    """Logits over temperature (R,V) with what top-k, top-p and min-p leave out at -inf, applied in this order."""
+    """Return logits over temperature (R,V) with tokens that top-k, top-p or min-p exclude at -inf, in this order."""
     if bool((draw.top_k > 0).any() | (draw.top_p < 1).any()):
         scaled = scaled.masked_fill(scaled < _lowest(scaled, draw), -torch.inf)
     if bool((draw.min_p > 0).any()):
@@ -117,7 +117,7 @@ def restrict(scaled: Tensor, draw: Draw) -> Tensor:
 
 
 def _lowest(scaled: Tensor, draw: Draw) -> Tensor:
-    """The lowest (R,1) that top-k, and then top-p, leave in; what equals it stays with it."""
+    """Return the lowest logit (R,1) that top-k and then top-p keep; tokens equal to it are kept as well."""
     ordered, rank = _descending(scaled), torch.arange(scaled.shape[1], device=scaled.device)
     ordered = ordered.masked_fill((draw.top_k[:, None] > 0) & (rank >= draw.top_k[:, None]), -torch.inf)
     p = ordered.softmax(1)
@@ -127,7 +127,7 @@ def _lowest(scaled: Tensor, draw: Draw) -> Tensor:
 
 
 def _descending(rows: Tensor) -> Tensor:
-    """Each row (R,V) from its highest to its lowest; numpy's order of numbers alone takes a thirtieth of torch's."""
+    """Return each row (R,V) in descending order. numpy takes a thirtieth of torch's time, which sorts indices too."""
     if rows.device.type != "cpu":
         return rows.sort(1, descending=True).values
     return torch.from_numpy(np.sort(rows.numpy(), axis=1)).flip(1)

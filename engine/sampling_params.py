@@ -1,4 +1,4 @@
-"""What a request may ask of sampling and of forking."""
+"""Sampling and forking parameters of a request."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """One request's settings. Raises `InvalidRequest` naming the setting that is out of range."""
+    """Parameters of one request. Raises `InvalidRequest` naming the one that is out of range."""
 
     max_tokens: int = 16
     """Most tokens to generate; 0 only scores the prompt."""

@@ -99,7 +99,7 @@ class CudaExecutor:
         else:
             drawn = self._draw(requests, flight.logits[kept], None)
         if not all(drawn.finite):
-            self.forward.clear_room()
+            self.forward.clear_gathered()
         return Output(
             requests=requests,
             fork_counts=[[count] for count in counts],

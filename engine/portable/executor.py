@@ -1,4 +1,4 @@
-"""The portable executor: torch operators, one forward pass for prefill and decode, landed as it is launched."""
+"""The portable executor: torch operators, with one forward pass for prefill and decode. Its flights land at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class PortableExecutor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests as a forward pass takes them: their next tokens, laid end to end."""
+    """The requests of a forward pass and their next tokens."""
 
     requests: list[Request]
     chunks: list[Chunk]
@@ -66,9 +66,9 @@ class Batch:
         return cls(requests, [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)])
 
     def output(self, forward: CachedForward, extended: Extended, drawn: Drawn, *, vocabulary: int) -> Output:
-        """Return the output of what a forward pass computed and what was drawn, before the next pass overwrites it."""
+        """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
         if not all(drawn.finite):
-            forward.clear_room()
+            forward.clear_gathered()
         counts = extended.counts.tolist()
         ends = list(accumulate(len(chunk.ids) for chunk in self.chunks))
         starts = [0, *ends[:-1]]

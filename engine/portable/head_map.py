@@ -14,19 +14,19 @@ from thoughtbubbles.model.rotary import BASE
 
 @dataclass(frozen=True)
 class HeadMap:
-    """What a set of streams has in common in every layer of a segment, for queries, keys and values side by side."""
+    """Rotation and score factors of a stream set, shared by all layers of a segment; for queries, keys and values."""
 
     scale: Tensor
-    """(S,3,1,H) what each channel is multiplied by: the angle's cosine; for values P."""
+    """(S,3,1,H) factor of each channel: the angle's cosine; for values P."""
     turn: Tensor
-    """(S,3,1,H) what each channel takes of the other half's: plus or minus the angle's sine; for values 0."""
+    """(S,3,1,H) factor of the other half's channel: plus or minus the angle's sine; for values 0."""
     shift: Tensor
-    """(S,3,1,H) what is added: all of the score channel, which the other two leave 0."""
+    """(S,3,1,H) summand: the score channel, whose two factors are 0."""
     weight: Tensor
-    """(S,1) what both residual updates are multiplied by: P = exp(c)."""
+    """(S,1) factor of both residual updates: P = exp(c)."""
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """(S,3,N,H) as they are projected → as attention takes them, float32."""
+        """Return heads (S,3,N,H) as attention takes them, float32, from the projected ones."""
         mapped = torch.addcmul(self.shift, heads, self.scale)
         return mapped.addcmul_(heads.roll(heads.shape[-1] // 2, -1), self.turn)
 
@@ -46,7 +46,7 @@ class HeadMaps:
             self._one[0, :, -1] = self._score[1, :, -1] = 1
 
     def of(self, positions: Tensor, score: Tensor) -> HeadMap:
-        """The map for streams at positions (S,) with cumulative scores c (S,), float32 both."""
+        """Return the map of streams at positions (S,) with cumulative scores c (S,), both float32."""
         angle = (positions[:, None] * self._frequency)[:, None, None]
         c = score[:, None]
         p = c.exp()
