@@ -1,4 +1,4 @@
-"""Decode of the engine beside transformers' regular GPT-2 and beside recomputing the whole sequence for each token.
+"""Decode speed of the engine, against transformers' regular GPT-2 and against recomputing the whole sequence.
 
     python -m benchmarks.engine.decode [CHECKPOINT] [--peers] [--batch-sizes 1 8] [--contexts 32 480]
     python -m benchmarks.engine.decode --device cuda --peers [--parts speed growth profile memory exactness]
@@ -99,7 +99,7 @@ def _speed(args: argparse.Namespace, bandwidth: float | None) -> None:
 def _by_turns(
     engine: Engine, prompts: list[list[int]], peer: torch.nn.Module | None, args: argparse.Namespace
 ) -> tuple[list[Decoded], float]:
-    """Return the engine's runs and the peer's tokens/s (NaN without one), each run beside one of the other."""
+    """Return the engine's runs and the peer's tokens/s (NaN without one), the two taking turns."""
     ids, runs, seconds = torch.tensor(prompts, device=args.device), list[Decoded](), list[float]()
     for _ in range(args.runs + 1):
         runs.append(_decode(engine, prompts, NEW, GREEDY, [NEW // 2]))
