@@ -6,8 +6,8 @@
 Several processes (`arm.py`) share each visible device, so that one compiles while others train. Short runs choose each
 arm's learning rate on a split of their own; its reported runs start as soon as its rate is known. A finished run is a
 line of the results and is not repeated. A stopped run saves its state in OUT; the same command resumes it there, or
-repeats it if OUT is lost. When the seconds are over, or at SIGTERM, no run is started and running ones have 20 seconds to
-save; a run that would not end in time is not started.
+repeats it if OUT is lost. When the seconds are over, or at SIGTERM, no run is started and running ones have 20 seconds
+to save; a run that would not end in time is not started.
 """
 
 import argparse
