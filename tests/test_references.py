@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".github", "benchmarks", "checkpoints", "clients", "deploy", "docs", "engine", "experiments", "model",
-           "server", "tests", "thoughtbubbles", "training")  # fmt: skip
+           "server", "terminal", "tests", "thoughtbubbles", "training")  # fmt: skip
 SUFFIXES = {".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 SOURCES = sorted(
     path
@@ -67,7 +67,7 @@ def test_nothing_refers_to_what_is_not_there(path: Path) -> None:
         ("(API.md §1 and §9)", ["API.md §9"]),
         ("see docs/NOWHERE.md and docs/SPEC.md", ["docs/NOWHERE.md"]),
         ("`server/app.py` and `engine/nothing.py`", ["engine/nothing.py"]),
-        ("`nothing_like_it.py` beside `routes.py`", ["nothing_like_it.py"]),
+        ("`nothing_like_it.py` beside `lifecycle.py`", ["nothing_like_it.py"]),
         ("CHANGELOG.md, MISSING.md", ["MISSING.md"]),
     ],
 )

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from benchmarks.header import header
 from thoughtbubbles.engine import set_threads
-from thoughtbubbles.engine.cached_block import Attend
-from thoughtbubbles.engine.fork_cache import most_streams, segments
-from thoughtbubbles.engine.packed_model import PackedModel
-from thoughtbubbles.engine.revisable import RevisableState
-from thoughtbubbles.engine.revising_forward import RevisingForward
+from thoughtbubbles.engine.cache.fork_cache import most_streams, segments
+from thoughtbubbles.engine.portable.block import Attend
+from thoughtbubbles.engine.portable.layers import PackedModel
+from thoughtbubbles.engine.revising.forward import RevisingForward
+from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.scoring import pick
 from thoughtbubbles.model import Selection, Streams, Thoughtbubbles, load_checkpoint, shipped_checkpoint
 from thoughtbubbles.training.data.documents import read_documents

@@ -42,9 +42,9 @@ from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import save_checkpoint
 from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.bridge.loading import ServedModel, load_model
 from thoughtbubbles.server.lifecycle import listen, serve
-from thoughtbubbles.server.loading import ServedModel, load_model
-from thoughtbubbles.server.logs import writing
+from thoughtbubbles.server.observe.logs import writing
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 

@@ -17,7 +17,7 @@ import httpx
 
 from benchmarks.header import header
 from benchmarks.server.serving import serving
-from thoughtbubbles.engine.fork_cache import most_streams, segments
+from thoughtbubbles.engine.cache.fork_cache import most_streams, segments
 from thoughtbubbles.model import ModelConfig, Selection, shipped_checkpoint
 
 REPLICAS = (1, 10, 100, 1000)
