@@ -45,7 +45,7 @@ def default(body: type[BaseModel], name: str) -> str:
 @pytest.mark.parametrize(
     ("heading", "bodies"),
     [
-        ("What any request for text may say", [GenerationRequest]),
+        ("Fields of every generation request", [GenerationRequest]),
         ("Completions", [CompletionRequest]),
         ("Chat", [ChatRequest, Message]),
         ("Tokens", [TokenizeRequest, DetokenizeRequest]),
