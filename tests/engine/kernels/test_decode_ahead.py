@@ -1,4 +1,4 @@
-"""An engine that decodes ahead of its host tells what one tells that waits for every step, whatever happens between."""
+"""An engine that runs ahead of its host reports the same events as one that waits for every step."""
 
 import random
 
@@ -43,7 +43,7 @@ def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], s
 
 
 def counts(completion: Completion) -> tuple[int, int, float]:
-    """What the usage tells of streams, which those of computed tokens make alone."""
+    """The stream tokens of the usage, which count computed tokens only."""
     usage = completion.events[-1].usage
     assert usage
     return usage.computed_tokens, usage.fork_count, usage.budget_used_ratio
@@ -198,7 +198,7 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
 def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, for the device must be told each time: who came five steps later is not always five behind."""
+    """Together, since every allocation is copied to the device: requests that arrive later share it."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
     from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
 
