@@ -158,8 +158,8 @@ def _memory(args: argparse.Namespace, _: float | None) -> None:
     model, tokenizer = _model(args, args.dtypes[0], 512)
     engine = _engine(model, tokenizer, 1)
     run = _decode(engine, random_prompts(model.config, 1, 384), 128, {}, range(127))
-    ratios = [pages / live for pages, live in run.cached.values()]
-    pages, live = run.cached[126]
+    cached = [(pages, live) for pages, live in run.cached.values() if live]
+    ratios, (pages, live) = [each[0] / each[1] for each in cached], cached[-1]
     print(f"\na request of 512 tokens: {pages / 1e6:.2f} MB of pages for {live / 1e6:.2f} MB of keys and values, "
           f"{ratios[-1]:.3f} times; at most {max(ratios):.3f} times from 384 tokens on")  # fmt: skip
 
