@@ -48,6 +48,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
+        self._integrity_checks = self._integrity_failures = 0
 
     @property
     def has_work(self) -> bool:
@@ -169,8 +170,18 @@ class Engine:
         """Drop every request."""
         self._release(list(self._requests))
 
+    def check_integrity(self) -> str | None:
+        """Check the page counts of the fork-state cache. Return what is wrong, or None; `stats` counts both."""
+        self._integrity_checks += 1
+        try:
+            self.cache.check_integrity()
+        except AssertionError as failure:
+            self._integrity_failures += 1
+            return str(failure)
+        return None
+
     def stats(self) -> EngineStats:
-        """The engine's numbers now."""
+        """Return the engine's numbers now."""
         use, tally = self.cache.use(), self.executor.tally
         return EngineStats(
             num_requests_running=len(self.scheduler.running) + len(self.scheduler.prefilling),
@@ -184,6 +195,8 @@ class Engine:
             stream_tokens_total=self._stream_tokens,
             admitted_streams_total=self.scheduler.waiting.taken_streams,
             non_finite_logits_total=self._non_finite,
+            cache_integrity_checks_total=self._integrity_checks,
+            cache_integrity_failures_total=self._integrity_failures,
             preemptions_total=self.scheduler.preemptions,
             prefix_cache_queries_total=self.scheduler.prefix_queries,
             prefix_cache_hits_total=self.scheduler.prefix_hits,

@@ -32,6 +32,10 @@ class EngineStats:
     """Of those, tokens that were found."""
     non_finite_logits_total: int
     """Requests that ended because their logits were NaN or infinite."""
+    cache_integrity_checks_total: int
+    """Checks of the fork-state cache's page counts."""
+    cache_integrity_failures_total: int
+    """Of those, checks that found them wrong."""
     preemptions_total: int
     forks_total: Mapping[int, int]
     """For each fork layer, fork copies that survived it, under the causal rule."""

@@ -89,7 +89,7 @@ class CudaExecutor:
     def _land_decode(self, flight: Flight) -> Output:
         """Wait for a decode step, and record its tokens in the cache, but for requests that have lost their lane."""
         tokens, ends = self.decode.land(flight)
-        rows = np.flatnonzero(self._cache.ledger.opening[flight.lanes] == flight.openings)
+        rows = np.flatnonzero(self._cache.ledger.generation[flight.lanes] == flight.generations)
         kept = rows.tolist()
         requests = [flight.requests[i] for i in kept]
         computed = [request.newest for request in requests]
