@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import FinishReason, Request, TokenEvent
+from thoughtbubbles.engine.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ def advance(request: Request, token_id: int, scored: Scored | None, end_of_text:
 
 def banned(request: Request, end_of_text: int) -> list[int]:
     """Tokens that may not be drawn yet, because of `min_tokens`."""
-    if len(request.output) >= request.params.min_tokens:
-        return []
-    return [*request.params.stop_token_ids, *([] if request.params.ignore_eos else [end_of_text])]
+    return banned_early(request.params, end_of_text) if len(request.output) < request.params.min_tokens else []
+
+
+def banned_early(params: SamplingParams, end_of_text: int) -> list[int]:
+    """Return the tokens that may not be drawn before `min_tokens`."""
+    return [*params.stop_token_ids, *([] if params.ignore_eos else [end_of_text])]
 
 
 def _read(request: Request, token_id: int, end_of_text: int) -> tuple[str, FinishReason | None, str | int | None]:

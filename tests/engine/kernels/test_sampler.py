@@ -1,0 +1,142 @@
+"""The device draws what the host draws, for every mix of what a request may ask for."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.kernels.conftest import DEVICE
+from thoughtbubbles.engine import SamplingParams
+from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.drawing import draw_tokens, score_tokens
+from thoughtbubbles.engine.prompt_report import Scored
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
+
+CONFIG = ModelConfig(vocab_size=8, block_size=8, max_block_size=16, n_layer=1, n_head=1, n_embd=4, fork_layers=())
+END = 0
+ON_GPU = DEVICE.type == "cuda"
+
+
+@dataclass
+class Words:
+    """What the host's functions ask of a tokenizer."""
+
+    vocab_size: int
+    end_of_text: int = END
+
+
+def request(tokenizer: Tokenizer, seed: int = 1, prompt: tuple[int, ...] = (1,), **settings: object) -> Request:
+    params = SamplingParams(**{"max_tokens": 64, **settings})  # type: ignore[arg-type]
+    selection = Selection.of(CONFIG, "causal", None)
+    return Request(str(seed), prompt, params, selection, seed, Detokenizer(tokenizer, (), include_stop=False))
+
+
+class Device:
+    """Lanes for requests, in an order that is not the batch's, and a sampler."""
+
+    def __init__(self, requests: list[Request], vocabulary: int, padded: int) -> None:
+        from thoughtbubbles.engine.kernels.sampler import Sampler
+        from thoughtbubbles.engine.kernels.sampling_state import SamplingState
+
+        self.requests, slots = requests, len(requests) + 1  # the first is empty
+        state = SamplingState.empty(slots, vocabulary, DEVICE)
+        state.marks.fill_(7)  # of requests that had the lanes before
+        state.bias.fill_(7)
+        self.rows = random.Random(0).sample(range(slots), len(requests))
+        self.sampler = Sampler(state, places=slots, model_vocabulary=padded)
+        self.lane = torch.tensor([-1, *self.rows], dtype=torch.int32, device=DEVICE)
+        self.token = torch.full((slots,), -5, dtype=torch.int32, device=DEVICE)
+        state.write(self.rows, requests, END)
+
+    def draw(self, logits: Tensor) -> list[int]:
+        rows = torch.cat((torch.full_like(logits[:1], math.nan), logits)).to(DEVICE)
+        self.sampler.draw(rows, self.lane, self.token, plain=False)
+        first, *tokens = self.token.tolist()
+        assert first == -5, "a slot without a lane draws nothing"
+        assert [max(token, 0) for token in tokens] == self.sampler.state.token[self.rows].tolist()
+        return tokens
+
+    def scored(self, tokens: list[int]) -> list[Scored | None]:
+        from thoughtbubbles.engine.kernels.sampler import scored
+
+        return scored(self.sampler.report[1:].cpu(), [request.params.logprobs for request in self.requests])
+
+
+def assert_alike(device: list[Scored | None], host: list[Scored | None]) -> None:
+    for ours, theirs in zip(device, host, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours and theirs:
+            assert ours[0] == pytest.approx(theirs[0], abs=1e-4, rel=1e-5)
+            assert [i for i, _ in ours[1]] == [i for i, _ in theirs[1]]
+            assert [p for _, p in ours[1]] == pytest.approx([p for _, p in theirs[1]], abs=1e-4, rel=1e-5)
+
+
+def check(requests: list[Request], rows: list[Tensor], vocabulary: int) -> None:
+    """Draw some tokens of each, one after the other, on both."""
+    device, words = Device(requests, vocabulary, rows[0].shape[1]), Words(vocabulary)
+    for logits in rows:
+        wanted = draw_tokens(requests, logits.float(), words)  # type: ignore[arg-type]
+        drawn = device.draw(logits)
+        assert drawn == wanted
+        scores = score_tokens(requests, logits.float(), wanted, words)  # type: ignore[arg-type]
+        assert_alike(device.scored(drawn), scores)
+        for one, token in zip(requests, wanted, strict=True):
+            one.output.append(token)
+
+
+def some_logits(dice: random.Random, rows: int, columns: int) -> Tensor:
+    """Logits (rows,columns): wide or flat, with or without ties, some impossible, in bfloat16 or not."""
+    logits = torch.randn(rows, columns) * dice.choice([0.3, 1, 4, 12])
+    match dice.randrange(6):
+        case 0:
+            logits = logits.round()  # ties everywhere
+        case 1:
+            logits[:, :] = logits[:, :1]  # nothing but ties
+        case 2:
+            logits[:, torch.rand(columns) < 0.5] = -torch.inf
+            logits[:, dice.randrange(3, 7)] = 1.5
+        case 3:
+            logits[:, : columns // 2] = logits[:, :1]  # half of them tie
+        case 4:
+            logits = logits.abs().neg() * 1e-3 + dice.choice([0.0, -0.0, 5.0])
+    return logits.bfloat16() if dice.random() < 0.5 else logits
+
+
+def some_request(dice: random.Random, tokenizer: Tokenizer, seed: int, vocabulary: int) -> Request:
+    """A request that asks for any of what there is."""
+    choices: dict[str, list[object]] = {
+        "temperature": [0, 1e-38, 1e-5, 0.1, 0.7, 1.0, 1.0, 2.0],
+        "top_k": [0, 0, 1, 2, 5, 50, vocabulary - 1, vocabulary, vocabulary + 9],
+        "top_p": [1.0, 1.0, 1e-46, 1e-3, 0.3, 0.9, 0.95, 1 - 2**-20],
+        "min_p": [0, 0, 1e-46, 1e-3, 0.05, 0.5, 1.0],
+        "presence_penalty": [0, 0, -2, 0.1, 2],
+        "frequency_penalty": [0, 0, -1.3, 0.7],
+        "repetition_penalty": [1, 1, 1e-46, 0.5, 1.1, 1.3, 1e30],
+        "logit_bias": [{}, {}, {2: 100}, {1: -100, 3: 5.5, 4: 0.1}, {i: -0.3 for i in range(1, vocabulary, 2)}],
+        "min_tokens": [0, 0, 1, 2, 9],
+        "stop_token_ids": [(), (2,), tuple(range(1, vocabulary - 2)), (3, 4, 5)],
+        "ignore_eos": [False, True],
+        "logprobs": [None, None, 0, 1, 5, 20],
+    }
+    asked = {name: dice.choice(values) for name, values in choices.items()}
+    if dice.random() < 0.5:  # fewer things at once
+        asked = {name: asked[name] for name in dice.sample(list(asked), 3)}
+    prompt = tuple(dice.randrange(vocabulary) for _ in range(dice.randrange(1, 12)))
+    made = request(tokenizer, seed, prompt, **asked)
+    made.output += [dice.randrange(vocabulary) for _ in range(dice.choice([0, 0, 1, 7]))]
+    return made
+
+
+@pytest.mark.sample(8)
+@pytest.mark.parametrize("seed", range(300 if ON_GPU else 40))
+def test_any_mix_draws_as_the_host(seed: int, tokenizer: Tokenizer) -> None:
+    dice = random.Random(seed)
+    torch.manual_seed(seed)
+    vocabulary = dice.choice([23, 257, 1500, 2100, 4099])
+    requests = [some_request(dice, tokenizer, dice.getrandbits(60), vocabulary) for _ in range(dice.randrange(1, 7))]
+    padded = vocabulary + dice.choice([0, 5, 1024])
+    check(requests, [some_logits(dice, len(requests), padded) for _ in range(2)], vocabulary)
