@@ -31,7 +31,7 @@ def penalise(value, mark, repetition, presence, frequency):
 @triton.jit
 def adjust(
     logits, lanes, kinds, drawn, temperatures, repetitions, presences, frequencies, min_tokens, tops, marks, biases,
-    scaled, highest, sums, candidates, stride, model_vocabulary, vocabulary, room,
+    scaled, highest, sums, candidates, stride, model_vocabulary, vocabulary, width, room,
     BLOCK: tl.constexpr, LARGEST: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """Write adjusted logits over temperature to `scaled`, and each block's highest to `highest`, +inf where a logit is
@@ -53,12 +53,12 @@ def adjust(
     if rewritten:
         value = tl.where(own, raw, float("-inf"))
         broken = tl.min((value <= LARGEST).to(tl.int32), axis=0) == 0  # NaN is no less than anything
-        mark = tl.load(marks + lane * vocabulary + token, mask=own & marked, other=0)
+        mark = tl.load(marks + lane * width + token, mask=own & marked, other=0)
         if marked:
             value = penalise(value, mark, tl.load(repetitions + lane), tl.load(presences + lane),
                              tl.load(frequencies + lane))  # fmt: skip
         if (kind & _BIASED) > 0:
-            value += tl.load(biases + lane * vocabulary + token, mask=own, other=0.0)
+            value += tl.load(biases + lane * width + token, mask=own, other=0.0)
         early = tl.load(drawn + lane) < tl.load(min_tokens + lane)
         value = tl.where(early & ((mark & _BANNED) > 0), float("-inf"), value)
         temperature = tl.load(temperatures + lane)

@@ -23,9 +23,10 @@ def rank_block(value, token, vocabulary, top, sums, candidates):
     `value` is -inf where there is no token; those from `vocabulary` on count in the sum alone.
     """
     most = tl.max(value, axis=0)
-    shift = tl.where(most > float("-inf"), most, 0.0)
+    shift = tl.where(tl.abs(most) < float("inf"), most, 0.0)
     tl.store(sums, most)
     tl.store(sums + 1, tl.sum(tl.exp(value - shift), axis=0))
+    value = tl.where(value == 0, 0.0, value)  # -0.0 has another key
     rest = tl.where(token < vocabulary, (key(value) << 32) | (token.to(tl.int64) ^ _IDS), _NONE)
     for i in range(top):
         best = tl.max(rest, axis=0)

@@ -41,7 +41,7 @@ class Sampler:
         """
         self.state, device = state, state.marks.device
         self._vocabulary, self._model_vocabulary = state.marks.shape[1], model_vocabulary
-        self._room = self._vocabulary + selection.MOST_GATHERED
+        self._room = state.marks.stride(0) + selection.MOST_GATHERED
         self._blocks = triton.cdiv(model_vocabulary, TOKENS_AT_ONCE)
         self._splits = triton.cdiv(self._vocabulary, selection.TOKENS_AT_ONCE)
         self._best = torch.empty((places, self._blocks), device=device)
@@ -77,7 +77,7 @@ class Sampler:
             logits=logits, lanes=lane, drawn=state.drawn, newest=state.token, kinds=state.kind, tops=state.logprobs,
             marks=state.marks, best=self._best, best_at=self._best_at, sums=self._sums, candidates=self._candidates,
             tokens=token, logprobs=self.report.view(torch.float32), ids=self.report, stride=logits.stride(0),
-            vocabulary=self._vocabulary, blocks=self._blocks, BLOCKS=triton.next_power_of_2(self._blocks),
+            width=state.marks.stride(0), blocks=self._blocks, BLOCKS=triton.next_power_of_2(self._blocks),
             MOST=MAX_LOGPROBS, CANDIDATES=CANDIDATES, PLAIN=plain,
         )  # fmt: skip
 
@@ -91,7 +91,7 @@ class Sampler:
             min_tokens=state.min_tokens, tops=state.logprobs, marks=state.marks, biases=state.bias,
             scaled=self._scaled, highest=self._highest, sums=self._sums, candidates=self._candidates,
             stride=logits.stride(0), model_vocabulary=self._model_vocabulary, vocabulary=self._vocabulary,
-            room=self._room, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, CANDIDATES=CANDIDATES,
+            width=state.marks.stride(0), room=self._room, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, CANDIDATES=CANDIDATES,
             enable_fp_fusion=False,
         )  # fmt: skip
         selection.narrow[(places, self._splits)](
@@ -101,8 +101,9 @@ class Sampler:
         )  # fmt: skip
         selection.gather[(places, self._splits)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
-            partial=self._partial, gathered=self._gathered, vocabulary=self._vocabulary, room=self._room,
-            BLOCK=selection.TOKENS_AT_ONCE, SPLITS=splits, enable_fp_fusion=False,
+            highest=self._highest, partial=self._partial, gathered=self._gathered, vocabulary=self._vocabulary,
+            room=self._room, blocks=self._blocks, BLOCKS=blocks, SPLITS=splits, BLOCK=selection.TOKENS_AT_ONCE,
+            enable_fp_fusion=False,
         )  # fmt: skip
         selection.select[(places,)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
@@ -130,7 +131,7 @@ def _draw_part(
         value = tl.load(scaled + place * room + token, mask=token < vocabulary, other=float("-inf"))
         likeliest = selection.row_highest(highest + place * blocks, blocks, BLOCKS)
         broken = likeliest == float("inf")
-        least = likeliest + tl.load(log_min_p + lane)
+        least = tl.where(broken, 0.0, likeliest) + tl.load(log_min_p + lane)
         if (tl.load(kinds + lane) & _SELECTED) > 0:
             least = tl.maximum(least, tl.load(lowest + place))
         value = tl.where(value >= least, value, float("-inf"))
@@ -149,7 +150,7 @@ def _draw_part(
 @triton.jit
 def _draw_best(
     logits, lanes, drawn, newest, kinds, tops, marks, best, best_at, sums, candidates, tokens, logprobs, ids, stride,
-    vocabulary, blocks, BLOCKS: tl.constexpr, MOST: tl.constexpr, CANDIDATES: tl.constexpr, PLAIN: tl.constexpr,
+    width, blocks, BLOCKS: tl.constexpr, MOST: tl.constexpr, CANDIDATES: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     place, i = tl.program_id(0), tl.arange(0, BLOCKS)
     lane = tl.load(lanes + place)
@@ -163,7 +164,7 @@ def _draw_best(
     tl.store(drawn + lane, tl.load(drawn + lane) + 1)
     if not PLAIN:
         if ((tl.load(kinds + lane) & _MARKED) > 0) & (token >= 0):
-            mark = marks + lane * vocabulary + token
+            mark = marks + lane * width + token
             tl.store(mark, tl.load(mark) + _ONE_DRAWN)
         top = tl.load(tops + lane)
         if (top >= 0) & (token >= 0):

@@ -79,8 +79,10 @@ class SamplingState:
         """Return the state of so many lanes."""
         longs = torch.zeros((2, lanes), dtype=torch.int64, device=device)
         words = torch.zeros((10, lanes), dtype=torch.int32, device=device)
-        marks = torch.zeros((lanes, vocabulary), dtype=torch.int32, device=device)
-        token, bias = torch.zeros_like(words[0]), torch.zeros((lanes, vocabulary), device=device)
+        width = -(-vocabulary // 16) * 16  # so that a row is read many bytes at once
+        marks = torch.zeros((lanes, width), dtype=torch.int32, device=device)[:, :vocabulary]
+        bias = torch.zeros((lanes, width), device=device)[:, :vocabulary]
+        token = torch.zeros_like(words[0])
         return cls(longs, words, *longs, *words[:4], *words[4:].view(torch.float32), token, marks, bias)
 
     def write(self, rows: Sequence[int], requests: Sequence[Request], end_of_text: int) -> None:

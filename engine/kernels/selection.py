@@ -41,16 +41,14 @@ def narrow(
     weights; and 0 to `gathered` (B,).
     """
     place, split = tl.program_id(0), tl.program_id(1)
-    lane = tl.load(lanes + place)
-    if lane < 0:
-        return
-    if (tl.load(kinds + lane) & _SELECTED) == 0:
+    lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
+    if tl.abs(likeliest) == float("inf"):
         return
     token, row = split * BLOCK + tl.arange(0, BLOCK), scaled + place * room
     x = tl.load(row + token, mask=token < vocabulary, other=float("-inf"))
     amount = tl.where(token < vocabulary, _ONE, tl.zeros([BLOCK], tl.int64))
     if tl.load(top_p + lane) < 1:
-        amount += weigh(x, row_highest(highest + place * blocks, blocks, BLOCKS))
+        amount += weigh(x, likeliest)
     out = partial + (place * tl.num_programs(1) + split) * _SAMPLED
     tl.store(out, tl.sum(amount, axis=0))
     for i in range(1, _SAMPLED):
@@ -62,14 +60,13 @@ def narrow(
 
 @triton.jit
 def gather(
-    lanes, kinds, top_k, top_p, scaled, partial, gathered, vocabulary, room, BLOCK: tl.constexpr, SPLITS: tl.constexpr
-):
-    """Copy what lies between the two of the sample to the end of the row in `scaled`, in any order."""
+    lanes, kinds, top_k, top_p, scaled, highest, partial, gathered, vocabulary, room, blocks, BLOCKS: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copy what lies between the two of the sample to the end of the row's room in `scaled`, in any order."""
     place, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    lane = tl.load(lanes + place)
-    if lane < 0:
-        return
-    if (tl.load(kinds + lane) & _SELECTED) == 0:
+    lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
+    if tl.abs(likeliest) == float("inf"):
         return
     row = scaled + place * room
     low, _, end, _, _, inside, _ = _between(
@@ -83,7 +80,7 @@ def gather(
     mine = (token < vocabulary) & (x >= low) & (x < end)
     number = mine.to(tl.int32)
     at = tl.atomic_add(gathered + place, tl.sum(number, axis=0)) + tl.cumsum(number, axis=0) - number
-    tl.store(row + vocabulary + at, x, mask=mine & (at < _MOST))
+    tl.store(row + room - _MOST + at, x, mask=mine)
 
 
 @triton.jit
@@ -93,18 +90,15 @@ def select(
 ):  # fmt: skip
     """Write to `lowest` (B,) the lowest value that stays."""
     place = tl.program_id(0)
-    lane = tl.load(lanes + place)
-    if lane < 0:
-        return
-    if (tl.load(kinds + lane) & _SELECTED) == 0:
+    lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
+    if tl.abs(likeliest) == float("inf"):
         return
     row, k, p = scaled + place * room, tl.load(top_k + lane), tl.load(top_p + lane)
-    likeliest = row_highest(highest + place * blocks, blocks, BLOCKS)
     low, high, _, more, above, inside, total = _between(
         row, partial + place * splits * _SAMPLED, k, p, vocabulary, splits, SPLITS
     )
     copied = inside <= _MOST
-    start, size = tl.where(copied, vocabulary, 0), tl.where(copied, inside, vocabulary)
+    start, size = tl.where(copied, room - _MOST, 0), tl.where(copied, inside, vocabulary)
     more, above = tl.where(copied, more, 0), tl.where(copied, above, 0)
     bottom, top = key(low), tl.minimum(key(high), key(likeliest) + 1)
     if k > 0:
@@ -127,9 +121,17 @@ def select(
 
 @triton.jit
 def row_highest(highest, blocks, BLOCKS: tl.constexpr):
-    """The highest of a row."""
+    """The highest of a row's blocks."""
     i = tl.arange(0, BLOCKS)
     return tl.max(tl.load(highest + i, mask=i < blocks, other=float("-inf")), axis=0)
+
+
+@triton.jit
+def _likeliest(place, lanes, kinds, highest, blocks, BLOCKS: tl.constexpr):
+    """A slot's lane and its highest logit, which is infinite where there is nothing to select from, or no need."""
+    lane = tl.load(lanes + place)
+    selects = (tl.load(kinds + lane, mask=lane >= 0, other=0) & _SELECTED) > 0
+    return lane, row_highest(highest + place * blocks, tl.where(selects, blocks, 0), BLOCKS)
 
 
 @triton.jit
