@@ -11,9 +11,9 @@ from torch import Tensor
 from tests.engine.kernels.conftest import DEVICE
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.drawing import draw_tokens, score_tokens
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.sampler import draw_tokens, score_tokens
 from thoughtbubbles.engine.sampling import weigh
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
 
@@ -40,8 +40,8 @@ class Device:
     """Lanes for requests, in an order that is not the batch's, and a sampler."""
 
     def __init__(self, requests: list[Request], vocabulary: int, padded: int) -> None:
-        from thoughtbubbles.engine.kernels.sampler import Sampler
-        from thoughtbubbles.engine.kernels.sampling_state import SamplingState
+        from thoughtbubbles.engine.cuda.kernels.sampler import Sampler
+        from thoughtbubbles.engine.cuda.kernels.sampling_state import SamplingState
 
         self.requests, slots = requests, len(requests) + 1  # the first is empty
         state = SamplingState.empty(slots, vocabulary, DEVICE)
@@ -62,7 +62,7 @@ class Device:
         return tokens
 
     def scored(self, tokens: list[int]) -> list[Scored | None]:
-        from thoughtbubbles.engine.kernels.sampler import scored
+        from thoughtbubbles.engine.cuda.kernels.sampler import scored
 
         return scored(self.sampler.report[1:].cpu(), [request.params.logprobs for request in self.requests])
 
@@ -117,7 +117,7 @@ def some_request(dice: random.Random, tokenizer: Tokenizer, seed: int, vocabular
         "presence_penalty": [0, 0, -2, 0.1, 2],
         "frequency_penalty": [0, 0, -1.3, 0.7],
         "repetition_penalty": [1, 1, 1e-46, 0.5, 1.1, 1.3, 1e30],
-        "logit_bias": [{}, {}, {2: 100}, {1: -100, 3: 5.5, 4: 0.1}, {i: -0.3 for i in range(1, vocabulary, 2)}],
+        "logit_bias": [{}, {}, {2: 100}, {1: -100, 3: 5.5, 4: 0.1}, dict.fromkeys(range(1, vocabulary, 2), -0.3)],
         "min_tokens": [0, 0, 1, 2, 9],
         "stop_token_ids": [(), (2,), tuple(range(1, vocabulary - 2)), (3, 4, 5)],
         "ignore_eos": [False, True],
@@ -146,7 +146,8 @@ def test_any_mix_draws_as_the_host(seed: int, tokenizer: Tokenizer) -> None:
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "settings",
-    [{"top_p": 0.9}, {"top_k": 50}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01}, {"repetition_penalty": 1.2, "logprobs": 5},
+    [{"top_p": 0.9}, {"top_k": 50}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01},
+     {"repetition_penalty": 1.2, "logprobs": 5},
      {"top_p": 0.5, "presence_penalty": 1, "logit_bias": {8191: 4}}, {"temperature": 0, "logprobs": 20}, {}],
 )  # fmt: skip
 def test_a_vocabulary_of_the_usual_size(settings: dict[str, object], tokenizer: Tokenizer) -> None:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thoughtbubbles.engine.kernels.numbers import weigh
+from thoughtbubbles.engine.cuda.kernels.numbers import weigh
 
 BLOCK = 2048
 
