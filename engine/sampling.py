@@ -68,6 +68,11 @@ def ban(logits: Tensor, ids: list[int]) -> Tensor:
     return logits.index_fill(0, torch.tensor(ids, device=logits.device, dtype=torch.int64), -torch.inf)
 
 
+def banned_early(params: SamplingParams, end_of_text: int) -> list[int]:
+    """Return the tokens that may not be drawn before `min_tokens` is reached."""
+    return [*params.stop_token_ids, *([] if params.ignore_eos else [end_of_text])]
+
+
 @dataclass(frozen=True)
 class Draw:
     """How each of R requests picks its next token."""

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thoughtbubbles.engine.completion import banned_early
+from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.sampling import repetition_factor
+from thoughtbubbles.engine.sampling import banned_early, repetition_factor
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.engine.transfer import to_device
 
@@ -42,7 +42,7 @@ class SamplingState:
     longs: Tensor
     """(2,L) int64, the fields of this type in their order."""
     words: Tensor
-    """(10,L) int32, the other settings in their order."""
+    """(11,L) int32, the other settings in their order."""
     seed: Tensor
     """(L,) int64."""
     drawn: Tensor
@@ -55,6 +55,8 @@ class SamplingState:
     """(L,) int32, tokens before which marked ones are banned."""
     logprobs: Tensor
     """(L,) int32, likeliest tokens to report; -1 reports nothing."""
+    token: Tensor
+    """(L,) int32, the newest token."""
     temperature: Tensor
     """(L,) float32; 0 is greedy."""
     top_p: Tensor
@@ -67,8 +69,6 @@ class SamplingState:
     """(L,) float32."""
     frequency: Tensor
     """(L,) float32."""
-    token: Tensor
-    """(L,) int32, the newest token."""
     marks: Tensor
     """(L,V) int32: times drawn · ONE_DRAWN, and the bits IN_PROMPT and BANNED."""
     bias: Tensor
@@ -78,26 +78,26 @@ class SamplingState:
     def empty(cls, lanes: int, vocabulary: int, device: torch.device) -> Self:
         """Return the state of so many lanes."""
         longs = torch.zeros((2, lanes), dtype=torch.int64, device=device)
-        words = torch.zeros((10, lanes), dtype=torch.int32, device=device)
+        words = torch.zeros((11, lanes), dtype=torch.int32, device=device)
         width = -(-vocabulary // 16) * 16  # so that a row is read many bytes at once
         marks = torch.zeros((lanes, width), dtype=torch.int32, device=device)[:, :vocabulary]
         bias = torch.zeros((lanes, width), device=device)[:, :vocabulary]
-        token = torch.zeros_like(words[0])
-        return cls(longs, words, *longs, *words[:4], *words[4:].view(torch.float32), token, marks, bias)
+        words[3].fill_(-1)  # reports nothing
+        return cls(longs, words, *longs, *words[:5], *words[5:].view(torch.float32), marks, bias)
 
-    def write(self, rows: Sequence[int], requests: Sequence[Request], end_of_text: int) -> None:
+    def write(self, rows: Indices, requests: Sequence[Request], end_of_text: int) -> None:
         """Set the lanes `rows` to draw the next tokens of these requests."""
-        for row, request in zip(rows, requests, strict=True):
+        for row, request in zip(rows.tolist(), requests, strict=True):
             kind = kind_of(request.params)
             if kind & MARKED:
                 _put(self.marks[row], marks_of(request, end_of_text, self.marks.shape[1]))
             if kind & BIASED:
                 _put(self.bias[row], bias_of(request, self.bias.shape[1]))
         longs = np.array([[request.seed, len(request.output)] for request in requests], np.int64)
-        ints = np.array([_ints(request.params, self.marks.shape[1]) for request in requests], np.int32)
+        ints = np.array([_ints(request, self.marks.shape[1]) for request in requests], np.int32)
         floats = np.array([_floats(request.params) for request in requests], np.float32)
-        columns = np.hstack((np.array(rows)[:, None], longs, ints, floats.view(np.int32)))
-        lanes, longs_there, words_there = to_device(columns.T, self.marks.device).split((1, 2, 10))
+        columns = np.hstack((rows[:, None], longs, ints, floats.view(np.int32)))
+        lanes, longs_there, words_there = to_device(columns.T, self.marks.device).split((1, 2, 11))
         self.longs.index_copy_(1, lanes[0], longs_there)
         self.words.index_copy_(1, lanes[0], words_there.int())
 
@@ -128,9 +128,11 @@ def bias_of(request: Request, vocabulary: int) -> NDArray[np.float32]:
     return bias
 
 
-def _ints(params: SamplingParams, vocabulary: int) -> list[int]:
+def _ints(request: Request, vocabulary: int) -> list[int]:
+    params = request.params
     top_k = params.top_k if params.top_k < vocabulary else 0
-    return [kind_of(params), top_k, params.min_tokens, -1 if params.logprobs is None else params.logprobs]
+    logprobs = -1 if params.logprobs is None else params.logprobs
+    return [kind_of(params), top_k, min(params.min_tokens, 2**31 - 1), logprobs, request.newest]
 
 
 def _floats(params: SamplingParams) -> list[float]:

@@ -16,7 +16,7 @@ KINDS: dict[str, dict[str, object]] = {
     "greedy": {"temperature": 0},
     "drawn": {"temperature": 0.9, "seed": 3},
     "told of forks": {"temperature": 0.9, "seed": 3, "return_fork_counts": True},
-    "restricted, so the host draws": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
+    "restricted": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
     "scored": {"temperature": 0, "logprobs": 2},
     "another budget": {"temperature": 0, "fork_ratio": 1.3},
     "recomputed": {"temperature": 0, "fork_selection": "dynamic"},
@@ -85,7 +85,7 @@ def test_kinds_beside_each_other(small_model: Thoughtbubbles, make_engine: MakeE
 def test_prompts_taken_in_and_first_tokens_drawn_by_kernels(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:
-    kinds = ("greedy", "told of forks", "restricted, so the host draws", "scored")
+    kinds = ("greedy", "told of forks", "restricted", "scored")
     requests = [(kind, prompt, params(**KINDS[kind])) for kind, prompt in zip(kinds, PROMPTS, strict=False)]
     requests += [("another", [3] * 9, params(**KINDS["drawn"]))]
     waited = run(plain(small_model, tokenizer), requests)
@@ -113,7 +113,7 @@ def test_those_who_run_go_on_while_a_prompt_is_taken_in(small_model: Thoughtbubb
     ("kind", "steps"),
     [
         ("greedy", ["prefill", "prefill", "prefill", "decode"]),
-        ("restricted, so the host draws", ["prefill", "decode", "prefill", "decode"]),
+        ("restricted", ["prefill", "prefill", "prefill", "decode"]),
         ("recomputed", ["prefill", "decode", "prefill", "decode"]),
     ],
 )
@@ -132,7 +132,7 @@ def test_they_take_turns_only_where_the_device_does_not_serve_both(
         assert engine.last_step
         phases.append(engine.last_step.phase)
         served = "runs" in [event.request_id for event in told]
-        assert served == (kind == "greedy" or phases[-1] == "decode")
+        assert served == (kind != "recomputed" or phases[-1] == "decode")
     assert phases == steps
 
 
@@ -220,7 +220,7 @@ def test_pages_are_taken_for_all_who_soon_need_some(
         requests = [first] if step < 5 else [first, second]
         for request in requests:
             request.num_scheduled += 1
-        device.launch(requests, drawing=True)
+        device.launch(requests)
     assert told == [0, 5, 16, 32]
 
 
@@ -254,7 +254,7 @@ def test_a_prefix_left_by_a_device_is_shared(
     assert usage.cached_tokens >= len(prompt) + 4 - 2
 
 
-@pytest.mark.parametrize("kind", ["told of forks", "restricted, so the host draws"])
+@pytest.mark.parametrize("kind", ["told of forks", "restricted"])
 def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     """As in tests/engine/test_device.py: what does not name its device is made on `meta`, in prefill and in decode."""
     engine = on_kernels(make_engine(small_model), [16])
@@ -264,7 +264,7 @@ def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, mak
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted, so the host draws", "scored"])
+@pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted", "scored"])
 def test_keys_and_values_that_are_nan_end_one_request(
     kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:

@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.sampler import draw_tokens, score_tokens
+from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.engine.sampling import weigh
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
 
@@ -40,18 +41,18 @@ class Device:
     """Lanes for requests, in an order that is not the batch's, and a sampler."""
 
     def __init__(self, requests: list[Request], vocabulary: int, padded: int) -> None:
-        from thoughtbubbles.engine.cuda.kernels.sampler import Sampler
-        from thoughtbubbles.engine.cuda.kernels.sampling_state import SamplingState
+        from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 
         self.requests, slots = requests, len(requests) + 1  # the first is empty
-        state = SamplingState.empty(slots, vocabulary, DEVICE)
-        state.marks.fill_(7)  # of requests that had the lanes before
-        state.bias.fill_(7)
-        self.rows = random.Random(0).sample(range(slots), len(requests))
-        self.sampler = Sampler(state, places=slots, model_vocabulary=padded)
-        self.lane = torch.tensor([-1, *self.rows], dtype=torch.int32, device=DEVICE)
+        self.generations = np.ones(slots, np.int64)
+        self.rows = np.array(random.Random(0).sample(range(slots), len(requests)))
+        self.sampler = DeviceSampler(self.generations, places=slots, vocabulary=vocabulary, model_vocabulary=padded,
+                                     end_of_text=END, device=DEVICE)  # fmt: skip
+        self.sampler.state.marks.fill_(7)  # of requests that had the lanes before
+        self.sampler.state.bias.fill_(7)
+        self.lane = torch.tensor([-1, *self.rows.tolist()], dtype=torch.int32, device=DEVICE)
         self.token = torch.full((slots,), -5, dtype=torch.int32, device=DEVICE)
-        state.write(self.rows, requests, END)
+        self.sampler.assign(self.rows, requests)
 
     def draw(self, logits: Tensor) -> list[int]:
         rows = torch.cat((torch.full_like(logits[:1], math.nan), logits)).to(DEVICE)
@@ -61,10 +62,11 @@ class Device:
         assert [max(token, 0) for token in tokens] == self.sampler.state.token[self.rows].tolist()
         return tokens
 
-    def scored(self, tokens: list[int]) -> list[Scored | None]:
-        from thoughtbubbles.engine.cuda.kernels.sampler import scored
+    def scored(self) -> list[Scored | None]:
+        from thoughtbubbles.engine.cuda.sampler import scored
 
-        return scored(self.sampler.report[1:].cpu(), [request.params.logprobs for request in self.requests])
+        tops = [request.params.logprobs for request in self.requests]
+        return scored(self.sampler.report[1:].cpu(), tops, self.sampler.vocabulary)
 
 
 def assert_alike(device: list[Scored | None], host: list[Scored | None]) -> None:
@@ -78,14 +80,13 @@ def assert_alike(device: list[Scored | None], host: list[Scored | None]) -> None
 
 def check(requests: list[Request], rows: list[Tensor], vocabulary: int) -> None:
     """Draw some tokens of each, one after the other, on both."""
-    device, words = Device(requests, vocabulary, rows[0].shape[1]), Words(vocabulary)
+    device, host = Device(requests, vocabulary, rows[0].shape[1]), Sampler(Words(vocabulary))  # type: ignore[arg-type]
     for logits in rows:
-        wanted = draw_tokens(requests, logits.float(), words)  # type: ignore[arg-type]
-        drawn = device.draw(logits)
-        assert drawn == wanted
-        scores = score_tokens(requests, logits.float(), wanted, words)  # type: ignore[arg-type]
-        assert_alike(device.scored(drawn), scores)
-        for one, token in zip(requests, wanted, strict=True):
+        wanted = host.draw(requests, logits)
+        assert device.draw(logits) == wanted.tokens
+        assert_alike(device.scored(), wanted.logprobs)
+        for one, token in zip(requests, wanted.tokens, strict=True):
+            assert token is not None
             one.output.append(token)
 
 
@@ -175,9 +176,8 @@ def test_what_equals_the_threshold_stays(top_k: int, top_p: float, tokenizer: To
     seeds = range(200 if ON_GPU else 10)
     logits = (torch.arange(50) % 10 / 10).expand(len(seeds), -1).clone()
     requests = [request(tokenizer, seed, top_k=top_k, top_p=top_p) for seed in seeds]
-    device = Device(requests, 50, 50)
-    drawn = device.draw(logits)
-    assert drawn == draw_tokens(requests, logits, Words(50))  # type: ignore[arg-type]
+    drawn = Device(requests, 50, 50).draw(logits)
+    assert drawn == Sampler(Words(50)).draw(requests, logits).tokens  # type: ignore[arg-type]
     if top_k < 6:
         assert {token % 10 for token in drawn} == {9}
 
@@ -205,7 +205,11 @@ def test_a_lane_that_another_request_gets_has_nothing_of_the_one_before(tokenize
     device, logits = Device([greedy], 30, 30), torch.rand(1, 30)
     for _ in range(3):
         device.draw(logits)
-    device.sampler.state.write(device.rows, [request(tokenizer, temperature=0, logprobs=0)], END)
+    other = request(tokenizer, temperature=0, logprobs=0)
+    device.sampler.assign(device.rows, [other])
+    assert device.draw(logits) != [int(logits.argmax())], "the lane is still the first request's"
+    device.generations[device.rows] = 2
+    device.sampler.assign(device.rows, [other])
     assert device.draw(logits) == [int(logits.argmax())]
 
 
