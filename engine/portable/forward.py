@@ -62,7 +62,7 @@ class Extended:
     logits: Tensor
     """(R,V) of the token that follows each chunk."""
     drawn: list[int] | None = None
-    """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any where none is to be drawn."""
+    """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any if `draws` is false."""
     logprobs: list[Scored | None] | None = None
     """(R,) its log-probability, where requested and where the device draws."""
 

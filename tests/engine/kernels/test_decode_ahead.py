@@ -18,6 +18,23 @@ KINDS: dict[str, dict[str, object]] = {
     "told of forks": {"temperature": 0.9, "seed": 3, "return_fork_counts": True},
     "restricted": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
     "scored": {"temperature": 0, "logprobs": 2},
+    "penalised": {
+        "temperature": 0.7,
+        "seed": 4,
+        "repetition_penalty": 1.4,
+        "frequency_penalty": 0.5,
+        "logit_bias": {7: 3},
+    },
+    "kept from ending": {
+        "temperature": 0.9,
+        "seed": 5,
+        "min_tokens": 3,
+        "stop_token_ids": (1, 2, 3),
+        "ignore_eos": False,
+        "top_k": 40,
+        "min_p": 0.01,
+        "logprobs": 0,
+    },
     "another budget": {"temperature": 0, "fork_ratio": 1.3},
     "recomputed": {"temperature": 0, "fork_selection": "dynamic"},
 }
@@ -57,6 +74,9 @@ def assert_alike(ahead: dict[str, Completion], waited: dict[str, Completion]) ->
         assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason), name
         assert [e.fork_count for e in one.events] == [e.fork_count for e in other.events], name
         assert counts(one) == counts(other), name
+        assert [[i for i, _ in e.top_logprobs] for e in one.events] == [
+            [i for i, _ in e.top_logprobs] for e in other.events
+        ], name
         assert [e.logprob for e in one.events] == pytest.approx([e.logprob for e in other.events], abs=1e-4), name
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.draws import some_settings
 from tests.engine.kernels.conftest import DEVICE
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.detokenizer import Detokenizer
@@ -110,23 +111,7 @@ def some_logits(dice: random.Random, rows: int, columns: int) -> Tensor:
 
 def some_request(dice: random.Random, tokenizer: Tokenizer, seed: int, vocabulary: int) -> Request:
     """A request that asks for any of what there is."""
-    choices: dict[str, list[object]] = {
-        "temperature": [0, 1e-38, 1e-5, 0.1, 0.7, 1.0, 1.0, 2.0],
-        "top_k": [0, 0, 1, 2, 5, 50, vocabulary - 1, vocabulary, vocabulary + 9],
-        "top_p": [1.0, 1.0, 1e-46, 1e-3, 0.3, 0.9, 0.95, 1 - 2**-20],
-        "min_p": [0, 0, 1e-46, 1e-3, 0.05, 0.5, 1.0],
-        "presence_penalty": [0, 0, -2, 0.1, 2],
-        "frequency_penalty": [0, 0, -1.3, 0.7],
-        "repetition_penalty": [1, 1, 1e-46, 0.5, 1.1, 1.3, 1e30],
-        "logit_bias": [{}, {}, {2: 100}, {1: -100, 3: 5.5, 4: 0.1}, dict.fromkeys(range(1, vocabulary, 2), -0.3)],
-        "min_tokens": [0, 0, 1, 2, 9],
-        "stop_token_ids": [(), (2,), tuple(range(1, vocabulary - 2)), (3, 4, 5)],
-        "ignore_eos": [False, True],
-        "logprobs": [None, None, 0, 1, 5, 20],
-    }
-    asked = {name: dice.choice(values) for name, values in choices.items()}
-    if dice.random() < 0.5:  # fewer things at once
-        asked = {name: asked[name] for name in dice.sample(list(asked), 3)}
+    asked = some_settings(dice, vocabulary)
     prompt = tuple(dice.randrange(vocabulary) for _ in range(dice.randrange(1, 12)))
     made = request(tokenizer, seed, prompt, **asked)
     made.output += [dice.randrange(vocabulary) for _ in range(dice.choice([0, 0, 1, 7]))]
