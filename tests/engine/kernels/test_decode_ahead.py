@@ -190,6 +190,34 @@ def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: Ma
     assert sum(told[0][0].values()) > 10
 
 
+@pytest.mark.parametrize("kind", ["restricted", "scored", "recomputed"])
+def test_no_request_keeps_its_neighbour_from_decoding_ahead(
+    kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    requests = [
+        ("neighbour", PROMPTS[0], params(temperature=0, max_tokens=TOKENS + 4)),
+        ("other", PROMPTS[1], params(**{**KINDS[kind], "max_tokens": TOKENS + 4})),
+    ]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model)
+    for request in requests:
+        engine.add(*request)
+    events = [*engine.step(), *engine.step()]
+    for _ in range(3):
+        own = engine.step()
+        assert [event.request_id for event in own] == ["neighbour", "other"], "both get a token in every step"
+        events += own
+        flight = cuda_executor(engine).ahead
+        assert flight
+        assert [request.id for request in flight.requests] == ["neighbour", "other"][: 1 if kind == "recomputed" else 2]
+    while engine.has_work:
+        events += engine.step()
+    ahead: dict[str, list[TokenEvent]] = {}
+    for event in events:
+        ahead.setdefault(event.request_id, []).append(event)
+    assert_alike({name: Completion.of(each) for name, each in ahead.items()}, waited)
+
+
 def test_stops_that_the_device_does_not_know_of(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:
