@@ -56,7 +56,7 @@ def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], outp
         logits = logits.index_put((seen,), torch.where(old > 0, old / factor, old * factor))
     if output and (params.presence_penalty or params.frequency_penalty):
         counts = Counter(output)
-        presence, frequency = np.float32([params.presence_penalty, params.frequency_penalty]).tolist()
+        presence, frequency = (float(np.float32(p)) for p in (params.presence_penalty, params.frequency_penalty))
         logits = _add(logits, list(counts), [-(presence + n * frequency) for n in counts.values()])
     if params.logit_bias:
         logits = _add(logits, list(params.logit_bias), list(params.logit_bias.values()))

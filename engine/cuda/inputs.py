@@ -55,9 +55,10 @@ class Inputs:
         ]
         pinned = device.type == "cpu" and torch.cuda.is_available()
         memory = torch.zeros(sum(sizes), dtype=torch.int32, device=device, pin_memory=pinned)
-        *vectors, held, table, live = memory.split(sizes)
+        lane, ids, request, position, room, first, last, count, length, held, table, live = memory.split(sizes)
         return cls(
-            memory, *vectors, held.view(segments, places), table.view(places, pages), live,
+            memory, lane, ids, request, position, room, first, last, count, length,
+            held.view(segments, places), table.view(places, pages), live,
         )  # fmt: skip
 
     def numpy(self) -> dict[str, NDArray[Any]]:

@@ -82,8 +82,12 @@ class SamplingState:
         width = -(-vocabulary // 16) * 16  # so that a row is read many bytes at once
         marks = torch.zeros((lanes, width), dtype=torch.int32, device=device)[:, :vocabulary]
         bias = torch.zeros((lanes, width), device=device)[:, :vocabulary]
-        words[3].fill_(-1)  # reports nothing
-        return cls(longs, words, *longs, *words[:5], *words[5:].view(torch.float32), marks, bias)
+        words[3] = -1  # reports nothing
+        seed, drawn = longs
+        kind, top_k, min_tokens, logprobs, token, *_ = words
+        temperature, top_p, log_min_p, repetition, presence, frequency = words[5:].view(torch.float32)
+        return cls(longs, words, seed, drawn, kind, top_k, min_tokens, logprobs, token, temperature, top_p, log_min_p,
+                   repetition, presence, frequency, marks, bias)  # fmt: skip
 
     def write(self, rows: Indices, requests: Sequence[Request], end_of_text: int) -> None:
         """Set the lanes `rows` to draw the next tokens of these requests."""
