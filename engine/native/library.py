@@ -1,12 +1,13 @@
 """The C structs of `src/interface.h` and the functions that the library exports, as ctypes has them."""
 
 import ctypes
-from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 ABI_VERSION = 1
+LEVELS = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
+"""Instruction levels, best first."""
 UNDECIDED = -2
 """Stands where the library leaves the draw of a token to `engine.sampling`."""
 
@@ -79,7 +80,7 @@ class Library:
     def levels(self) -> list[str]:
         """Return the instruction levels that this processor has, best first."""
         present, names = c_int32(), []
-        for i in range(len(_LEVELS)):
+        for i in range(len(LEVELS)):
             name = self._library.tb_level(i, ctypes.byref(present))
             if name is None:
                 break
@@ -108,7 +109,6 @@ class Library:
             raise MemoryError("the native step ran out of memory")
 
 
-_LEVELS: Sequence[str] = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
 _FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ("tb_abi_version", c_int32, []),
     ("tb_level", c_char_p, [c_int32, POINTER(c_int32)]),

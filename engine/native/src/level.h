@@ -15,5 +15,7 @@ std::unique_ptr<Step> make_plain(const TbModel &);
 #if defined(__x86_64__)
 std::unique_ptr<Step> make_avx2(const TbModel &);
 std::unique_ptr<Step> make_avx512(const TbModel &);
+#if !defined(TB_WITHOUT_AMX)
 std::unique_ptr<Step> make_amx(const TbModel &);
+#endif
 #endif

@@ -1,5 +1,4 @@
 // What the library exports: the levels that this processor has, and models that compute at one of them.
-#include <cstdio>
 #include <cstring>
 #include <exception>
 
@@ -30,6 +29,7 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+#if !defined(TB_WITHOUT_AMX)
 // Linux gives a process the tiles when it asks.
 bool has_amx() {
 #if defined(__linux__)
@@ -43,12 +43,15 @@ bool has_amx() {
 #endif
 }
 #endif
+#endif
 
 bool always() { return true; }
 
 const Level LEVELS[] = {
 #if defined(__x86_64__)
+#if !defined(TB_WITHOUT_AMX)
     {"amx", make_amx, has_amx},
+#endif
     {"avx512", make_avx512, has_avx512},
     {"avx2", make_avx2, has_avx2},
     {"sse2", make_plain, always},

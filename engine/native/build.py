@@ -1,0 +1,127 @@
+"""Building the native library: one file for all instruction levels of a processor family, once per source and compiler."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "src"
+_FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+    "-w", "-pthread",
+)  # fmt: skip
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+_AMX = (*_AVX512, "-mamx-tile", "-mamx-bf16")
+_X86_LEVELS = {"avx2": _AVX2, "avx512": _AVX512, "amx": _AMX}
+_SECONDS = 600
+
+
+class BuildError(Exception):
+    """Why there is no native library."""
+
+
+def cached(directory: Path | None = None) -> Path:
+    """Return a library of these sources, built if there is none yet. Raises `BuildError`.
+
+    Its name has a hash of sources, compiler and flags, and one of its own bytes. A file that is not what its name says
+    is deleted and built anew.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        raise BuildError(f"it is not built on {sys.platform}")
+    compiler, directory = find_compiler(), directory or cache_directory()
+    stem = f"step-{_key(compiler)}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (found := _intact(directory, stem)):
+            with _locked(directory / "lock"):
+                found = _intact(directory, stem) or _build(compiler, directory, stem)
+    except OSError as error:
+        raise BuildError(f"{directory} cannot be used: {error}") from error
+    return found
+
+
+def cache_directory() -> Path:
+    """Return where libraries are kept: THOUGHTBUBBLES_CACHE, or the user's cache."""
+    if chosen := os.environ.get("THOUGHTBUBBLES_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "thoughtbubbles" / "native"
+
+
+def find_compiler() -> str:
+    """Return the path of CXX, c++, g++ or clang++. Raises `BuildError` where there is none."""
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        if path := shutil.which(name):
+            return path
+    raise BuildError("there is no C++ compiler (c++, g++ or clang++; CXX names another)")
+
+
+@cache
+def _key(compiler: str) -> str:
+    """16 hex digits that change with sources, compiler, flags and machine."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=_SECONDS).stdout
+    digest = hashlib.sha256(version + repr((_FLAGS, _X86_LEVELS, platform.machine(), sys.platform)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _intact(directory: Path, stem: str) -> Path | None:
+    """Return the library whose bytes are those that its name says; delete others of the stem."""
+    for path in directory.glob(f"{stem}-*.so"):
+        if path.stem.rpartition("-")[2] == _digest(path):
+            return path
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _build(compiler: str, directory: Path, stem: str) -> Path:
+    levels = dict(_X86_LEVELS) if platform.machine() in ("x86_64", "AMD64") else {}
+    without = [] if _accepts(compiler, _AMX) else ["-DTB_WITHOUT_AMX"]
+    if without:
+        levels.pop("amx", None)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        # Of a function that several files have, the linker takes the first: it must be one that every processor can run.
+        commands = [[f"{SOURCES}/main.cpp", *without], [f"{SOURCES}/threads.cpp"], [f"{SOURCES}/step.cpp", "-DLEVEL=make_plain"]]
+        commands += [[f"{SOURCES}/step.cpp", f"-DLEVEL=make_{name}", *flags] for name, flags in levels.items()]
+        objects = [f"{folder}/{i}.o" for i in range(len(commands))]
+        with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+            jobs = [[compiler, *_FLAGS, "-c", *command, "-o", to] for command, to in zip(commands, objects, strict=True)]
+            list(pool.map(_run, jobs))
+        built = Path(folder) / "step.so"
+        _run([compiler, "-shared", "-pthread", "-o", str(built), *objects])
+        return built.replace(directory / f"{stem}-{_digest(built)}.so")
+
+
+def _accepts(compiler: str, flags: tuple[str, ...]) -> bool:
+    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS).returncode == 0
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+        raise BuildError(f"{Path(command[0]).name} failed: {first}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time build."""
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,45 @@
+"""Which native library serves, and at which instruction level; or why none does."""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+
+from thoughtbubbles.engine.native.build import BuildError, cached
+from thoughtbubbles.engine.native.library import LEVELS, Library
+
+LEVEL_VARIABLE = "THOUGHTBUBBLES_CPU_LEVEL"
+"""Environment variable: the highest instruction level that may be used."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """A library and the level that this processor runs it at."""
+
+    library: Library
+    level: str
+
+
+class Unavailable(Exception):
+    """Why no native library serves."""
+
+
+@cache
+def load_native() -> Native:
+    """Return the library, built on first use. Raises `Unavailable`, with the reason."""
+    try:
+        library = Library(cached())
+    except (BuildError, OSError) as error:
+        raise Unavailable(str(error)) from error
+    return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
+
+
+def choose_level(present: list[str], most: str | None) -> str:
+    """Return the best level that is present, none above `most`. Raises `Unavailable` for one that there is not."""
+    if most is None:
+        return present[0]
+    if most not in LEVELS:
+        raise Unavailable(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, not {most!r}")
+    below = [level for level in present if LEVELS.index(level) >= LEVELS.index(most)]
+    if not below:
+        raise Unavailable(f"this processor has no level up to {LEVEL_VARIABLE}={most}; it has {', '.join(present)}")
+    return below[0]
