@@ -94,11 +94,17 @@ def _build(compiler: str, directory: Path, stem: str) -> Path:
         levels.pop("amx", None)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         # Of a function that several files have, the linker takes the first: it must be one that every processor can run.
-        commands = [[f"{SOURCES}/main.cpp", *without], [f"{SOURCES}/threads.cpp"], [f"{SOURCES}/step.cpp", "-DLEVEL=make_plain"]]
+        commands = [
+            [f"{SOURCES}/main.cpp", *without],
+            [f"{SOURCES}/threads.cpp"],
+            [f"{SOURCES}/step.cpp", "-DLEVEL=make_plain"],
+        ]
         commands += [[f"{SOURCES}/step.cpp", f"-DLEVEL=make_{name}", *flags] for name, flags in levels.items()]
         objects = [f"{folder}/{i}.o" for i in range(len(commands))]
         with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
-            jobs = [[compiler, *_FLAGS, "-c", *command, "-o", to] for command, to in zip(commands, objects, strict=True)]
+            jobs = [
+                [compiler, *_FLAGS, "-c", *command, "-o", to] for command, to in zip(commands, objects, strict=True)
+            ]
             list(pool.map(_run, jobs))
         built = Path(folder) / "step.so"
         _run([compiler, "-shared", "-pthread", "-o", str(built), *objects])

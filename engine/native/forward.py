@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thoughtbubbles.engine.cached_forward import Chunk, ForkTally, lay_out
-from thoughtbubbles.engine.fork_cache import ForkCache
-from thoughtbubbles.engine.layout import Indices
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.native import library as c
+from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
 from thoughtbubbles.engine.sampling import Draw, sample
 from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
 from thoughtbubbles.model.rotary import BASE
@@ -54,7 +54,14 @@ class NativeForward:
     """As `CachedForward.max_prefill_tokens`."""
 
     def __init__(
-        self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int, library: c.Library, level: str
+        self,
+        model: Thoughtbubbles,
+        cache: ForkCache,
+        tally: ForkTally,
+        *,
+        vocabulary: int,
+        library: c.Library,
+        level: str,
     ) -> None:
         """At an instruction level that the library has; tokens from `vocabulary` on are never drawn."""
         self.cache, self.tally, self.level = cache, tally, level
@@ -173,7 +180,14 @@ class NativeForward:
         )  # fmt: skip
 
     def _layer(self, block: Block) -> c.Layer:
-        modules: list[Any] = [block.ln_1, block.attn.c_attn, block.attn.c_proj, block.ln_2, block.mlp.c_fc, block.mlp.c_proj]
+        modules: list[Any] = [
+            block.ln_1,
+            block.attn.c_attn,
+            block.attn.c_proj,
+            block.ln_2,
+            block.mlp.c_fc,
+            block.mlp.c_proj,
+        ]
         tensors = [tensor for module in modules for tensor in (module.weight, module.bias)]
         if isinstance(block, ForkingBlock):
             norm = block.forking_ln

@@ -20,7 +20,7 @@ struct TbLayer {
     const float *fork_embedding;                     // (D)
 };
 
-// The pages of one segment, as engine/pages.py lays them out.
+// The pages of one segment, as engine/cache/pages.py lays them out.
 struct TbSegment {
     int32_t first_layer, last_layer;  // layers from first_layer up to, not including, last_layer
     int32_t slots;
@@ -41,7 +41,7 @@ struct TbModel {
     const float *norm_weight, *norm_bias;
     const float *frequencies;         // (H/2)
     const TbSegment *segment;
-    // Columns of the ledger (engine/ledger.py), which stay where they are.
+    // Columns of the ledger (engine/cache/ledger.py), which stay where they are.
     const int64_t *ledger_kappa, *ledger_tokens, *ledger_streams;
     const int32_t *ledger_table;
     int64_t table_stride;

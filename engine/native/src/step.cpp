@@ -1,5 +1,5 @@
 // One step of the engine: new tokens of some requests, from their ids to the logits that follow. Compiled once for each
-// instruction level, with LEVEL its name; engine/cached_forward.py is the same in torch, and the reference.
+// instruction level, with LEVEL its name; engine/portable/forward.py is the same in torch, and the reference.
 //
 // Letters: R requests, T new tokens, S streams, D model width, N heads, H head width, V vocabulary, G segments.
 #include "attention.h"

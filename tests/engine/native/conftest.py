@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from thoughtbubbles.engine.cached_forward import ForkTally
-from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.native.forward import NativeForward
 from thoughtbubbles.engine.native.library import LEVELS, Library
 from thoughtbubbles.engine.native.loading import Unavailable, load_native
+from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.model import Thoughtbubbles
 
 MakeForward = Callable[[Thoughtbubbles, ForkCache], NativeForward]

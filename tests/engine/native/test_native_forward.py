@@ -12,9 +12,9 @@ import torch
 from tests.engine.conftest import MakeModel
 from tests.engine.native.conftest import MakeForward
 from tests.engine.test_oracle import SHAPES, TOLERANCE
-from thoughtbubbles.engine.cached_forward import CachedForward, Chunk, ForkTally
-from thoughtbubbles.engine.fork_cache import ForkCache
-from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.fork_state import ForkState
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
 from thoughtbubbles.model import Selection, Thoughtbubbles
 
 STEPS = 40
