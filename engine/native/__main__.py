@@ -2,14 +2,14 @@
 
 import sys
 
-from thoughtbubbles.engine.native.loading import Unavailable, load_native
+from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_native
 
 
 def main() -> int:
     """Return 0 where there is a native step, 1 where there is none."""
     try:
         native = load_native()
-    except Unavailable as error:
+    except NativeUnavailableError as error:
         print(f"No native step: {error}", file=sys.stderr)
         return 1
     print(f"{native.library.path}: {native.level}")

@@ -5,10 +5,10 @@ It computes what `engine.cached_forward` does, which is its reference, and draws
 Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments.
 """
 
-import ctypes
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch import Tensor
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.native import library as c
+from thoughtbubbles.engine.native.loading import Native
 from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
+from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.sampling import Draw, sample
 from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
 from thoughtbubbles.model.rotary import BASE
@@ -54,24 +56,16 @@ class NativeForward:
     """As `CachedForward.max_prefill_tokens`."""
 
     def __init__(
-        self,
-        model: Thoughtbubbles,
-        cache: ForkCache,
-        tally: ForkTally,
-        *,
-        vocabulary: int,
-        library: c.Library,
-        level: str,
+        self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int, native: Native
     ) -> None:
-        """At an instruction level that the library has; tokens from `vocabulary` on are never drawn."""
-        self.cache, self.tally, self.level = cache, tally, level
-        self._config, self._library, self._vocabulary = model.config, library, vocabulary
+        """Tokens from `vocabulary` on are never drawn."""
+        self.model, self.cache, self.tally, self.level = model, cache, tally, native.level
+        self._config, self._library, self._vocabulary = model.config, native.library, vocabulary
         self._segments = len(cache.segments)
         requests = len(cache.ledger.kappa)
         self._kept: list[object] = [cache]  # what the library has pointers to
-        handle = library.create(self._model(model), level)
-        self._finalizer = weakref.finalize(self, library.destroy, handle)
-        self._handle = handle
+        self._handle = native.library.create(self._model(model), native.level)
+        weakref.finalize(self, native.library.destroy, self._handle)
         self._rows, self._counts, self._drawn = np.zeros((3, requests), np.int32)
         self._temperature = np.zeros(requests, np.float32)
         self._seed, self._position = np.zeros((2, requests), np.int64)
@@ -81,21 +75,21 @@ class NativeForward:
         for name in ("rows", "counts", "drawn", "temperature", "seed", "position", "tally"):
             setattr(self._step, name, getattr(self, f"_{name}").ctypes.data)
 
+    @cached_property
+    def packed(self) -> PackedModel:
+        """As `CachedForward.packed`, for requests under the rules that revise; made for the first of them."""
+        return PackedModel(self.model)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights as they are multiplied with."""
         return self._library.weight_bytes(self._handle)
 
-    def prepare(self) -> None:
-        """Do what the first tokens would wait for."""
-
     def clear_room(self) -> None:
-        """As `CachedForward.clear_room`; nothing is gathered."""
+        """As `CachedForward.clear_room`: nothing is gathered."""
 
-    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
+    def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`."""
-        if meanwhile:
-            meanwhile()
         R, states = len(chunks), [chunk.state for chunk in chunks]
         rows, sizes = [state.row for state in states], [len(chunk.ids) for chunk in chunks]
         ids = np.array([i for chunk in chunks for i in chunk.ids], np.int32)

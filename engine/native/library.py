@@ -8,6 +8,8 @@ from typing import Any
 ABI_VERSION = 1
 LEVELS = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
 """Instruction levels, best first."""
+BROKEN = -1
+"""Stands where no token can be drawn: a logit is NaN or infinite."""
 UNDECIDED = -2
 """Stands where the library leaves the draw of a token to `engine.sampling`."""
 

@@ -19,27 +19,29 @@ class Native:
     level: str
 
 
-class Unavailable(Exception):
+class NativeUnavailableError(Exception):
     """Why no native library serves."""
 
 
 @cache
 def load_native() -> Native:
-    """Return the library, built on first use. Raises `Unavailable`, with the reason."""
+    """Return the library, built on first use. Raises `NativeUnavailableError`, with the reason."""
     try:
         library = Library(cached())
     except (BuildError, OSError) as error:
-        raise Unavailable(str(error)) from error
+        raise NativeUnavailableError(str(error)) from error
     return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
 
 
 def choose_level(present: list[str], most: str | None) -> str:
-    """Return the best level that is present, none above `most`. Raises `Unavailable` for one that there is not."""
+    """Return the best level that is present, none above `most`. Raises `NativeUnavailableError` for one that there is not."""
     if most is None:
         return present[0]
     if most not in LEVELS:
-        raise Unavailable(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, not {most!r}")
+        raise NativeUnavailableError(f"{LEVEL_VARIABLE} must be one of {', '.join(LEVELS)}, not {most!r}")
     below = [level for level in present if LEVELS.index(level) >= LEVELS.index(most)]
     if not below:
-        raise Unavailable(f"this processor has no level up to {LEVEL_VARIABLE}={most}; it has {', '.join(present)}")
+        raise NativeUnavailableError(
+            f"this processor has no level up to {LEVEL_VARIABLE}={most}; it has {', '.join(present)}"
+        )
     return below[0]

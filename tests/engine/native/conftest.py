@@ -7,7 +7,7 @@ import pytest
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.native.forward import NativeForward
 from thoughtbubbles.engine.native.library import LEVELS, Library
-from thoughtbubbles.engine.native.loading import Unavailable, load_native
+from thoughtbubbles.engine.native.loading import Native, NativeUnavailableError, load_native
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.model import Thoughtbubbles
 
@@ -18,7 +18,7 @@ MakeForward = Callable[[Thoughtbubbles, ForkCache], NativeForward]
 def library() -> Library:
     try:
         return load_native().library
-    except Unavailable as error:
+    except NativeUnavailableError as error:
         pytest.skip(f"no native library: {error}")
 
 
@@ -32,8 +32,6 @@ def level(request: pytest.FixtureRequest, library: Library) -> str:
 @pytest.fixture
 def make_native(library: Library, level: str) -> MakeForward:
     def make(model: Thoughtbubbles, cache: ForkCache) -> NativeForward:
-        return NativeForward(
-            model, cache, ForkTally(), vocabulary=min(257, model.config.vocab_size), library=library, level=level
-        )
+        return NativeForward(model, cache, ForkTally(), vocabulary=257, native=Native(library, level))
 
     return make
