@@ -1,8 +1,14 @@
-"""Building the native library: one file for all instruction levels of a processor family, once per source and compiler."""
+"""Building the native library: one file for all instruction levels of a processor family.
+
+It is built once for its sources and compiler. Environment variables: TB_NATIVE_CACHE is the folder where libraries are
+kept, TB_NATIVE_CXXFLAGS has more flags for the compiler, as sanitizers need them, and CXX is the compiler.
+"""
 
 import hashlib
+import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,20 +30,22 @@ _AMX = (*_AVX512, "-mamx-tile", "-mamx-bf16")
 _X86_LEVELS = {"avx2": _AVX2, "avx512": _AVX512, "amx": _AMX}
 _SECONDS = 600
 
+logger = logging.getLogger(__name__)
+
 
 class BuildError(Exception):
     """Why there is no native library."""
 
 
-def cached(directory: Path | None = None) -> Path:
+def cached_library() -> Path:
     """Return a library of these sources, built if there is none yet. Raises `BuildError`.
 
     Its name has a hash of sources, compiler and flags, and one of its own bytes. A file that is not what its name says
     is deleted and built anew.
     """
-    if sys.platform not in ("linux", "darwin"):
+    if sys.platform not in {"linux", "darwin"}:
         raise BuildError(f"it is not built on {sys.platform}")
-    compiler, directory = find_compiler(), directory or cache_directory()
+    compiler, directory = find_compiler(), cache_directory()
     stem = f"step-{_key(compiler)}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,10 +58,13 @@ def cached(directory: Path | None = None) -> Path:
 
 
 def cache_directory() -> Path:
-    """Return where libraries are kept: THOUGHTBUBBLES_CACHE, or the user's cache."""
-    if chosen := os.environ.get("THOUGHTBUBBLES_CACHE"):
+    """Return where libraries are kept: TB_NATIVE_CACHE, or a folder of the user's cache."""
+    if chosen := os.environ.get("TB_NATIVE_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "thoughtbubbles" / "native"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "thoughtbubbles" / "native"
+    except RuntimeError as error:  # there is no home
+        raise BuildError(f"there is no folder for it: {error}; TB_NATIVE_CACHE names one") from error
 
 
 def find_compiler() -> str:
@@ -67,11 +78,15 @@ def find_compiler() -> str:
 @cache
 def _key(compiler: str) -> str:
     """16 hex digits that change with sources, compiler, flags and machine."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=_SECONDS).stdout
-    digest = hashlib.sha256(version + repr((_FLAGS, _X86_LEVELS, platform.machine(), sys.platform)).encode())
+    version = _run([compiler, "--version"])
+    digest = hashlib.sha256(repr((version, _flags(), _X86_LEVELS, platform.machine(), sys.platform)).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, *shlex.split(os.environ.get("TB_NATIVE_CXXFLAGS", "")))
 
 
 def _intact(directory: Path, stem: str) -> Path | None:
@@ -79,6 +94,7 @@ def _intact(directory: Path, stem: str) -> Path | None:
     for path in directory.glob(f"{stem}-*.so"):
         if path.stem.rpartition("-")[2] == _digest(path):
             return path
+        logger.warning("%s is damaged and is built anew.", path)
         path.unlink(missing_ok=True)
     return None
 
@@ -88,39 +104,43 @@ def _digest(path: Path) -> str:
 
 
 def _build(compiler: str, directory: Path, stem: str) -> Path:
-    levels = dict(_X86_LEVELS) if platform.machine() in ("x86_64", "AMD64") else {}
+    logger.warning("Building the native step in %s: some 30 seconds, once.", directory)
+    levels = dict(_X86_LEVELS) if platform.machine() in {"x86_64", "AMD64"} else {}
     without = [] if _accepts(compiler, _AMX) else ["-DTB_WITHOUT_AMX"]
     if without:
         levels.pop("amx", None)
+    # Of a function that several objects have, the linker takes the first: one that every processor can run.
+    main, threads, step = (f"{SOURCES}/{name}.cpp" for name in ("main", "threads", "step"))
+    units = [[main, *without], [threads], [step, "-DLEVEL=make_plain"]]
+    units += [[step, f"-DLEVEL=make_{name}", *flags] for name, flags in levels.items()]
     with tempfile.TemporaryDirectory(dir=directory) as folder:
-        # Of a function that several files have, the linker takes the first: it must be one that every processor can run.
-        commands = [
-            [f"{SOURCES}/main.cpp", *without],
-            [f"{SOURCES}/threads.cpp"],
-            [f"{SOURCES}/step.cpp", "-DLEVEL=make_plain"],
-        ]
-        commands += [[f"{SOURCES}/step.cpp", f"-DLEVEL=make_{name}", *flags] for name, flags in levels.items()]
-        objects = [f"{folder}/{i}.o" for i in range(len(commands))]
-        with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
-            jobs = [
-                [compiler, *_FLAGS, "-c", *command, "-o", to] for command, to in zip(commands, objects, strict=True)
-            ]
+        objects = [f"{folder}/{i}.o" for i in range(len(units))]
+        jobs = [[compiler, *_flags(), "-c", *unit, "-o", to] for unit, to in zip(units, objects, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, jobs))
         built = Path(folder) / "step.so"
-        _run([compiler, "-shared", "-pthread", "-o", str(built), *objects])
+        _run([compiler, *_flags(), "-shared", "-o", str(built), *objects])
         return built.replace(directory / f"{stem}-{_digest(built)}.so")
 
 
 def _accepts(compiler: str, flags: tuple[str, ...]) -> bool:
-    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
-    return subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS).returncode == 0
+    try:
+        _run([compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull])
+    except BuildError:
+        return False
+    return True
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
+def _run(command: list[str]) -> str:
+    """Return what a command of the user's own compiler prints. Raises `BuildError` with its first error."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{command[0]} took more than {_SECONDS} seconds") from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-        raise BuildError(f"{Path(command[0]).name} failed: {first}")
+        raise BuildError(f"{command[0]} failed: {first}")
+    return done.stdout
 
 
 @contextmanager

@@ -30,12 +30,11 @@ class NativeExecutor:
 
     @classmethod
     def make(cls, model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> Self:
-        """Return an executor of a model. Raises `NativeUnavailableError`, with the reason, where it cannot compute that."""
+        """Return an executor of a model. Raises `NativeUnavailableError` where it cannot compute that."""
         weight = model.transformer.wte.weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            raise NativeUnavailableError(
-                f"it computes in float32 on a CPU, not in {weight.dtype} on {weight.device}".replace("torch.", "")
-            )
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise NativeUnavailableError(f"it computes in float32 on a CPU, not in {dtype} on {weight.device}")
         native = load_native()
         return cls(NativeForward(model, cache, ForkTally(), vocabulary=sampler.vocabulary, native=native), sampler)
 

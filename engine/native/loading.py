@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
-from thoughtbubbles.engine.native.build import BuildError, cached
+from thoughtbubbles.engine.native.build import BuildError, cached_library
 from thoughtbubbles.engine.native.library import LEVELS, Library
 
-LEVEL_VARIABLE = "THOUGHTBUBBLES_CPU_LEVEL"
+LEVEL_VARIABLE = "TB_NATIVE_LEVEL"
 """Environment variable: the highest instruction level that may be used."""
 
 
@@ -27,14 +27,14 @@ class NativeUnavailableError(Exception):
 def load_native() -> Native:
     """Return the library, built on first use. Raises `NativeUnavailableError`, with the reason."""
     try:
-        library = Library(cached())
+        library = Library(cached_library())
     except (BuildError, OSError) as error:
         raise NativeUnavailableError(str(error)) from error
     return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
 
 
 def choose_level(present: list[str], most: str | None) -> str:
-    """Return the best level that is present, none above `most`. Raises `NativeUnavailableError` for one that there is not."""
+    """Return the best level that is present, none above `most`. Raises `NativeUnavailableError` for an unknown one."""
     if most is None:
         return present[0]
     if most not in LEVELS:
