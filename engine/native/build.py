@@ -1,7 +1,8 @@
 """Building the native library: one file for all instruction levels of a processor family.
 
-It is built once for its sources and compiler. Environment variables: TB_NATIVE_CACHE is the folder where libraries are
-kept, TB_NATIVE_CXXFLAGS has more flags for the compiler, as sanitizers need them, and CXX is the compiler.
+It is built once for its sources and compiler, unless the package brings one. Environment variables: TB_NATIVE_CACHE is
+the folder where libraries are kept, TB_NATIVE_CXXFLAGS has more flags for the compiler, as sanitizers need them, and
+CXX is the compiler.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
+PACKAGED = Path(__file__).parent / "lib"
+"""Where a package has its library: containers and wheels, which may run where no compiler is."""
 _FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
     "-w", "-pthread",
@@ -37,16 +40,21 @@ class BuildError(Exception):
     """Why there is no native library."""
 
 
-def cached_library() -> Path:
-    """Return a library of these sources, built if there is none yet. Raises `BuildError`.
+def find_library() -> Path:
+    """Return a library of these sources: the package's own, or one in the user's cache. Raises `BuildError`."""
+    return _intact(PACKAGED, _stem()) or build_library(cache_directory())
 
-    Its name has a hash of sources, compiler and flags, and one of its own bytes. A file that is not what its name says
-    is deleted and built anew.
+
+def build_library(directory: Path) -> Path:
+    """Return the library of these sources in a folder, built if there is none yet. Raises `BuildError`.
+
+    Its name has hashes of its sources, of the compiler and of its own bytes: a file that is not what its name says is
+    never loaded. It appears whole or not at all.
     """
     if sys.platform not in {"linux", "darwin"}:
         raise BuildError(f"it is not built on {sys.platform}")
-    compiler, directory = find_compiler(), cache_directory()
-    stem = f"step-{_key(compiler)}"
+    compiler = find_compiler()
+    stem = f"{_stem()}-{_hash(_run([compiler, '--version']), _flags())}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (found := _intact(directory, stem)):
@@ -76,13 +84,14 @@ def find_compiler() -> str:
 
 
 @cache
-def _key(compiler: str) -> str:
-    """16 hex digits that change with sources, compiler, flags and machine."""
-    version = _run([compiler, "--version"])
-    digest = hashlib.sha256(repr((version, _flags(), _X86_LEVELS, platform.machine(), sys.platform)).encode())
-    for path in sorted(SOURCES.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+def _stem() -> str:
+    """Return what the name of every library begins with that is built of these sources for this kind of machine."""
+    sources = [(path.name, path.read_bytes()) for path in sorted(SOURCES.iterdir())]
+    return f"step-{_hash(sources, _FLAGS, _X86_LEVELS, platform.machine(), sys.platform)}"
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _flags() -> tuple[str, ...]:
@@ -90,12 +99,11 @@ def _flags() -> tuple[str, ...]:
 
 
 def _intact(directory: Path, stem: str) -> Path | None:
-    """Return the library whose bytes are those that its name says; delete others of the stem."""
+    """Return a library of the stem whose bytes are those that its name says."""
     for path in directory.glob(f"{stem}-*.so"):
         if path.stem.rpartition("-")[2] == _digest(path):
             return path
-        logger.warning("%s is damaged and is built anew.", path)
-        path.unlink(missing_ok=True)
+        logger.warning("%s is damaged: its bytes are not those that were built. It is not used.", path)
     return None
 
 

@@ -119,7 +119,7 @@ class NativeForward:
             self.tally.deletions[layer] += deletions
         self._tally[:] = 0
         if len(ids) == len(chunks):
-            return self.cache.append(rows, ids, ends.T)
+            return self.cache.append(rows, ids.tolist(), ends.T)
         counts, at = np.empty(len(ids), np.int64), 0
         for chunk, streams in zip(chunks, before.tolist(), strict=True):
             end = at + len(chunk.ids)

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
-from thoughtbubbles.engine.native.build import BuildError, cached_library
+from thoughtbubbles.engine.native.build import BuildError, find_library
 from thoughtbubbles.engine.native.library import LEVELS, Library
 
 LEVEL_VARIABLE = "TB_NATIVE_LEVEL"
@@ -27,7 +27,7 @@ class NativeUnavailableError(Exception):
 def load_native() -> Native:
     """Return the library, built on first use. Raises `NativeUnavailableError`, with the reason."""
     try:
-        library = Library(cached_library())
+        library = Library(find_library())
     except (BuildError, OSError) as error:
         raise NativeUnavailableError(str(error)) from error
     return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
