@@ -54,7 +54,7 @@ test-processors: $(VENV)/.test
 
 # Memory, undefined behaviour and data races of the native step.
 native-sanitize: $(VENV)/.test
-	$(SANITIZE) $(BIN)/python -m pytest tests/engine/native -m 'slow or not slow' $(ARGS)
+	$(SANITIZE) $(BIN)/python -m pytest tests/engine/native $(ARGS)
 	c++ -std=c++17 -O1 -g -fsanitize=thread -pthread -Iengine/native/src tests/engine/native/pool.cpp \
 		engine/native/src/threads.cpp -o $(VENV)/pool-test && $(VENV)/pool-test
 

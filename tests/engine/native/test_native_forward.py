@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ from tests.engine.native.conftest import MakeForward
 from tests.engine.test_oracle import SHAPES, TOLERANCE
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.fork_state import ForkState
-from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
+from thoughtbubbles.engine.native.forward import Extended as NativeExtended
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally
 from thoughtbubbles.model import Selection, Thoughtbubbles
 
 STEPS = 40
@@ -95,7 +95,7 @@ class Mix:
             wanted, given = self.portable.extend(chunks[0]), self.native.extend(chunks[1])
         self.compare(pairs, wanted, given)
 
-    def compare(self, pairs: list[Pair], wanted: Any, given: Any) -> None:
+    def compare(self, pairs: list[Pair], wanted: Extended, given: NativeExtended) -> None:
         log_p = [each.logits.log_softmax(1) for each in (given, wanted)]
         bounds = list(accumulate((0, *(len(pair.tokens) - pair.compared for pair in pairs))))
         ends = [np.append(0, each.counts.cumsum()) for each in (given, wanted)]
@@ -123,8 +123,9 @@ class Mix:
                 assert near, "other streams survive, and no score is on an edge"
                 return True
             if i + 1 < len(self.caches[0].segments):
-                scores = [cache.segments[i].read_scores(cache.segments[i].slots(state.pages(i), state.streams(i))).long()
-                          for cache, state in zip(self.caches, pair.states, strict=True)]  # fmt: skip
+                pages = [cache.segments[i] for cache in self.caches]
+                scores = [each.read_scores(each.slots(state.pages(i), state.streams(i))).long()
+                          for each, state in zip(pages, pair.states, strict=True)]  # fmt: skip
                 off = int((scores[0] - scores[1]).abs().max())
                 assert off <= 1
                 near |= off > 0
