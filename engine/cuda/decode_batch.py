@@ -131,12 +131,12 @@ class DeviceBatch:
         if flight.landed is not None:
             flight.landed.synchronize()
         tally, report = flight.step.read(flight.told)
-        counted = self._counted[flight.step]
-        self._counted[flight.step] = np.maximum(tally, counted)  # a later flight of this step may have landed already
-        added = self._counted[flight.step] - counted
-        for layer, (forks, deletions) in zip(self._fork_layers, added.tolist()[1:], strict=True):
+        for layer, (forks, deletions) in zip(
+            self._fork_layers, (tally - self._counted[flight.step]).tolist()[1:], strict=True
+        ):
             self._tally.forks[layer] += forks
             self._tally.deletions[layer] += deletions
+        self._counted[flight.step] = tally
         report = report[:, : len(flight.requests)]
         return report[0], report[1:].T
 

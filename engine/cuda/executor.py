@@ -70,6 +70,7 @@ class CudaExecutor:
             batch = Batch.of(prefills, plan.num_tokens[: plan.num_prefills])
             flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
         decodes = [request for request, tokens in plan.decodes if tokens]
+        # Flights land in the order in which they were launched, as the tally of a decode step expects.
         if drawn_on_host := [request for request in decodes if not request.draws_alone]:
             flights.append(self.decode.launch(drawn_on_host, drawing=False))
         ahead = [request for request in decodes if request.draws_alone]

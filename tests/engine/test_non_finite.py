@@ -117,7 +117,7 @@ def test_requests_that_are_gathered_in_the_same_step(
 
 
 def test_who_comes_after_one_that_was_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are gathered where its own were, and the shorter ones are padded by what stood there."""
+    """Keys of later requests are gathered into the same buffer, whose padding has its values."""
     innocent(engine)
     alone = told(run(engine))
     engine.cache.clear()
@@ -138,7 +138,7 @@ def test_what_is_not_finite_is_not_only_nan(engine: Engine, monkeypatch: pytest.
 
 
 def test_nothing_of_it_is_found_by_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What went wrong once, as a processor may err, goes wrong for nobody else who begins alike."""
+    """A single fault, as of a processor, does not affect later requests with the same prefix."""
     prompt = [*range(20), BROKEN, *range(20)]
     with monkeypatch.context() as broken:
         break_token(engine, broken, math.nan)

@@ -1,4 +1,4 @@
-"""Logits that are NaN end one client's request with a named error; the server and its other clients go on."""
+"""NaN logits end one client's request with a named error; the server and other clients continue."""
 
 import json
 import math

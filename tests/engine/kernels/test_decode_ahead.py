@@ -1,4 +1,4 @@
-"""An engine that decodes ahead of its host tells what one tells that waits for every step, whatever happens between."""
+"""An engine that runs ahead of its host reports the same events as one that waits for every step."""
 
 import random
 
@@ -44,7 +44,7 @@ def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], s
 
 
 def counts(completion: Completion) -> tuple[int, int, float]:
-    """What the usage tells of streams, which those of computed tokens make alone."""
+    """The stream tokens of the usage, which count computed tokens only."""
     usage = completion.events[-1].usage
     assert usage
     return usage.computed_tokens, usage.fork_count, usage.budget_used_ratio
@@ -170,6 +170,56 @@ def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: Ma
     assert sum(told[0][0].values()) > 10
 
 
+@pytest.mark.parametrize("kind", ["restricted, so the host draws", "scored", "recomputed"])
+def test_requests_that_the_device_cannot_serve_alone_leave_their_neighbours_ahead(
+    kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    requests = [
+        ("neighbour", PROMPTS[0], params(temperature=0, max_tokens=TOKENS + 4)),
+        ("other", PROMPTS[1], params(**{**KINDS[kind], "max_tokens": TOKENS + 4})),
+    ]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model)
+    for request in requests:
+        engine.add(*request)
+    events = [*engine.step(), *engine.step()]
+    for _ in range(3):
+        own = engine.step()
+        assert [event.request_id for event in own] == ["neighbour", "other"], "both get a token in every step"
+        events += own
+        flight = cuda_executor(engine).ahead
+        assert flight
+        assert [request.id for request in flight.requests] == ["neighbour"]
+    while engine.has_work:
+        events += engine.step()
+    ahead: dict[str, list[TokenEvent]] = {}
+    for event in events:
+        ahead.setdefault(event.request_id, []).append(event)
+    assert_alike({name: Completion.of(each) for name, each in ahead.items()}, waited)
+
+
+def test_forks_are_counted_once_where_the_host_draws_for_one_of_two(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    """Both decode in steps of one lane, which have a tally of their own, and one of them lands a step later."""
+    requests = [
+        ("ahead", PROMPTS[0], params(temperature=0, return_fork_counts=True)),
+        ("waited", PROMPTS[1], params(top_p=0.8, seed=1, return_fork_counts=True)),
+    ]
+    engines = plain(small_model, tokenizer), make_engine(small_model)
+    run(engines[0], requests)
+    for request in requests:
+        engines[1].add(*request)
+    totals = [0]
+    while engines[1].has_work:
+        engines[1].step()
+        totals.append(sum(engines[1].stats().forks_total.values()))
+    assert totals == sorted(totals)
+    stats = [engine.stats() for engine in engines]
+    assert stats[1].forks_total == stats[0].forks_total
+    assert stats[1].fork_deletions_total == stats[0].fork_deletions_total
+
+
 def test_stops_that_the_device_does_not_know_of(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:
@@ -201,7 +251,7 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
 def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, for the device must be told each time: who came five steps later is not always five behind."""
+    """Together, since every allocation is copied to the device: requests that arrive later share it."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
     from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
 
