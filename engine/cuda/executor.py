@@ -37,6 +37,7 @@ class PrefillFlight:
 class CudaExecutor:
     """Computes requests whose streams are in the fork-state cache with kernels, and draws tokens on the device."""
 
+    name = "cuda"
     runs_ahead = True
 
     def __init__(self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler) -> None:

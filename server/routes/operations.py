@@ -31,7 +31,8 @@ async def ready(service: Serving) -> Json:
 @router.get("/version", responses=refusals(503))
 async def version(service: Serving) -> Json:
     """What runs, and what it computes with."""
-    return {**build_info(service.worker.model.device)}
+    model = service.worker.model
+    return {**build_info(model.device, model.executor)}
 
 
 @router.get("/docs", include_in_schema=False)
