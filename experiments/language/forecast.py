@@ -60,9 +60,9 @@ class Progresses:
 class Forecast:
     """Forecasts from `progress`, and from `results` that were made on the same machine.
 
-    Runs on a device share its speed, in operations a second. That is taken as the sum over the runs, or as the best that
-    one run of this size ever had, if that is more: both are less than the device does with enough side by side, so that
-    a forecast is rather late than early.
+    Runs on a device share its speed, in operations a second: the sum of what they log. While one has yet to log, it is
+    the best that one run of its size ever had, if that is more. Both are less than a device does with enough side by
+    side, so that a forecast is late rather than early.
     """
 
     def __init__(self, progress: Callable[[Run], Progress], results: Sequence[Result] = ()) -> None:
@@ -79,15 +79,19 @@ class Forecast:
         """
         found = {run: self._progress(run) for run in runs}
         now = sum(each.speed or 0.0 for run, each in found.items() if each.step < run.training.steps)
-        training = 0.0
+        logged, training = self.known(runs), 0.0
         for run, each in found.items():
-            speed = max(now, self._speeds.get(run.size, 0.0))
+            speed = now if logged else max(now, self._speeds.get(run.size, 0.0))
             training += _left(run, each) / speed if speed else float("inf") if _left(run, each) else 0.0
         return training + max(self._beside(run, each) for run, each in found.items())
 
     def known(self, runs: Sequence[Run]) -> bool:
         """Return whether all `runs` have logged their speed since they started."""
         return all(self._progress(run).speed is not None for run in runs)
+
+    def forget_speeds(self) -> None:
+        """Use no former speeds from now on: they were higher than what is logged."""
+        self._speeds.clear()
 
     def _beside(self, run: Run, progress: Progress) -> float:
         """Return the seconds of a run that are no training."""

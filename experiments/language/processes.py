@@ -83,7 +83,7 @@ class Work:
     """
 
     def __init__(
-        self, ready: Callable[[], Sequence[Run]], start: Start, places: Sequence[str], jobs: int, patience: Patience,
+        self, ready: Callable[[], Sequence[Run]], start: Start, places: Sequence[str], jobs: int, *, patience: Patience,
         forecast: Forecast,
     ) -> None:  # fmt: skip
         self._ready = ready
@@ -135,7 +135,8 @@ class Work:
 
     def _next(self, ready: Sequence[Run], device: str) -> Run | None:
         here, left = [each.run for each in self._on(device)], self._patience.left
-        fitting = (run for run in ready if left == float("inf") or MARGIN * self._forecast.seconds([*here, run]) <= left)
+        endless = left == float("inf")
+        fitting = (run for run in ready if endless or MARGIN * self._forecast.seconds([*here, run]) <= left)
         alone = not here and (left > START_SECONDS or not self._begun)
         return next(fitting, ready[0] if ready and alone else None)
 
@@ -159,6 +160,7 @@ class Work:
         if self._forecast.seconds(list(here)) > self._patience.left:
             longest = max(here, key=lambda run: self._forecast.seconds([run]))
             here[longest].send(SIGTERM)
+            self._forecast.forget_speeds()
 
     def _on(self, device: str) -> list[Started]:
         return [each for each in self._running if each.device == device]

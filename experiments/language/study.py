@@ -52,8 +52,10 @@ def main() -> int:
     with stop_on_signal() as stopping:
         patience = Patience(args.seconds, stopping)
         forecast = Forecast(progress, [line for line in read_results(args.results) if line.get("machine") == machine()])
-        for run, status in Work(lambda: ready(study, args), start_run, places, args.jobs, patience, forecast)():
+        work = Work(lambda: ready(study, args), start_run, places, args.jobs, patience=patience, forecast=forecast)
+        for run, status in work():
             result = record(run, args.out, args.results)
+            collect(study, args.out, args.results)
             failed += status > 0 and result is None
             outcome = _outcome(result, status, args.out / run.name / OUTPUT_FILE)
             print(f"{time.monotonic() - begin:6.1f} s  {run.name}: {outcome}", flush=True)
@@ -73,7 +75,7 @@ def collect(study: Study, out: Path, results: Path) -> None:
     found = True
     while found:  # a result may decide an arm's rate, and so make further runs
         missing = study.missing(read_results(results))
-        found = any([record(run, out, results) is not None for run in missing])
+        found = any(record(run, out, results) is not None for run in missing)
 
 
 def record(run: Run, out: Path, results: Path) -> Result | None:

@@ -39,9 +39,7 @@ def killed_in_rmtree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "rmtree", rmtree)
 
 
-def test_a_state_that_is_half_deleted_does_not_count(
-    state: RunState, tmp_path: Path, killed_in_rmtree: None
-) -> None:
+def test_a_state_that_is_half_deleted_does_not_count(state: RunState, tmp_path: Path, killed_in_rmtree: None) -> None:
     save(state, 3)
     with pytest.raises(Killed):
         delete_states(tmp_path)

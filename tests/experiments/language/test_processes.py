@@ -9,8 +9,8 @@ from itertools import count
 import pytest
 import torch
 
-from experiments.language.plan import Run, Study
 from experiments.language.forecast import Forecast, Progress
+from experiments.language.plan import Run, Study
 from experiments.language.processes import GRACE, Patience, Start, Work, devices
 
 
@@ -34,7 +34,8 @@ def work(
     ready: Callable[[], Sequence[Run]], start: Start, places: Sequence[str], jobs: int, patience: Patience
 ) -> Iterator[tuple[Run, int]]:
     """Run `Work` with a forecast that knows nothing, which does not matter while time is not limited."""
-    return Work(ready, start, places, jobs, patience, Forecast(lambda run: Progress(0, None)))()
+    forecast = Forecast(lambda run: Progress(0, None))
+    return Work(ready, start, places, jobs, patience=patience, forecast=forecast)()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.language.arm import main as train_arm
 from experiments.language.plan import Study
 from experiments.language.results import append_result, read_results
 from experiments.language.study import main as train_all
@@ -93,3 +94,28 @@ def test_a_result_under_other_settings_is_not_collected(study_command: Path, stu
     (folder / "result.json").write_text(json.dumps(stale), encoding="utf-8")
     assert train_all() == 0
     assert [line["loss"] != 0.5 for line in read_results(study_command)] == [True, True]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_trained_run_that_is_killed_while_it_is_measured_is_measured_again_and_not_trained_again(
+    toml: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    words = [str(toml), "small", "2l", "final", "0", "0.01", f"--data={data}", f"--out={out}", "--device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["arm", *words])
+
+    def killed(*_arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.language.arm.measure", killed)
+        with pytest.raises(Killed):
+            train_arm()
+    assert not (out / "result.json").exists()
+    log = (out / "log.jsonl").read_text(encoding="utf-8")
+    train_arm()
+    assert (out / "log.jsonl").read_text(encoding="utf-8") == log
+    assert list(json.loads((out / "result.json").read_text(encoding="utf-8"))["curve"]) == ["2", "3"]
