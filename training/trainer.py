@@ -35,6 +35,9 @@ LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not-finite.safetensors"
 _FREE_ON_RESUME = {"validate_every", "save_every", "log_every", "parallelism", "recompute"}
 
+_LATER_SETTINGS = {"loops": 1}
+"""Of the model, which a state may be older than."""
+
 
 class LossNotFiniteError(ValueError):
     """The loss of a batch is no number: the run stopped, its last saved state is from before."""
@@ -238,6 +241,7 @@ class Trainer:
 
     def _resume(self) -> None:
         saved = read_facts(self._out / STATE_FOLDER)
+        saved["model"] = {**_LATER_SETTINGS, **saved["model"]}
         for part, now in self._facts().items():
             if isinstance(now, dict):
                 _require_equal(part, saved[part], now)
