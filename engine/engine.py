@@ -29,7 +29,7 @@ class Engine:
     def __init__(self, model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         """`ValueError` naming the setting when the model cannot be served within `config`."""
         self.config = config or EngineConfig()
-        _require_scores(model.config)
+        _require_servable(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -218,8 +218,16 @@ def _like(model: Thoughtbubbles, config: EngineConfig) -> Tensor:
     return weight.new_empty(0, dtype=getattr(torch, config.cache_dtype))
 
 
-def _require_scores(config: ModelConfig) -> None:
-    """Raise `ValueError` for a model whose survivors are not chosen by score: the cache stores scores and no more."""
+def _require_servable(config: ModelConfig) -> None:
+    """Raise `ValueError` for a looped model, and for one whose survivors are not chosen by score.
+
+    The cache stores the keys and values of each layer once, and of candidates scores and no more.
+    """
+    if config.loops > 1:
+        raise ValueError(
+            f"loops is {config.loops}: only models whose layers run once can be served; evaluate this one with"
+            " `thoughtbubbles evaluate`"
+        )
     if config.select_by != "score":
         raise ValueError(
             f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"

@@ -47,6 +47,10 @@ class Chunk:
     """Whether a token is to be drawn after them."""
     logprobs: int | None = None
     """`SamplingParams.logprobs`."""
+    seed: int = 0
+    drawn: int = 0
+    """Tokens that the request has drawn before."""
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True)
