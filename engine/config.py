@@ -1,6 +1,10 @@
 """The engine's limits. The model's sizes are in `ModelConfig`."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+ExecutorKind = Literal["auto", "native", "portable"]
+CacheDtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +28,13 @@ class EngineConfig:
     """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True
     """Whether requests start from cached prefixes of other ones."""
+    cache_dtype: CacheDtype | None = None
+    """Type of the keys and values that the cache stores (None: that of the model). float16 halves the cache's memory,
+    and what attention reads."""
     page_size: int = 16
     """Streams of a page."""
+    executor: ExecutorKind = "auto"
+    """What computes on a CPU: the native library, torch's operators (`portable`), or native where it is available."""
     seed: int | None = None
     """Seed of the seeds of requests that have none (None: random)."""
 
@@ -37,6 +46,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
+        if self.executor not in get_args(ExecutorKind):
+            raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorKind))}, not {self.executor!r}")
+        if self.cache_dtype not in {None, *get_args(CacheDtype)}:
+            raise ValueError(f"cache_dtype must be one of {', '.join(get_args(CacheDtype))}, not {self.cache_dtype!r}")
         for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
                      "page_size"):  # fmt: skip
             value = getattr(self, name)

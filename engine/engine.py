@@ -5,6 +5,9 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 
+import torch
+from torch import Tensor
+
 from thoughtbubbles.engine.batch import Output, Plan, Row
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.checks import check_request
@@ -26,7 +29,7 @@ class Engine:
     def __init__(self, model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         """Raise `ValueError` naming the setting if the model cannot be served within `config`."""
         self.config = config or EngineConfig()
-        _require_scores(model.config)
+        _require_servable(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -35,14 +38,14 @@ class Engine:
             max_tokens=self.max_model_len,
             total_bytes=self.config.cache_bytes,
             page_size=self.config.page_size,
-            like=model.transformer.wte.weight.detach(),
+            like=_like(model, self.config),
             requests=self.config.max_batch_size,
             retain=self.config.prefix_caching,
         )
         self.last_step: StepReport | None = None
         self._current = current_device(model.transformer.wte.weight.device)
         with self._current:
-            self.executor = make_executor(model, self.cache, tokenizer)
+            self.executor = make_executor(model, self.cache, tokenizer, self.config.executor)
         self.max_prefill_tokens = self.config.max_prefill_tokens or self.executor.max_prefill_tokens
         self.scheduler = Scheduler(self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.runs_ahead)
         self._requests: dict[str, Request] = {}
@@ -203,8 +206,26 @@ class Engine:
         )
 
 
-def _require_scores(config: ModelConfig) -> None:
-    """Raise `ValueError` for a model whose survivors are not selected by score: the cache stores scores alone."""
+def _like(model: Thoughtbubbles, config: EngineConfig) -> Tensor:
+    """Return a tensor of the device and type that the cache stores keys and values in."""
+    weight = model.transformer.wte.weight.detach()
+    if config.cache_dtype is None or config.cache_dtype == str(weight.dtype).removeprefix("torch."):
+        return weight
+    if weight.is_cuda:
+        raise ValueError(f"cache_dtype must be that of the model on {weight.device}, not {config.cache_dtype!r}")
+    return weight.new_empty(0, dtype=getattr(torch, config.cache_dtype))
+
+
+def _require_servable(config: ModelConfig) -> None:
+    """Raise `ValueError` for a looped model, and for one whose survivors are not selected by score.
+
+    The cache stores the keys and values of each layer once, and the scores of candidates alone.
+    """
+    if config.loops > 1:
+        raise ValueError(
+            f"loops is {config.loops}: only models whose layers run once can be served; evaluate this one with"
+            " `thoughtbubbles evaluate`"
+        )
     if config.select_by != "score":
         raise ValueError(
             f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"

@@ -21,6 +21,12 @@ POSITIVE = (
     "watchdog_seconds",
     "drain_seconds",
 )
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "cache_dtype": ("float32", "float16"),
+    "executor": ("auto", "native", "portable"),
+    "log_format": ("text", "json"),
+}
 MAX_BATCH_SIZE = 4096
 
 
@@ -50,6 +56,14 @@ class ServerSettings:
     ] = 0.5
     max_choices: Annotated[int, "most choices of one request: its prompts times n or best_of"] = 1024
     cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
+    cache_dtype: Annotated[
+        str | None,
+        "type of the keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)",
+    ] = None
+    executor: Annotated[
+        str,
+        "what computes on a CPU: native, portable (torch's operators), or auto: native where it can be built",
+    ] = "auto"
     max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
     max_connections: Annotated[int, "most open connections; on more only /health, /ready and /metrics are answered"] = (
         1000
@@ -85,10 +99,10 @@ class ServerSettings:
             raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
-        if self.dtype not in {"float32", "bfloat16"}:
-            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
-        if self.log_format not in {"text", "json"}:
-            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:

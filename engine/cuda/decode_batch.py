@@ -20,7 +20,9 @@ from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.portable.forward import ForkTally
+from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.transfer import to_device, to_host
 from thoughtbubbles.model import Thoughtbubbles
@@ -41,13 +43,11 @@ class Flight:
     """(B,)"""
     generations: Indices
     """(B,) of the lanes at launch: a request whose lane has another generation now was aborted or preempted since."""
-    logits: Tensor
-    """(B,V); where the device draws, the next launch overwrites them."""
-    drawn: bool
-    """Whether the device draws the tokens."""
     step: DecodeStep
     told: Tensor
     """`DecodeStep.told` on the host, valid once `landed` has happened."""
+    logprobs: Tensor | None
+    """The rows of `DeviceSampler.report` on the host, valid once `landed` has happened; None if no request asks."""
     landed: torch.cuda.Event | None
 
 
@@ -59,26 +59,26 @@ class DeviceBatch:
         model: Thoughtbubbles,
         cache: ForkCache,
         tally: ForkTally,
-        *,
-        vocabulary: int,
+        sampler: DeviceSampler,
     ) -> None:
-        """Make a lane for each row of the cache's ledger. Tokens are drawn from the first `vocabulary` ones."""
+        """Make a lane for each row of the cache's ledger. `sampler` draws for the lanes."""
         device = model.transformer.wte.weight.device
         lanes, columns = cache.ledger.table.shape
         pages = np.diff(cache.ledger.begin, append=columns).tolist()
-        self.lanes = Lanes.empty(lanes, pages, device)
+        self.lanes = Lanes.empty(lanes, pages, sampler.state.token[:lanes])
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
         self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
                                           for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
         """(ΣP,) index into `Lanes.memory` of each column of `Ledger.table`, for lane 0."""
         self._column_stride = np.repeat(pages, pages)
         """(ΣP,) words from one lane to the next."""
-        self._steps = {n: DecodeStep(model, cache, self.lanes, places=n, vocabulary=vocabulary) for n in sizes}
+        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, places=n) for n in sizes}
         self._tally = tally
         self._counted = {step: np.zeros((len(pages), 2), np.int64) for step in self._steps.values()}
         """The part of each step's tally that is counted in `_tally`."""
         self._fork_layers = model.config.fork_layers
         self._cache = cache
+        self._sampler = sampler
         self._launches = 0
         self._next_upload = 0
         """The launch before which the present batch needs no upload."""
@@ -91,15 +91,13 @@ class DeviceBatch:
         """(L,G) pages in the device's tables."""
         self._reserved_until = np.zeros(lanes, np.int64)
         """(L,) the launch before which the uploaded pages suffice, whatever streams come."""
-        self._has_token = np.zeros(lanes, np.bool_)
-        """(L,) whether the device drew the newest token and so has it."""
         if device.type == "cuda":
             stream = torch.cuda.Stream(device)
             for step in self._steps.values():
                 step.capture(stream)
 
-    def launch(self, requests: list[Request], *, drawing: bool) -> Flight:
-        """Launch the computation of each request's newest token, and if `drawing` draw the next ones on the device.
+    def launch(self, requests: list[Request]) -> Flight:
+        """Launch the computation of each request's newest token, and the draw of the next ones.
 
         The scheduler has freed the pages that the step may need.
         """
@@ -111,22 +109,18 @@ class DeviceBatch:
         lanes = self._lanes
         if self._launches == self._next_upload:
             self._upload(requests, lanes)
-        step.run(drawing=drawing)
+        step.run(plain=all(request.draws_alone for request in requests))
         self._launches += 1
-        self._has_token[lanes] = drawing
-        if not drawing:
-            self._next_upload = self._launches
+        reports = any(request.params.logprobs is not None for request in requests)
+        logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
         told, landed = to_host(step.told), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
-        logits = step.logits[: len(requests)]
-        if not drawing:
-            logits = logits.clone()  # another launch of this step may come before the host draws from them
-        return Flight(requests, lanes, self._generations[lanes], logits, drawing, step, told, landed)
+        return Flight(requests, lanes, self._generations[lanes], step, told, logprobs, landed)
 
-    def land(self, flight: Flight) -> tuple[Numbers, Numbers]:
-        """Wait for a flight. Return each request's drawn token (B,), and its streams (B,G) after the step."""
+    def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
+        """Wait for a flight. Return each request's token (B,), its streams (B,G) after the step, log-probabilities."""
         if flight.landed is not None:
             flight.landed.synchronize()
         tally, report = flight.step.read(flight.told)
@@ -137,7 +131,11 @@ class DeviceBatch:
             self._tally.deletions[layer] += deletions
         self._counted[flight.step] = tally
         report = report[:, : len(flight.requests)]
-        return report[0], report[1:].T
+        logprobs = None
+        if flight.logprobs is not None:
+            logprobs = scored(flight.logprobs, [request.params.logprobs for request in flight.requests],
+                              self._sampler.vocabulary)  # fmt: skip
+        return report[0], report[1:].T, logprobs
 
     def _set_batch(self, states: list[ForkState], step: DecodeStep) -> None:
         """Assign the batch slots of a step to these states."""
@@ -149,12 +147,11 @@ class DeviceBatch:
         """Reserve the pages that the next steps may need, and upload what the device lacks of these requests."""
         generations = self._cache.ledger.generation[lanes]
         new = self._generations[lanes] != generations
-        undrawn = new | ~self._has_token[lanes]
         short = new | (self._reserved_until[lanes] <= self._launches + SPARE // 2)  # of pages, now or soon
         self._generations[lanes] = generations
         self._uploaded_pages[lanes[new]] = 0
         words: list[Words] = []
-        for mask, words_of in ((new, self._requests), (undrawn, self._tokens), (short, self._pages)):
+        for mask, words_of in ((new, self._requests), (short, self._pages)):
             if mask.any():
                 words += words_of([requests[i] for i in mask.nonzero()[0].tolist()], lanes[mask])
         if words:
@@ -163,18 +160,11 @@ class DeviceBatch:
 
     def _requests(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
         ledger, lanes = self._cache.ledger, self.lanes
+        self._sampler.assign(rows, requests)
         yield self._words(lanes.tokens, rows, ledger.tokens[rows].astype(np.int32))
         yield self._words(lanes.kappa, rows, ledger.kappa[rows].astype(np.int32))
-        yield self._words(
-            lanes.temperature, rows, np.array([r.params.effective_temperature for r in requests], np.float32)
-        )
-        yield self._words(lanes.seed, rows, np.array([request.seed for request in requests], np.int64))
         for field, streams in zip(lanes.streams, ledger.streams[rows].T, strict=True):
             yield self._words(field, rows, streams.astype(np.int32))
-
-    def _tokens(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        yield self._words(self.lanes.token, rows, np.array([request.newest for request in requests], np.int32))
-        yield self._words(self.lanes.drawn, rows, np.array([len(request.output) for request in requests], np.int64))
 
     def _pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
         """Reserve pages for the next step and, if enough are free, for `SPARE` more; yield them."""
@@ -192,8 +182,6 @@ class DeviceBatch:
         self._uploaded_pages[rows] = ledger.pages[rows]
         yield self._column_at[column] + self._column_stride[column] * lane, ledger.table[lane, column]
 
-    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.generic]) -> Words:
+    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.int32]) -> Words:
         """Return the words that set a field of these lanes to `values`."""
-        start, width = self.lanes.place(field, 0), values.itemsize // 4
-        at = start + width * rows[:, None] + np.arange(width)
-        return at.ravel(), values.view(np.int32)
+        return self.lanes.place(field, 0) + rows, values

@@ -3,7 +3,8 @@
 A state only saves time: without it the whole sequence is computed again. So the memory of states can be limited.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from thoughtbubbles.engine.portable.layers import PackedModel
@@ -21,12 +22,19 @@ class Recompute:
     A request without a state has its whole sequence computed for every token, one such request after the other.
     """
 
-    def __init__(self, model: Thoughtbubbles, packed: PackedModel, *, vocabulary: int, limit_bytes: int) -> None:
+    def __init__(
+        self, model: Thoughtbubbles, packed: Callable[[], PackedModel], *, vocabulary: int, limit_bytes: int
+    ) -> None:
+        """`packed` returns the model's layers; it is called for the first request."""
         self.model = model
         self.vocabulary = vocabulary
         self.limit_bytes = limit_bytes
-        self._forward = RevisingForward(model, packed)
+        self._packed = packed
         self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # drops finished requests
+
+    @cached_property
+    def _forward(self) -> RevisingForward:
+        return RevisingForward(self.model, self._packed())
 
     @property
     def kept_bytes(self) -> int:

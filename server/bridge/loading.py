@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 
-from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
+from thoughtbubbles.engine import CacheDtype, Engine, EngineConfig, ExecutorKind, SamplingParams, set_threads
 from thoughtbubbles.model import (
     ChatTemplate,
     ModelConfig,
@@ -41,6 +42,8 @@ class ServedModel:
     """Weights, the tied head counted once."""
     device: str
     """Where it runs."""
+    executor: str = "portable"
+    """What computes it there."""
     chat_template: ChatTemplate | None = None
     """From a conversation to a prompt; None where the checkpoint has none."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -71,10 +74,12 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_client_share=settings.max_client_share,
         max_model_len=settings.max_model_len,
         cache_bytes=settings.cache_bytes,
+        cache_dtype=cast(CacheDtype | None, settings.cache_dtype),
+        executor=cast(ExecutorKind, settings.executor),
     )
     if settings.device == "cpu":  # another device says itself that it has no more
         require_memory(settings.cache_bytes, f"cache_bytes {settings.cache_bytes}")
-    _warm_up(checkpoint.model, checkpoint.tokenizer)
+    _warm_up(checkpoint.model, checkpoint.tokenizer, config)
     engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
     return engine, ServedModel(
         name=settings.model_name or folder.resolve().name,
@@ -86,11 +91,12 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_choices=settings.max_choices,
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         device=settings.device,
+        executor=engine.executor.name,
         chat_template=None if checkpoint.chat_template is None else ChatTemplate(checkpoint.chat_template),
     )
 
 
-def _warm_up(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+def _warm_up(model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig) -> None:
     """Take the first steps of the process, which are slow, in an engine that counts for nothing."""
-    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=1, max_model_len=3))
+    engine = Engine(model, tokenizer, replace(config, max_batch_size=1, max_model_len=3))
     engine.generate([[tokenizer.end_of_text]], SamplingParams(max_tokens=2, ignore_eos=True))

@@ -75,7 +75,7 @@ class _EngineCollector(Collector):
         up = census is not None and census.up
         yield GaugeMetricFamily(f"{PREFIX}engine_up", "1 while the engine runs.", value=float(up))
         if census is not None:
-            yield _info("build_info", "What serves.", build_info(census.model.device))
+            yield _info("build_info", "What serves.", build_info(census.model.device, census.model.executor))
             yield _info("model_info", "What is served.", census.model.labels())
             yield from _requests(census)
             yield from _engine(census.stats)

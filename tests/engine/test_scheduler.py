@@ -112,7 +112,7 @@ def test_those_who_got_a_token_beside_a_share_need_no_turn() -> None:
 
 
 def test_who_gets_a_place_while_others_are_taken_in_is_next() -> None:
-    """As if they had got it after that step: nobody beyond the next one, nor who gains by what is computed now."""
+    """As if it had been admitted after that step: only the next one, and none that gains from the step's prefixes."""
     told = []
     for ahead in (False, True):
         it, steps = scheduler(max_prefill_tokens=20, mixes=True), []
