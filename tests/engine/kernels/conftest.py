@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from thoughtbubbles.engine import Engine, EngineConfig
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended
 from thoughtbubbles.engine.revising.executor import RevisingExecutor
 from thoughtbubbles.engine.sampler import Sampler
@@ -98,6 +99,16 @@ def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
         engine.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
     )
     return engine
+
+
+def sampler_of(model: Thoughtbubbles, cache: ForkCache) -> "DeviceSampler | None":
+    """A sampler for the lanes of a cache; none for a model whose logits the kernels do not compute."""
+    from thoughtbubbles.engine.cuda.sampler import DeviceSampler
+
+    if model.config.averaging == "logit":
+        return None
+    return DeviceSampler(cache.ledger.opening, places=64, vocabulary=257, model_vocabulary=257, end_of_text=0,
+                         device=DEVICE)  # fmt: skip
 
 
 def cuda_executor(engine: Engine) -> "CudaExecutor":
