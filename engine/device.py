@@ -59,7 +59,8 @@ def _make_cpu_executor(
         except NativeUnavailableError as error:
             if kind == "native":
                 raise ValueError(f"executor 'native' is not available: {error}") from error
-            if model.transformer.wte.weight.dtype == torch.float32:
+            weight = model.transformer.wte.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.float32:
                 logger.warning(
                     "The native executor is not available: %s. The portable one serves, at an eighth of its speed.",
                     error,
