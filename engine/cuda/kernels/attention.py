@@ -58,12 +58,12 @@ def paged_attention(
     tiles = rows // tile + span.places if tiled else span.places  # as many as there may be
     warps, stages = _warps_and_stages(queries.dtype, tile, parts.splits)
     _paged_attention[(tiles, heads, parts.splits)](
-        queries, keys, values, span.table, span.lane, span.start, span.count, span.length, out,
-        parts.outputs, parts.weights, parts.arrivals, width**-0.5 * _LOG2_E, span.table.stride(0), keys.stride(0),
-        span.places, PLACES=triton.next_power_of_2(span.places) if tiled else 0,
-        PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)),
-        QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits, PRECISION=precision(queries),
-        num_warps=warps, num_stages=stages,
+        queries=queries, keys=keys, values=values, table=span.table, lanes=span.lane, starts=span.start,
+        counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
+        arrivals=parts.arrivals, scale=width**-0.5 * _LOG2_E, table_stride=span.table.stride(0),
+        head_stride=keys.stride(0), places=span.places, PLACES=triton.next_power_of_2(span.places) if tiled else 0,
+        PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile,
+        KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits, PRECISION=precision(queries), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 

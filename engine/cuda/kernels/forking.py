@@ -51,11 +51,13 @@ def begin(
     the rotary angles.
     """
     _begin[(rows.places,)](
-        embedding, lanes.token, lanes.tokens, lanes.streams[0], rows.table, rows.lane, frequencies,
-        time, x, rows.start, rows.count, rows.length, rows.live, rows.slot, rows.score, rows.cos, rows.sin,
-        rows.table.stride(0), x.shape[1], frequencies.shape[0], norm.weight, norm.bias, norm.eps, normed,
-        PAGE=rows.page_size, PLACES=triton.next_power_of_2(rows.places),
-        WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]),
+        embedding=embedding, token=lanes.token, tokens=lanes.tokens, held=lanes.streams[0], table=rows.table,
+        lanes=rows.lane, frequencies=frequencies, time=time, x=x, starts=rows.start, counts=rows.count,
+        lengths=rows.length, live=rows.live, slots=rows.slot, scores=rows.score, cosines=rows.cos, sines=rows.sin,
+        table_stride=rows.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
+        norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size,
+        PLACES=triton.next_power_of_2(rows.places), WIDTH=triton.next_power_of_2(x.shape[1]),
+        HALF=triton.next_power_of_2(frequencies.shape[0]),
     )  # fmt: skip
 
 
@@ -70,11 +72,12 @@ def choose(
     """
     norm = block.forking_ln
     _choose[(rows.places,)](
-        x, norm.weight, norm.bias, block.forking_score.weight, norm.eps, rows.start, rows.count, rows.length, rows.slot,
-        rows.score, rows.table, rows.lane, scores, lanes.streams[segment], time, lanes.kappa, block_size,
-        into.count, choice.candidate, choice.score, tally, rows.table.stride(0), x.shape[1],
-        PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1], PRIOR=_PRIOR_AT_ONCE,
-        WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
+        x=x, norm_weight=norm.weight, norm_bias=norm.bias, projection=block.forking_score.weight, eps=norm.eps,
+        starts=rows.start, counts=rows.count, lengths=rows.length, slots=rows.slot, scores=rows.score, table=rows.table,
+        lanes=rows.lane, cached=scores, next_held=lanes.streams[segment], time=time, kappas=lanes.kappa,
+        block_size=block_size, next_counts=into.count, chosen=choice.candidate, chosen_scores=choice.score, tally=tally,
+        table_stride=rows.table.stride(0), width=x.shape[1], PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
+        PRIOR=_PRIOR_AT_ONCE, WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
     )  # fmt: skip
 
 
@@ -87,11 +90,14 @@ def settle(
     LN(out) goes to `normed` (M,D).
     """
     _settle[(rows.places,)](
-        x, block.fork_embedding, rows.start, choice.candidate, choice.score, rows.lane, time, lanes.streams[segment],
-        into.table, frequencies, out, into.start, into.count, into.length, into.live, into.slot, into.score, into.cos,
-        into.sin, into.table.stride(0), x.shape[1], frequencies.shape[0], norm.weight, norm.bias, norm.eps, normed,
-        PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1], PLACES=triton.next_power_of_2(rows.places),
-        WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
+        x=x, fork_embedding=block.fork_embedding, starts=rows.start, chosen=choice.candidate,
+        chosen_scores=choice.score, lanes=rows.lane, time=time, next_held=lanes.streams[segment], next_table=into.table,
+        frequencies=frequencies, out=out, next_starts=into.start, next_counts=into.count, next_lengths=into.length,
+        live=into.live, slots=into.slot, scores=into.score, cosines=into.cos, sines=into.sin,
+        table_stride=into.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
+        norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
+        PLACES=triton.next_power_of_2(rows.places), WIDTH=triton.next_power_of_2(x.shape[1]),
+        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
     )  # fmt: skip
 
 
@@ -101,8 +107,9 @@ def average(x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, *, rightmost
     Σ P_j x_j, or the original alone where `rightmost`; `norm_first` norms each stream instead of the sum.
     """
     _average[(rows.places,)](
-        x, rows.start, rows.count, rows.score, norm.weight, norm.bias, norm.eps, out, x.shape[1],
-        RIGHTMOST=rightmost, NORM_FIRST=norm_first, WIDTH=triton.next_power_of_2(x.shape[1]),
+        x=x, starts=rows.start, counts=rows.count, scores=rows.score, norm_weight=norm.weight, norm_bias=norm.bias,
+        eps=norm.eps, out=out, width=x.shape[1], RIGHTMOST=rightmost, NORM_FIRST=norm_first,
+        WIDTH=triton.next_power_of_2(x.shape[1]),
     )  # fmt: skip
 
 

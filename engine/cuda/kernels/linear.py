@@ -28,8 +28,9 @@ def normalise(x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, owe
     weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
     sums, added = (owed.sums, owed.bias) if owed else (None, None)
     _normalise[(x.shape[0],)](
-        x, sums, added, rows.score, weight, bias, out, rows.live, eps, x.shape[0], x.shape[1],
-        PARTS=len(sums) if sums is not None else 0, WIDTH=triton.next_power_of_2(x.shape[1]),
+        x=x, sums=sums, added=added, score=rows.score, weight=weight, bias=bias, out=out, live=rows.live, eps=eps,
+        rows=x.shape[0], width=x.shape[1], PARTS=len(sums) if sums is not None else 0,
+        WIDTH=triton.next_power_of_2(x.shape[1]),
     )  # fmt: skip
 
 
@@ -38,9 +39,9 @@ def gelu_linear(x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, *, tanh: b
     tiles = tiles_of(x, out.shape[1], rows.usual)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
     _gelu_linear[grid](
-        x, layer.weight, layer.bias, out, rows.live, x.shape[0], out.shape[1],
-        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
+        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -56,9 +57,10 @@ def residual_linear(x: Tensor, layer: nn.Linear, stream: Tensor, rows: Rows, roo
     grid = (triton.cdiv(stream.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
     sums = room[: parts * stream.numel()].view(parts, *stream.shape) if parts > 1 else None
     _residual_linear[grid](
-        x, layer.weight, layer.bias, stream, sums, rows.score, rows.live, x.shape[0], stream.shape[1],
-        K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PARTS=parts, SHARE=share,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, residual=stream, sums=sums, score=rows.score, live=rows.live,
+        rows=x.shape[0], outputs=stream.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
+        DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x), num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )  # fmt: skip
     return Owed(sums, layer.bias) if sums is not None else None
 
@@ -78,10 +80,10 @@ def project_heads(
     blocks = triton.cdiv(width // 2, half)
     grid = (3 * heads * blocks, triton.cdiv(x.shape[0], tiles.rows))
     _project_heads[grid](
-        x, layer.weight, layer.bias, queries, keys, values, rows.slot, rows.score, rows.cos, rows.sin, rows.live,
-        x.shape[0], keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks,
-        ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values, slots=rows.slot,
+        score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live, rows=x.shape[0], head_stride=keys.stride(0),
+        K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks, ROWS=tiles.rows, HALF=half,
+        DEPTH=tiles.depth, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def _gelu_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_linear(
-    x, weight, bias, stream, sums, score, live, rows, outputs,
+    x, weight, bias, residual, sums, score, live, rows, outputs,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
     SHARE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -200,8 +202,8 @@ def _residual_linear(
         tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=both)
     else:
         update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, there)
-        before = tl.load(stream + at, mask=both, other=0.0).to(tl.float32)
-        tl.store(stream + at, (before + update).to(stream.dtype.element_ty), mask=both)
+        before = tl.load(residual + at, mask=both, other=0.0).to(tl.float32)
+        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=both)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -66,9 +66,10 @@ def begin(
     angles.
     """
     _begin[(len(ids),)](
-        embedding, ids, request, position, rows.table, frequencies, rows.live, rows.start, rows.count, rows.length,
-        x, rows.slot, rows.score, rows.cos, rows.sin, rows.table.stride(0), x.shape[1], frequencies.shape[0],
-        PAGE=rows.page_size, WIDTH=triton.next_power_of_2(x.shape[1]),
+        embedding=embedding, ids=ids, requests=request, positions=position, table=rows.table, frequencies=frequencies,
+        live=rows.live, firsts=rows.start, new=rows.count, lengths=rows.length, x=x, slots=rows.slot, scores=rows.score,
+        cosines=rows.cos, sines=rows.sin, table_stride=rows.table.stride(0), width=x.shape[1],
+        half=frequencies.shape[0], PAGE=rows.page_size, WIDTH=triton.next_power_of_2(x.shape[1]),
         HALF=triton.next_power_of_2(frequencies.shape[0]),
     )  # fmt: skip
 
@@ -79,9 +80,10 @@ def weigh(
     """Score the candidates of streams x (M,D); their grid scores also go to the cache's pages, `cached` (slots,2)."""
     norm, (most, candidates) = block.forking_ln, into.grid.shape
     _weigh[(most,)](
-        x, norm.weight, norm.bias, block.forking_score.weight, norm.eps, tokens.live, bubbles.start, bubbles.count,
-        rows.slot, rows.score, cached, into.score, into.grid, x.shape[1],
-        CANDIDATES=candidates, WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
+        x=x, norm_weight=norm.weight, norm_bias=norm.bias, projection=block.forking_score.weight, eps=norm.eps,
+        live=tokens.live, starts=bubbles.start, counts=bubbles.count, slots=rows.slot, scores=rows.score, cached=cached,
+        out_scores=into.score, out_grid=into.grid, width=x.shape[1], CANDIDATES=candidates,
+        WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
     )  # fmt: skip
 
 
@@ -94,9 +96,10 @@ def rank(
     """
     most, candidates = into.grid.shape
     _rank[(most,)](
-        into.grid, tokens.live, bubbles.start, bubbles.count, request, rows.start, rows.count, rows.length, rows.table,
-        cached, room, into.siblings, into.passing, rows.table.stride(0),
-        PAGE=rows.page_size, CANDIDATES=candidates, PRIOR=_PRIOR_AT_ONCE,
+        grids=into.grid, live=tokens.live, starts=bubbles.start, counts=bubbles.count, requests=request,
+        row_starts=rows.start, row_counts=rows.count, lengths=rows.length, table=rows.table, cached=cached, rooms=room,
+        siblings=into.siblings, passing=into.passing, table_stride=rows.table.stride(0), PAGE=rows.page_size,
+        CANDIDATES=candidates, PRIOR=_PRIOR_AT_ONCE,
     )  # fmt: skip
 
 
@@ -107,8 +110,9 @@ def fit(tokens: Rows, candidates: Candidates, room: Tensor, held: Tensor, after:
     each request has in the segment so far. Writes the streams of each token, and of each request in `into`.
     """
     _fit[(into.places,)](
-        candidates.passing, room, held, tokens.start, tokens.count, tokens.length, after.count, candidates.place,
-        into.count, into.length, AT_ONCE=_TOKENS_AT_ONCE,
+        passing=candidates.passing, rooms=room, held=held, firsts=tokens.start, new=tokens.count, lengths=tokens.length,
+        counts=after.count, places=candidates.place, row_counts=into.count, row_lengths=into.length,
+        AT_ONCE=_TOKENS_AT_ONCE,
     )  # fmt: skip
 
 
@@ -123,12 +127,14 @@ def spread(
     """
     most, alternatives = candidates.grid.shape
     _spread[(most,)](
-        x, block.fork_embedding, candidates.score, candidates.siblings, candidates.place, tokens.live, tokens.start,
-        before.start, before.count, after.start, after.count, request, position, frequencies,
-        into.start, into.count, into.length, into.table, into.live,
-        out, into.slot, into.score, into.cos, into.sin, tally, into.table.stride(0), x.shape[1], frequencies.shape[0],
-        PAGE=into.page_size, PLACES=triton.next_power_of_2(into.places), CANDIDATES=alternatives,
-        WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
+        x=x, fork_embedding=block.fork_embedding, candidate_scores=candidates.score, siblings=candidates.siblings,
+        places=candidates.place, tokens=tokens.live, firsts=tokens.start, starts=before.start, counts=before.count,
+        next_starts=after.start, next_counts=after.count, requests=request, positions=position, frequencies=frequencies,
+        row_starts=into.start, row_counts=into.count, lengths=into.length, table=into.table, live=into.live, out=out,
+        slots=into.slot, scores=into.score, cosines=into.cos, sines=into.sin, tally=tally,
+        table_stride=into.table.stride(0), width=x.shape[1], half=frequencies.shape[0], PAGE=into.page_size,
+        PLACES=triton.next_power_of_2(into.places), CANDIDATES=alternatives, WIDTH=triton.next_power_of_2(x.shape[1]),
+        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
     )  # fmt: skip
 
 

@@ -46,12 +46,13 @@ def draw(
     """
     places, blocks = best.shape
     _draw_part[(places, blocks)](
-        logits, lane, lanes.seed, lanes.drawn, lanes.temperature, best, best_at, logits.stride(0), vocabulary,
-        BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
+        logits=logits, lanes=lane, seeds=lanes.seed, drawn=lanes.drawn, temperatures=lanes.temperature, best=best,
+        best_at=best_at, stride=logits.stride(0), vocabulary=vocabulary, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
     )  # fmt: skip
     _draw_best[(places,)](
-        lane, lanes.drawn, lanes.token, best, best_at, token, blocks, BLOCKS=triton.next_power_of_2(blocks)
-    )
+        lanes=lane, drawn=lanes.drawn, newest=lanes.token, best=best, best_at=best_at, tokens=token, blocks=blocks,
+        BLOCKS=triton.next_power_of_2(blocks),
+    )  # fmt: skip
 
 
 @triton.jit
