@@ -22,7 +22,7 @@ from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.kernels.sampling import TOKENS_AT_ONCE, draw
 from thoughtbubbles.engine.cuda.layers import Scratch, has_kernels, run_layers
 from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
-from thoughtbubbles.model.rotary import BASE
+from thoughtbubbles.model.rotary import rotary_frequencies
 
 PROGRAMS = 528
 """Attention programs that are wanted at once, four for each of a large device's multiprocessors."""
@@ -61,8 +61,7 @@ class DecodeStep:
         self._best_at = torch.empty((places, blocks), dtype=torch.int32, device=weight.device)
         self._read = weight.new_empty((places, model.config.n_embd))
         self._time = torch.zeros(places, dtype=torch.int32, device=weight.device)
-        exponent = torch.arange(0, model.config.head_width, 2, device=weight.device, dtype=torch.float32)
-        self._frequencies = BASE ** -(exponent / model.config.head_width)
+        self._frequencies = rotary_frequencies(model.config.head_width, weight.device)
         self._rows = [self._rows_of(pages) for pages in cache.segments]
         most = len(self._rows[-1].slot)
         x = weight.new_empty((2, most, model.config.n_embd))

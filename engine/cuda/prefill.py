@@ -28,7 +28,7 @@ from thoughtbubbles.engine.cuda.kernels.sampling import TOKENS_AT_ONCE, draw
 from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
 from thoughtbubbles.engine.cuda.layers import Scratch, run_layers
 from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
-from thoughtbubbles.model.rotary import BASE
+from thoughtbubbles.model.rotary import rotary_frequencies
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class PrefillStep:
         self._vocabulary = vocabulary
         self._best = torch.empty((places, blocks), device=weight.device)
         self._best_at = torch.empty((places, blocks), dtype=torch.int32, device=weight.device)
-        exponent = torch.arange(0, model.config.head_width, 2, device=weight.device, dtype=torch.float32)
-        self._frequencies = BASE ** -(exponent / model.config.head_width)
+        self._frequencies = rotary_frequencies(model.config.head_width, weight.device)
         lane = torch.arange(places, dtype=torch.int32, device=weight.device)
         self._rows = [self._rows_of(pages, lane) for pages in cache.segments]
         self._x = [work.x[i % 2, : len(rows.slot)] for i, rows in enumerate(self._rows)]

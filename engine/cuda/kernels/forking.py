@@ -191,7 +191,7 @@ def candidates_of(
 
 
 @triton.jit
-def count_prior(grid, left, pages, cached, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr):
+def count_earlier(grid, left, pages, cached, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr):
     """How many candidates of the `left` streams before are not lower: of equals the one further left is the higher."""
     earlier = tl.zeros([CANDIDATES], tl.int32)
     for first in range(0, left, PRIOR):
@@ -236,7 +236,7 @@ def _choose(
     row = start + j // 2
     present, free, forced = j < 2 * count, j < 2 * count - 1, j == 2 * count - 1
     score, grid = candidates_of(x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width, WIDTH)
-    earlier = count_prior(grid, held, table + lane * table_stride, cached, PAGE, CANDIDATES, PRIOR)
+    earlier = count_earlier(grid, held, table + lane * table_stride, cached, PAGE, CANDIDATES, PRIOR)
     siblings = count_siblings(grid, free, j)
 
     # rule (a), a running top-k, then rule (b), within the budget at every length

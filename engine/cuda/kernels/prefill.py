@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thoughtbubbles.engine.cuda.kernels.forking import candidates_of, count_prior, count_siblings, write_angles
+from thoughtbubbles.engine.cuda.kernels.forking import candidates_of, count_earlier, count_siblings, write_angles
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.model import ForkingBlock
 
@@ -186,7 +186,7 @@ def _rank(
     grid = tl.load(grids + token * CANDIDATES + j)
     held = tl.load(lengths + request) - tl.load(row_counts + request)
     left = held + tl.load(starts + token) - tl.load(row_starts + request)
-    earlier = count_prior(grid, left, table + request * table_stride, cached, PAGE, CANDIDATES, PRIOR)
+    earlier = count_earlier(grid, left, table + request * table_stride, cached, PAGE, CANDIDATES, PRIOR)
     own = count_siblings(grid, free, j)
     tl.store(siblings + token * CANDIDATES + j, own)
     tl.store(passing + token, tl.sum((free & (earlier + own < tl.load(rooms + token))).to(tl.int32)))
