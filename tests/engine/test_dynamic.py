@@ -236,7 +236,7 @@ def test_an_engine_forgets_who_finished_and_who_was_aborted(engine: Engine, prom
         engine.add(str(i), prompts[i], params)
     engine.step()
     engine.step()
-    recompute = engine._runner._recompute
+    recompute = engine.executor.recompute  # type: ignore[attr-defined]
     held = recompute.kept_bytes
     assert engine.abort("3")
     assert 0 < recompute.kept_bytes < held

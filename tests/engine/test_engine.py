@@ -253,7 +253,7 @@ def test_a_step_on_a_cpu_takes_in_512_tokens_unless_told(
     engine = Engine(model, tokenizer, EngineConfig(max_prefill_tokens=asked, max_model_len=600, page_size=4))
     assert engine.max_prefill_tokens == tokens
     engine.add("a", [1] * 599, SamplingParams(max_tokens=1))
-    assert engine.scheduler.schedule().tokens == [tokens]
+    assert engine.scheduler.schedule().num_tokens == [tokens]
 
 
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
