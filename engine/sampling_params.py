@@ -101,6 +101,11 @@ class SamplingParams:
         return self.temperature if self.temperature >= MIN_TEMPERATURE else 0.0
 
     @property
+    def log_min_p(self) -> float:
+        """How far a logit over temperature may be below the highest; -inf where `min_p` is off."""
+        return math.log(self.min_p) if self.min_p else -math.inf
+
+    @property
     def adjusts_logits(self) -> bool:
         """Whether penalties or biases change what the model says."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1

@@ -74,7 +74,7 @@ class Scheduler:
         if not self.prefilling or (self.running and self._decode_next):
             self._decode_next = False
             return self._plan_decode(self.running)
-        beside = [request for request in self.running if request.runs_ahead] if self.mixes else []
+        beside = [request for request in self.running if request.paged] if self.mixes else []
         self._decode_next = not self.mixes or len(beside) < len(self.running)
         return self._plan_prefill(self._plan_decode(beside))
 

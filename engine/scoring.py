@@ -48,13 +48,28 @@ def score(
 
 
 def report(logits: Tensor, chosen: Sequence[int], top: int, *, vocabulary: int) -> list[Scored]:
-    """Log-probabilities of the chosen tokens under logits (W,V), and the `top` likeliest of each row, best first.
+    """Return log-probabilities of the chosen tokens under logits (W,V), and the `top` likeliest of each row.
 
     They are the model's own, over all V, as in training and evaluation. The ids from `vocabulary` on only pad the
     embedding: they stand for no text and are never among the likeliest.
     """
-    log_p = logits.float().log_softmax(1)
+    logits = logits.float()
+    log_p = logits.log_softmax(1)
     own = log_p.gather(1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0].tolist()
-    values, ids = log_p[:, :vocabulary].topk(min(top, vocabulary), dim=1)
-    rows = zip(ids.tolist(), values.tolist(), strict=True)
+    ids = highest(logits[:, :vocabulary], top)
+    rows = zip(ids.tolist(), log_p.gather(1, ids).tolist(), strict=True)
     return [(p, tuple(zip(i, v, strict=True))) for p, (i, v) in zip(own, rows, strict=True)]
+
+
+def highest(logits: Tensor, top: int) -> Tensor:
+    """Return the ids (W,K) of each row's `top` highest logits, or of all if there are fewer: the highest first, and
+    of equal ones the lowest id.
+    """
+    top = min(top, logits.shape[1])
+    values, ids = logits.topk(min(top + 1, logits.shape[1]), dim=1)
+    if 0 < top < logits.shape[1]:  # which of equals `topk` returns is not defined
+        for row in (values[:, top - 1] == values[:, top]).nonzero()[:, 0].tolist():
+            higher = int((values[row] > values[row, top]).sum())
+            ids[row, higher:top] = (logits[row] == values[row, top]).nonzero()[: top - higher, 0]
+    ids = ids[:, :top].sort(1).values
+    return ids.gather(1, logits.gather(1, ids).argsort(dim=1, descending=True, stable=True))

@@ -19,8 +19,8 @@ from thoughtbubbles.engine.cache.pages import Segment, SegmentPages
 from thoughtbubbles.engine.cuda.kernels.forking import Choice, average, begin, choose, settle
 from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.sampling import TOKENS_AT_ONCE, draw
 from thoughtbubbles.engine.cuda.layers import Scratch, has_kernels, run_layers
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
 from thoughtbubbles.model.rotary import rotary_frequencies
 
@@ -38,12 +38,14 @@ def decodes_alone(config: ModelConfig) -> bool:
 class DecodeStep:
     """The step for so many places: `run` launches it, or once it is captured replays it."""
 
-    def __init__(self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, *, places: int, vocabulary: int) -> None:
-        """For tokens 0 … `vocabulary` - 1 of the model's, over the pages of a cache."""
+    def __init__(
+        self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, sampler: DeviceSampler, *, places: int
+    ) -> None:
+        """For requests in so many batch slots, over the pages of a cache; `sampler` draws for their lanes."""
         self.model = model
         self.cache = cache
         self.lanes = lanes
-        self.vocabulary = vocabulary
+        self._sampler = sampler
         weight = model.transformer.wte.weight
         self.lane = torch.full((places,), -1, dtype=torch.int32, device=weight.device)
         """(B,) int32, the lane of each place; -1 leaves it empty."""
@@ -56,9 +58,6 @@ class DecodeStep:
         """(1+G,B) int32: each place's next token, and the streams that it holds in each segment."""
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(B,V) of each place's next token."""
-        blocks = -(-vocabulary // TOKENS_AT_ONCE)
-        self._best = torch.empty((places, blocks), device=weight.device)
-        self._best_at = torch.empty((places, blocks), dtype=torch.int32, device=weight.device)
         self._read = weight.new_empty((places, model.config.n_embd))
         self._time = torch.zeros(places, dtype=torch.int32, device=weight.device)
         self._frequencies = rotary_frequencies(model.config.head_width, weight.device)
@@ -89,23 +88,23 @@ class DecodeStep:
         No lane may have a place meanwhile, for what is recorded is also run.
         """
         self.lane.fill_(-1)
-        for drawing in (True, False):
-            self._launch(drawing=drawing)  # compiles what is new
+        for plain in (True, False):
+            self._launch(plain=plain)  # compiles what is new
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
-                self._launch(drawing=drawing)
-            self._graphs[drawing] = graph
+                self._launch(plain=plain)
+            self._graphs[plain] = graph
 
     @torch.inference_mode()
-    def run(self, *, drawing: bool = True) -> None:
-        """Move every lane that has a place on by a token, and draw the next, unless others are to draw it."""
-        if drawing in self._graphs:
-            self._graphs[drawing].replay()
+    def run(self, *, plain: bool) -> None:
+        """Move every lane that has a place on by a token, and draw the next; `plain` is as in `DeviceSampler.draw`."""
+        if plain in self._graphs:
+            self._graphs[plain].replay()
         else:
-            self._launch(drawing=drawing)
+            self._launch(plain=plain)
 
-    def _launch(self, *, drawing: bool) -> None:
+    def _launch(self, *, plain: bool) -> None:
         first = self.model.blocks[0].ln_1
         begin(self.model.transformer.wte.weight, self.lanes, self._time, self._rows[0], self._frequencies, self._x[0],
               first, self._scratch.normed)  # fmt: skip
@@ -114,8 +113,7 @@ class DecodeStep:
                 self._fork(pages.segment)
             run_layers(self.model, pages, x, rows, self._scratch.of(len(x)), normed=True)
         self._read_out()
-        if drawing:
-            draw(self.logits, self.lanes, self.lane, self._best, self._best_at, self.report[0], self.vocabulary)
+        self._sampler.draw(self.logits, self.lane, self.report[0], plain=plain)
 
     def _fork(self, into: Segment) -> None:
         """The streams of a segment, from those of the one before."""

@@ -21,7 +21,9 @@ from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.portable.forward import ForkTally
+from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.transfer import to_device, to_host
 from thoughtbubbles.model import Thoughtbubbles
@@ -42,13 +44,11 @@ class Flight:
     """(B,)"""
     openings: Indices
     """(B,) of the states that had the lanes: who has since lost or left his takes no part in it any more."""
-    logits: Tensor
-    """(B,V); where the device draws, the next launch overwrites them."""
-    drawn: bool
-    """Whether the device draws the tokens."""
     step: DecodeStep
     told: Tensor
     """`DecodeStep.told` on the host, once it has landed."""
+    logprobs: Tensor | None
+    """The rows of `DeviceSampler.report` on the host, once it has landed; None where nobody asked for any."""
     landed: torch.cuda.Event | None
 
 
@@ -60,26 +60,26 @@ class DeviceBatch:
         model: Thoughtbubbles,
         cache: ForkCache,
         tally: ForkTally,
-        *,
-        vocabulary: int,
+        sampler: DeviceSampler,
     ) -> None:
-        """For as many requests at once as the cache is for, that draw from the first `vocabulary` tokens."""
+        """For as many requests at once as the cache is for; `sampler` draws for their lanes."""
         device = model.transformer.wte.weight.device
         lanes, columns = cache.ledger.table.shape
         pages = np.diff(cache.ledger.begin, append=columns).tolist()
-        self.lanes = Lanes.empty(lanes, pages, device)
+        self.lanes = Lanes.empty(lanes, pages, sampler.state.token[:lanes])
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
         self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
                                           for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
         """(ΣP,) where in `Lanes.memory` lane 0 has what stands in a column of `Ledger.table`; the others follow."""
         self._column_stride = np.repeat(pages, pages)
         """(ΣP,) after so many words."""
-        self._steps = {n: DecodeStep(model, cache, self.lanes, places=n, vocabulary=vocabulary) for n in sizes}
+        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, places=n) for n in sizes}
         self._tally = tally
         self._counted = {step: np.zeros((len(pages), 2), np.int64) for step in self._steps.values()}
         """What of each step's tally is in ours."""
         self._fork_layers = model.config.fork_layers
         self._cache = cache
+        self._sampler = sampler
         self._launches = 0
         self._quiet_until = 0
         """The launch before which those who have places need be told nothing."""
@@ -92,15 +92,13 @@ class DeviceBatch:
         """(L,G) pages in the device's tables."""
         self._enough_until = np.zeros(lanes, np.int64)
         """(L,) the launch before which their pages are enough, whatever streams come."""
-        self._draws = np.zeros(lanes, np.bool_)
-        """(L,) whether the device has drawn the newest token, and so has it."""
         if device.type == "cuda":
             stream = torch.cuda.Stream(device)
             for step in self._steps.values():
                 step.capture(stream)
 
-    def launch(self, requests: list[Request], *, drawing: bool) -> Flight:
-        """Ask for the logits that follow these requests' tokens, and where `drawing` for a token of each.
+    def launch(self, requests: list[Request]) -> Flight:
+        """Ask for the token that follows these requests' tokens.
 
         They have a state, and the scheduler has seen to it that there are pages for all that the step may give them.
         """
@@ -112,22 +110,18 @@ class DeviceBatch:
         lanes = self._lanes
         if self._launches == self._quiet_until:
             self._inform(requests, lanes)
-        step.run(drawing=drawing)
+        step.run(plain=all(request.draws_alone for request in requests))
         self._launches += 1
-        self._draws[lanes] = drawing
-        if not drawing:
-            self._quiet_until = self._launches
+        reports = any(request.params.logprobs is not None for request in requests)
+        logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
         told, landed = to_host(step.told), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
-        logits = step.logits[: len(requests)]
-        if not drawing:
-            logits = logits.clone()  # another launch of this step may come before the host draws from them
-        return Flight(requests, lanes, self._openings[lanes], logits, drawing, step, told, landed)
+        return Flight(requests, lanes, self._openings[lanes], step, told, logprobs, landed)
 
-    def land(self, flight: Flight) -> tuple[Numbers, Numbers]:
-        """Wait for a flight. Each request's token (B,), and the streams (B,G) that it then has."""
+    def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
+        """Wait for a flight. Each request's token (B,), the streams (B,G) that it then has, and log-probabilities."""
         if flight.landed is not None:
             flight.landed.synchronize()
         tally, report = flight.step.read(flight.told)
@@ -138,7 +132,11 @@ class DeviceBatch:
             self._tally.deletions[layer] += deletions
         self._counted[flight.step] = tally
         report = report[:, : len(flight.requests)]
-        return report[0], report[1:].T
+        logprobs = None
+        if flight.logprobs is not None:
+            logprobs = scored(flight.logprobs, [request.params.logprobs for request in flight.requests],
+                              self._sampler.vocabulary)  # fmt: skip
+        return report[0], report[1:].T, logprobs
 
     def _seat(self, states: list[ForkState], step: DecodeStep) -> None:
         """Give these, and nobody else, the places of a step."""
@@ -150,12 +148,11 @@ class DeviceBatch:
         """Take the pages that the next step may need, and tell the device what it does not know of these requests."""
         openings = self._cache.ledger.opening[lanes]
         new = self._openings[lanes] != openings
-        undrawn = new | ~self._draws[lanes]
         short = new | (self._enough_until[lanes] <= self._launches + SPARE // 2)  # and who soon would be
         self._openings[lanes] = openings
         self._told[lanes[new]] = 0
         words: list[Words] = []
-        for mask, facts in ((new, self._of_requests), (undrawn, self._of_outputs), (short, self._of_pages)):
+        for mask, facts in ((new, self._of_requests), (short, self._of_pages)):
             if mask.any():
                 words += facts([requests[i] for i in mask.nonzero()[0].tolist()], lanes[mask])
         if words:
@@ -164,18 +161,11 @@ class DeviceBatch:
 
     def _of_requests(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
         ledger, lanes = self._cache.ledger, self.lanes
+        self._sampler.assign(rows, requests)
         yield self._words(lanes.tokens, rows, ledger.tokens[rows].astype(np.int32))
         yield self._words(lanes.kappa, rows, ledger.kappa[rows].astype(np.int32))
-        yield self._words(
-            lanes.temperature, rows, np.array([r.params.effective_temperature for r in requests], np.float32)
-        )
-        yield self._words(lanes.seed, rows, np.array([request.seed for request in requests], np.int64))
         for field, streams in zip(lanes.streams, ledger.streams[rows].T, strict=True):
             yield self._words(field, rows, streams.astype(np.int32))
-
-    def _of_outputs(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        yield self._words(self.lanes.token, rows, np.array([request.newest for request in requests], np.int32))
-        yield self._words(self.lanes.drawn, rows, np.array([len(request.output) for request in requests], np.int64))
 
     def _of_pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
         """Pages for the next step and, where there is room, for some more."""
@@ -193,8 +183,6 @@ class DeviceBatch:
         self._told[rows] = ledger.pages[rows]
         yield self._column_at[column] + self._column_stride[column] * lane, ledger.table[lane, column]
 
-    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.generic]) -> Words:
-        """What a field is to have of lanes, in words of 32 bits."""
-        start, width = self.lanes.place(field, 0), values.itemsize // 4
-        at = start + width * rows[:, None] + np.arange(width)
-        return at.ravel(), values.view(np.int32)
+    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.int32]) -> Words:
+        """What a field is to have of lanes."""
+        return self.lanes.place(field, 0) + rows, values

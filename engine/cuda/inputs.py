@@ -17,14 +17,8 @@ class Inputs:
 
     memory: Tensor
     """int32, all that follows, to be copied in one go."""
-    seed: Tensor
-    """(R,) int64."""
-    drawn: Tensor
-    """(R,) int64, tokens that each request has drawn."""
-    temperature: Tensor
-    """(R,) float32; 0 is greedy."""
-    token: Tensor
-    """(R,) what the step draws: nothing that it is told."""
+    lane: Tensor
+    """(R,) the lane that draws for each request; -1 where no request is."""
     ids: Tensor
     """(T,)."""
     request: Tensor
@@ -52,9 +46,7 @@ class Inputs:
     def zeros(cls, tokens: int, places: int, segments: int, pages: int, device: torch.device) -> Self:
         """For so many of each."""
         sizes = [
-            2 * places,
-            2 * places,
-            *[places] * 2,
+            places,
             *[tokens] * 4,
             *[places] * 4,
             places * segments,
@@ -63,12 +55,9 @@ class Inputs:
         ]
         pinned = device.type == "cpu" and torch.cuda.is_available()
         memory = torch.zeros(sum(sizes), dtype=torch.int32, device=device, pin_memory=pinned)
-        seed, drawn, temperature, token, *vectors, held, table, live = memory.split(sizes)
-        ids, request, position, room, first, last, count, length = vectors
+        *vectors, held, table, live = memory.split(sizes)
         return cls(
-            memory, seed.view(torch.int64), drawn.view(torch.int64), temperature.view(torch.float32), token,
-            ids, request, position, room, first, last, count, length,
-            held.view(segments, places), table.view(places, pages), live,
+            memory, *vectors, held.view(segments, places), table.view(places, pages), live,
         )  # fmt: skip
 
     def numpy(self) -> dict[str, NDArray[Any]]:

@@ -24,9 +24,9 @@ from thoughtbubbles.engine.cuda.inputs import Inputs
 from thoughtbubbles.engine.cuda.kernels.forking import average
 from thoughtbubbles.engine.cuda.kernels.prefill import Bubbles, Candidates, begin, fit, rank, spread, weigh
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.sampling import TOKENS_AT_ONCE, draw
 from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
 from thoughtbubbles.engine.cuda.layers import Scratch, run_layers
+from thoughtbubbles.engine.cuda.sampler import LOGPROB_WORDS, DeviceSampler
 from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
 from thoughtbubbles.model.rotary import rotary_frequencies
 
@@ -54,9 +54,13 @@ class PrefillStep:
     """The step for so many tokens: `run` launches it, or once it is captured replays it."""
 
     def __init__(
-        self, model: Thoughtbubbles, cache: ForkCache, work: Workspace, *, tokens: int, places: int, vocabulary: int
-    ) -> None:
-        """For at most so many tokens, of requests in at most so many places, that draw from the first `vocabulary`."""
+        self, model: Thoughtbubbles, cache: ForkCache, work: Workspace, *, tokens: int, places: int,
+        sampler: DeviceSampler | None,
+    ) -> None:  # fmt: skip
+        """For at most so many tokens, of requests in at most so many batch slots. `sampler` draws for their lanes.
+
+        Without one, the step computes no logits.
+        """
         weight, segments = model.transformer.wte.weight, len(cache.segments)
         self.tokens, self._model, self._cache, self._work = tokens, model, cache, work
         pages = cache.ledger.table.shape[1]
@@ -72,10 +76,7 @@ class PrefillStep:
         self.logits = weight.new_empty((places, model.config.vocab_size))
         """(R,V) of the token that follows each request's last."""
         self._read = weight.new_empty((places, model.config.n_embd))
-        blocks = -(-vocabulary // TOKENS_AT_ONCE)
-        self._vocabulary = vocabulary
-        self._best = torch.empty((places, blocks), device=weight.device)
-        self._best_at = torch.empty((places, blocks), dtype=torch.int32, device=weight.device)
+        self._sampler = sampler
         self._frequencies = rotary_frequencies(model.config.head_width, weight.device)
         lane = torch.arange(places, dtype=torch.int32, device=weight.device)
         self._rows = [self._rows_of(pages, lane) for pages in cache.segments]
@@ -86,6 +87,8 @@ class PrefillStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._reported = torch.empty_like(self._report, device="cpu", pin_memory=weight.is_cuda)
         """On the host, once it has landed."""
+        self.logprobs = torch.empty((places, LOGPROB_WORDS), dtype=torch.int32, pin_memory=weight.is_cuda)
+        """The first rows of `DeviceSampler.report` that `run` was to copy, on the host, once the step has landed."""
         self._landed = torch.cuda.Event() if weight.is_cuda else None
 
     @torch.inference_mode()
@@ -102,6 +105,7 @@ class PrefillStep:
     def prepare(self) -> None:
         """Compile what is new, with no tokens."""
         self._inputs.memory.zero_()
+        self._inputs.lane.fill_(-1)
         self._launch()
 
     def tell(self, **facts: ArrayLike) -> None:
@@ -110,19 +114,22 @@ class PrefillStep:
         What was told before has been computed, and its report read.
         """
         self._told["count"].fill(0)
+        self._told["lane"].fill(-1)
         for name, values in facts.items():
             told = np.asarray(values)
             self._told[name][tuple(map(slice, told.shape))] = told
 
     @torch.inference_mode()
-    def run(self) -> None:
-        """Compute what the step was told."""
+    def run(self, scored: int = 0) -> None:
+        """Compute what the step was told, and copy the log-probabilities of the first `scored` batch slots."""
         self._inputs.memory.copy_(self._memory, non_blocking=True)
         if self._graph:
             self._graph.replay()
         else:
             self._launch()
         self._reported.copy_(self._report, non_blocking=True)
+        if self._sampler and scored:
+            self.logprobs[:scored].copy_(self._sampler.report[:scored], non_blocking=True)
         if self._landed:
             self._landed.record()
 
@@ -166,16 +173,15 @@ class PrefillStep:
                target, self._tally[into.index])  # fmt: skip
 
     def _read_out(self) -> None:
-        """Logits and draws, but for a model that averages the logits of streams."""
         config, ends = self._model.config, self._ends
-        if config.averaging == "logit":
+        if not self._sampler:
             return
         torch.index_select(self._bubbles[-1].start, 0, self._inputs.last, out=ends.start)
         torch.index_select(self._bubbles[-1].count, 0, self._inputs.last, out=ends.count)
         average(self._x[-1], ends, self._model.transformer.ln_f, self._read,
                 rightmost=config.averaging == "rightmost", norm_first=config.norm_before_averaging)  # fmt: skip
         torch.mm(self._read, self._model.transformer.wte.weight.T, out=self.logits)
-        draw(self.logits, self._inputs, ends.lane, self._best, self._best_at, self._token, self._vocabulary)
+        self._sampler.draw(self.logits, self._inputs.lane, self._token, plain=False)
 
     def _rows_of(self, pages: SegmentPages, lane: Tensor) -> Rows:
         inputs, index, config, device = self._inputs, pages.segment.index, self._model.config, lane.device

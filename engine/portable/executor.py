@@ -92,5 +92,5 @@ class Batch:
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
-    return Chunk(request.pending[:tokens], request.state, request.selection, request.seed, len(request.output),
-                 request.params.effective_temperature)  # fmt: skip
+    draws = tokens == request.num_pending and request.draws
+    return Chunk(request.pending[:tokens], request.state, request.selection, draws, request.params.logprobs)

@@ -26,6 +26,7 @@ from thoughtbubbles.engine.portable.fork import CachedFork
 from thoughtbubbles.engine.portable.gathering import Room
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.portable.selection import Grid, Keep, SelectionFacts, select
+from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.engine.transfer import to_device
 from thoughtbubbles.model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
@@ -42,10 +43,10 @@ class Chunk:
     ids: list[int]
     state: ForkState
     selection: Selection
-    seed: int = 0
-    drawn: int = 0
-    """Tokens that the request has drawn before."""
-    temperature: float = 0.0
+    draws: bool = False
+    """Whether a token is to be drawn after them."""
+    logprobs: int | None = None
+    """`SamplingParams.logprobs`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Extended:
     logits: Tensor
     """(R,V) of the token that follows each chunk."""
     drawn: list[int] | None = None
-    """(R,) a draw of it by seed and temperature alone, where a device has drawn."""
+    """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any if `draws` is false."""
+    logprobs: list[Scored | None] | None = None
+    """(R,) its log-probability, where requested and where the device draws."""
 
     @property
     def streams(self) -> Streams:

@@ -20,46 +20,36 @@ class Lanes:
     """The state of every lane; a step reads it and moves it on by one token."""
 
     memory: Tensor
-    """int32, all that follows, for the host to write to in one go."""
-    seed: Tensor
-    """(L,) int64."""
-    drawn: Tensor
-    """(L,) int64, tokens drawn so far."""
+    """int32, all that follows but `token`, for the host to write to in one go."""
     token: Tensor
-    """(L,) int32, the newest token, which the next step computes."""
+    """(L,) int32, the newest token, which the next step computes; `SamplingState` has it."""
     tokens: Tensor
     """(L,) int32, tokens that the cache holds."""
     kappa: Tensor
     """(L,) int32, κ of its budget."""
-    temperature: Tensor
-    """(L,) float32; 0 is greedy."""
     streams: list[Tensor]
     """(L,) int32 for each segment: live streams that the cache holds."""
     tables: list[Tensor]
     """(L,pages) int32 for each segment: its pages, in stream order."""
 
     @classmethod
-    def empty(cls, lanes: int, pages: Sequence[int], device: torch.device) -> Self:
-        """Lanes with room for so many pages in each segment."""
-        widths = [2, 2, 1, 1, 1, 1, *[1] * len(pages), *pages]
-        memory = torch.zeros(lanes * sum(widths), dtype=torch.int32, device=device)
-        seed, drawn, token, tokens, kappa, temperature, *rest = memory.split([lanes * width for width in widths])
+    def empty(cls, lanes: int, pages: Sequence[int], token: Tensor) -> Self:
+        """Lanes with room for so many pages in each segment, and these newest tokens (L,)."""
+        widths = [1, 1, *[1] * len(pages), *pages]
+        memory = torch.zeros(lanes * sum(widths), dtype=torch.int32, device=token.device)
+        tokens, kappa, *rest = memory.split([lanes * width for width in widths])
         return cls(
             memory,
-            seed.view(torch.int64),
-            drawn.view(torch.int64),
             token,
             tokens,
             kappa,
-            temperature.view(torch.float32),
             rest[: len(pages)],
             [table.view(lanes, n) for table, n in zip(rest[len(pages) :], pages, strict=True)],
         )
 
     def place(self, field: Tensor, lane: int) -> int:
         """Where in `memory` what a field has of a lane begins."""
-        words = field.element_size() // 4
-        return int(field.storage_offset() + lane * field.stride(0)) * words
+        return int(field.storage_offset() + lane * field.stride(0))
 
     def write(self, at: NDArray[np.int64], values: NDArray[np.int32]) -> None:
         """Write values to places of `memory`, after all that the device was asked to do before."""
