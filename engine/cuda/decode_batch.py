@@ -20,7 +20,7 @@ from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
-from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.prompt_report import Scored
@@ -32,7 +32,7 @@ SPARE = 15
 """Tokens that pages are taken for ahead of those that must be, where there are plenty: it is asked less often then."""
 
 Words = tuple[Indices, Numbers]
-"""Places in `Lanes.memory`, and what goes there."""
+"""Offsets in `Lanes.memory`, and the values to write there."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Flight:
     """(B,) of the states that had the lanes: who has since lost or left his takes no part in it any more."""
     step: DecodeStep
     told: Tensor
-    """`DecodeStep.told` on the host, once it has landed."""
+    """`DecodeStep.output` on the host, once it has landed."""
     logprobs: Tensor | None
     """The rows of `DeviceSampler.report` on the host, once it has landed; None where nobody asked for any."""
     landed: torch.cuda.Event | None
@@ -65,17 +65,12 @@ class DeviceBatch:
         """For as many requests at once as the cache is for; `sampler` draws for their lanes."""
         device = model.transformer.wte.weight.device
         lanes, columns = cache.ledger.table.shape
-        pages = np.diff(cache.ledger.begin, append=columns).tolist()
-        self.lanes = Lanes.empty(lanes, pages, sampler.state.token[:lanes])
+        segments = len(cache.segments)
+        self.lanes = Lanes.zeros(device, L=lanes, G=segments, P=columns)
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
-        self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
-                                          for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
-        """(ΣP,) where in `Lanes.memory` lane 0 has what stands in a column of `Ledger.table`; the others follow."""
-        self._column_stride = np.repeat(pages, pages)
-        """(ΣP,) after so many words."""
-        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, places=n) for n in sizes}
+        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, batch_size=n) for n in sizes}
         self._tally = tally
-        self._counted = {step: np.zeros((len(pages), 2), np.int64) for step in self._steps.values()}
+        self._counted = {step: np.zeros((segments, 2), np.int64) for step in self._steps.values()}
         """What of each step's tally is in ours."""
         self._fork_layers = model.config.fork_layers
         self._cache = cache
@@ -88,7 +83,7 @@ class DeviceBatch:
         """(B,) of those who have places."""
         self._openings = np.zeros(lanes, np.int64)
         """(L,) of the states that the device was told of."""
-        self._told = np.zeros((lanes, len(pages)), np.int64)
+        self._told = np.zeros((lanes, segments), np.int64)
         """(L,G) pages in the device's tables."""
         self._enough_until = np.zeros(lanes, np.int64)
         """(L,) the launch before which their pages are enough, whatever streams come."""
@@ -114,7 +109,7 @@ class DeviceBatch:
         self._launches += 1
         reports = any(request.params.logprobs is not None for request in requests)
         logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
-        told, landed = to_host(step.told), None
+        told, landed = to_host(step.output), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
@@ -141,7 +136,7 @@ class DeviceBatch:
     def _seat(self, states: list[ForkState], step: DecodeStep) -> None:
         """Give these, and nobody else, the places of a step."""
         rows = [state.row for state in states]
-        step.lane.copy_(to_device(rows + [-1] * (step.places - len(rows)), step.lane.device))
+        step.lane.copy_(to_device(rows + [-1] * (step.batch_size - len(rows)), step.lane.device))
         self._seated, self._lanes, self._quiet_until = states, np.array(rows, np.int64), self._launches
 
     def _inform(self, requests: list[Request], lanes: Indices) -> None:
@@ -181,8 +176,9 @@ class DeviceBatch:
         self._enough_until[rows] = self._launches + 1 + ahead
         lane, column, _ = ledger.places(rows, self._told[rows], ledger.pages[rows])
         self._told[rows] = ledger.pages[rows]
-        yield self._column_at[column] + self._column_stride[column] * lane, ledger.table[lane, column]
+        table = self.lanes.table
+        yield table.storage_offset() + lane * table.stride(0) + column, ledger.table[lane, column]
 
     def _words(self, field: Tensor, rows: Indices, values: NDArray[np.int32]) -> Words:
         """What a field is to have of lanes."""
-        return self.lanes.place(field, 0) + rows, values
+        return field.storage_offset() + rows, values

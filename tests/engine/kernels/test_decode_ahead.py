@@ -251,7 +251,7 @@ def test_pages_are_taken_for_all_who_soon_need_some(
 ) -> None:
     """At once, for the device must be told each time: who came five steps later is not always five behind."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
-    from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+    from thoughtbubbles.engine.cuda.lanes import Lanes
 
     engine, told = make_engine(small_model), []
     device = cuda_executor(engine).decode
