@@ -19,7 +19,7 @@ from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
-from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.prompt_report import Scored
@@ -31,7 +31,7 @@ SPARE = 15
 """Tokens beyond the next one that pages are reserved for if enough are free, so that most steps upload nothing."""
 
 Words = tuple[Indices, Numbers]
-"""Indices into `Lanes.memory`, and the 32-bit words to write there."""
+"""Offsets in `Lanes.memory`, and the 32-bit words to write there."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Flight:
     """(B,) of the lanes at launch: a request whose lane has another generation now was aborted or preempted since."""
     step: DecodeStep
     told: Tensor
-    """`DecodeStep.told` on the host, valid once `landed` has happened."""
+    """`DecodeStep.output` on the host, valid once `landed` has happened."""
     logprobs: Tensor | None
     """The rows of `DeviceSampler.report` on the host, valid once `landed` has happened; None if no request asks."""
     landed: torch.cuda.Event | None
@@ -64,17 +64,12 @@ class DeviceBatch:
         """Make a lane for each row of the cache's ledger. `sampler` draws for the lanes."""
         device = model.transformer.wte.weight.device
         lanes, columns = cache.ledger.table.shape
-        pages = np.diff(cache.ledger.begin, append=columns).tolist()
-        self.lanes = Lanes.empty(lanes, pages, sampler.state.token[:lanes])
+        segments = len(cache.segments)
+        self.lanes = Lanes.zeros(device, L=lanes, G=segments, P=columns)
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
-        self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
-                                          for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
-        """(ΣP,) index into `Lanes.memory` of each column of `Ledger.table`, for lane 0."""
-        self._column_stride = np.repeat(pages, pages)
-        """(ΣP,) words from one lane to the next."""
-        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, places=n) for n in sizes}
+        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, batch_size=n) for n in sizes}
         self._tally = tally
-        self._counted = {step: np.zeros((len(pages), 2), np.int64) for step in self._steps.values()}
+        self._counted = {step: np.zeros((segments, 2), np.int64) for step in self._steps.values()}
         """The part of each step's tally that is counted in `_tally`."""
         self._fork_layers = model.config.fork_layers
         self._cache = cache
@@ -87,7 +82,7 @@ class DeviceBatch:
         """(B,) of the present batch."""
         self._generations = np.zeros(lanes, np.int64)
         """(L,) of the states that were uploaded."""
-        self._uploaded_pages = np.zeros((lanes, len(pages)), np.int64)
+        self._uploaded_pages = np.zeros((lanes, segments), np.int64)
         """(L,G) pages in the device's tables."""
         self._reserved_until = np.zeros(lanes, np.int64)
         """(L,) the launch before which the uploaded pages suffice, whatever streams come."""
@@ -113,7 +108,7 @@ class DeviceBatch:
         self._launches += 1
         reports = any(request.params.logprobs is not None for request in requests)
         logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
-        told, landed = to_host(step.told), None
+        told, landed = to_host(step.output), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
@@ -140,7 +135,7 @@ class DeviceBatch:
     def _set_batch(self, states: list[ForkState], step: DecodeStep) -> None:
         """Assign the batch slots of a step to these states."""
         rows = [state.row for state in states]
-        step.lane.copy_(to_device(rows + [-1] * (step.places - len(rows)), step.lane.device))
+        step.lane.copy_(to_device(rows + [-1] * (step.batch_size - len(rows)), step.lane.device))
         self._batch, self._lanes, self._next_upload = states, np.array(rows, np.int64), self._launches
 
     def _upload(self, requests: list[Request], lanes: Indices) -> None:
@@ -180,8 +175,9 @@ class DeviceBatch:
         self._reserved_until[rows] = self._launches + 1 + ahead
         lane, column, _ = ledger.cells(rows, self._uploaded_pages[rows], ledger.pages[rows])
         self._uploaded_pages[rows] = ledger.pages[rows]
-        yield self._column_at[column] + self._column_stride[column] * lane, ledger.table[lane, column]
+        table = self.lanes.table
+        yield int(table.storage_offset()) + lane * table.stride(0) + column, ledger.table[lane, column]
 
     def _words(self, field: Tensor, rows: Indices, values: NDArray[np.int32]) -> Words:
         """Return the words that set a field of these lanes to `values`."""
-        return self.lanes.place(field, 0) + rows, values
+        return int(field.storage_offset()) + rows, values

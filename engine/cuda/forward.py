@@ -12,8 +12,9 @@ import torch
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Layout
 from thoughtbubbles.engine.cache.ledger import Numbers
-from thoughtbubbles.engine.cuda.prefill import PrefillStep, Workspace
+from thoughtbubbles.engine.cuda.prefill import PrefillStep
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
+from thoughtbubbles.engine.cuda.step import Workspace
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally, lay_out
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.model import Thoughtbubbles, budget
@@ -44,8 +45,8 @@ class DeviceForward(CachedForward):
         self._device, self._sampler = model.transformer.wte.weight.device, sampler
         self._places = min(PLACES, len(cache.ledger.ids))
         sizes = [n for n in sizes if n == sizes[0] or n < 2 * cache.ledger.ids.size]
-        work = Workspace.empty(model, sizes, self._places)
-        self._steps = [PrefillStep(model, cache, work, tokens=n, places=self._places, sampler=sampler) for n in sizes]
+        work = Workspace.shared(model, batch_size=self._places, sizes=sizes)
+        self._steps = [PrefillStep(model, cache, work, sampler, tokens=n, batch_size=self._places) for n in sizes]
         self.max_prefill_tokens = sizes[-1]
 
     def prepare(self) -> None:
@@ -91,7 +92,7 @@ class DeviceForward(CachedForward):
 
     def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> Extended:
         """Wait for a step, and record in the cache and in the tally what it computed."""
-        tally, drawn, counts = step.report()
+        tally, drawn, counts = step.wait()
         counts = counts[:, : len(layout.group)]
         self._note(chunks, layout, counts, tally.tolist())
         streams = counts[-1].astype(np.int64)
@@ -112,17 +113,17 @@ class DeviceForward(CachedForward):
         self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
         position = tokens[layout.group] + layout.place
         streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
-        step.tell(
+        step.write(
             lane=self._lanes(chunks),
             ids=[i for chunk in chunks for i in chunk.ids],
             request=layout.group,
             position=position,
-            room=streams - (position + 1),
+            fork_budget=streams - (position + 1),
             first=ends - counts,
             last=ends - 1,
             count=counts,
             length=tokens + counts,
-            held=ledger.streams[rows].T,
+            streams=ledger.streams[rows].T,
             table=ledger.table[rows],
             live=[len(position)],
         )

@@ -24,7 +24,7 @@ from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.sampling import Draw, sample
 from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
-from thoughtbubbles.model.rotary import BASE
+from thoughtbubbles.model.rotary import rotary_frequencies
 from thoughtbubbles.model.transformer import Block
 
 _AVERAGINGS = ("residual", "logit", "rightmost")
@@ -147,7 +147,7 @@ class NativeForward:
         config, cache, ledger = model.config, self.cache, self.cache.ledger
         scored = bool(config.fork_layers)
         H = config.head_width
-        frequencies = BASE ** -(torch.arange(0, H, 2, dtype=torch.float32) / H)
+        frequencies = rotary_frequencies(H, torch.device("cpu"))
         layers = (c.Layer * config.n_layer)(*(self._layer(block) for block in model.blocks))
         segments = (c.Segment * self._segments)(*(
             c.Segment(

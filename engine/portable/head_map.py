@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thoughtbubbles.model import ModelConfig
-from thoughtbubbles.model.rotary import BASE
+from thoughtbubbles.model.rotary import rotary_frequencies
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HeadMaps:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         H = config.head_width
         self._config = config
-        self._frequency = BASE ** -(torch.arange(0, H, 2, dtype=torch.float32, device=device) / H).repeat(2)
+        self._frequencies = rotary_frequencies(H, device).repeat(2)
         self._cosine, self._sine, self._one, self._score, self._weight = torch.zeros(5, 3, 1, H, device=device)
         self._cosine[:2] = self._sine[:2] = self._weight[2] = 1
         self._sine[..., : H // 2] *= -1
@@ -47,7 +47,7 @@ class HeadMaps:
 
     def of(self, positions: Tensor, score: Tensor) -> HeadMap:
         """Return the map of streams at positions (S,) with cumulative scores c (S,), both float32."""
-        angle = (positions[:, None] * self._frequency)[:, None, None]
+        angle = (positions[:, None] * self._frequencies)[:, None, None]
         c = score[:, None]
         p = c.exp()
         of_values, of_updates = (

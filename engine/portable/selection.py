@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
-from thoughtbubbles.model.selection import select_causal
+from thoughtbubbles.model.selection import count_earlier, select_causal
 
 Grid = NDArray[np.int32]
 Keep = NDArray[np.bool_]
@@ -66,12 +66,6 @@ def _select_many(facts: SelectionFacts, prior: Tensor | None) -> Keep:
     )
     kept: Keep = keep.numpy()
     return kept
-
-
-def count_earlier(grid: Tensor, prior: Tensor) -> Tensor:
-    """Return for each candidate (R,C) how many candidates of earlier tokens (R,P) are not lower."""
-    higher = grid.new_empty(*grid.shape, prior.shape[1])  # int32, which torch sums much faster than bool
-    return torch.ge(prior[:, None], grid[:, :, None], out=higher).sum(2, dtype=torch.int32)
 
 
 def select_next(grid: Grid, earlier: Grid | int, slots: Indices, alive: Indices) -> Keep:

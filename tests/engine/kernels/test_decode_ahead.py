@@ -251,7 +251,7 @@ def test_pages_are_taken_for_all_who_soon_need_some(
 ) -> None:
     """Together, since every allocation is copied to the device: requests that arrive later share it."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
-    from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+    from thoughtbubbles.engine.cuda.lanes import Lanes
 
     engine, told = make_engine(small_model), []
     device = cuda_executor(engine).decode
