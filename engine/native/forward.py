@@ -134,8 +134,10 @@ class NativeForward:
         temperature, seed, position = (
             torch.from_numpy(each[one]) for each in (self._temperature, self._seed, self._position)
         )
-        off = torch.zeros_like(temperature)
-        draw = Draw(temperature, off.long(), torch.ones_like(off), off, seed, position)
+        draw = Draw(
+            temperature=temperature, top_k=torch.zeros(1, dtype=torch.int64), top_p=torch.ones(1),
+            log_min_p=torch.full((1,), -torch.inf), seed=seed, position=position,
+        )  # fmt: skip
         return int(sample(self._logits[one, : self._vocabulary], draw))
 
     def _read_streams(self) -> tuple[Tensor, Tensor]:
