@@ -39,8 +39,8 @@ def _print_speed(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     kinds: list[ExecutorKind] = ["native", "portable"]
     engines = [_engine(checkpoint, max(args.batch_sizes), kind) for kind in kinds]
     peer = regular_peer(checkpoint.model.config, "cpu", torch.float32) if find_spec("transformers") else None
-    print(f"{engines[0].executor.name}, {torch.get_num_threads()} threads, float32; prompts of {PROMPT} tokens and {NEW}"
-          " new ones, greedy; tokens/s")  # fmt: skip
+    print(f"{engines[0].executor.name}, {torch.get_num_threads()} threads, float32; prompts of {PROMPT} tokens and"
+          f" {NEW} new ones, greedy; tokens/s")  # fmt: skip
     print("batch  native  portable  native over it  transformers  native over it")
     for batch_size in args.batch_sizes:
         prompts = random_prompts(checkpoint.model.config, batch_size, PROMPT)
