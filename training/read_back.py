@@ -31,7 +31,7 @@ def guard_read_backs() -> None:
     except (ImportError, AttributeError, TypeError, OSError):
         known = False
     if not known:
-        warnings.warn("torch's compiler has changed: its kernels may read what they have not written yet", stacklevel=2)
+        warnings.warn("torch's compiler has changed: its kernels may load values before they are stored", stacklevel=2)
         return
 
     def guarded_load(self: Any, name: str, index: Any) -> Any:  # noqa: ANN401 - types of the compiler

@@ -162,8 +162,10 @@ class Trainer:
         if self._ranks.first:
             self._write_batch(number, path)
         self._state.wait()
-        wrong = f"the loss of step {step + 1} is not finite: batch {number}, written to {path}"
-        raise LossNotFiniteError(f"{wrong}, to read in {path.with_suffix('.txt').name}")
+        raise LossNotFiniteError(
+            f"the loss of step {step + 1} is not finite: batch {number}, whose token ids are in {path} and whose text is"
+            f" in {path.with_suffix('.txt').name}"
+        )
 
     def _write_batch(self, number: int, path: Path) -> None:
         """Write a batch of all ranks to `path` as token ids, and beside it as text, a line per window."""

@@ -89,7 +89,7 @@ class CorpusWriter:
         path.touch()
         size = self._progress.written[part].tokens * np.dtype(self._encoder.dtype).itemsize
         if path.stat().st_size < size:
-            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove that file to begin anew")
+            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove {PROGRESS_FILE} to start over")
         os.truncate(path, size)
         if not size:
             prompt_mask_path(self._out, part).unlink(missing_ok=True)

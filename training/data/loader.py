@@ -106,7 +106,7 @@ class DocumentLoader(Loader):
         self._prompt = prompt
         self._cuts = document_cuts(ids, length, end_of_text, prompt)
         if not len(self._cuts):
-            raise ValueError("data: there is no document to learn from")
+            raise ValueError("data: there is no document to train on")
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def window(self, index: int) -> NDArray[np.int64]:

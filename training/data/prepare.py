@@ -53,9 +53,11 @@ def _inputs(args: argparse.Namespace) -> Mapping[str, Documents]:
     if (args.set is None) == (args.train is None):
         raise ValueError("prepare: give either the name of a published set or your own files with --train")
     if args.set is not None and args.val is not None:
-        raise ValueError("prepare: --val goes with --train; a published set has its own, or see --val-share")
+        raise ValueError(
+            "prepare: --val needs --train; a published set has its own validation split, or see --val-share"
+        )
     if args.set is None and args.folder is not None:
-        raise ValueError("prepare: --from goes with the name of a published set")
+        raise ValueError("prepare: --from needs the name of a published set")
     if args.set is not None:
         return published_documents(args.set, args.folder)
     files = {"train": args.train, "val": args.val}
