@@ -163,8 +163,8 @@ class Trainer:
             self._write_batch(number, path)
         self._state.wait()
         raise LossNotFiniteError(
-            f"the loss of step {step + 1} is not finite: batch {number}, whose token ids are in {path} and whose text is"
-            f" in {path.with_suffix('.txt').name}"
+            f"the loss of step {step + 1} is not finite: batch {number}, with token ids in {path} and"
+            f" text in {path.with_suffix('.txt').name}"
         )
 
     def _write_batch(self, number: int, path: Path) -> None:

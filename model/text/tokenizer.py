@@ -150,7 +150,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error) as error:
             raise ValueError(f"{path}, line {number}: not a token in base64 and its rank") from error
         if key in ranks:
-            raise ValueError(f"{path}, line {number}: duplicate of the token with rank {ranks[key]}")
+            raise ValueError(f"{path}, line {number}: the token of rank {ranks[key]} again")
         ranks[key] = value
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{path}: ranks must be 0, 1, 2, … without a gap or a repeat")
