@@ -28,7 +28,7 @@ from deploy.replicas.ingress import Ingress
 from deploy.replicas.prefix_router import PrefixRouter
 from deploy.replicas.replica import Replica
 from deploy.replicas.scaling import replicas_wanted
-from thoughtbubbles.server.middleware import BodyLimit
+from thoughtbubbles.server.http.middleware import BodyLimit
 from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.server.sources import add_arguments, read_settings
 

@@ -46,7 +46,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     from thoughtbubbles.server.app import create_app  # noqa: PLC0415
     from thoughtbubbles.server.lifecycle import listen, serve  # noqa: PLC0415
-    from thoughtbubbles.server.logs import writing  # noqa: PLC0415
+    from thoughtbubbles.server.observe.logs import writing  # noqa: PLC0415
     from thoughtbubbles.server.service import Service  # noqa: PLC0415
 
     service = Service.create(settings)

@@ -10,12 +10,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from thoughtbubbles.server import chat_routes, operation_routes, playground_routes, routes, tokenizer_routes
-from thoughtbubbles.server.errors import ApiError, on_api_error, on_http_exception, on_unexpected
-from thoughtbubbles.server.exchange import Exchanges
-from thoughtbubbles.server.logs import log_exchange
-from thoughtbubbles.server.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
-from thoughtbubbles.server.openapi import DescribedApp, refusals
+from thoughtbubbles.server.http.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
+from thoughtbubbles.server.observe.exchange import Exchanges
+from thoughtbubbles.server.observe.logs import log_exchange
+from thoughtbubbles.server.protocol.errors import ApiError, on_api_error, on_http_exception, on_unexpected
+from thoughtbubbles.server.routes import chat, completions, operations, playground, tokenizer
+from thoughtbubbles.server.routes.openapi import DescribedApp, refusals
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.version import VERSION
 
@@ -40,10 +40,10 @@ def create_app(service: Service) -> ASGIApp:
     app = DescribedApp(needs_key=bool(service.keys.digests), title="Thoughtbubbles", version=VERSION, lifespan=lifespan,
                        docs_url=None, redoc_url=None)  # fmt: skip
     app.state.service = service
-    for each in (routes, chat_routes, tokenizer_routes):
+    for each in (completions, chat, tokenizer):
         app.include_router(each.router, responses=refusals(401, 500))
-    app.include_router(operation_routes.router, responses=refusals(500))
-    app.include_router(playground_routes.router)
+    app.include_router(operations.router, responses=refusals(500))
+    app.include_router(playground.router)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

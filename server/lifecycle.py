@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from thoughtbubbles.server.connections import SPARE_CONNECTIONS, ConnectionLimits, connections_within
+from thoughtbubbles.server.bridge.worker import Worker
+from thoughtbubbles.server.http.connections import SPARE_CONNECTIONS, ConnectionLimits, connections_within
 from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.version import build_info
-from thoughtbubbles.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def uvicorn_config(app: ASGIApp, service: Service) -> uvicorn.Config:
         app,
         http=connections_within(limits),
         ws="none",  # a connection that became a WebSocket would have none of these limits
-        log_config=None,  # server.logs writes what uvicorn says
+        log_config=None,  # server.observe.logs writes what uvicorn says
         access_log=False,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=FLUSH_SECONDS,

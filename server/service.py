@@ -7,15 +7,15 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
-from thoughtbubbles.server.engine_loop import Load, run_engine
-from thoughtbubbles.server.engine_process import run_engine_process
-from thoughtbubbles.server.exchange import Exchange
+from thoughtbubbles.server.bridge.loading import load_model
+from thoughtbubbles.server.bridge.loop import Load, run_engine
+from thoughtbubbles.server.bridge.process import run_engine_process
+from thoughtbubbles.server.bridge.worker import Worker
 from thoughtbubbles.server.keys import ApiKeys
-from thoughtbubbles.server.loading import load_model
-from thoughtbubbles.server.metrics import Metrics
+from thoughtbubbles.server.observe.exchange import Exchange
+from thoughtbubbles.server.observe.metrics import Metrics
+from thoughtbubbles.server.observe.tracing import exporting_to
 from thoughtbubbles.server.settings import ServerSettings
-from thoughtbubbles.server.tracing import exporting_to
-from thoughtbubbles.server.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)

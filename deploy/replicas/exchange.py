@@ -8,9 +8,9 @@ from typing import Any, Self
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Scope, Send
 
-from thoughtbubbles.server import errors
-from thoughtbubbles.server.exchange import REQUEST_ID
-from thoughtbubbles.server.streaming import DONE, sse
+from thoughtbubbles.server.http.streaming import DONE, sse
+from thoughtbubbles.server.observe.exchange import REQUEST_ID
+from thoughtbubbles.server.protocol import errors
 
 CARRIED = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path",
            "headers", "client", "server")  # fmt: skip

@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from deploy.replicas.exchange import Answer, HttpRequest
 from deploy.replicas.metrics import page
 from deploy.replicas.replica import Replica
-from thoughtbubbles.server import errors
+from thoughtbubbles.server.protocol import errors
 
 COMPARED_CHARACTERS = 4096
 """Of a prompt's beginning, so that the router's memory is one of beginnings; some 1,000 tokens."""

@@ -13,7 +13,7 @@ from uvicorn.lifespan.on import LifespanOn
 from deploy.replicas.exchange import HttpRequest, answers
 from deploy.replicas.metrics import labelled
 from thoughtbubbles.server.app import create_app
-from thoughtbubbles.server.logs import writing
+from thoughtbubbles.server.observe.logs import writing
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 

@@ -7,8 +7,8 @@ import pytest
 
 import thoughtbubbles_client
 from tests.clients.harness import COMPLETE, DONE, STREAMED, Json, MakeClient
-from thoughtbubbles.server.chat_schemas import ChatRequest
-from thoughtbubbles.server.schemas import CompletionRequest
+from thoughtbubbles.server.protocol.chat_requests import ChatRequest
+from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles_client import ChatOptions, CompletionOptions, Message
 from thoughtbubbles_client.transport import DEFAULT_TIMEOUT
 

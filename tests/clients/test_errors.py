@@ -10,9 +10,9 @@ import pytest
 import thoughtbubbles_client
 from tests.clients.harness import MakeClient, answering, event, refusal, streaming
 from tests.server.harness import Running
-from thoughtbubbles.server import errors as server_errors
-from thoughtbubbles.server.errors import ApiError as ServerApiError
-from thoughtbubbles.server.errors import answer
+from thoughtbubbles.server.protocol import errors as server_errors
+from thoughtbubbles.server.protocol.errors import ApiError as ServerApiError
+from thoughtbubbles.server.protocol.errors import answer
 from thoughtbubbles_client import RetryPolicy, errors
 from thoughtbubbles_client.transport import ERRORS
 

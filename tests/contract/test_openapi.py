@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.server.harness import Json, Running, Serve
 from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.http.middleware import OPEN
 from thoughtbubbles.server.keys import ApiKeys
-from thoughtbubbles.server.middleware import OPEN
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from deploy.replicas.exchange import Answer, HttpRequest, answers
 from deploy.replicas.metrics import labelled, page
-from thoughtbubbles.server import errors
+from thoughtbubbles.server.protocol import errors
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "state": {"loop": object()}}
 START = {"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"mine")]}

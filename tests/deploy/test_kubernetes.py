@@ -15,12 +15,12 @@ import yaml
 
 from tests.deploy.harness import DEPLOY, ROOT
 from tests.server.harness import Serve
-from thoughtbubbles.server.histograms import PREFIX
+from thoughtbubbles.server.bridge.worker import STOP_SECONDS
 from thoughtbubbles.server.lifecycle import FLUSH_SECONDS
-from thoughtbubbles.server.metrics import GAUGES
+from thoughtbubbles.server.observe.histograms import PREFIX
+from thoughtbubbles.server.observe.metrics import GAUGES
 from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.server.sources import PREFIX as VARIABLE
-from thoughtbubbles.server.worker import STOP_SECONDS
 
 Object = dict[str, Any]
 OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()

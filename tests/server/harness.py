@@ -18,8 +18,8 @@ import uvicorn
 from thoughtbubbles.engine import Engine, EngineConfig, TokenEvent
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.bridge.loading import ServedModel
 from thoughtbubbles.server.lifecycle import listen, uvicorn_config
-from thoughtbubbles.server.loading import ServedModel
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.harness import Json, Running, Serve
-from thoughtbubbles.server.errors import ApiError
-from thoughtbubbles.server.schemas import CompletionRequest
-from thoughtbubbles.server.validation import parse
+from thoughtbubbles.server.protocol.errors import ApiError
+from thoughtbubbles.server.protocol.requests import CompletionRequest
+from thoughtbubbles.server.protocol.validation import parse
 
 MAXIMUM = "above_max_value"
 MINIMUM = "below_min_value"

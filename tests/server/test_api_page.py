@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from tests.server.harness import Running
 from thoughtbubbles.server.app import EXPOSED_HEADERS
-from thoughtbubbles.server.chat_schemas import ChatRequest, Message
-from thoughtbubbles.server.schemas import (
+from thoughtbubbles.server.protocol.chat_requests import ChatRequest, Message
+from thoughtbubbles.server.protocol.requests import (
     CompletionRequest,
     DetokenizeRequest,
     GenerationRequest,

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from thoughtbubbles.server.aside import SHORT, aside
+from thoughtbubbles.server.http.offload import SHORT, aside
 
 
 @pytest.mark.parametrize(("size", "stays"), [(0, True), (SHORT, True), (SHORT + 1, False)])

@@ -6,8 +6,8 @@ import httpx
 
 from tests.server.harness import Json
 from thoughtbubbles.server.app import create_app
+from thoughtbubbles.server.http.middleware import OPEN
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
-from thoughtbubbles.server.middleware import OPEN
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 

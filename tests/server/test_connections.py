@@ -11,7 +11,8 @@ import pytest
 from tests.server.harness import Json, Running, Serve, connected, eventually, read
 from tests.server.test_disconnects import body_of
 from tests.server.test_operation import samples
-from thoughtbubbles.server import connections, lifecycle
+from thoughtbubbles.server import lifecycle
+from thoughtbubbles.server.http import connections
 from thoughtbubbles.server.keys import ApiKeys
 
 KEYS = ApiKeys.of(["sk-one"], "here")

@@ -27,7 +27,8 @@ from tests.server.test_limits import read
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.server.__main__ import main, run
-from thoughtbubbles.server.engine_loop import (
+from thoughtbubbles.server.bridge.generation import EngineRequest
+from thoughtbubbles.server.bridge.loop import (
     Abort,
     Aborted,
     Accepted,
@@ -40,8 +41,7 @@ from thoughtbubbles.server.engine_loop import (
     Stepped,
     run_engine,
 )
-from thoughtbubbles.server.engine_process import run_engine_process
-from thoughtbubbles.server.generation import EngineRequest
+from thoughtbubbles.server.bridge.process import run_engine_process
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.server.sources import add_arguments
@@ -310,9 +310,10 @@ def load(settings):
 SERVE = """
 import sys
 import interrupting
-from thoughtbubbles.server import service, worker
+from thoughtbubbles.server import service
+from thoughtbubbles.server.bridge import worker
 from thoughtbubbles.server.__main__ import main
-from thoughtbubbles.server.engine_process import run_engine_process
+from thoughtbubbles.server.bridge.process import run_engine_process
 service.run_engine = run_engine_process
 service.load_model = interrupting.load
 worker.STOP_SECONDS = 0.5

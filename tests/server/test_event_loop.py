@@ -9,13 +9,15 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from tests.server.harness import Json, Running
-from thoughtbubbles.server import aside, body_size, tokenizer_routes, validation
-from thoughtbubbles.server.aside import REQUESTS, SHORT, TOKENS
-from thoughtbubbles.server.body_size import MOST_NESTED, MOST_VALUES, check_size
-from thoughtbubbles.server.chat_schemas import ChatRequest
-from thoughtbubbles.server.errors import ApiError
-from thoughtbubbles.server.schemas import LONGEST_TEXT, CompletionRequest, DetokenizeRequest, RequestBody
-from thoughtbubbles.server.writing import answer_json
+from thoughtbubbles.server.http import offload
+from thoughtbubbles.server.http.offload import REQUESTS, SHORT, TOKENS
+from thoughtbubbles.server.http.writing import answer_json
+from thoughtbubbles.server.protocol import body_size, validation
+from thoughtbubbles.server.protocol.body_size import MOST_NESTED, MOST_VALUES, check_size
+from thoughtbubbles.server.protocol.chat_requests import ChatRequest
+from thoughtbubbles.server.protocol.errors import ApiError
+from thoughtbubbles.server.protocol.requests import LONGEST_TEXT, CompletionRequest, DetokenizeRequest, RequestBody
+from thoughtbubbles.server.routes import tokenizer as tokenizer_routes
 
 LONG = "a " * SHORT
 ASKED = {
@@ -154,5 +156,5 @@ def test_an_answer_made_a_choice_at_a_time_is_the_same_answer() -> None:
 
 def test_each_kind_of_long_work_has_one_thread() -> None:
     """More would each keep the loop waiting for a turn of the interpreter."""
-    assert {lane._max_workers for lane in (aside.REQUESTS, aside.TOKENS)} == {1}
+    assert {lane._max_workers for lane in (offload.REQUESTS, offload.TOKENS)} == {1}
     assert body_size.MOST_VALUES > body_size.MOST_NESTED

@@ -10,17 +10,17 @@ from starlette.types import Message
 
 from tests.server.harness import GatedEngine, Json, MakeEngine, joined
 from thoughtbubbles.engine import TokenEvent
-from thoughtbubbles.server.chat_completions import ChatCompletion
-from thoughtbubbles.server.completions import Completion
-from thoughtbubbles.server.errors import cancelled
-from thoughtbubbles.server.generation import Generation
-from thoughtbubbles.server.loading import ServedModel
-from thoughtbubbles.server.metrics import Metrics
-from thoughtbubbles.server.planning import plan
-from thoughtbubbles.server.schemas import CompletionRequest
+from thoughtbubbles.server.bridge.generation import Generation
+from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.bridge.worker import Worker
+from thoughtbubbles.server.http.streaming import CompletionStream
+from thoughtbubbles.server.observe.metrics import Metrics
+from thoughtbubbles.server.protocol.chat import ChatCompletion
+from thoughtbubbles.server.protocol.completions import Completion
+from thoughtbubbles.server.protocol.errors import cancelled
+from thoughtbubbles.server.protocol.planning import plan
+from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles.server.settings import ServerSettings
-from thoughtbubbles.server.streaming import CompletionStream
-from thoughtbubbles.server.worker import Worker
 
 ASKED: Json = {"prompt": ["🫧 one", "two"], "n": 2, "max_tokens": 20, "seed": 5, "stream": True}
 EVERYTHING: Json = {"logprobs": 2, "return_token_ids": True, "return_fork_counts": True, "echo": True}
@@ -203,7 +203,7 @@ class Heard:
 def test_what_is_quick_to_write_is_written_step_by_step(
     made: tuple[GatedEngine, ServedModel], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thoughtbubbles.server.pacing.SHORT_SECONDS", math.inf)
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.SHORT_SECONDS", math.inf)
 
     async def run() -> None:
         stream = Heard(made, worker)
@@ -217,9 +217,9 @@ def test_what_is_quick_to_write_is_written_step_by_step(
 def test_after_a_long_turn_streams_pause_but_not_for_their_first_event_or_last(
     made: tuple[GatedEngine, ServedModel], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thoughtbubbles.server.pacing.SHORT_SECONDS", -1)  # every turn is long
-    monkeypatch.setattr("thoughtbubbles.server.pacing.PAUSE", 1e12)
-    monkeypatch.setattr("thoughtbubbles.server.pacing.LONGEST_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.SHORT_SECONDS", -1)  # every turn is long
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.PAUSE", 1e12)
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.LONGEST_PAUSE_SECONDS", 3600)
 
     async def run() -> None:
         first, second = Heard(made, worker), Heard(made, worker, "other")
@@ -237,9 +237,9 @@ def test_after_a_long_turn_streams_pause_but_not_for_their_first_event_or_last(
 def test_a_pause_ends_by_itself(
     made: tuple[GatedEngine, ServedModel], worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thoughtbubbles.server.pacing.SHORT_SECONDS", -1)
-    monkeypatch.setattr("thoughtbubbles.server.pacing.PAUSE", 1e12)
-    monkeypatch.setattr("thoughtbubbles.server.pacing.LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.SHORT_SECONDS", -1)
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.PAUSE", 1e12)
+    monkeypatch.setattr("thoughtbubbles.server.bridge.pacing.LONGEST_PAUSE_SECONDS", 0.05)
 
     async def run() -> None:
         stream = Heard(made, worker)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.server.harness import Serve
 from tests.server.test_operation import samples
+from thoughtbubbles.server.http.middleware import OPEN
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
-from thoughtbubbles.server.middleware import OPEN
 from thoughtbubbles.server.settings import ServerSettings
 
 KEYS = ApiKeys.of(["sk-one", " sk-zwei-ü "], "here")

@@ -8,7 +8,7 @@ import torch
 
 from tests.server.harness import Json, Running, chunks, joined
 from thoughtbubbles.model import Thoughtbubbles
-from thoughtbubbles.server.logprobs import LEAST, Token, logprobs_object, printed
+from thoughtbubbles.server.protocol.logprobs import LEAST, Token, logprobs_object, printed
 
 ARRAYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 

@@ -10,7 +10,7 @@ import pytest
 from tests.server.harness import Json, MakeService, Running, Serve, events, eventually
 from thoughtbubbles.server.app import create_app
 from thoughtbubbles.server.keys import ApiKeys
-from thoughtbubbles.server.logs import writing
+from thoughtbubbles.server.observe.logs import writing
 
 KEY = "sk-very-secret"
 
@@ -86,7 +86,7 @@ def test_spans(make_service: MakeService) -> None:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from thoughtbubbles.server.tracing import spans_of
+    from thoughtbubbles.server.observe.tracing import spans_of
 
     exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

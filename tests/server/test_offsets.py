@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thoughtbubbles.server.offsets import Offsets
+from thoughtbubbles.server.protocol.offsets import Offsets
 
 # Bytes that begin, go on with and break characters, more often than chance would have it.
 TRICKY = st.lists(

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.server.harness import Json, Listening, MakeService, Running, Serve, eventually
 from thoughtbubbles.model import Thoughtbubbles
 from thoughtbubbles.server.app import create_app
-from thoughtbubbles.server.metrics import COUNTERS, GAUGES, LAYER_COUNTERS
+from thoughtbubbles.server.observe.metrics import COUNTERS, GAUGES, LAYER_COUNTERS
 
 PREFIX = "thoughtbubbles_"
 

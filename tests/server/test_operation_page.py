@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from tests.server.harness import Running
-from thoughtbubbles.server.metrics import CLOSED_BECAUSE
+from thoughtbubbles.server.observe.metrics import CLOSED_BECAUSE
 from thoughtbubbles.server.settings import ServerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "OPERATION.md").read_text(encoding="utf-8")

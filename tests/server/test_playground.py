@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.server.harness import Serve
-from thoughtbubbles.server.playground_routes import FILES, FOLDER
+from thoughtbubbles.server.routes.playground import FILES, FOLDER
 
 SVG = "http://www.w3.org/2000/svg"
 """The name of a namespace: nobody fetches it."""

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.server.harness import Json, Running
-from thoughtbubbles.server.chat_schemas import ChatRequest, Message
-from thoughtbubbles.server.schemas import CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
+from thoughtbubbles.server.protocol.chat_requests import ChatRequest, Message
+from thoughtbubbles.server.protocol.requests import CompletionRequest, DetokenizeRequest, StreamOptions, TokenizeRequest
 
 MOST = 600
 """Characters: a sentence, and twice what is repeated."""

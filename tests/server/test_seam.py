@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.harness import Running, chunks, joined, keeping_up
-from thoughtbubbles.server.seam import Seam
+from thoughtbubbles.server.protocol.echo import Seam
 
 LETTERS = "aé€🫧\ufffd"
 BYTES = st.binary(max_size=6) | st.text(LETTERS, max_size=3).map(str.encode)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from thoughtbubbles.server.tally import Tally
+from thoughtbubbles.server.observe.batched_histogram import Tally
 
 BOUNDS = (0.5, 1.0, 2.5)
 SEEN = st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 2.5, 3.0]), st.integers(1, 5)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.harness import Serve, eventually
-from thoughtbubbles.server.trimming import TRIM_SECONDS, Trimmer
+from thoughtbubbles.server.bridge.trimming import TRIM_SECONDS, Trimmer
 
 STATUS = Path("/proc/self/status")
 

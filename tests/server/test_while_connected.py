@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from thoughtbubbles.server.disconnect import while_connected
+from thoughtbubbles.server.http.disconnect import while_connected
 
 Work = asyncio.Future[str]
 Said = asyncio.Queue[Message]

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.server.harness import Running, eventually
-from thoughtbubbles.server import writing
-from thoughtbubbles.server.completions import Completion
-from thoughtbubbles.server.loading import ServedModel
-from thoughtbubbles.server.planning import Plan
+from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.http import writing
+from thoughtbubbles.server.protocol.completions import Completion
+from thoughtbubbles.server.protocol.planning import Plan
 
 LONG = {"prompt": "long", "max_tokens": 1, "echo": True, "logprobs": 2}
 

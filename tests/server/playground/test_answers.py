@@ -11,7 +11,7 @@ import pytest
 
 from tests.server.harness import eventually
 from tests.server.playground.harness import ASKED, ENDLESS, Playground, Visit, depth, told
-from thoughtbubbles.server.schemas import Json
+from thoughtbubbles.server.protocol.requests import Json
 
 if TYPE_CHECKING:
     from playwright.sync_api import Request

@@ -6,8 +6,8 @@ import pytest
 
 from tests.server.harness import CONTEXT, Running, Serve
 from tests.server.playground.harness import Playground, Visit, told
-from thoughtbubbles.server.completions import Completion
 from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.protocol.completions import Completion
 
 SHORT = {"prompt": "abc", "max_tokens": 20, "temperature": 1}
 

@@ -1,0 +1,1 @@
+"""The wire contract: requests, their checks, answers and errors (API.md §1 to §4)."""

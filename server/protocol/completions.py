@@ -1,0 +1,143 @@
+"""The wire form of one completion: its chunks while it runs, and the whole when it has ended (API.md §2 and §3)."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+from thoughtbubbles.engine import RequestUsage, TokenEvent
+from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.protocol.choices import Choice, Delta
+from thoughtbubbles.server.protocol.logprobs import logprobs_object, printed
+from thoughtbubbles.server.protocol.planning import Plan
+from thoughtbubbles.server.protocol.requests import Json
+from thoughtbubbles.server.version import VERSION
+
+
+class Completion:
+    """Takes the engine's events for one plan and says what the client is told."""
+
+    WHOLE = CHUNK = "text_completion"
+    """The name of the object told, whole or in chunks."""
+
+    def __init__(self, name: str, plan: Plan, served: ServedModel) -> None:
+        self.name = name
+        """The id that the client is told."""
+        self.plan = plan
+        """What is generated."""
+        self._request = plan.request
+        self._token_bytes = token_bytes = served.tokenizer.token_bytes
+        # Not by way of `self`: a cycle would keep all of this until the garbage collector comes.
+        self._print = lru_cache(maxsize=4096)(lambda token_id: printed(token_bytes(token_id)))
+        self._choices = [Choice(sequence.prompt, plan.request, self._token_bytes) for sequence in plan.sequences]
+        self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
+        self._events: list[TokenEvent] = []
+        self._usages: list[RequestUsage] = []
+        self._head: Json = {
+            "id": name,
+            "created": int(time.time()),
+            "model": served.name,
+            "system_fingerprint": f"thoughtbubbles-{VERSION}",
+        }
+
+    @property
+    def long(self) -> bool:
+        """Whether it tells log-probabilities of prompts, which are many."""
+        return self._request.echo and self._request.logprobs is not None
+
+    def add(self, events: Sequence[TokenEvent]) -> None:
+        """Keep the next events for `whole`."""
+        self._events += events
+
+    def whole(self) -> Json:
+        """The answer to a request that is not streamed, once every sequence has ended; all the work is done here."""
+        deltas = dict(self._feed(self._events))
+        choices = [
+            self._choice_object(place, deltas[index], self._whole_content(deltas[index]))
+            for place, index in enumerate(self._best())
+        ]
+        return {**self._head, "object": self.WHOLE, "choices": choices, "usage": self._usage()}
+
+    def chunks(self, events: Sequence[TokenEvent]) -> Iterator[Json]:
+        """What a stream tells of the next events: one chunk a choice, or nothing while its text is held back."""
+        for index, delta in self._feed(events):
+            if delta:
+                choice = self._choice_object(index, delta, self._chunk_content(index, delta))
+                yield {**self._head, "object": self.CHUNK, "choices": [choice], **self._usage_so_far()}
+
+    def last_chunks(self) -> Iterator[Json]:
+        """What a stream tells when every sequence has ended: the usage, if asked for."""
+        options = self._request.stream_options
+        if options is not None and options.include_usage:
+            yield {**self._head, "object": self.CHUNK, "choices": [], "usage": self._usage()}
+
+    def _whole_content(self, whole: Delta) -> Json:
+        """A choice's text and log-probabilities in this wire form."""
+        tokens = [*whole.echoed, *whole.tokens]
+        logprobs = None if self._request.logprobs is None else logprobs_object(tokens, self._print)
+        return {"text": whole.text, "logprobs": logprobs}
+
+    def _chunk_content(self, _index: int, delta: Delta) -> Json:
+        """What `delta` adds to the choice `_index`, in this wire form."""
+        return self._whole_content(delta)
+
+    def _feed(self, events: Sequence[TokenEvent]) -> Iterator[tuple[int, Delta]]:
+        """What the events add to each choice that has some, in the order of their first; counted as they are told."""
+        for index, part in self._parts(events):
+            if (usage := part[-1].usage) is not None:
+                self._usages.append(usage)
+            yield index, self._choices[index].feed(part)
+
+    def _parts(self, events: Sequence[TokenEvent]) -> Iterable[tuple[int, Sequence[TokenEvent]]]:
+        """The events of each choice that has some."""
+        if len(self._choices) == 1:
+            return [(0, events)]
+        parts: dict[int, list[TokenEvent]] = {}
+        for event in events:
+            parts.setdefault(self._index[event.request_id], []).append(event)
+        return parts.items()
+
+    def _best(self) -> Sequence[int]:
+        """The sequences to return: of each prompt's candidates those of highest mean log-probability, best first."""
+        step = self._request.candidates
+        if step == self._request.n:
+            return range(len(self._choices))
+        return [
+            index
+            for start in range(0, len(self._choices), step)
+            for index in sorted(range(start, start + step), key=lambda each: -self._choices[each].mean_logprob)[
+                : self._request.n
+            ]
+        ]
+
+    def _choice_object(self, index: int, delta: Delta, content: Json) -> Json:
+        choice: Json = {
+            "index": index,
+            **content,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in delta.tokens]
+        if delta.prompt_ids is not None:
+            choice["prompt_token_ids"] = delta.prompt_ids
+        if self._request.return_fork_counts:
+            choice["fork_counts"] = [token.fork_count for token in (*delta.echoed, *delta.tokens)]
+        return choice
+
+    def _usage_so_far(self) -> Json:
+        options = self._request.stream_options
+        if options is None or not (options.include_usage or options.continuous_usage_stats):
+            return {}
+        return {"usage": self._usage() if options.continuous_usage_stats else None}
+
+    def _usage(self) -> Json:
+        """Each prompt counted once; cache and stream figures of the sequences that have ended."""
+        prompt_tokens = sum(map(len, self.plan.prompts))
+        completion_tokens = sum(choice.completion_tokens for choice in self._choices)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in self._usages)},
+            "stream_tokens": sum(usage.stream_tokens for usage in self._usages),
+        }

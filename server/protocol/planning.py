@@ -1,0 +1,175 @@
+"""From a client's request to engine requests: the checks that need to know the served model, and the sequences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thoughtbubbles.engine import SamplingParams, most_streams
+from thoughtbubbles.model import Selection, Tokenizer
+from thoughtbubbles.server.bridge.generation import EngineRequest
+from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
+from thoughtbubbles.server.protocol.requests import CompletionRequest
+from thoughtbubbles.server.protocol.validation import above_maximum, below_minimum
+from thoughtbubbles.server.protocol.vocabulary import check_ids, encode, token_id_keys
+
+MOST_CANDIDATES = 20
+"""Most choices computed for each prompt when fewer are returned."""
+INT64 = 1 << 63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One checked completion request and the sequences that answer it."""
+
+    request: CompletionRequest
+    """As the client sent it."""
+    prompts: Sequence[Sequence[int]]
+    """Token ids of each prompt."""
+    sequences: Sequence[EngineRequest]
+    """`request.candidates` for each prompt, those of one prompt together."""
+
+
+def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
+    """Check `request` against the model and lay out its sequences. `ApiError` 400 or 404 for the first mistake."""
+    _check_names(request, served)
+    _check_candidates(request)
+    _check_choices(request, served.max_choices)
+    _check_limits(request, served)
+    prompts = _prompts(request, served)
+    _check_sizes(request, prompts, served)
+    bias = token_id_keys("logit_bias", request.logit_bias, served.tokenizer)
+    sequences = [
+        EngineRequest(
+            request_id=f"{name}/{number}",
+            prompt=prompts[number // request.candidates],
+            params=_params(request, bias, number % request.candidates, served.tokenizer.vocab_size),
+        )
+        for number in range(len(prompts) * request.candidates)
+    ]
+    return Plan(request=request, prompts=prompts, sequences=sequences)
+
+
+def _check_names(request: CompletionRequest, served: ServedModel) -> None:
+    if request.model not in {"", served.name}:
+        raise not_found(f"The model {quoted(request.model)} does not exist.", "model_not_found", "model")
+    if request.suffix is not None:
+        message = "Unsupported parameter: 'suffix' is not supported with this model."
+        raise bad_request(message, "unsupported_parameter", "suffix")
+    if request.stream_options is not None and not request.stream:
+        message = "Invalid 'stream_options': only allowed when 'stream' is true."
+        raise bad_request(message, "invalid_value", "stream_options")
+
+
+def _check_candidates(request: CompletionRequest) -> None:
+    most = max(request.n, MOST_CANDIDATES)
+    if request.candidates < request.n:
+        raise below_minimum("best_of", request.n, request.candidates)
+    if request.candidates > most:
+        raise above_maximum("best_of", most, request.candidates)
+    if request.stream and request.candidates > request.n:
+        message = "Invalid 'best_of': which choices are best is known at the end only, so it does not stream."
+        raise bad_request(message, "invalid_value", "best_of")
+
+
+def _check_choices(request: CompletionRequest, most: int) -> None:
+    prompts, candidates = len(request.prompts), request.candidates
+    if prompts * candidates <= most:
+        return
+    several = "best_of" if request.best_of is not None else "n"
+    name, code = (several, "integer_above_max_value") if candidates > 1 else ("prompt", "array_above_max_length")
+    made = f"{_counted(prompts, 'prompt')} with {_counted(candidates, 'choice')} each {'is' if prompts == 1 else 'are'}"
+    message = (
+        f"Invalid {name!r}: {made} {prompts * candidates} choices, but this server computes at most {most} for a"
+        " request (max_choices)."
+    )
+    raise bad_request(message, code, name)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _check_limits(request: CompletionRequest, served: ServedModel) -> None:
+    if request.fork_ratio is not None and request.fork_ratio > served.config.max_ratio:
+        raise above_maximum("fork_ratio", float(served.config.max_ratio), request.fork_ratio)
+    if request.min_tokens > request.max_tokens:
+        raise above_maximum("min_tokens", request.max_tokens, request.min_tokens)
+    check_ids("stop_token_ids", request.stop_token_ids, served.tokenizer)
+
+
+def _prompts(request: CompletionRequest, served: ServedModel) -> Sequence[Sequence[int]]:
+    several = len(request.prompts) > 1
+    return [
+        _prompt(f"prompt[{number}]" if several else "prompt", given, served.tokenizer)
+        for number, given in enumerate(request.prompts)
+    ]
+
+
+def _prompt(name: str, given: str | Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
+    """Its token ids; a prompt that says nothing is the end-of-text token, which every text follows."""
+    if isinstance(given, str):
+        return encode(name, given, tokenizer) or [tokenizer.end_of_text]
+    check_ids(name, given, tokenizer)
+    return given
+
+
+def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
+    longest, context = max(map(len, prompts)), served.max_model_len
+    if longest + request.max_tokens > context:
+        message = (
+            f"This model's context is {context} tokens, but {longest + request.max_tokens} were requested: {longest} in"
+            f" the prompt and {request.max_tokens} for the completion."
+        )
+        raise bad_request(message, "context_length_exceeded", "prompt")
+    _check_room(request, prompts, served)
+
+
+def _check_room(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
+    """All choices of a request are taken in together or not at all: more than could ever wait are its own mistake."""
+    if len(prompts) * request.candidates == 1:
+        return
+    selection = Selection.of(served.config, request.fork_selection, request.fork_ratio)
+
+    def needed(more: int) -> int:
+        """Streams of all choices, each with so many tokens more than its prompt."""
+        lengths = [len(ids) + more for ids in prompts]
+        return request.candidates * sum(most_streams(served.config, selection, tokens)[-1] for tokens in lengths)
+
+    message = None
+    if (streams := needed(0)) > served.max_waiting_streams:
+        message = f"need {streams} streams to wait, but this server's queue has {served.max_waiting_streams}"
+    elif served.max_client_streams is not None and (streams := needed(request.max_tokens)) > served.max_client_streams:
+        message = (
+            f"may need {streams} streams with their completions, but this server's queue has"
+            f" {served.max_client_streams} for one client (max_client_share)"
+        )
+    if message is not None:
+        raise bad_request(f"Invalid 'prompt': its choices {message}.", "array_above_max_length", "prompt")
+
+
+def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, vocabulary: int) -> SamplingParams:
+    """The engine's settings for one choice, counted from 0 within its prompt."""
+    ranked = request.candidates > request.n
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=min(max(request.top_k, 0), vocabulary),
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=bias,
+        # Counted within the prompt, so that the other prompts of a request change nothing; int64 wraps.
+        seed=None if request.seed is None else (request.seed + candidate + INT64) % (2 * INT64) - INT64,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        include_stop=request.include_stop_str_in_output,
+        min_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
+        logprobs=(request.logprobs or 0) if ranked else request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
+        return_fork_counts=request.return_fork_counts,
+        fork_ratio=request.fork_ratio,
+        fork_selection=request.fork_selection,
+    )

@@ -1,0 +1,131 @@
+"""From the bytes of a body to a typed request: where a client's mistake gets its message (API.md §4)."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from thoughtbubbles.server.protocol.body_size import check_size
+from thoughtbubbles.server.protocol.errors import ApiError, bad_request, clipped, quoted
+from thoughtbubbles.server.protocol.requests import RequestBody
+
+Body = TypeVar("Body", bound=RequestBody)
+
+JSON_NAMES: Mapping[type, str] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a decimal",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+
+EXPECTED: Mapping[str, str] = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a decimal",
+    "finite_number": "a finite decimal",
+    "bool_type": "a boolean",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "content_type": "a string or an array of text parts",
+    "union_tag_not_found": "a string, an array of strings, an array of token ids, or an array of arrays of token ids",
+}
+
+RELATIONS: Mapping[str, tuple[str, str, str]] = {
+    "less_than_equal": ("le", "above maximum value", "<="),
+    "greater_than_equal": ("ge", "below minimum value", ">="),
+    "greater_than": ("gt", "below minimum value", ">"),
+}
+
+PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
+"""Tags of the prompt's union: part of pydantic's location, of no meaning to a client."""
+
+
+def parse(body: bytes, schema: type[Body]) -> Body:
+    """Read a body as `schema`. `ApiError` 400 for the first mistake found, 413 for more than is read at once."""
+    check_size(body)
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
+    if not isinstance(value, dict):
+        raise bad_request(f"The body must be a JSON object, but is {_json_name(value)}.", "invalid_json")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _translated(error.errors(include_url=False)[0]) from None
+
+
+def below_minimum(name: str, minimum: float, got: float, relation: str = ">=") -> ApiError:
+    """`name` is smaller than the least value allowed."""
+    return _out_of_range(name, "below minimum value", relation, minimum, got)
+
+
+def above_maximum(name: str, maximum: float, got: float) -> ApiError:
+    """`name` is larger than the greatest value allowed."""
+    return _out_of_range(name, "above maximum value", "<=", maximum, got)
+
+
+def _translated(error: ErrorDetails) -> ApiError:
+    """One of pydantic's errors in API.md's words."""
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    name = _field_name(error["loc"])
+    if kind in RELATIONS:
+        bound, problem, relation = RELATIONS[kind]
+        return _out_of_range(name, problem, relation, context[bound], given)
+    if kind in EXPECTED:
+        message = f"Invalid type for {quoted(name)}: expected {EXPECTED[kind]}, but got {_json_name(given)} instead."
+        return bad_request(message, "invalid_type", name)
+    return _misshapen(kind, name, context, given)
+
+
+def _misshapen(kind: str, name: str, context: Mapping[str, Any], given: object) -> ApiError:
+    match kind:
+        case "missing":
+            return bad_request(f"Missing required parameter: {quoted(name)}.", "missing_required_parameter", name)
+        case "too_long":
+            wanted, got = context["max_length"], context["actual_length"]
+            message = (
+                f"Invalid {quoted(name)}: array too long. Expected at most {wanted} elements, but got {got} instead."
+            )
+            return bad_request(message, "array_above_max_length", name)
+        case "too_short":
+            return bad_request(f"Invalid {quoted(name)}: expected at least one element.", "empty_array", name)
+        case "string_too_long":
+            wanted, got = context["max_length"], len(given) if isinstance(given, str) else "more"
+            message = (
+                f"Invalid {quoted(name)}: string too long. Expected at most {wanted} characters, but got {got} instead."
+            )
+            return bad_request(message, "string_above_max_length", name)
+        case "string_too_short":
+            return bad_request(f"Invalid {quoted(name)}: expected at least one character.", "empty_string", name)
+        case _:
+            expected = context.get("expected", "another value")
+            message = f"Invalid value for {quoted(name)}: {quoted(given)}. Expected {expected}."
+            return bad_request(message, "invalid_value", name)
+
+
+def _out_of_range(name: str, problem: str, relation: str, bound: float, got: float) -> ApiError:
+    number = "integer" if isinstance(bound, int) else "decimal"
+    code = f"{number}_{problem.replace(' ', '_').replace('maximum', 'max').replace('minimum', 'min')}"
+    expected = f"Expected a value {relation} {_number(bound)}, but got {_number(got)} instead."
+    return bad_request(f"Invalid {quoted(name)}: {number} {problem}. {expected}", code, name)
+
+
+def _number(value: float) -> str:
+    return clipped(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _field_name(location: tuple[int | str, ...]) -> str:
+    """A location of pydantic's as clients write it: `stream_options.include_usage`, `prompt[2][0]`."""
+    first, *rest = location
+    inner = rest[1:] if first == "prompt" and rest and rest[0] in PROMPT_FORMS else rest
+    return clipped("".join([str(first), *(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)]))
+
+
+def _json_name(value: object) -> str:
+    return JSON_NAMES.get(type(value), "something else")

@@ -1,0 +1,1 @@
+"""The routes, and the document that describes them (API.md §5)."""

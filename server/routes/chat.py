@@ -1,0 +1,32 @@
+"""POST /v1/chat/completions, for checkpoints that have a chat template (API.md §5)."""
+
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from thoughtbubbles.server.http.offload import aside
+from thoughtbubbles.server.protocol.chat import ChatCompletion
+from thoughtbubbles.server.protocol.chat_planning import ignored, plan_chat
+from thoughtbubbles.server.protocol.chat_requests import ChatRequest
+from thoughtbubbles.server.protocol.validation import parse
+from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
+from thoughtbubbles.server.routes.responding import respond
+from thoughtbubbles.server.service import Serving
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
+    openapi_extra=takes(ChatRequest),
+)
+async def create_chat_completion(request: Request, service: Serving) -> Response:
+    """Answer a conversation: whole, or as a stream."""
+    served = service.worker.model
+    name = f"chatcmpl-{uuid.uuid4().hex}"
+    body = await request.body()
+    asked = await aside(lambda: parse(body, ChatRequest), len(body))
+    completion = await aside(lambda: ChatCompletion(name, plan_chat(name, asked, served), served), len(body) * asked.n)
+    return await respond(request, service, completion, ignored(asked))

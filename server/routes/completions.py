@@ -1,0 +1,71 @@
+"""POST /v1/completions and what belongs to it (API.md §1 to §3, §5)."""
+
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.http.offload import aside
+from thoughtbubbles.server.protocol.completions import Completion
+from thoughtbubbles.server.protocol.errors import not_found, quoted
+from thoughtbubbles.server.protocol.planning import plan
+from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
+from thoughtbubbles.server.protocol.validation import parse
+from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
+from thoughtbubbles.server.routes.responding import respond
+from thoughtbubbles.server.service import Serving
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
+    openapi_extra=takes(CompletionRequest),
+)
+async def create_completion(request: Request, service: Serving) -> Response:
+    """Complete prompts: whole, or as a stream."""
+    served = service.worker.model
+    name = f"cmpl-{uuid.uuid4().hex}"
+    body = await request.body()
+    asked = await aside(lambda: parse(body, CompletionRequest), len(body))
+    completion = await aside(lambda: Completion(name, plan(name, asked, served), served), len(body) * asked.candidates)
+    return await respond(request, service, completion, asked.model_extra or ())
+
+
+@router.post("/v1/completions/{name}/cancel", responses=refusals(404))
+async def cancel_completion(name: str, service: Serving) -> Json:
+    """End a completion that runs; its own client gets an error."""
+    if not service.worker.cancel(name):
+        raise not_found(f"No completion {quoted(name)} is running.", "not_found", "id")
+    return {"id": name, "cancelled": True}
+
+
+@router.get("/v1/models", responses=refusals(503))
+async def list_models(service: Serving) -> Json:
+    """The served model, in a list of one."""
+    return {"object": "list", "data": [_model_object(service.worker.model)]}
+
+
+@router.get("/v1/models/{name:path}", responses=refusals(404, 503))
+async def get_model(name: str, service: Serving) -> Json:
+    """The served model, by its name."""
+    served = service.worker.model
+    if name != served.name:
+        raise not_found(f"The model {quoted(name)} does not exist.", "model_not_found", "model")
+    return _model_object(served)
+
+
+def _model_object(served: ServedModel) -> Json:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "thoughtbubbles",
+        "max_model_len": served.max_model_len,
+        "fork_layers": list(served.config.fork_layers),
+        "block_size": served.config.block_size,
+        "max_block_size": served.config.max_block_size,
+        "parameters": served.parameters,
+    }
