@@ -10,8 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from thoughtbubbles.engine.engine import Engine
-from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import ChatTemplate
 from thoughtbubbles.terminal import session
 from thoughtbubbles.terminal.interrupt import interrupts
