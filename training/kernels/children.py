@@ -15,8 +15,8 @@ from thoughtbubbles.model.segments import segment_counts
 
 def take_parents(x: Tensor, parent: Tensor) -> Tensor:
     """Return `take_rows` of x (B,S,D) at `parent` (B,S'): non-decreasing, each parent at most twice outside padding."""
-    taken: Tensor = _Children.apply(x, parent)
-    return taken
+    rows: Tensor = _Children.apply(x, parent)
+    return rows
 
 
 class _Children(torch.autograd.Function):
