@@ -74,7 +74,7 @@ def _figures() -> ModuleType:
 def _load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None]:
     checkpoint = load_checkpoint(args.checkpoint, device=args.device)
     if not checkpoint.model.config.fork_layers:
-        raise ValueError(f"{args.checkpoint}: the model has no fork layers to analyse; it can be given as --regular")
+        raise ValueError(f"{args.checkpoint}: a model without fork layers has no forks to analyse; it may be --regular")
     return checkpoint, load_checkpoint(args.regular, device=args.device) if args.regular else None
 
 

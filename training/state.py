@@ -101,7 +101,7 @@ def latest_state(folder: Path) -> Path:
     """Return the latest complete state in `folder`. Raise `ValueError` if there is none."""
     complete = _complete_states(folder)
     if not complete:
-        raise ValueError(f"resume: {folder} has no complete state")
+        raise ValueError(f"resume: {folder} holds no state that was written to its end")
     return max(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 

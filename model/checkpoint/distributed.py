@@ -114,4 +114,4 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  (pickle's signature)
         if (module, name) in self.ALLOWED or (module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype)):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
