@@ -65,6 +65,8 @@ KINDS: Mapping[Any, Kind] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` one option for every setting but the keys, each naming its variable."""
     parser.allow_abbrev = False  # --api-keys KEY would be a file's name, and shown by the error that it is not there
+    # Without a type, which argparse would apply to SUPPRESS; `read_settings` makes a path of it.
+    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help="as --checkpoint")
     parser.add_argument(
         "--config", type=Path, help=f"TOML file of settings, with the names below and _ for - [{CONFIG}]"
     )
@@ -87,6 +89,8 @@ def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
     `ValueError` naming what is unknown or of the wrong type; `OSError` when the file cannot be read.
     """
     given = {setting.name: getattr(arguments, setting.name) for setting, *_ in _options() if setting.name in arguments}
+    if "checkpoint" in given:
+        given["checkpoint"] = Path(given["checkpoint"])
     file = arguments.config or environment.get(CONFIG)
     return ServerSettings(**(({} if file is None else _from_file(Path(file))) | _from_environment(environment) | given))
 

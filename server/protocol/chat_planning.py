@@ -1,31 +1,20 @@
 """A chat as the completion that answers it: the conversation becomes a prompt, all else is asked as it stands."""
 
-from collections.abc import Iterable, Mapping
-
 from thoughtbubbles.server.bridge.loading import ServedModel
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
 from thoughtbubbles.server.protocol.planning import Plan, plan
 from thoughtbubbles.server.protocol.requests import LONGEST_TEXT, CompletionRequest, GenerationRequest
+from thoughtbubbles.server.protocol.unsupported import check_supported, unsupported
 
-NOT_ASKING: Mapping[str, object] = {
-    "audio": None,
-    "function_call": "none",
-    "functions": [],
-    "modalities": ["text"],
-    "response_format": {"type": "text"},
-    "tool_choice": "none",
-    "tools": [],
-    "web_search_options": None,
-}
-"""OpenAI's fields for what this server has not, each with the value that does not ask for it."""
 NOT_SAID = ("audio", "function_call", "tool_calls")
 """Fields of a message that are not text."""
 
 
 def plan_chat(name: str, request: ChatRequest, served: ServedModel) -> Plan:
     """Check `request` against the model and lay out its sequences. `ApiError` 400 or 404 for the first mistake."""
-    _check_supported(request)
+    check_supported(request)
+    _check_messages(request)
     completion = CompletionRequest.model_validate(
         {field: getattr(request, field) for field in GenerationRequest.model_fields}
         | {"prompt": (prompt := _prompt(request, served))}
@@ -39,19 +28,11 @@ def plan_chat(name: str, request: ChatRequest, served: ServedModel) -> Plan:
         raise bad_request(error.message.replace("'prompt'", "'messages'"), error.code, "messages") from None
 
 
-def ignored(request: ChatRequest) -> Iterable[str]:
-    """The names of fields that nothing is made of."""
-    return [field for field in request.model_extra or () if field not in NOT_ASKING]
-
-
-def _check_supported(request: ChatRequest) -> None:
-    extra = request.model_extra or {}
-    asked = [field for field, nothing in NOT_ASKING.items() if field in extra and extra[field] != nothing]
+def _check_messages(request: ChatRequest) -> None:
     for number, said in enumerate(request.messages):
-        asked += [f"messages[{number}].{field}" for field in NOT_SAID if (said.model_extra or {}).get(field)]
-    if asked:
-        message = f"Unsupported parameter: {asked[0]!r} is not supported with this model, which writes text alone."
-        raise bad_request(message, "unsupported_parameter", asked[0])
+        for field in NOT_SAID:
+            if (said.model_extra or {}).get(field):
+                raise unsupported(f"messages[{number}].{field}")
 
 
 def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:

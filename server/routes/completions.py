@@ -10,6 +10,7 @@ from thoughtbubbles.server.protocol.completions import Completion
 from thoughtbubbles.server.protocol.errors import not_found, quoted
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
+from thoughtbubbles.server.protocol.unsupported import check_supported, ignored
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond
@@ -30,8 +31,9 @@ async def create_completion(request: Request, service: Serving) -> Response:
     name = f"cmpl-{uuid.uuid4().hex}"
     body = await request.body()
     asked = await aside(lambda: parse(body, CompletionRequest), len(body))
+    check_supported(asked)
     completion = await aside(lambda: Completion(name, plan(name, asked, served), served), len(body) * asked.candidates)
-    return await respond(request, service, completion, asked.model_extra or ())
+    return await respond(request, service, completion, ignored(asked))
 
 
 @router.post("/v1/completions/{name}/cancel", responses=refusals(404))

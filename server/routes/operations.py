@@ -1,7 +1,7 @@
 """What operators and their tools ask: is it alive, is it ready, what is it, how is it doing (API.md §5, §7)."""
 
 from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from thoughtbubbles.server.protocol.errors import unavailable
@@ -32,6 +32,13 @@ async def ready(service: Serving) -> Json:
 async def version(service: Serving) -> Json:
     """What runs, and what it computes with."""
     return {**build_info(service.worker.model.device)}
+
+
+@router.get("/docs", include_in_schema=False)
+@router.get("/redoc", include_in_schema=False)
+async def docs() -> Response:
+    """Lead who looks for FastAPI's own pages to the description: those pages load scripts from elsewhere."""
+    return RedirectResponse("openapi.json")
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
