@@ -130,7 +130,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def delete_states(folder: Path) -> None:
-    """Delete every state in `folder` and the folder itself. A state that a kill leaves half deleted does not count as complete."""
+    """Delete every state in `folder` and the folder. A kill meanwhile leaves no state that counts as complete."""
     for path in folder.glob("step-*"):
         _delete(path)
     shutil.rmtree(folder, ignore_errors=True)
