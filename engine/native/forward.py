@@ -129,15 +129,16 @@ class NativeForward:
         return counts
 
     def _draw(self, i: int) -> int:
-        """The token of a request whose noise the library cannot tell apart."""
+        """Draw the token of a request whose noise has ties that the library does not break."""
         one = slice(i, i + 1)
-        temperature, seed, position = (
-            torch.from_numpy(each[one]) for each in (self._temperature, self._seed, self._position)
-        )
         draw = Draw(
-            temperature=temperature, top_k=torch.zeros(1, dtype=torch.int64), top_p=torch.ones(1),
-            log_min_p=torch.full((1,), -torch.inf), seed=seed, position=position,
-        )  # fmt: skip
+            temperature=torch.from_numpy(self._temperature[one]),
+            top_k=torch.zeros(1, dtype=torch.int64, device="cpu"),
+            top_p=torch.ones(1, device="cpu"),
+            log_min_p=torch.full((1,), -torch.inf, device="cpu"),
+            seed=torch.from_numpy(self._seed[one]),
+            position=torch.from_numpy(self._position[one]),
+        )
         return int(sample(self._logits[one, : self._vocabulary], draw))
 
     def _read_streams(self) -> tuple[Tensor, Tensor]:
