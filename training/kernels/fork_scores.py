@@ -45,8 +45,8 @@ def _update_and_score(
     logits = torch.empty((rows, 2), dtype=torch.float32, device=x.device)
     wrap_triton(_fork_scores_kernel)[(rows,)](
         x=x, update=update, bias=or_other(bias, x), scores=or_other(score, x), weight=weight,
-        norm_bias=or_other(norm_bias, x), projection=projection, residual=residual, logits=logits, EPS=eps, WIDTH=width,
-        WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        norm_bias=or_other(norm_bias, x), projection=projection, residual=residual, logits=logits, EPS=eps,
+        WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
         HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, logits
