@@ -224,7 +224,13 @@ class Forward : public Step {
     void rotate(float *channels, int stream) const {
         const int half = head_ / 2;
         const float *cosine = &cosine_[size_t(stream) * half], *sine = &sine_[size_t(stream) * half];
-        for (int i = 0; i < half; i++) {
+        int i = 0;
+        for (; i + LANES <= half; i += LANES) {
+            const F first = load(channels + i), second = load(channels + i + half);
+            store(channels + i, first * load(cosine + i) - second * load(sine + i));
+            store(channels + i + half, second * load(cosine + i) + first * load(sine + i));
+        }
+        for (; i < half; i++) {
             const float first = channels[i], second = channels[i + half];
             channels[i] = first * cosine[i] - second * sine[i];
             channels[i + half] = second * cosine[i] + first * sine[i];
