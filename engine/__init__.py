@@ -3,6 +3,7 @@
 from thoughtbubbles.engine.cache.fork_cache import most_streams
 from thoughtbubbles.engine.completion import Completion
 from thoughtbubbles.engine.config import CacheDtype, EngineConfig, ExecutorKind
+from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
 from thoughtbubbles.engine.prompt_report import PromptReport
@@ -19,6 +20,7 @@ __all__ = [
     "CacheDtype",
     "ClientQueueFull",
     "Completion",
+    "Detokenizer",
     "Engine",
     "EngineConfig",
     "EngineError",

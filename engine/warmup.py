@@ -15,7 +15,7 @@ _DRAWS = (
     SamplingParams(logprobs=0),
     SamplingParams(top_p=0.9, top_k=40, min_p=0.01),
 )
-"""Requests that between them have the host draw tokens in every way."""
+"""Requests that between them draw tokens in every way."""
 
 
 def warm_up(executor: Executor[Any], cache: ForkCache, tokenizer: Tokenizer) -> None:

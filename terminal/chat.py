@@ -9,8 +9,7 @@ from contextlib import closing, suppress
 
 from rich.console import Console
 
-from thoughtbubbles.engine.engine import Engine
-from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import ChatTemplate
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.terminal import session
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer each line of input until Ctrl-D. Raise `ValueError` if the checkpoint has no chat template."""
     with suppress(ImportError):  # readline, where it exists, makes the arrow keys edit the line and recall earlier ones
         importlib.import_module("readline")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this process with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start it with SIGINT ignored
     console = Console()
     checkpoint, engine = session.load(args)
     if checkpoint.chat_template is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from thoughtbubbles.engine.request import RequestUsage, TokenEvent
+from thoughtbubbles.engine import RequestUsage, TokenEvent
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.terminal import session
 from thoughtbubbles.terminal.interrupt import interrupts

@@ -4,10 +4,7 @@ import argparse
 from collections.abc import Generator, Sequence
 from typing import get_args
 
-from thoughtbubbles.engine.config import EngineConfig
-from thoughtbubbles.engine.engine import Engine
-from thoughtbubbles.engine.request import TokenEvent
-from thoughtbubbles.engine.sampling_params import ForkSelection, SamplingParams
+from thoughtbubbles.engine import Engine, EngineConfig, ForkSelection, SamplingParams, TokenEvent
 from thoughtbubbles.model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
 
 REQUEST_ID = "terminal"

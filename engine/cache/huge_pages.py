@@ -3,7 +3,6 @@
 import ctypes
 import sys
 
-import torch
 from torch import Tensor
 
 _SIZE = 1 << 21

@@ -24,7 +24,7 @@ from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.sampling import Draw, sample
 from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
-from thoughtbubbles.model.rotary import BASE
+from thoughtbubbles.model.rotary import rotary_frequencies
 from thoughtbubbles.model.transformer import Block
 
 _AVERAGINGS = ("residual", "logit", "rightmost")
@@ -85,8 +85,8 @@ class NativeForward:
         """Bytes of the weights as they are multiplied with."""
         return self._library.weight_bytes(self._handle)
 
-    def clear_room(self) -> None:
-        """As `CachedForward.clear_room`: nothing is gathered."""
+    def clear_gathered(self) -> None:
+        """As `CachedForward.clear_gathered`: nothing is gathered."""
 
     def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`."""
@@ -129,13 +129,16 @@ class NativeForward:
         return counts
 
     def _draw(self, i: int) -> int:
-        """The token of a request whose noise the library cannot tell apart."""
+        """Draw the token of a request whose noise has ties that the library does not break."""
         one = slice(i, i + 1)
-        temperature, seed, position = (
-            torch.from_numpy(each[one]) for each in (self._temperature, self._seed, self._position)
+        draw = Draw(
+            temperature=torch.from_numpy(self._temperature[one]),
+            top_k=torch.zeros(1, dtype=torch.int64, device="cpu"),
+            top_p=torch.ones(1, device="cpu"),
+            log_min_p=torch.full((1,), -torch.inf, device="cpu"),
+            seed=torch.from_numpy(self._seed[one]),
+            position=torch.from_numpy(self._position[one]),
         )
-        off = torch.zeros_like(temperature)
-        draw = Draw(temperature, off.long(), torch.ones_like(off), off, seed, position)
         return int(sample(self._logits[one, : self._vocabulary], draw))
 
     def _read_streams(self) -> tuple[Tensor, Tensor]:
@@ -147,7 +150,7 @@ class NativeForward:
         config, cache, ledger = model.config, self.cache, self.cache.ledger
         scored = bool(config.fork_layers)
         H = config.head_width
-        frequencies = BASE ** -(torch.arange(0, H, 2, dtype=torch.float32) / H)
+        frequencies = rotary_frequencies(H, torch.device("cpu"))
         layers = (c.Layer * config.n_layer)(*(self._layer(block) for block in model.blocks))
         segments = (c.Segment * self._segments)(*(
             c.Segment(

@@ -1,4 +1,4 @@
-"""The portable executor: torch operators, one forward pass for prefill and decode, landed as it is launched."""
+"""The portable executor: torch operators, with one forward pass for prefill and decode. Its flights land at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Forward(Protocol):
     def model(self) -> Thoughtbubbles:
         """The model it computes."""
 
-    def clear_room(self) -> None:
-        """As `CachedForward.clear_room`."""
+    def clear_gathered(self) -> None:
+        """As `CachedForward.clear_gathered`."""
 
 
 class PortableExecutor:
@@ -81,7 +81,7 @@ class PortableExecutor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests as a forward pass takes them: their next tokens, laid end to end."""
+    """The requests of a forward pass and their next tokens."""
 
     requests: list[Request]
     chunks: list[Chunk]
@@ -92,9 +92,9 @@ class Batch:
         return cls(requests, [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)])
 
     def output(self, forward: Forward, extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
-        """Return the output of what a forward pass computed and what was drawn, before the next pass overwrites it."""
+        """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
         if not all(drawn.finite):
-            forward.clear_room()
+            forward.clear_gathered()
         counts = extended.counts.tolist()
         ends = list(accumulate(len(chunk.ids) for chunk in self.chunks))
         starts = [0, *ends[:-1]]
@@ -118,5 +118,8 @@ class Batch:
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
-    return Chunk(request.pending[:tokens], request.state, request.selection, request.seed, len(request.output),
-                 request.params.effective_temperature)  # fmt: skip
+    draws = tokens == request.num_pending and request.draws
+    return Chunk(
+        request.pending[:tokens], request.state, request.selection, draws, request.params.logprobs, request.seed,
+        len(request.output), request.params.effective_temperature,
+    )  # fmt: skip

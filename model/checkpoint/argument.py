@@ -1,13 +1,13 @@
-"""The checkpoint on a command line: an argument or an option, the same in every command."""
+"""The command-line argument for a checkpoint folder, positional or an option, the same in every command."""
 
 import argparse
 from pathlib import Path
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    """Let `parser` take a checkpoint folder as CHECKPOINT or --checkpoint CHECKPOINT; `checkpoint` is None without."""
+    """Add CHECKPOINT and --checkpoint CHECKPOINT to `parser`; `checkpoint` is None if neither is given."""
     text = "checkpoint folder (the one in checkpoints/)"
-    # SUPPRESS: an argument that is not given must not undo the option. A `type` would be applied to SUPPRESS.
+    # SUPPRESS: an absent argument must not overwrite the option. With `type`, argparse would convert SUPPRESS itself.
     parser.add_argument("checkpoint", action=_StorePath, nargs="?", default=argparse.SUPPRESS, help=text)
     parser.add_argument("--checkpoint", action=_StorePath, help="the same as an option")
 

@@ -38,7 +38,7 @@ def inspect_checkpoint(folder: str | Path) -> Facts:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_checkpoint_argument(parser)
-    parser.add_argument("--json", action="store_true", help="JSON, with every tensor, in place of the page")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every tensor, instead of text")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -49,7 +49,9 @@ def _find(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ValueError(f"{path} is no distributed checkpoint and has none of {', '.join(WEIGHTS)}: name the weights file")
+    raise ValueError(
+        f"{path} is not a distributed checkpoint and has none of {', '.join(WEIGHTS)}: name the weights file"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

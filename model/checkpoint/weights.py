@@ -121,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [require_regular(folder / SINGLE)]
     if not (folder / INDEX).exists():
-        raise ValueError(f"neither {SINGLE} nor {INDEX} is there")
+        raise ValueError(f"neither {SINGLE} nor {INDEX} exists")
     try:
         names = set(read_json_object(folder / INDEX)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:

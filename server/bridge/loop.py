@@ -5,6 +5,8 @@ and tells of what happens in the same words, and neither side waits for the othe
 """
 
 import gc
+import logging
+import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +15,11 @@ from thoughtbubbles.engine import Engine, EngineStats, InvalidRequest, QueueFull
 from thoughtbubbles.server.bridge.generation import EngineRequest
 from thoughtbubbles.server.bridge.loading import ServedModel
 from thoughtbubbles.server.bridge.trimming import Trimmer
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 5.0
+"""How long an engine has nothing to do before it checks the cache."""
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 
@@ -99,8 +106,8 @@ class Commands(Protocol):
     def empty(self) -> bool:
         """Whether none waits."""
 
-    def get(self) -> Command:
-        """The next one, waited for."""
+    def get(self, *, timeout: float | None = None) -> Command:
+        """Return the next one. Raise `queue.Empty` if none comes within `timeout` seconds."""
 
 
 def run_engine(load: Load, commands: Commands, tell: Tell) -> None:
@@ -118,7 +125,7 @@ def run_engine(load: Load, commands: Commands, tell: Tell) -> None:
 def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
     """Carry out the commands that wait; with nothing to compute, sleep until one comes. False means end."""
     while not engine.has_work or not commands.empty():
-        match commands.get():
+        match _next_command(engine, commands, tell):
             case Admit() as admission:
                 tell(_admit(engine, admission))
             case Abort(request_ids, reason):
@@ -128,6 +135,17 @@ def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
         if commands.empty():  # one census for all that came together, as clients do
             tell(Obeyed(engine.stats()))
     return True
+
+
+def _next_command(engine: Engine, commands: Commands, tell: Tell) -> Command:
+    """Return the next command. If the engine is idle for a while before it comes, check the cache once."""
+    try:
+        return commands.get(timeout=IDLE_SECONDS)
+    except queue.Empty:
+        if failure := engine.check_integrity():
+            logger.error("the fork-state cache has wrong page counts: %s", failure)
+        tell(Obeyed(engine.stats()))
+        return commands.get()
 
 
 def _admit(engine: Engine, admission: Admit) -> Accepted | Refused:

@@ -11,6 +11,7 @@ import atexit
 import gc
 import os
 import pickle
+import queue
 import signal
 import traceback
 from contextlib import suppress
@@ -91,7 +92,9 @@ class _Pipe:
     def empty(self) -> bool:
         return not self._connection.poll()
 
-    def get(self) -> Command:
+    def get(self, *, timeout: float | None = None) -> Command:
+        if timeout is not None and not self._connection.poll(timeout):
+            raise queue.Empty
         command: Command = self._connection.recv()
         return command
 

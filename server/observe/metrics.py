@@ -32,6 +32,8 @@ COUNTERS: Mapping[str, str] = {
     "prefix_cache_hits_total": "Prompt tokens found there, which were not computed again.",
     "non_finite_logits_total": "Requests ended because their logits were NaN or infinite.",
     "preemptions_total": "Requests put back to wait because the cache was full.",
+    "cache_integrity_checks_total": "Checks of the fork-state cache's page counts, made when the engine is idle.",
+    "cache_integrity_failures_total": "Checks that found the page counts wrong, which is a defect of the engine.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {
     "forks_total": "Fork copies that survived the selection before a layer.",

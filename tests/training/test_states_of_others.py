@@ -119,5 +119,5 @@ def test_plain_values_come_back(data: Path, state: Path, tmp_path: Path) -> None
     """An optimizer's values that are not tensors are read, not skipped."""
     store(state, LR, saved(0.75))
     resumed = trainer(data, tmp_path / "run", resume=True)
-    assert 0.75 in [group["lr"] for optimizer in resumed._learn.optimizers for group in optimizer.param_groups]
+    assert 0.75 in [group["lr"] for optimizer in resumed._train_step.optimizers for group in optimizer.param_groups]
     assert replace(TRAIN).learning_rate != 0.75

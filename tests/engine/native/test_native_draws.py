@@ -24,7 +24,7 @@ def test_draws_by_seed_and_position(temperature: float, make_model: MakeModel, m
         states = [cache.open(selection) for _ in range(16)]
         seeds, positions = [dice.getrandbits(64) - (1 << 63) for _ in states], [dice.randrange(5000) for _ in states]
         chunks = [
-            Chunk([dice.randrange(256)], state, selection, seed, position, temperature)
+            Chunk([dice.randrange(256)], state, selection, seed=seed, drawn=position, temperature=temperature)
             for state, seed, position in zip(states, seeds, positions, strict=True)
         ]
         extended = forward.extend(chunks)

@@ -89,7 +89,16 @@ class Mix:
                 self.dice.randrange(256) for _ in range(size)]  # fmt: skip
             temperature = self.dice.choice([0.0, 0.0, 0.7, 1.0])
             for own, state in zip(chunks, pair.states, strict=True):
-                own.append(Chunk(new, state, pair.selection, self.dice.getrandbits(30), len(pair.tokens), temperature))
+                own.append(
+                    Chunk(
+                        new,
+                        state,
+                        pair.selection,
+                        seed=self.dice.getrandbits(30),
+                        drawn=len(pair.tokens),
+                        temperature=temperature,
+                    )
+                )
             pair.tokens = [*pair.tokens, *new]
         with torch.inference_mode():
             wanted, given = self.portable.extend(chunks[0]), self.native.extend(chunks[1])
