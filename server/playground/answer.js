@@ -50,10 +50,11 @@ export class Answer {
     }
   }
 
-  /** Tell the figures, once no more comes; the chart takes its whole width for `length` tokens. */
+  /** Show the figures, once no more comes; the chart takes its whole width for `length` tokens. */
   end(length) {
     const { tokens, promptTokens, answerTokens, meanStreams, promptBits } = this.transcript;
     this.#text.busy = false;
+    this.#section.querySelector("dl").replaceChildren();
     if (!tokens.length) return;
     this.#chart.fit(length);
     this.#tell("Tokens", `${promptTokens} given, ${answerTokens} written`);

@@ -48,16 +48,22 @@ export class Card {
     return shown;
   }
 
-  // Above the token, where the text has been read already; below it where there is no room.
+  // Above the token, where the text has been read already, unless that would cover the form; else below it.
   #place(target) {
     const [token] = target.getClientRects();
     const text = target.parentElement.getBoundingClientRect();
     const frame = this.#card.offsetParent.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = this.#card;
     const above = token.top - height - GAP;
+    const below = token.bottom + GAP;
+    const free = above >= Math.max(0, target.closest(".answer").getBoundingClientRect().top);
+    const focused = target === document.activeElement;
+    // Under a mouse the page must not scroll: where neither side is free, the card covers the form for a moment.
+    const top = free || (!focused && above >= 0 && below + height > innerHeight) ? above : below;
     const left = Math.max(text.left, Math.min(token.left, text.right - width));
-    this.#card.style.top = `${(above < 0 ? token.bottom + GAP : above) - frame.top}px`;
+    this.#card.style.top = `${top - frame.top}px`;
     this.#card.style.left = `${left - frame.left}px`;
+    if (focused) this.#card.scrollIntoView({ block: "nearest" });
   }
 }
 

@@ -50,32 +50,42 @@ async function write() {
   stopping?.abort();
   const mine = (stopping = new AbortController());
   const shown = answers.slice(0, field("beside").checked ? 2 : 1);
-  begin(shown);
-  const request = { ...ASKED, ...settings() };
-  const ends = await Promise.allSettled(
-    shown.map((answer, place) => fill(answer, { ...request, fork_ratio: dials[place].ratio }, mine.signal)),
-  );
-  if (stopping === mine) conclude(shown, ends); // else they are being written anew
+  begin();
+  const requests = shown.map((_, place) => ({ ...ASKED, ...settings(), fork_ratio: dials[place].ratio }));
+  let started = false;
+  // Only now: a refusal leaves the answer of before.
+  const start = () => {
+    if (!started) replace(shown, requests);
+    started = true;
+  };
+  const ends = await Promise.allSettled(shown.map((answer, place) => fill(answer, requests[place], mine.signal, start)));
+  if (stopping === mine) conclude(ends); // else they are being written anew
 }
 
-function begin(shown) {
+function begin() {
   unmark();
   card.hide();
   tell("Writing…");
   field("stop").disabled = false;
-  shown.forEach((answer, place) => answer.clear(`Fork ratio ${dials[place].ratio}`));
+}
+
+function replace(shown, requests) {
+  card.hide();
+  shown.forEach((answer, place) => answer.clear(`Fork ratio ${requests[place].fork_ratio}`));
   field("answers").replaceChildren(...shown.map((answer) => answer.element));
 }
 
-async function fill(answer, request, signal) {
+async function fill(answer, request, signal, start) {
   for await (const { choices } of complete(request, { key: key(), signal, onWait: tellWait })) {
+    start();
     tell("Writing…");
     for (const choice of choices) answer.add(choice, request.max_tokens);
   }
 }
 
-function conclude(shown, ends) {
+function conclude(ends) {
   stopping = null;
+  const shown = answers.filter(({ element }) => element.isConnected);
   const length = Math.max(...shown.map(({ transcript }) => transcript.tokens.length));
   for (const answer of shown) answer.end(length);
   if (document.activeElement === field("stop")) field("send").focus(); // a disabled button would lose the focus

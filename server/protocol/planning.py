@@ -120,7 +120,7 @@ def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], s
             f"This model's context is {context} tokens, but {longest + request.max_tokens} were requested: {longest} in"
             f" the prompt and {request.max_tokens} for the completion."
         )
-        raise bad_request(message, "context_length_exceeded", "prompt")
+        raise bad_request(message, "context_length_exceeded", "max_tokens" if longest < context else "prompt")
     _check_room(request, prompts, served)
 
 

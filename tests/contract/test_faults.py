@@ -178,7 +178,7 @@ FAULTS = {
     "no token id": Fault(400, "invalid_token_id", *BAD, "logit_bias", {"logit_bias": {"x": 1}}),
     "not supported": Fault(400, "unsupported_parameter", *BAD, "suffix", {"suffix": "end"}),
     "too long": Fault(
-        400, "context_length_exceeded", openai.BadRequestError, ours.ContextLengthError, "prompt", {"prompt": [1] * 60}
+        400, "context_length_exceeded", openai.BadRequestError, ours.ContextLengthError, "prompt", {"prompt": [1] * 64}
     ),
     "no such model": Fault(
         404, "model_not_found", openai.NotFoundError, ours.ModelNotFoundError, "model", {"model": "gpt-4"}
