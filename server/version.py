@@ -1,4 +1,4 @@
-"""What is running: this project's version and what it computes with."""
+"""The version of this project, and what it computes with."""
 
 import torch
 
@@ -9,6 +9,6 @@ VERSION = package_version()
 
 
 def build_info(device: str) -> dict[str, str]:
-    """Version, torch, and on `device` what sums over a token's streams: torch-scatter or torch."""
+    """Return the versions of this project and torch, and which library sums over a token's streams on `device`."""
     backend = segments_backend(device)
     return {"version": VERSION, "torch": torch.__version__, "device": device, "segments_backend": backend}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from tests.server.harness import Running
-from thoughtbubbles.server.observe.metrics import CLOSED_BECAUSE
+from thoughtbubbles.server.observe.metrics import CLOSE_REASONS
 from thoughtbubbles.server.settings import ServerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "OPERATION.md").read_text(encoding="utf-8")
@@ -35,4 +35,4 @@ def test_every_reason_why_a_connection_ends_is_in_the_table() -> None:
     reasons = [
         name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     ]
-    assert reasons == [*CLOSED_BECAUSE]
+    assert reasons == [*CLOSE_REASONS]
