@@ -28,6 +28,7 @@ COPY thoughtbubbles thoughtbubbles/
 COPY model model/
 COPY engine engine/
 COPY server server/
+COPY terminal terminal/
 COPY training training/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir .
 

@@ -65,7 +65,7 @@ scatter: $(VENV)/.serve
 	@$(BIN)/python -c 'import torch_scatter; print("torch-scatter", torch_scatter.__version__)'
 
 abuse: $(VENV)/.serve
-	$(BIN)/python -m benchmarks.abuse $(ARGS)
+	$(BIN)/python -m benchmarks.server.abuse $(ARGS)
 
 audit: $(VENV)/.serve
 	@$(INSTALL) --quiet pip-audit

@@ -11,8 +11,9 @@ import torch
 
 def header() -> str:
     """Machine, date, versions and command."""
-    script = Path(sys.argv[0]).stem
-    command = shlex.join(["python", "-m", f"benchmarks.{script}", *sys.argv[1:]])
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     return "\n".join(
         [
             f"# {machine()}",

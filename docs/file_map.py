@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "ARCHITECTURE.md"
-FOLDERS = ("thoughtbubbles", "model", "engine", "server", "training", "clients/python/thoughtbubbles_client", "deploy",
-           "benchmarks")  # fmt: skip
+FOLDERS = ("thoughtbubbles", "model", "engine", "server", "terminal", "training",
+           "clients/python/thoughtbubbles_client", "deploy", "benchmarks", "experiments", "docs")  # fmt: skip
 BEGIN = "<!-- file map: written by `python docs/file_map.py` -->\n```\n"
 END = "```\n<!-- end of the file map -->\n"
 

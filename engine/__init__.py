@@ -1,10 +1,10 @@
 """Turns a Thoughtbubbles model into a service: continuous batching over a fork-state cache; synchronous."""
 
+from thoughtbubbles.engine.cache.fork_cache import most_streams
 from thoughtbubbles.engine.completion import Completion
 from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
-from thoughtbubbles.engine.fork_cache import most_streams
 from thoughtbubbles.engine.prompt_report import PromptReport
 from thoughtbubbles.engine.request import FinishReason, RequestUsage, TokenEvent
 from thoughtbubbles.engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from thoughtbubbles.engine.cached_forward import ForkTally
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.checks import check_request
 from thoughtbubbles.engine.completion import Completion, advance
 from thoughtbubbles.engine.config import EngineConfig
-from thoughtbubbles.engine.current_device import current_device
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.drawing import draw_tokens, score_tokens
+from thoughtbubbles.engine.device import current_device
 from thoughtbubbles.engine.errors import EngineError, InvalidRequest
-from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request, TokenEvent
 from thoughtbubbles.engine.runner import Runner
+from thoughtbubbles.engine.sampler import draw_tokens, score_tokens
 from thoughtbubbles.engine.sampling import finite_rows
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.engine.scheduler import Plan, Scheduler
@@ -29,7 +29,7 @@ from thoughtbubbles.engine.stats import EngineStats, StepReport
 from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
-    from thoughtbubbles.engine.device_batch import DeviceBatch, Flight
+    from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch, Flight
 
 
 class Engine:
@@ -60,7 +60,7 @@ class Engine:
         with self._current:
             self._device = _device_batch(model, self.cache, self._runner.tally, vocabulary=tokenizer.vocab_size)
             if weight.is_cuda:
-                from thoughtbubbles.engine.warming import warm_up  # noqa: PLC0415 - where there are kernels to compile
+                from thoughtbubbles.engine.warmup import warm_up  # noqa: PLC0415 - where there are kernels to compile
 
                 warm_up(self._runner, self.cache, tokenizer)
         self._flight: Flight | None = None
@@ -342,8 +342,8 @@ def _device_batch(
     """What decodes ahead, on a device and for models that have kernels for it."""
     if model.transformer.wte.weight.device.type != "cuda":
         return None
-    from thoughtbubbles.engine.decode_step import decodes_alone  # noqa: PLC0415 - Triton is there only where a device is
-    from thoughtbubbles.engine.device_batch import DeviceBatch  # noqa: PLC0415
+    from thoughtbubbles.engine.cuda.decode import decodes_alone  # noqa: PLC0415 - Triton is there only where a device is
+    from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch  # noqa: PLC0415
 
     if not decodes_alone(model.config):
         return None

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.fork_state import ForkState
 from thoughtbubbles.engine.prompt_report import PromptReport, TopLogprobs
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.model import Selection

@@ -12,11 +12,11 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.cached_forward import CachedForward, Chunk, Extended, ForkTally
-from thoughtbubbles.engine.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally
 from thoughtbubbles.engine.prompt_report import PromptReport, Scores
-from thoughtbubbles.engine.recompute import Recompute
 from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.sampling import finite_rows
 from thoughtbubbles.engine.scoring import score
 from thoughtbubbles.model import Thoughtbubbles
@@ -131,8 +131,8 @@ def _forward(model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocab
     """How this model computes tokens over the cache: with kernels, where its device has them."""
     if model.transformer.wte.weight.device.type != "cuda":
         return CachedForward(model, cache, tally)
-    from thoughtbubbles.engine.device_forward import DeviceForward  # noqa: PLC0415 - Triton is there only where a device is
-    from thoughtbubbles.engine.device_layers import has_kernels  # noqa: PLC0415
+    from thoughtbubbles.engine.cuda.forward import DeviceForward  # noqa: PLC0415 - Triton is there only where a device is
+    from thoughtbubbles.engine.cuda.layers import has_kernels  # noqa: PLC0415
 
     if not has_kernels(model.config):
         return CachedForward(model, cache, tally)

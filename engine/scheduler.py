@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix
+from thoughtbubbles.engine.cache.prefix_index import BLOCK
 from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.errors import ClientQueueFull, QueueFull
-from thoughtbubbles.engine.fork_cache import ForkCache, Prefix
-from thoughtbubbles.engine.prefix_index import BLOCK
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.waiting import Waiting
+from thoughtbubbles.engine.request_queue import Waiting
 
 Phase = Literal["prefill", "decode"]
 

@@ -1,23 +1,19 @@
-"""The Thoughtbubbles architecture on a single device (SPEC.md); imports nothing else of this project."""
+"""The Thoughtbubbles architecture on one device (SPEC.md), its checkpoints and its text; imports no other floor."""
 
-from thoughtbubbles.model.chat import ChatTemplate
-from thoughtbubbles.model.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-    shipped_checkpoint,
-)
+from thoughtbubbles.model.checkpoint.checks import CheckpointError
+from thoughtbubbles.model.checkpoint.read import Checkpoint, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.checkpoint.write import save_checkpoint
 from thoughtbubbles.model.config import ModelConfig
 from thoughtbubbles.model.forking import Fork, Streams
 from thoughtbubbles.model.memory import lack_of_memory, require_memory
 from thoughtbubbles.model.segments import backend as segments_backend
 from thoughtbubbles.model.selection import Rule, Selection, budget
+from thoughtbubbles.model.text.chat import ChatTemplate
+from thoughtbubbles.model.text.tokenizer import Tokenizer
 from thoughtbubbles.model.threads import set_threads
-from thoughtbubbles.model.tokenizer import Tokenizer
 from thoughtbubbles.model.transformer import ForkingBlock, Thoughtbubbles
 
-if __name__ != "thoughtbubbles.model":  # in a checkout, which would have each module a second time
+if __name__ != "thoughtbubbles.model":  # imported by its folder in a checkout: each module would exist twice
     raise ImportError("import thoughtbubbles.model instead of model")
 
 __all__ = [

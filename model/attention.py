@@ -1,4 +1,4 @@
-"""Attention with the score channel and weighted values (SPEC.md, "Attenuated block"; paper §2.4, eq. 8).
+"""Attention with the score bias and attenuated values (SPEC.md, "Attenuated block"; paper §2.4, eq. 8).
 
 Letters: B batch, S streams, N heads, H head width, D = N·H.
 """
@@ -14,19 +14,19 @@ from thoughtbubbles.model.rotary import Rotation, rotate
 
 
 class Attend(Protocol):
-    """How queries meet keys: over the block itself, or over a cache that the block's keys are added to."""
+    """An implementation of attention: within the block, or over a cache that the block's keys are appended to."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
-        """Attention of q over k and v, (B,N,S,H) each, causal in stream order, scaled by 1/sqrt(H): (B,N,S,H)."""
+        """Return attention (B,N,S,H) of q over k and v, (B,N,S,H) each: causal in stream order, scaled by 1/sqrt(H)."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention within the block: torch's causal flash path, no mask is built."""
+    """Return attention within the block, by torch's causal flash path without an explicit mask."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Attention(nn.Module):
-    """Multi-head attention over streams, biased by the cumulative score where the model forks."""
+    """Multi-head attention over streams, biased by their cumulative scores in a model with fork layers."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
-        """(B,S,D) from normalised streams (B,S,D), their cumulative scores (B,S) and their rotation."""
+        """Return (B,S,D) from normalised streams (B,S,D), their cumulative scores (B,S) and their rotation."""
         q, k, v = self._heads(x)
         q, k = rotate(q, by), rotate(k, by)
         if self.score_bias:
@@ -55,9 +55,9 @@ class Attention(nn.Module):
 
 
 def score_channel(q: Tensor, k: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """Spend the last channel of each head on the score bias c / sqrt(H).
+    """Return q and k with the score bias c / sqrt(H) in the last channel of each head.
 
-    q, k are (B,N,S,H), `score` (B,S). With 1 in the query's and c in the key's last channel the bias needs no mask.
+    q, k are (B,N,S,H), `score` (B,S). The query's last channel is 1 and the key's is c, so the bias needs no mask.
     """
     c = score[:, None, :, None]
     q = torch.cat((q[..., :-1], torch.ones_like(q[..., -1:])), dim=-1)
@@ -66,5 +66,5 @@ def score_channel(q: Tensor, k: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attenuate(v: Tensor, score: Tensor) -> Tensor:
-    """Values (B,N,S,H) weighted by P = exp(c), `score` (B,S), in the values' own type."""
+    """Return the values (B,N,S,H) times P = exp(c), for `score` c (B,S), in the values' dtype."""
     return (v * score[:, None, :, None].exp()).type_as(v)

@@ -1,4 +1,4 @@
-"""The sizes and switches of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
+"""The configuration of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
 
 import math
 import reprlib
@@ -15,31 +15,31 @@ _LIMITS = {
     "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
     "n_embd": 1 << 17, "copies": 1024,
 }  # fmt: skip
-"""Far above any model there is: what is more is a mistake, and would take minutes to fail."""
+"""Far above any existing model: a larger value is a mistake, which would take minutes to fail."""
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides the shape of the weights and the arithmetic of the forward pass.
+    """All settings that determine the shapes of the weights and the arithmetic of the forward pass.
 
-    Raises `ValueError` naming the setting when a value cannot make a model.
+    Raises `ValueError` naming the setting if a value is not allowed.
     """
 
     vocab_size: int
-    """V, rows of the (tied) token embedding; may be padded above the tokenizer's vocabulary."""
+    """V, rows of the (tied) token embedding; may exceed the tokenizer's vocabulary, as padding."""
     block_size: int
-    """L, tokens of a training block; the budget is stated for a block of this length."""
+    """L, tokens of a training block; `max_block_size` is the budget of a block of this length."""
     max_block_size: int
     """κ, streams that may leave a fork layer for a block of L tokens; κ = L keeps originals only."""
     n_layer: int
-    """Attenuated blocks."""
+    """Number of layers (attenuated blocks)."""
     n_head: int
     """N, attention heads."""
     n_embd: int
     """D, width of the residual stream."""
     fork_layers: tuple[int, ...] = ()
-    """Layers (from 0) that fork before they run; empty for the regular baseline."""
+    """Layers (from 0) that fork before their block runs; empty for the regular baseline."""
     bias: bool = True
     """Whether Linear and LayerNorm have a bias; the fork projection never has one."""
     activation: Activation = "gelu"
@@ -47,21 +47,21 @@ class ModelConfig:
     averaging: Averaging = "residual"
     """How a token's streams become its distribution (paper §2.5)."""
     norm_before_averaging: bool = False
-    """With `residual`: final LayerNorm on each stream, none after the sum (the authors' first release)."""
+    """With `residual`: apply the final LayerNorm to each stream, not to their sum (the authors' first release)."""
     copies: int = 1
-    """k of the copy-k baseline: every token starts as k streams; 1 is every other model."""
+    """k of the copy-k baseline, where every token starts as k streams; 1 in all other models."""
     score_bias: bool = True
-    """Whether attention is biased by the cumulative scores of the keys; off is an ablation, not SPEC.md."""
+    """Whether attention is biased by the cumulative scores of the keys. Off is an ablation outside SPEC.md."""
     value_attenuation: bool = True
-    """Whether values are multiplied by P; off is an ablation."""
+    """Whether values are multiplied by P. Off is an ablation."""
     residual_attenuation: bool = True
-    """Whether both residual updates are multiplied by P; off is an ablation."""
+    """Whether both residual updates are multiplied by P. Off is an ablation."""
     select_by: SelectBy = "score"
-    """What ranks the candidates of a fork layer: their `score`; as controls, a number drawn at `random` at every pass,
-    or whether the stream is `kept`, so that existing streams survive before new forks."""
+    """What ranks the candidates of a fork layer: their `score`. Two controls: a `random` number drawn in every forward
+    pass, or `kept`, which ranks all existing streams above all new forks."""
     initial_keep_logit: float = 0.0
-    """Mean of the keep logit in a new model: 0 is SPEC.md, 4 has kept streams start at P = 0.98. Acts on the initial
-    bias of the norm before the fork scores, and on nothing later."""
+    """Mean of the keep logit in a new model: 0 is SPEC.md; with 4, kept streams start at P = 0.98. It only sets the
+    initial bias of the LayerNorm before the fork scores."""
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():
@@ -89,7 +89,7 @@ class ModelConfig:
 
     @property
     def ratio(self) -> float:
-        """The ratio r = κ / L, streams per token that the budget allows."""
+        """Streams per token that the budget allows: r = κ / L."""
         return self.max_block_size / self.block_size
 
     @property
@@ -99,21 +99,21 @@ class ModelConfig:
 
     @property
     def max_ratio(self) -> int:
-        """2^(fork layers): from this ratio on every candidate survives under every rule."""
+        """2^(fork layers): at this ratio and above, every candidate survives under every rule."""
         return 1 << len(self.fork_layers)
 
     @property
     def ablated(self) -> bool:
-        """Whether something of the attenuated block (paper §2.4) is switched off."""
+        """Whether a part of the attenuated block (paper §2.4) is switched off."""
         return not all(map(self._is_on, _SWITCHES))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy; `from_dict` is its inverse."""
+        """Return a JSON-ready copy; `from_dict` is its inverse."""
         return {**asdict(self), "fork_layers": list(self.fork_layers)}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Build from `to_dict`'s form. `ValueError` for an unknown or missing setting."""
+        """Return the configuration that `to_dict` described. Raise `ValueError` for an unknown or missing setting."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(settings) - known):
             raise ValueError(f"unknown model settings: {', '.join(unknown)}")

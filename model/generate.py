@@ -1,4 +1,4 @@
-"""Sampling that recomputes everything for every token: slow, obvious, and the oracle that the engine is held to."""
+"""Generate by recomputing the whole sequence for every token: slow and simple, the oracle for tests of the engine."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,12 @@ def generate(
     seed: int | None = None,
     end_of_text: int | None = None,
 ) -> list[int]:
-    """Continue the tokens `ids` by up to `max_tokens` more and return only those.
+    """Return up to `max_tokens` tokens that continue `ids`.
 
-    Every token has the streams of the whole sequence chosen anew, by `rule` and `ratio` (see `Thoughtbubbles.forward`).
-    `temperature` 0 takes the likeliest token; otherwise `seed` makes the draw repeatable. Ends after `end_of_text`,
-    which is returned too. Raises `ValueError` for no `ids` or a temperature below 0.
+    For every token the streams of the whole sequence are selected again, by `rule` and `ratio` (see
+    `Thoughtbubbles.forward`). `temperature` 0 chooses the most likely token; otherwise `seed` makes the draws
+    repeatable. Stops after `end_of_text`, which is returned too. Raises `ValueError` for no `ids` or a temperature
+    below 0.
     """
     if not ids:
         raise ValueError("ids must hold at least one token to continue from")
@@ -47,9 +48,9 @@ def generate(
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """One token id drawn from logits (V,)."""
+    """Return a token id drawn from logits (V,)."""
     if temperature == 0:
         return int(logits.argmax())
-    # Below the highest, in float64: no temperature is so low that the quotient is infinite at the highest.
+    # Relative to the highest logit and in float64, so that no temperature makes the highest quotient infinite.
     probabilities = ((logits - logits.max()).double() / temperature).softmax(dim=-1)
     return int(torch.multinomial(probabilities, 1, generator=generator))

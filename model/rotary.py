@@ -14,7 +14,7 @@ BASE = 10000.0
 
 
 class Rotation(NamedTuple):
-    """The angles of one set of streams, computed once between two forks."""
+    """Cosines and sines of the angles of a set of streams, the same for all layers between two forks."""
 
     cos: Tensor
     """(B,1,S,H/2) float32."""
@@ -23,9 +23,9 @@ class Rotation(NamedTuple):
 
 
 def fractions(token_index: Tensor, tokens: int) -> Tensor:
-    """j/q for the j-th of a token's q streams from the left, (B,S) float32; an original has 1.
+    """Return j/q (B,S) float32 for the j-th of a token's q streams from the left; an original has 1.
 
-    `token_index` (B,S) is sorted, `tokens` where padding, which may get any value.
+    `token_index` (B,S) is sorted, and `tokens` in padding, for which the result has no meaning.
     """
     counts = segment_counts(token_index, tokens)
     token = token_index.clamp(max=tokens - 1)
@@ -35,13 +35,13 @@ def fractions(token_index: Tensor, tokens: int) -> Tensor:
 
 
 def rotation(positions: Tensor, head_width: int) -> Rotation:
-    """The angles position · 10000^(-2i/H), i < H/2, for positions (B,S) float32."""
+    """Return cosine and sine of position · 10000^(-2i/H), i < H/2, for positions (B,S) float32."""
     exponent = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
     angle = (positions[:, :, None] * BASE**-exponent)[:, None]
     return Rotation(angle.cos(), angle.sin())
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Rotate the two halves of each head against each other, [-x2, x1]: (B,N,S,H), a fresh float32-or-wider tensor."""
+    """Return x (B,N,S,H) with the halves of each head rotated against each other, [-x2, x1]; new, at least float32."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * by.cos - second * by.sin, second * by.cos + first * by.sin), dim=-1)

@@ -1,7 +1,8 @@
-"""Which candidates survive a fork layer: the four rules of SPEC.md, "Selection rules".
+"""Select the candidates that survive a fork layer: the four rules of SPEC.md, "Selection rules".
 
 Letters: B batch, C = 2S candidates in stream order, T tokens, P prior candidates of a cached prefix.
-Padding candidates carry `token_index == T`; they are never free, never forced and never selected.
+A candidate is forced (a token's original, kept), free (any other), or padding. Padding has `token_index == T` and is
+never selected.
 """
 
 from dataclasses import dataclass
@@ -18,39 +19,38 @@ Length = TypeVar("Length", int, Tensor, NDArray[np.int64])
 Rule = Literal["blockwise", "dynamic", "fixed", "causal"]
 
 GRID = 2**16
-"""Scores are compared as the integer round(score · GRID), so that rounding noise never decides."""
+"""Scores are compared as the integers round(score · GRID), so that rounding noise does not decide."""
 
 NEVER = torch.iinfo(torch.int64).min
-"""A grid score below every real one: marks padding among prior candidates."""
+"""A grid score below all others: marks padding among prior candidates."""
 
 _FORCED = 2**62
 _PAIRS_AT_ONCE = 2**23
 _RANDOM_RANKS = 2**24
-"""As many as a random float32 tells apart."""
+"""The number of values of torch's random float32."""
 
 
 def budget(length: Length, kappa: Length | int, block_size: int) -> Length:
-    """κ' = ceil(T · κ / L), the streams that `length` tokens may keep (paper §2.6), in integers."""
+    """Return κ' = ceil(T · κ / L), the streams that `length` tokens may keep (paper §2.6), in integer arithmetic."""
     return (length * kappa + block_size - 1) // block_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A rule and the budget it works under.
+    """A selection rule and its budget.
 
-    Raises `ValueError` naming the setting for an unknown rule or a budget below one stream a token.
+    Raises `ValueError` naming the setting for an unknown rule or a budget below one stream per token.
     """
 
     rule: Rule
-    """Who survives."""
     max_block_size: int
     """κ: streams for a block of `block_size` tokens."""
     block_size: int
-    """L: the model's block, which the budget is stated for."""
+    """L: tokens of a training block of the model."""
     noise: Tensor | None = None
-    """() the scale of Gumbel noise on the scores as they are compared, for training; c has none. None: no noise."""
+    """() scale of the Gumbel noise that training adds to the compared scores, never to c. None: no noise."""
     by: SelectBy = "score"
-    """What candidates are ranked by: `ModelConfig.select_by`."""
+    """What ranks the candidates: `ModelConfig.select_by`."""
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -60,18 +60,18 @@ class Selection:
 
     @classmethod
     def of(cls, config: ModelConfig, rule: Rule, ratio: float | None = None, noise: Tensor | None = None) -> Self:
-        """The rule at ratio r (None: the model's own κ / L); κ = floor(r · L + 0.5)."""
+        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5)."""
         kappa = config.max_block_size
         if ratio is not None:
             kappa = _kappa(ratio, config.block_size)
         return cls(rule=rule, max_block_size=kappa, block_size=config.block_size, noise=noise, by=config.select_by)
 
     def budget(self, length: Length) -> Length:
-        """Streams that may leave a fork layer when `length` tokens are present."""
+        """Return the streams that may leave a fork layer for a sequence of `length` tokens."""
         return budget(length, self.max_block_size, self.block_size)
 
     def capacity(self, tokens: int, streams: int) -> int:
-        """The most streams that can leave a fork layer where `streams` of `tokens` tokens arrive."""
+        """Return the most streams that can leave a fork layer which `streams` streams of `tokens` tokens enter."""
         kappa = self.max_block_size if self.rule in ("blockwise", "fixed") else self.budget(tokens)
         return max(tokens, min(kappa, 2 * streams))
 
@@ -83,20 +83,20 @@ def _kappa(ratio: float, block_size: int) -> int:
 
 
 def on_grid(score: Tensor) -> Tensor:
-    """round(score · 2^16) as int64: the value that comparisons use; shape kept."""
+    """Return round(score · 2^16) as int64, the value that is compared; same shape."""
     return torch.round(score.float() * GRID).to(torch.int64)
 
 
 def forced_candidates(token_index: Tensor, tokens: int) -> Tensor:
-    """The last candidate of every token (its original, kept): (B,C) bool from (B,C) indices."""
+    """Return the mask (B,C) of each token's last candidate (its original, kept), from `token_index` (B,C)."""
     following = torch.nn.functional.pad(token_index[:, 1:], (0, 1), value=-1)
     return (token_index != following) & (token_index < tokens)
 
 
 def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int) -> Tensor:
-    """The surviving candidates of a whole sequence, (B,C) bool.
+    """Return the mask (B,C) of the candidates that survive in whole sequences.
 
-    `score` (B,C) float32 and `token_index` (B,C) describe the candidates of at most `tokens` tokens a row.
+    `score` (B,C) float32 and `token_index` (B,C) describe the candidates; `tokens` is the length of the longest row.
     """
     grid = _ranks(selection, score)
     if selection.rule == "causal":
@@ -110,7 +110,7 @@ def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int
 
 
 def _ranks(selection: Selection, score: Tensor) -> Tensor:
-    """Return the integers that candidates are compared by: (B,C) int64 from scores (B,C), larger for the higher."""
+    """Return the integers (B,C) that are compared, from scores (B,C): larger for a higher candidate."""
     if selection.by == "random":
         return (torch.rand_like(score) * _RANDOM_RANKS).to(torch.int64)
     if selection.by == "kept":
@@ -120,13 +120,13 @@ def _ranks(selection: Selection, score: Tensor) -> Tensor:
 
 def _gumbel_like(score: Tensor) -> Tensor:
     exponential = torch.empty_like(score).exponential_()
-    return -exponential.clamp(min=torch.finfo(score.dtype).tiny).log()  # 0 may be drawn, and its noise is infinite
+    return -exponential.clamp(min=torch.finfo(score.dtype).tiny).log()  # a draw of 0 would give infinite noise
 
 
 def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor) -> Tensor:
-    """`blockwise(κ)`, `fixed(κ)` and, with a κ' for each row (B,), `dynamic(r)`: (B,C) bool.
+    """Return the survivors (B,C) of `blockwise(κ)` and `fixed(κ)`, and with a κ' for each row (B,) of `dynamic(r)`.
 
-    The forced and the highest others, max(T, min(κ, C)) in all, T and C being each row's own.
+    These are the forced candidates and the highest free ones, max(T, min(κ, C)) in all, with T and C of each row.
     """
     present = token_index < tokens
     if isinstance(kappa, int) and grid.shape[1] <= kappa:
@@ -141,17 +141,17 @@ def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | 
 def select_causal(
     grid: Tensor, token_index: Tensor, slots: Tensor, prior: Tensor | None = None, prior_alive: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`causal(r)` without a loop over tokens, from the start or on from a cached prefix.
+    """Return the survivors (B,C) of `causal(r)`, and `alive` (B,T), the free survivors up to each token.
 
-    `grid` and `token_index` (B,C) are the candidates of T new tokens (indices from 0), `slots` (B,T) is
-    budget(t+1) - (t+1) at each. A prefix is told by `prior` (B,P), the grid scores of all its non-forced
-    candidates, losers too, padded with `NEVER`, and `prior_alive` (B,), how many of them survived.
-    Returns the survivors (B,C) bool and `alive` (B,T), the non-forced survivors so far at each token.
+    Runs without a loop over tokens, from the start of a sequence or after a cached prefix. `grid` and `token_index`
+    (B,C) describe the candidates of T new tokens (numbered from 0); `slots` (B,T) is budget(t+1) - (t+1). For a prefix,
+    `prior` (B,P) has the grid scores of all its free candidates, deleted ones included, padded with `NEVER`, and
+    `prior_alive` (B,) the number of them that survived.
     """
     tokens = slots.shape[1]
     free = (token_index < tokens) & ~forced_candidates(token_index, tokens)
     earlier, siblings = _count_higher(grid, token_index, free)
-    if prior is not None:  # of equals the one further left is the higher, and all of the prefix is further left
+    if prior is not None:  # ties go to the candidate further left: the prefix wins them
         earlier = earlier + _count_prior(grid, prior)
     own = token_index.clamp(max=tokens - 1)
     passing = free & (earlier < slots.gather(1, own))  # rule (a): a running top-k
@@ -165,17 +165,17 @@ def select_causal(
 
 
 def _keys(grid: Tensor) -> Tensor:
-    """One integer a candidate, larger for the higher: the grid score, then the reversed index."""
+    """Return a distinct integer per candidate that orders them: by grid score, then by reversed index."""
     candidates = grid.shape[1]
     return grid * candidates + torch.arange(candidates - 1, -1, -1, device=grid.device)
 
 
 def _count_higher(grid: Tensor, token_index: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """For each candidate, the higher free ones of tokens up to its own, and of its own token: (B,C) each."""
+    """Count for each candidate the higher free candidates of tokens up to its own, and of its own: (B,C) each."""
     batch, candidates = grid.shape
     key = _keys(grid).masked_fill(~free, NEVER)[:, None, :]
     token = token_index[:, None, :]
-    rows = max(1, _PAIRS_AT_ONCE // max(1, batch * candidates))  # bounds the memory of the comparison
+    rows = max(1, _PAIRS_AT_ONCE // max(1, batch * candidates))  # bounds the memory of a comparison
     earlier, siblings = [], []
     for i in range(0, candidates, rows):
         own = token_index[:, i : i + rows, None]
@@ -186,6 +186,6 @@ def _count_higher(grid: Tensor, token_index: Tensor, free: Tensor) -> tuple[Tens
 
 
 def _count_prior(grid: Tensor, prior: Tensor) -> Tensor:
-    """For each candidate (B,C), the prior candidates (B,P) that are not lower."""
+    """Count for each candidate of `grid` (B,C) the candidates of `prior` (B,P) that are not lower."""
     rows = max(1, _PAIRS_AT_ONCE // max(1, prior.numel()))
     return torch.cat([(prior[:, None] >= some[:, :, None]).sum(2) for some in grid.split(rows, dim=1)], dim=1)

@@ -1,4 +1,4 @@
-"""The Thoughtbubbles transformer (SPEC.md, "Forward pass"), read from the leaves up.
+"""The Thoughtbubbles transformer (SPEC.md, "Forward pass"); parts first, the whole model last.
 
 Letters: B batch, T tokens, S streams (S ≥ T), D model width, V vocabulary.
 """
@@ -20,7 +20,7 @@ from thoughtbubbles.model.selection import Rule, Selection
 
 
 class MLP(nn.Module):
-    """D → 4D → GELU → D."""
+    """The feed-forward layer: D → 4D → GELU → D."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,S,D) → (B,S,D)."""
+        """Return (B,S,D) from (B,S,D)."""
         return self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """The attenuated block (paper §2.4): both residual updates are weighted by P = exp(c)."""
+    """The attenuated block (paper §2.4): both residual updates are multiplied by P = exp(c)."""
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
@@ -46,18 +46,18 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
-        """(B,S,D) → (B,S,D), for streams with cumulative scores (B,S)."""
+        """Return the updated streams (B,S,D), for streams with cumulative scores (B,S)."""
         p = (score if self.residual_attenuation else torch.zeros_like(score)).exp()[:, :, None]
         x = x + self._attenuate(p, self.attn(self.ln_1(x), score, by, attend), x.dtype)
         return x + self._attenuate(p, self.mlp(self.ln_2(x)), x.dtype)
 
     def _attenuate(self, p: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
-        """P · update, multiplied in float32 and given back in the residual stream's own type."""
+        """Return P · update, multiplied in float32 and cast to the residual stream's dtype."""
         return (p * self.dropout(update)).to(dtype)  # type: ignore[no-any-return]
 
 
 class ForkingBlock(Block):
-    """A block that forks before it runs; its parameters have the authors' names."""
+    """A block with a fork before it; its parameters have the authors' names."""
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__(config, dropout)
@@ -66,18 +66,18 @@ class ForkingBlock(Block):
         self.fork_embedding = nn.Parameter(torch.empty(config.n_embd))
 
     def candidate_scores(self, x: Tensor, score: Tensor) -> Tensor:
-        """(B,2S) cumulative scores of the candidates that streams (B,S,D) with scores (B,S) make."""
+        """Return the cumulative scores (B,2S) of the candidates of streams (B,S,D) with scores (B,S)."""
         return candidate_scores(x, score, self.forking_ln, self.forking_score)
 
     def fork(self, layer: int, streams: Streams, selection: Selection) -> tuple[Streams, Fork]:
-        """The surviving streams and the record of what was decided."""
+        """Return the surviving streams and the record of the fork."""
         scores = self.candidate_scores(streams.x, streams.score)
         streams, candidate = fork(streams, scores, self.fork_embedding, selection)
         return streams, Fork(layer, streams.token_index, streams.score, candidate, scores)
 
 
 class Trunk(nn.Module):
-    """The modules that hold weights, under the authors' names."""
+    """The modules with weights, under the authors' names."""
 
     def __init__(self, config: ModelConfig, dropout: float) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ class Trunk(nn.Module):
 
 
 class Thoughtbubbles(nn.Module):
-    """The model: token ids to logits, forking on the way.
+    """The model: from token ids to logits.
 
-    `dropout` acts in train mode only, on the embeddings and on both residual branches of every block.
-    Weights are drawn by SPEC.md, "Initialisation", from torch's global generator.
+    `dropout` applies in train mode only, to the embeddings and to both residual branches of every block.
+    Weights are drawn as in SPEC.md, "Initialisation", from torch's global generator.
     """
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
@@ -104,7 +104,7 @@ class Thoughtbubbles(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers in order; those that fork are `ForkingBlock`s."""
+        """The layers in order; fork layers are `ForkingBlock`s."""
         return list(self.transformer.h)  # type: ignore[arg-type]
 
     @overload
@@ -127,12 +127,12 @@ class Thoughtbubbles(nn.Module):
         noise: Tensor | None = None,
         return_forks: bool = False,
     ) -> Tensor | tuple[Tensor, list[Fork]]:
-        """Logits (B,T,V) of token ids (B,T); log-probabilities where `averaging` is `logit`.
+        """Return logits (B,T,V) of token ids (B,T); log-probabilities if `averaging` is `logit`.
 
-        `rule` and `ratio` r choose the survivors (None: the model's κ / L); training uses `blockwise`, serving
-        `causal`. `lengths` (B,), 1 … T, are the tokens of each row, the rest being padding. `noise` is that of
-        `Selection`. With `return_forks`, one `Fork` a fork layer follows. Raises `ValueError` for an unknown rule, a
-        ratio below 1 or T = 0.
+        `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
+        `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
+        `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. Raises `ValueError` for
+        an unknown rule, a ratio below 1 or T = 0.
         """
         streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths)
         logits = self.readout(streams)
@@ -145,9 +145,9 @@ class Thoughtbubbles(nn.Module):
         lengths: Tensor | None = None,
         attend: Callable[[int, list[Fork]], Attend] | None = None,
     ) -> tuple[Streams, list[Fork]]:
-        """The residual streams after the last layer, and what each fork layer decided.
+        """Return the residual streams after the last layer, and the `Fork` of each fork layer.
 
-        `attend` gives a layer's attention, told what the fork layers up to it decided. None: `causal_attention`.
+        `attend` returns the attention of a layer, given the forks up to that layer. None: `causal_attention`.
         """
         streams, forks = self.embed(ids, lengths), []
         by = self.rotation(streams.token_index, streams.tokens)
@@ -161,7 +161,7 @@ class Thoughtbubbles(nn.Module):
         return streams, forks
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
-        """One stream a token, or k in the copy-k baseline, with c = 0; ids (B,T). `ValueError` when T is 0."""
+        """Return one stream per token of `ids` (B,T), k in the copy-k baseline, with c = 0. `ValueError` if T = 0."""
         (batch, tokens), copies = ids.shape, self.config.copies
         if tokens == 0:
             raise ValueError("ids must hold at least one token a row")
@@ -174,14 +174,14 @@ class Thoughtbubbles(nn.Module):
         return Streams(x, torch.zeros(token_index.shape, device=ids.device), token_index, tokens)
 
     def rotation(self, token_index: Tensor, tokens: int, first: Tensor | int = 0) -> Rotation:
-        """Angles of the streams (B,S) of tokens that are numbered from `first`."""
+        """Return the rotation of streams with token indices (B,S), whose first token has the position `first`."""
         positions = (token_index + first) + fractions(token_index, tokens)
         return rotation(positions, self.config.head_width)
 
     def readout(self, streams: Streams, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Logits (B,T,V) of streams after the last layer (for `logit` log-probabilities, always float32).
+        """Return logits (B,T,V) of streams after the last layer; for `logit` float32 log-probabilities.
 
-        `head` takes (…,D) to (…,V); None: the tied embedding.
+        `head` maps (…,D) to (…,V); None: the tied embedding.
         """
         norm, head = self.transformer.ln_f, head or self._head
         if self.config.averaging == "logit":
@@ -198,9 +198,9 @@ class Thoughtbubbles(nn.Module):
 
 
 def initialise(model: Thoughtbubbles) -> None:
-    """SPEC.md, "Initialisation": N(0, 0.02²), the residual projections divided by sqrt(2 · n_layer).
+    """Draw the weights as in SPEC.md, "Initialisation": N(0, 0.02²), residual projections divided by sqrt(2 · n_layer).
 
-    A configuration with an `initial_keep_logit` departs from it in the bias of the norms before the fork scores.
+    A configuration with an `initial_keep_logit` also sets the bias of the LayerNorms before the fork scores.
     """
     residual_std = 0.02 / math.sqrt(2 * model.config.n_layer)
     for name, module in model.named_modules():
@@ -218,7 +218,7 @@ def initialise(model: Thoughtbubbles) -> None:
 
 @torch.no_grad()
 def _start_near_keep(block: ForkingBlock, logit: float) -> None:
-    """Set the bias of the norm before the scores to the shortest vector that adds 0 to fork and `logit` to keep."""
+    """Set the bias of the LayerNorm before the scores to the shortest vector that adds 0 to fork, `logit` to keep."""
     weight = block.forking_score.weight
-    if weight.device.type != "meta":  # which has shapes alone, and no pseudo-inverse
+    if weight.device.type != "meta":  # a meta tensor has no values to invert
         block.forking_ln.bias.copy_(torch.linalg.pinv(weight.double())[:, 1] * logit)

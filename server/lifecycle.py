@@ -32,7 +32,7 @@ WATCH_SECONDS = 0.25
 """How often the watchdog checks the current step."""
 SWITCH_SECONDS = 0.00005
 """The interpreter's switch interval. The engine's thread releases the interpreter lock in each call of torch and each
-read of a pipe: with Python's default of 5 ms it would then wait for the event loop longer than a step of a GPU takes."""
+read of a pipe: with Python's default of 5 ms it would then wait for the event loop longer than a GPU step takes."""
 FAILURE_NOTICE_SECONDS = 1.0
 """How long a failed server still answers its clients and /ready with the failure."""
 

@@ -46,9 +46,16 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, anchor
 
 
+def today(command: str) -> str:
+    """The command of a result that was made before its file was moved."""
+    moved = dict(re.findall(r"^\| `([\w-]+)` \| `([\w. -]+)` \|$", read(ROOT / "docs" / "REPRODUCE.md"), re.MULTILINE))
+    start, module, rest = re.fullmatch(r"(python -m )benchmarks\.(\w+)(.*)", command).groups()
+    return f"{start}{moved[module]}{rest}"
+
+
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.name)
 def test_every_result_can_be_reproduced(result: Path) -> None:
     told = read(ROOT / "docs" / "REPRODUCE.md")
     assert f"](../benchmarks/results/{result.name})" in told
     for command in re.findall(r"^# ((?:python -m benchmarks\.|thoughtbubbles ).+)$", read(result), re.MULTILINE):
-        assert f"`{command}`" in told
+        assert f"`{command}`" in told or f"`{today(command)}`" in told

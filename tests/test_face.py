@@ -75,7 +75,7 @@ def test_a_command_does_not_import_the_others() -> None:
     modules = imported_by(
         "import thoughtbubbles\ntry: thoughtbubbles.main(['generate', '--help'])\nexcept SystemExit: pass"
     )
-    assert "thoughtbubbles.engine.terminal.generate" in modules
+    assert "thoughtbubbles.terminal.generate" in modules
     assert modules.isdisjoint({"fastapi", "thoughtbubbles.server", "thoughtbubbles.training", "tokenizers"})
 
 
@@ -148,7 +148,7 @@ def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     command = SimpleNamespace(add_arguments=lambda _parser: None, run=run)
-    monkeypatch.setitem(sys.modules, "thoughtbubbles.engine.terminal.generate", command)
+    monkeypatch.setitem(sys.modules, "thoughtbubbles.terminal.generate", command)
     assert thoughtbubbles.main(["generate"]) == 130
 
 

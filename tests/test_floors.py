@@ -1,26 +1,45 @@
-"""The floors of the project: deploy → server → engine → model ← training. An import against an arrow fails here."""
+"""The floors: deploy → server → engine → model ← training, and terminal → engine. An import against an arrow fails."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FACE = "thoughtbubbles"  # the package that model, engine, server and training are imported from
-INSTALLED = ("model", "engine", "server", "training")
+FACE = "thoughtbubbles"  # the package that the installed floors are imported from
+INSTALLED = ("model", "engine", "server", "terminal", "training")
 BELOW = {  # which of ours a floor may import, itself apart
     "model": set[str](),
     "engine": {"model"},
     "server": {"engine", "model"},
+    "terminal": {"engine", "model"},
     "training": {"model"},
     "deploy": {"server"},
-    "benchmarks": {"deploy", "server", "engine", "model", "training"},  # measure any, and nothing needs them
+    "benchmarks": {"deploy", "server", "engine", "model", "terminal", "training"},  # measure any; nothing needs them
+    "experiments": {"benchmarks", "model", "training"},
+    "docs": {"benchmarks", "model", "terminal"},  # scripts that draw figures
     "clients": {"thoughtbubbles_client"},  # a distribution of its own, which lies in there
 }
 OURS = {*BELOW, "thoughtbubbles_client", FACE}
+WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's flat files may lie above or below them
+    "engine": {
+        "cache": set[str](),
+        "portable": {"cache"},
+        "revising": {"cache", "portable"},
+        "cuda": {"cache", "portable"},
+    },
+    "server": {
+        "bridge": set[str](),
+        "observe": {"bridge"},
+        "protocol": {"bridge"},
+        "http": {"bridge", "observe", "protocol"},
+        "routes": {"bridge", "http", "observe", "protocol"},
+    },
+}
 BY_PUBLIC_NAMES = {"server"}  # floors that see of the others what their __init__.py says, and no deeper
 
 
@@ -77,6 +96,35 @@ def test_imports_follow_the_arrows(floor: str) -> None:
     assert not {path: modules for path, modules in found.items() if modules}
 
 
+def room(floor: str, module: str) -> str | None:
+    """The wing of a floor that a module lies in, or the flat file; None where it is neither."""
+    top, _, inside = place(module).partition(".")
+    return inside.split(".")[0] if top == floor and inside else None
+
+
+def rooms(floor: str) -> dict[str, set[str]]:
+    """Which rooms of its floor each room imports: a wing is one room, and so is each file that lies in none."""
+    found: dict[str, set[str]] = {}
+    for path in files(floor):
+        parts = path.relative_to(ROOT / floor).with_suffix("").parts
+        if parts != ("__init__",):
+            seen = {room(floor, module) for module in imported_modules(path.read_text(encoding="utf-8"))}
+            found.setdefault(parts[0], set()).update(each for each in seen if each and each != parts[0])
+    return found
+
+
+@pytest.mark.parametrize("floor", WINGS)
+def test_wings_import_no_wing_above_them(floor: str) -> None:
+    wings = WINGS[floor]
+    found = {wing: rooms(floor)[wing] & set(wings) - allowed for wing, allowed in wings.items()}
+    assert not {wing: above for wing, above in found.items() if above}
+
+
+@pytest.mark.parametrize("floor", WINGS)
+def test_rooms_import_each_other_in_no_circle(floor: str) -> None:
+    tuple(TopologicalSorter(rooms(floor)).static_order())  # raises CycleError, which names the circle
+
+
 @pytest.mark.parametrize("folder", ["tests", FACE])
 def test_nothing_is_imported_by_the_name_of_its_folder(folder: str) -> None:
     """The floors are held to it above."""
@@ -94,15 +142,26 @@ def test_nothing_is_imported_by_the_name_of_its_folder(folder: str) -> None:
         ("model", "def f():\n    from thoughtbubbles.training.config import X", ["thoughtbubbles.training.config"]),
         ("model", "from thoughtbubbles import load", ["thoughtbubbles"]),
         ("model", "from model.config import ModelConfig", ["model.config"]),
-        ("engine", "from thoughtbubbles.model.tokenizer import Tokenizer", []),
+        ("engine", "from thoughtbubbles.model.text.tokenizer import Tokenizer", []),
         ("engine", "from thoughtbubbles.engine import Engine", []),
         ("engine", "import thoughtbubbles.server.app as app", ["thoughtbubbles.server.app"]),
         ("engine", "from model import ModelConfig", ["model"]),
         ("server", "from thoughtbubbles.engine import Engine\nfrom thoughtbubbles.model import load_checkpoint", []),
-        ("server", "from thoughtbubbles.server import errors", []),
+        ("server", "from thoughtbubbles.server.protocol import errors", []),
         ("server", "from thoughtbubbles.engine.request import Request", ["thoughtbubbles.engine.request"]),
         ("server", "from thoughtbubbles.model import segments", ["thoughtbubbles.model.segments"]),
         ("server", "import engine", ["engine"]),
+        ("terminal", "from thoughtbubbles.engine import Engine\nfrom thoughtbubbles.model import Tokenizer", []),
+        (
+            "terminal",
+            "from thoughtbubbles.server.protocol import errors",
+            ["thoughtbubbles.server.protocol", "thoughtbubbles.server.protocol.errors"],
+        ),
+        (
+            "engine",
+            "from thoughtbubbles.terminal import session",
+            ["thoughtbubbles.terminal", "thoughtbubbles.terminal.session"],
+        ),
         ("training", "from . import config\nimport torch", []),
         ("training", "from thoughtbubbles.engine import Engine", ["thoughtbubbles.engine"]),
         ("clients", "import thoughtbubbles", ["thoughtbubbles"]),

@@ -11,9 +11,10 @@ import pytest
 from thoughtbubbles.training.data.vocabulary import train_byte_pairs
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("model", "engine", "server", "training")
+FLOORS = ("model", "engine", "server", "terminal", "training")
 IMPORTS = """
-import thoughtbubbles.model, thoughtbubbles.engine, thoughtbubbles.server.app, thoughtbubbles.training.__main__
+import thoughtbubbles.model, thoughtbubbles.engine, thoughtbubbles.server.app
+import thoughtbubbles.terminal.chat, thoughtbubbles.training.__main__
 """
 NEEDED_BY_OTHERS = {  # than training, which does with torch, numpy, safetensors, tiktoken and tqdm
     "datasets", "fastapi", "httptools", "httpx", "matplotlib", "opentelemetry", "prometheus_client", "pyarrow",

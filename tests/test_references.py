@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".github", "benchmarks", "checkpoints", "clients", "deploy", "docs", "engine", "model", "server", "tests",
-           "thoughtbubbles", "training")  # fmt: skip
+FOLDERS = (".github", "benchmarks", "checkpoints", "clients", "deploy", "docs", "engine", "experiments", "model",
+           "server", "terminal", "tests", "thoughtbubbles", "training")  # fmt: skip
 SUFFIXES = {".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 SOURCES = sorted(
     path
@@ -24,7 +24,7 @@ ELSEWHERE = {"peS2o.py", "model.py", "server.py", "training.py"}
 
 SPEC = re.compile(r'SPEC\.md, ("[^"]+"(?:(?:, | and |, and )"[^"]+")*)')
 API = re.compile(r"API\.md (§\d(?:(?:, | and | to )§\d)*)")
-PATH = re.compile(rf"(?<![\w./-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\w\.(?:md|py|toml|ya?ml))\b")
+PATH = re.compile(rf"(?<![\w./-])(?<!\]\()((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\w\.(?:md|py|toml|ya?ml))\b")
 NAME = re.compile(r"`([\w-]+\.(?:md|py))`|(?<![\w./-])([A-Z_]{3,}\.md)\b")
 
 

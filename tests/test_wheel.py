@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "thoughtbubbles"
-FLOORS = ("model", "engine", "server", "training")
+FLOORS = ("model", "engine", "server", "terminal", "training")
 
 
 @pytest.fixture(scope="module")

@@ -44,8 +44,8 @@ FLOORS = {
 # command: (the module that has its add_arguments(parser) and run(args) -> int, its line of help)
 COMMANDS = {
     "serve": ("thoughtbubbles.server.__main__", "serve a checkpoint over HTTP"),
-    "generate": ("thoughtbubbles.engine.terminal.generate", "continue a text in the terminal"),
-    "chat": ("thoughtbubbles.engine.terminal.chat", "talk in the terminal with a checkpoint that has a chat template"),
+    "generate": ("thoughtbubbles.terminal.generate", "continue a text in the terminal"),
+    "chat": ("thoughtbubbles.terminal.chat", "talk in the terminal with a checkpoint that has a chat template"),
     "prepare": ("thoughtbubbles.training.data.prepare", "turn text files into training data"),
     "train": ("thoughtbubbles.training.train", "train a model"),
     "evaluate": ("thoughtbubbles.training.evaluate", "measure a checkpoint on held-out text"),
@@ -53,9 +53,9 @@ COMMANDS = {
         "thoughtbubbles.training.analyse",
         "look inside a checkpoint: figures of its forks, and the data behind them",
     ),
-    "inspect": ("thoughtbubbles.model.inspection", "tell what a checkpoint is"),
+    "inspect": ("thoughtbubbles.model.checkpoint.inspection", "tell what a checkpoint is"),
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
-    "convert": ("thoughtbubbles.model.convert", "make a checkpoint from the authors' PyTorch release"),
+    "convert": ("thoughtbubbles.model.checkpoint.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from thoughtbubbles.model import Fork, ForkingBlock, Streams, Thoughtbubbles
-from thoughtbubbles.model.checkpoint import check_device
+from thoughtbubbles.model.checkpoint.checks import check_device
 
 # FSDP2 finds the tensors that go into and out of a module by torch's registry of containers.
 register_dataclass(Streams)

@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from thoughtbubbles.model.distributed_checkpoint import INDEX, load_distributed, reason
-from thoughtbubbles.model.reading import read_json_object
+from thoughtbubbles.model.checkpoint.distributed import INDEX, load_distributed, reason
+from thoughtbubbles.model.files.untrusted import read_json_object
 from thoughtbubbles.training.distributed import Ranks
 
 Facts = dict[str, Any]

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
-from thoughtbubbles.model.checkpoint import MAX_PADDING, empty_model
+from thoughtbubbles.model.checkpoint.checks import MAX_PADDING
+from thoughtbubbles.model.checkpoint.read import empty_model
+from thoughtbubbles.model.checkpoint.weights import save_tensors
 from thoughtbubbles.model.memory import require_memory
-from thoughtbubbles.model.weights import save_tensors
 from thoughtbubbles.training.config import TrainConfig
 from thoughtbubbles.training.data.corpus import Corpus
 from thoughtbubbles.training.data.loader import PADDING, inputs

@@ -53,7 +53,7 @@ class Generation:
             self._timer = asyncio.get_running_loop().call_later(left, end, self)
 
     def put(self, event: TokenEvent) -> None:
-        """Queue the next event of a request. The first event and last events wake the reader, others wait for `wake`."""
+        """Queue the next event of a request: the first event and last events wake the reader, others need `wake`."""
         if event.finish_reason is not None:
             assert event.usage is not None  # the last event of every request carries it
             self.unfinished.pop(event.request_id, None)

@@ -49,7 +49,7 @@ class CompletionStream(EventSourceResponse):
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream, then close the generation. Its iterator cannot: it may never run if the client disconnects."""
+        """Send the stream, then close the generation. Its iterator cannot: a client may leave before it runs."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks import abuse_http
-from benchmarks.abuse import FAULTS, abuse, tried
-from benchmarks.abuse_target import Target
+from benchmarks.server.abuse import http as abuse_http
+from benchmarks.server.abuse.__main__ import FAULTS, abuse, tried
+from benchmarks.server.abuse.target import Target
 from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
     make_engine,
     make_service,
@@ -45,7 +45,7 @@ def test_what_is_not_stood_fails(attacked: Running, monkeypatch: pytest.MonkeyPa
     stood, seen = asyncio.run(tried(FAULTS["fuzzed_fields"], target(attacked)))
     assert not stood
     assert "for /" in seen
-    monkeypatch.setattr("benchmarks.abuse.LONGEST_SECONDS", 0.1)
+    monkeypatch.setattr("benchmarks.server.abuse.__main__.LONGEST_SECONDS", 0.1)
 
     async def hang(_: Target) -> str:
         await asyncio.sleep(60)
@@ -59,7 +59,7 @@ def test_what_is_not_stood_fails(attacked: Running, monkeypatch: pytest.MonkeyPa
             await http.post("/v1/completions", json={"max_tokens": 1})
         return ""
 
-    monkeypatch.setattr("benchmarks.abuse.LONGEST_SECONDS", 30)
+    monkeypatch.setattr("benchmarks.server.abuse.__main__.LONGEST_SECONDS", 30)
     stood, seen = asyncio.run(tried(lose_one, target(attacked)))
     assert (stood, "accepted" in seen) == (False, True)
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from benchmarks.serving import serving
+from benchmarks.server.serving import serving
 from tests.clients.harness import CLIENTS, URL, MakeClient
 from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
     checkpoint,

@@ -12,7 +12,7 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving import serving
+from benchmarks.server.serving import serving
 from tests.deploy.harness import ALERTS, DASHBOARD, DRAWN, MARKED, PANELS, Query, found, scraping
 from tests.server.harness import eventually
 

@@ -3,7 +3,7 @@
 import json
 import re
 
-from benchmarks.scaling import cache_bytes
+from benchmarks.server.scaling import cache_bytes
 from tests.deploy.harness import ROOT
 from thoughtbubbles.engine import EngineConfig
 from thoughtbubbles.model import ModelConfig, shipped_checkpoint

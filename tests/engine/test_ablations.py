@@ -34,7 +34,7 @@ def test_the_cache_serves_an_ablated_model_as_its_forward_does(
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_the_kernels_are_not_asked_for_what_they_do_not_compute(switch: str) -> None:
-    decode_step = pytest.importorskip("thoughtbubbles.engine.decode_step", reason="needs Triton")
+    decode_step = pytest.importorskip("thoughtbubbles.engine.cuda.decode", reason="needs Triton")
     sizes = {"vocab_size": 9, "block_size": 8, "max_block_size": 16, "n_layer": 2, "n_head": 1, "n_embd": 4}
     plain = {**sizes, "fork_layers": [1]}
     assert decode_step.decodes_alone(ModelConfig.from_dict(plain))

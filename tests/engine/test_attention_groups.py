@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from thoughtbubbles.engine.attention_groups import FEW_STREAMS, KEYS_AT_ONCE, Masks, groups
-from thoughtbubbles.engine.layout import Layout
+from thoughtbubbles.engine.cache.layout import Layout
+from thoughtbubbles.engine.portable.attention_groups import FEW_STREAMS, KEYS_AT_ONCE, Masks, groups
 
 
 @pytest.mark.sample(10)

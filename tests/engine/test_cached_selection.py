@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from thoughtbubbles.engine.cached_selection import SelectionFacts, count_earlier, select, select_next
-from thoughtbubbles.engine.layout import Layout
-from thoughtbubbles.engine.pages import NO_CANDIDATE
+from thoughtbubbles.engine.cache.layout import Layout
+from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
+from thoughtbubbles.engine.portable.selection import SelectionFacts, count_earlier, select, select_next
 from thoughtbubbles.model.selection import NEVER, select_causal
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from thoughtbubbles.engine import Engine, SamplingParams
-from thoughtbubbles.engine.current_device import current_device
+from thoughtbubbles.engine.device import current_device
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)

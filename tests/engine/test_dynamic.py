@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.dynamic import Counting
+from benchmarks.engine.dynamic import Counting
 from tests.engine.conftest import MakeModel
 from tests.model.test_conformance import CASES, FLOAT32_TOLERANCE, needs_cases
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.packed_model import PackedModel
-from thoughtbubbles.engine.recompute import Recompute
+from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.revisable import RevisableState
-from thoughtbubbles.engine.revising_forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.recompute import Recompute
+from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.model import Fork, ModelConfig, Selection, Thoughtbubbles, Tokenizer
 from thoughtbubbles.model.generate import generate
 from thoughtbubbles.model.selection import GRID

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.fork_cache import ForkCache, Prefix, most_streams, segments
-from thoughtbubbles.engine.fork_state import ForkState
+from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix, most_streams, segments
+from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.model import ModelConfig, Selection
 
 CONFIG = ModelConfig(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.half_weights import HalfWeights, halves_hold
+from thoughtbubbles.engine.portable.half_weights import HalfWeights, halves_hold
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thoughtbubbles.engine.head_map import HeadMaps
+from thoughtbubbles.engine.portable.head_map import HeadMaps
 from thoughtbubbles.model import ModelConfig
 from thoughtbubbles.model.attention import attenuate, score_channel
 from thoughtbubbles.model.rotary import rotate, rotation

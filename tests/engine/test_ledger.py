@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from thoughtbubbles.engine.ledger import Ledger
+from thoughtbubbles.engine.cache.ledger import Ledger
 
 
 def filled() -> Ledger:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thoughtbubbles.engine.packed_linear import FEW_ROWS, Activation, PackedLinear
+from thoughtbubbles.engine.portable.linear import FEW_ROWS, Activation, PackedLinear
 
 APPLY: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,

@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.test_oracle import check
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
-from thoughtbubbles.engine.prefix_index import BLOCK, PrefixIndex
+from thoughtbubbles.engine.cache.prefix_index import BLOCK, PrefixIndex
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from thoughtbubbles.engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.fork_cache import ForkCache
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer

@@ -2,8 +2,8 @@
 
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.request_queue import Waiting
 from thoughtbubbles.engine.sampling_params import SamplingParams
-from thoughtbubbles.engine.waiting import Waiting
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
 
 CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2, n_head=1, n_embd=8, fork_layers=(1,))

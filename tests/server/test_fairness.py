@@ -10,7 +10,7 @@ import pytest
 from tests.server.harness import Running, Serve
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.waiting import Waiting
+from thoughtbubbles.engine.request_queue import Waiting
 from thoughtbubbles.server.keys import ApiKeys
 
 SMALL = {"max_batch_size": 1, "max_waiting_streams": 80, "max_client_share": 0.5}

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from benchmarks.abuse import FAULTS
+from benchmarks.server.abuse.__main__ import FAULTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "RELIABILITY.md").read_text(encoding="utf-8")

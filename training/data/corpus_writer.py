@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from thoughtbubbles.model import Tokenizer
-from thoughtbubbles.model.atomic import write_file
+from thoughtbubbles.model.files.atomic import write_file
 from thoughtbubbles.training.data.documents import Documents, sha256
 from thoughtbubbles.training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
 from thoughtbubbles.training.data.given import finish_given, given_path, write_given

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.files.untrusted import require_regular
 from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, read_json_lines
 from thoughtbubbles.training.data.rows import Document, conversation, require_characters
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thoughtbubbles.model import Tokenizer
-from thoughtbubbles.model.runs import cut_runs
+from thoughtbubbles.model.text.runs import cut_runs
 from thoughtbubbles.training.data.rows import Document
 
 Item = TypeVar("Item")

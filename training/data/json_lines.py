@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from thoughtbubbles.model.reading import parse_json, require_regular
+from thoughtbubbles.model.files.untrusted import parse_json, require_regular
 
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 """Stands before the first line of files of some editors, and within those that were joined of such."""

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.files.untrusted import require_regular
 from thoughtbubbles.training.data.loader import Loader
 
 Form = Literal["packed", "padded"]

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from thoughtbubbles.model.atomic import write_file
-from thoughtbubbles.model.reading import read_json_object
+from thoughtbubbles.model.files.atomic import write_file
+from thoughtbubbles.model.files.untrusted import read_json_object
 
 PROGRESS_FILE = "progress.json"
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thoughtbubbles.model import Tokenizer
-from thoughtbubbles.model.reading import read_json_object, require_regular
+from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
 from thoughtbubbles.training.data.documents import sha256
 from thoughtbubbles.training.data.given import given_path
 from thoughtbubbles.training.data.progress import PROGRESS_FILE

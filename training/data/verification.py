@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.files.untrusted import require_regular
 
 AT_ONCE_BYTES = 64 << 20
 """Files up to this size are verified before training starts, larger ones while it goes on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as BytePairTokenizer
 
-from thoughtbubbles.model.runs import shorten_runs
+from thoughtbubbles.model.text.runs import shorten_runs
 
 MAX_VOCAB_SIZE = 1 << 24
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoughtbubbles.model.reading import require_regular
+from thoughtbubbles.model.files.untrusted import require_regular
 from thoughtbubbles.training.tasks.records import Record, read_records
 
 

@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 @pytest.fixture(autouse=True)
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines compile what a test needs, and no more: on a device all that prompts may need would take each a while."""
-    monkeypatch.setattr("thoughtbubbles.engine.warming.warm_up", lambda *_: None)
+    monkeypatch.setattr("thoughtbubbles.engine.warmup.warm_up", lambda *_: None)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
     """Engines that decode with the kernels."""
 
     def make(model: Thoughtbubbles, **settings: object) -> Engine:
-        from thoughtbubbles.engine.device_batch import DeviceBatch
+        from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch
 
         config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
@@ -51,7 +51,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
 
 def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
     """The engine, that prefills with kernels wherever it runs, in steps of so many tokens."""
-    from thoughtbubbles.engine.device_forward import DeviceForward
+    from thoughtbubbles.engine.cuda.forward import DeviceForward
 
     engine._runner._cached = DeviceForward(
         engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes

@@ -199,8 +199,8 @@ def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, for the device must be told each time: who came five steps later is not always five behind."""
-    from thoughtbubbles.engine.decode_step import DecodeStep
-    from thoughtbubbles.engine.kernels.lanes import Lanes
+    from thoughtbubbles.engine.cuda.decode import DecodeStep
+    from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
 
     engine, told = make_engine(small_model), []
     device = engine._device

@@ -34,7 +34,7 @@ def test_the_host_waits_for_nothing_while_it_decodes(
     temperature: float, small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
     """In more steps than pages are taken for ahead, so that the device is told of new ones among them."""
-    from thoughtbubbles.engine.device_batch import SPARE
+    from thoughtbubbles.engine.cuda.decode_batch import SPARE
 
     engine = make_engine(small_model)
     params = SamplingParams(temperature=temperature, seed=3, max_tokens=SPARE + 30, ignore_eos=True)

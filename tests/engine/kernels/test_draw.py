@@ -17,7 +17,7 @@ V, CHOSEN, POSITION = 300, 123, 7
 
 def kernel(logits: Tensor, temperatures: list[float], seeds: list[int], positions: Tensor, vocabulary: int) -> Tensor:
     """What the kernel draws for rows (B,V), each a lane."""
-    from thoughtbubbles.engine.kernels.sampling import TOKENS_AT_ONCE, draw
+    from thoughtbubbles.engine.cuda.kernels.sampling import TOKENS_AT_ONCE, draw
 
     rows = len(logits)
     best = torch.empty(rows, -(-vocabulary // TOKENS_AT_ONCE), device=DEVICE)

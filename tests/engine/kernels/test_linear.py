@@ -17,7 +17,7 @@ LIVE, MOST = 19, 40
 
 @pytest.fixture
 def rows() -> Any:  # noqa: ANN401 - the kernels' own, which nobody imports without a device
-    from thoughtbubbles.engine.kernels.rows import Rows
+    from thoughtbubbles.engine.cuda.kernels.rows import Rows
 
     def whole(n: int) -> Tensor:
         return torch.zeros(n, dtype=torch.int32, device=DEVICE)
@@ -35,8 +35,8 @@ def rows() -> Any:  # noqa: ANN401 - the kernels' own, which nobody imports with
 @torch.inference_mode()
 def test_inputs_shared_out_are_added_once(parts: int, bias: bool, rows: Any, monkeypatch: Any) -> None:  # noqa: ANN401
     """96 inputs in steps of 32: with two parts the second has less to do than the first."""
-    from thoughtbubbles.engine.kernels import linear
-    from thoughtbubbles.engine.kernels.tiles import Tiles
+    from thoughtbubbles.engine.cuda.kernels import linear
+    from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 
     monkeypatch.setattr(linear, "tiles_of", lambda *_: Tiles(16, 32, 32, 4, 2, parts))
     layer, norm = nn.Linear(96, 24, bias=bias).to(DEVICE), nn.LayerNorm(24, bias=bias).to(DEVICE)
@@ -58,7 +58,7 @@ def test_inputs_shared_out_are_added_once(parts: int, bias: bool, rows: Any, mon
 @pytest.mark.parametrize("tanh", [True, False])
 @torch.inference_mode()
 def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
-    from thoughtbubbles.engine.kernels.linear import gelu_linear
+    from thoughtbubbles.engine.cuda.kernels.linear import gelu_linear
 
     layer, x = nn.Linear(24, 40).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
     out = torch.full((MOST, 40), torch.nan, device=DEVICE)
@@ -72,7 +72,7 @@ def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
 @torch.inference_mode()
 def test_heads(scored: bool, rows: Any) -> None:  # noqa: ANN401
     """Two heads of width 12, whose halves are no power of two."""
-    from thoughtbubbles.engine.kernels.linear import project_heads
+    from thoughtbubbles.engine.cuda.kernels.linear import project_heads
 
     layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
     queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE)
@@ -98,8 +98,8 @@ def test_heads(scored: bool, rows: Any) -> None:  # noqa: ANN401
 @torch.inference_mode()
 def test_halves_however_they_are_cut(usual: int, rows: Any) -> None:  # noqa: ANN401
     """An MLP in tiles for fewer rows and for more than there are; the interpreter knows no bfloat16."""
-    from thoughtbubbles.engine.device_layers import Scratch
-    from thoughtbubbles.engine.kernels import linear
+    from thoughtbubbles.engine.cuda.kernels import linear
+    from thoughtbubbles.engine.cuda.layers import Scratch
 
     config = ModelConfig(vocab_size=9, block_size=8, max_block_size=16, n_layer=1, n_head=1, n_embd=48, fork_layers=())
     fc, proj = (nn.Linear(*sizes).to(DEVICE, torch.half) for sizes in ((48, 192), (192, 48)))

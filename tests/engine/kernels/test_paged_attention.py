@@ -37,8 +37,8 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def attend(heads: int, width: int, held: list[int], new: list[int], splits: int) -> tuple[Tensor, Tensor]:
     """What the kernel and what torch make of random queries, keys and values, in pages dealt at random."""
-    from thoughtbubbles.engine.kernels.attention import Parts, paged_attention
-    from thoughtbubbles.engine.kernels.rows import Span
+    from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
+    from thoughtbubbles.engine.cuda.kernels.rows import Span
 
     totals = [a + b for a, b in zip(held, new, strict=True)]
     pages = [-(-n // PAGE) for n in totals]

@@ -12,9 +12,9 @@ import torch
 
 from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels
 from thoughtbubbles.engine import SamplingParams
-from thoughtbubbles.engine.cached_forward import Chunk, ForkTally
-from thoughtbubbles.engine.fork_cache import ForkCache
-from thoughtbubbles.engine.prefix_index import BLOCK
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.prefix_index import BLOCK
+from thoughtbubbles.engine.portable.forward import Chunk, ForkTally
 from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles
 
 PROMPTS = [list(range(30, 50)), [7] * 13, [9, 4, 4, 4]]
@@ -34,8 +34,8 @@ def test_however_it_is_cut(cut: str, small_model: Thoughtbubbles) -> None:
 
 def test_inputs_shared_out(small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are in bfloat16: what is left for later is added before anybody looks, also at the end of a segment."""
-    from thoughtbubbles.engine.kernels import linear
-    from thoughtbubbles.engine.kernels.tiles import Tiles
+    from thoughtbubbles.engine.cuda.kernels import linear
+    from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 
     monkeypatch.setattr(linear, "tiles_of", lambda x, outputs, _: Tiles(16, 32, 32, 4, 2, 1 + (outputs <= x.shape[1])))
     check(small_model, CUTS["at once"])
@@ -62,7 +62,7 @@ STEPS: dict[str, tuple[list[int], int]] = {
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("steps", STEPS)
 def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thoughtbubbles.engine import device_forward
+    from thoughtbubbles.engine.cuda import forward as device_forward
 
     sizes, places = STEPS[steps]
     monkeypatch.setattr(device_forward, "PLACES", places)
@@ -70,7 +70,7 @@ def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, mo
 
 
 def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: Thoughtbubbles) -> None:
-    from thoughtbubbles.engine.device_forward import DeviceForward
+    from thoughtbubbles.engine.cuda.forward import DeviceForward
 
     model = small_model.to(DEVICE)
     for tokens, sizes, most in ((64, None, 2048), (20, None, 1024), (64, (4, 9), 9)):
@@ -104,7 +104,7 @@ class Outcome:
     @classmethod
     def by(cls, model: Thoughtbubbles, size: int, before: Sequence[list[int]] = ()) -> Self:
         """A step for so many tokens, after another for other prompts."""
-        from thoughtbubbles.engine.device_forward import DeviceForward
+        from thoughtbubbles.engine.cuda.forward import DeviceForward
 
         selection, model = Selection.of(model.config, "causal"), deepcopy(model).to(DEVICE)
         cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
@@ -146,7 +146,7 @@ def test_prompts_are_scored_and_found_again(
 
 def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40)) -> None:
     """Prompts of unlike lengths, so that the shorter one is whole before the longer one is."""
-    from thoughtbubbles.engine.device_forward import DeviceForward
+    from thoughtbubbles.engine.cuda.forward import DeviceForward
 
     selection = Selection.of(model.config, "causal")
     wanted = [model.streams(torch.tensor([ids]), selection)[0] for ids in PROMPTS]
@@ -178,8 +178,8 @@ def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 
 
 
 def test_models_that_the_kernels_do_not_compute_are_known(small_model: Thoughtbubbles) -> None:
-    from thoughtbubbles.engine.decode_step import decodes_alone
-    from thoughtbubbles.engine.device_layers import has_kernels
+    from thoughtbubbles.engine.cuda.decode import decodes_alone
+    from thoughtbubbles.engine.cuda.layers import has_kernels
 
     config = small_model.config
     assert has_kernels(config)

@@ -5,7 +5,7 @@ import torch
 
 from tests.engine.kernels.conftest import MakeEngine, lively, on_kernels
 from thoughtbubbles.engine import Engine, SamplingParams
-from thoughtbubbles.engine.warming import warm_up
+from thoughtbubbles.engine.warmup import warm_up
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
 Variant = tuple[object, ...]
@@ -37,7 +37,7 @@ def cold() -> None:
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
-    from thoughtbubbles.engine.kernels import attention, forking, linear, prefill
+    from thoughtbubbles.engine.cuda.kernels import attention, forking, linear, prefill
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,

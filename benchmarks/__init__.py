@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and reliability; results/ holds what each printed."""

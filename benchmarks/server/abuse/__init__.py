@@ -1,0 +1,1 @@
+"""Hostile clients and broken files against a server."""

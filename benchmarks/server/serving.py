@@ -1,0 +1,68 @@
+"""A server in a process of its own: start it, and read its metrics and its memory."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import httpx
+
+
+@contextlib.contextmanager
+def serving(
+    *options: str, module: str = "thoughtbubbles.server", environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[str, int]]:
+    """Start a server with these options on a free port; give its address and process id once it is ready.
+
+    The process is the leader of a new session, which its own processes stay in.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", module, "--port", str(port), *options]
+    with subprocess.Popen(  # noqa: S603 (our own command)
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            _wait_until_ready(address := f"http://127.0.0.1:{port}")
+            yield address, process.pid
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(address: str) -> None:
+    for _ in range(1800):
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/ready").status_code == httpx.codes.OK:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"{address} was not ready within three minutes")
+
+
+def read_metrics(address: str) -> dict[str, float]:
+    """Return the server's metrics by name and labels, without the prefix of the names."""
+    return parse_metrics(httpx.get(f"{address}/metrics").text)
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Return the metrics in the text of /metrics, as `read_metrics` does."""
+    found = re.findall(r"^thoughtbubbles_([a-z_]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process in MiB; 0 if it has exited."""
+    try:
+        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) / 1024
+    except (OSError, IndexError):
+        return 0.0

@@ -1,0 +1,1 @@
+"""The training step, on one GPU and on several."""

@@ -1,0 +1,151 @@
+"""Prefill on a device: `CachedForward` in steps that the host does not wait in, each captured beforehand.
+
+Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.layout import Layout
+from thoughtbubbles.engine.cache.ledger import Numbers
+from thoughtbubbles.engine.cuda.prefill import PrefillStep, Workspace
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally, lay_out
+from thoughtbubbles.engine.scoring import last_logits
+from thoughtbubbles.model import Thoughtbubbles, budget
+
+SIZES = (64, 128, 256, 512, 1024, 2048)
+"""Tokens of the steps that there are; more are taken in by several."""
+PLACES = 32
+"""Requests that one step may take in."""
+
+
+class DeviceForward(CachedForward):
+    """The same streams, with every request's work in each kernel."""
+
+    def __init__(
+        self,
+        model: Thoughtbubbles,
+        cache: ForkCache,
+        tally: ForkTally,
+        *,
+        vocabulary: int,
+        sizes: Sequence[int] = SIZES,
+    ) -> None:
+        """With steps of so many tokens, `sizes`, which rise; none is larger than all requests together can fill.
+
+        They draw from the first `vocabulary` tokens of the model's.
+        """
+        super().__init__(model, cache, tally)
+        self._device = model.transformer.wte.weight.device
+        self._places = min(PLACES, len(cache.ledger.ids))
+        sizes = [n for n in sizes if n == sizes[0] or n < 2 * cache.ledger.ids.size]
+        work = Workspace.empty(model, sizes, self._places)
+        self._steps = [
+            PrefillStep(model, cache, work, tokens=n, places=self._places, vocabulary=vocabulary) for n in sizes
+        ]
+        self.max_prefill_tokens = sizes[-1]
+
+    def prepare(self) -> None:
+        """As `CachedForward.prepare`: capture the steps, where that can be."""
+        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        for step in self._steps:
+            step.capture(stream) if stream else step.prepare()
+
+    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
+        """As `CachedForward.extend`; what it returns is written over by the next."""
+        *first, last = self._shares(chunks)
+        if not first:
+            return self._compute(chunks, meanwhile)
+        parts = [*[_copied(self._compute(share)) for share in first], self._compute(last, meanwhile)]
+        ends = np.cumsum([len(chunk.ids) for chunk in chunks])
+        done = np.cumsum([len(chunk.ids) for share in (*first, last) for chunk in share])
+        return _joined(parts, np.flatnonzero(np.isin(done, ends)).tolist())
+
+    def _shares(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+        """The chunks in as few steps as can be, in their order; one is cut where it does not fit."""
+        share: list[Chunk] = []
+        most = left = self.max_prefill_tokens
+        for chunk in chunks:
+            ids = chunk.ids
+            while ids:
+                if not left or len(share) == self._places:
+                    yield share
+                    share, left = [], most
+                share.append(replace(chunk, ids=ids[:left]))
+                ids, left = ids[left:], left - len(share[-1].ids)
+        yield share
+
+    def _compute(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
+        """`extend` for what one step has room for."""
+        layout = Layout.of([len(chunk.ids) for chunk in chunks])
+        tokens = len(layout.group)
+        step = next(step for step in self._steps if step.tokens >= tokens)
+        self._tell(step, chunks, layout)
+        step.run()
+        if meanwhile:
+            meanwhile()
+        tally, drawn, counts = step.report()
+        counts = counts[:, :tokens]
+        self._note(chunks, layout, counts, tally.tolist())
+        streams = counts[-1].astype(np.int64)
+        x, score = step.streams(int(streams.sum()))
+        if self.model.config.averaging == "logit":
+            last = (layout.ends - 1).tolist()
+            logits = last_logits(self.model, lay_out(x, score, streams), last, self.packed.head)
+            return Extended(x, score, streams, logits)
+        return Extended(x, score, streams, step.logits[: len(chunks)], drawn[: len(chunks)].tolist())
+
+    def _tell(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> None:
+        """Take pages for all streams that there may be, and tell the step of the chunks."""
+        ledger, counts, ends = self.cache.ledger, layout.counts, layout.ends
+        rows = np.array([chunk.state.row for chunk in chunks])
+        tokens = ledger.tokens[rows]
+        self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
+        position = tokens[layout.group] + layout.place
+        streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
+        step.tell(
+            seed=[chunk.seed for chunk in chunks],
+            drawn=[chunk.drawn for chunk in chunks],
+            temperature=[chunk.temperature for chunk in chunks],
+            ids=[i for chunk in chunks for i in chunk.ids],
+            request=layout.group,
+            position=position,
+            room=streams - (position + 1),
+            first=ends - counts,
+            last=ends - 1,
+            count=counts,
+            length=tokens + counts,
+            held=ledger.streams[rows].T,
+            table=ledger.table[rows],
+            live=[len(position)],
+        )
+
+    def _note(self, chunks: list[Chunk], layout: Layout, counts: Numbers, tally: list[list[int]]) -> None:
+        """Let the cache and the tally know, now that the host does."""
+        for chunk, end, size in zip(chunks, layout.ends.tolist(), layout.counts.tolist(), strict=True):
+            held = self.cache.ledger.streams[chunk.state.row, :, None]
+            self.cache.extend(chunk.state, chunk.ids, held + counts[:, end - size : end].cumsum(1))
+        for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
+            self.tally.forks[layer] += forks
+            self.tally.deletions[layer] += deletions
+
+
+def _copied(part: Extended) -> Extended:
+    """The same, for another step to come."""
+    return replace(part, x=part.x.clone(), score=part.score.clone(), logits=part.logits.clone())
+
+
+def _joined(parts: Sequence[Extended], ends: list[int]) -> Extended:
+    """What came of several steps, of whose chunks these are the ends of whole ones."""
+    drawn = [token for part in parts for token in part.drawn or ()]
+    return Extended(
+        torch.cat([part.x for part in parts]),
+        torch.cat([part.score for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+        torch.cat([part.logits for part in parts])[ends],
+        [drawn[i] for i in ends] if drawn else None,
+    )

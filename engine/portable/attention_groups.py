@@ -1,0 +1,102 @@
+"""Which requests attend together: those with few new streams or as many, while their keys and values are few.
+
+Letters: R requests, S new streams of all of them; G requests of a group, M new streams of one, K keys of the longest.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import add
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thoughtbubbles.engine.cache.layout import Indices
+
+KEYS_AT_ONCE = 2048
+"""Most keys of a group, the shorter requests' padded: what is gathered should be in the processor's cache when it is
+used. A request that has more is a group of its own."""
+
+FEW_STREAMS = 8
+"""New streams of a request up to which it attends with others that get fewer, whose last then stands several times."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests whose new streams attend in one operation."""
+
+    requests: list[int]
+    """Which G of the R."""
+    new: int
+    """M, the most that one has."""
+    keys: int
+    """K"""
+    fresh: bool
+    """Whether they attend to nothing but their new streams."""
+    rows: Tensor | None
+    """(G·M,) where these are among all S, a request's last again where it has fewer than M; None where they are all of
+    them, in order."""
+    mask: Tensor | None
+    """(G,1,M,K) what is added to each new stream's score of each key, 0 or -inf; None where that is causal, or 0."""
+
+    def own(self, heads: Tensor) -> Tensor:
+        """(G,N,M,H) of (S,N,H)."""
+        own = heads if self.rows is None else heads.index_select(0, self.rows)
+        return own.view(len(self.requests), self.new, *own.shape[1:]).transpose(1, 2)
+
+
+class Masks:
+    """Makes masks on the device and in the type of a tensor. A row is a window of one vector: zeros, and then -inf."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.device = like.device
+        self._vector = like.new_empty(0)
+
+    def of(self, visible: Indices, keys: int) -> Tensor:
+        """(G,1,M,K), where new streams see the first `visible` (G,M) of K keys."""
+        most = len(self._vector) // 2
+        if most < keys:
+            most = 2 * keys
+            self._vector = torch.cat((self._vector.new_zeros(most), self._vector.new_full((most,), -torch.inf)))
+        windows = self._vector.as_strided((most + 1, keys), (1, 1))
+        rows = torch.from_numpy(most - visible.ravel()).to(self.device)
+        return windows.index_select(0, rows).view(len(visible), 1, -1, keys)
+
+
+def groups(held: Sequence[int], new: Sequence[int], masks: Masks) -> list[Group]:
+    """The groups of R requests that held so many streams and get so many new ones."""
+    alike: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
+    for request, (before, count) in enumerate(zip(held, new, strict=True)):
+        fresh = before == 0
+        alike[count if fresh else max(count, FEW_STREAMS), fresh].append(request)
+    parts = [part for some in alike.values() for part in _split(some, held)]
+    ends = list(accumulate(new))
+    return [_group(part, held, new, ends, masks) for part in parts]
+
+
+def _split(requests: list[int], held: Sequence[int]) -> Iterator[list[int]]:
+    """Parts of these requests in which the keys, with padding, are few and at least half of them no padding."""
+    part: list[int] = []
+    for request in sorted(requests, key=held.__getitem__, reverse=True):
+        if part and (held[part[0]] * (len(part) + 1) > KEYS_AT_ONCE or held[part[0]] > 2 * held[request]):
+            yield sorted(part)
+            part = []
+        part.append(request)
+    yield sorted(part)
+
+
+def _group(requests: list[int], held: Sequence[int], new: Sequence[int], ends: list[int], masks: Masks) -> Group:
+    before, counts = [held[i] for i in requests], [new[i] for i in requests]
+    totals, most = list(map(add, before, counts)), max(counts)
+    keys, fresh = max(totals), not any(before)
+    in_order = len(requests) == len(ends) and min(counts) == most
+    unmasked = fresh or (most == 1 and min(totals) == keys)
+    if in_order and unmasked:
+        return Group(requests, most, keys, fresh, None, None)
+    place = np.minimum(np.arange(most), np.array(counts)[:, None] - 1)
+    starts = np.array([ends[i] - new[i] for i in requests])
+    rows = None if in_order else torch.from_numpy((starts[:, None] + place).ravel()).to(masks.device)
+    mask = None if unmasked else masks.of(np.array(before)[:, None] + place + 1, keys)
+    return Group(requests, most, keys, fresh, rows, mask)

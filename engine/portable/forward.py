@@ -1,0 +1,243 @@
+"""The forward pass of new tokens over the fork-state cache: prefill and decode are the same, many tokens or one.
+
+The host keeps count of the streams, in numpy, whose operations cost less than torch's where the numbers are few; torch
+computes with them.
+
+Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width, V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.fork_state import ForkState
+from thoughtbubbles.engine.cache.layout import Indices, Layout
+from thoughtbubbles.engine.cache.pages import NO_CANDIDATE, Segment, SegmentPages
+from thoughtbubbles.engine.portable.attention import SegmentView
+from thoughtbubbles.engine.portable.attention_groups import Masks
+from thoughtbubbles.engine.portable.fork import CachedFork
+from thoughtbubbles.engine.portable.gathering import Room
+from thoughtbubbles.engine.portable.layers import PackedModel
+from thoughtbubbles.engine.portable.selection import Grid, Keep, SelectionFacts, select
+from thoughtbubbles.engine.scoring import last_logits
+from thoughtbubbles.engine.transfer import to_device
+from thoughtbubbles.model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
+from thoughtbubbles.model.selection import GRID
+
+LOWEST_SCORE = -32000.0
+"""What stands for a score that is NaN: below every real one, and on the grid within int32."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that one request goes on by."""
+
+    ids: list[int]
+    state: ForkState
+    selection: Selection
+    seed: int = 0
+    drawn: int = 0
+    """Tokens that the request has drawn before."""
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What came of chunks, their tokens laid end to end."""
+
+    x: Tensor
+    """(S,D) after the last layer."""
+    score: Tensor
+    """(S,) float32, the cumulative scores c."""
+    counts: Indices
+    """(T,) streams of each token."""
+    logits: Tensor
+    """(R,V) of the token that follows each chunk."""
+    drawn: list[int] | None = None
+    """(R,) a draw of it by seed and temperature alone, where a device has drawn."""
+
+    @property
+    def streams(self) -> Streams:
+        """Of all tokens (B = 1)."""
+        return lay_out(self.x, self.score, self.counts)
+
+
+def lay_out(x: Tensor, score: Tensor, counts: Indices) -> Streams:
+    """Streams x (S,D) with their scores (S,), so many of each token (T,)."""
+    token_index = to_device(np.arange(len(counts)).repeat(counts), x.device)
+    return Streams(x[None], score[None], token_index[None], len(counts))
+
+
+@dataclass
+class ForkTally:
+    """What forks did, for each fork layer."""
+
+    forks: Counter[int] = field(default_factory=Counter)
+    """Fork copies that survived their own layer."""
+    deletions: Counter[int] = field(default_factory=Counter)
+    """Streams that arrived and were not kept."""
+
+    def add(self, layer: int, keep: Keep) -> None:
+        """Count a fork layer's survivors, (S,2): fork copies and kept streams."""
+        forks, kept = keep.sum(0).tolist()
+        self.forks[layer] += forks
+        self.deletions[layer] += len(keep) - kept
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.forks.clear()
+        self.deletions.clear()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the chunks of one step have in common."""
+
+    chunks: list[Chunk]
+    layout: Layout
+    """Of the T new tokens among R requests."""
+    first: Indices
+    """(R,) tokens that were there before."""
+    slots: Indices
+    """(R,U) budget(t+1) - (t+1) at each new token t."""
+
+    @classmethod
+    def of(cls, chunks: list[Chunk]) -> "_Step":
+        layout = Layout.of([len(chunk.ids) for chunk in chunks])
+        first = np.array([chunk.state.tokens for chunk in chunks])
+        kappa = np.array([[chunk.selection.max_block_size] for chunk in chunks])
+        lengths = first[:, None] + np.arange(1, layout.counts.max() + 1)
+        slots = budget(lengths, kappa, chunks[0].selection.block_size) - lengths
+        return cls(chunks, layout, first, slots)
+
+    def positions(self, bubbles: Layout) -> Tensor:
+        """(S,) float32: t + j/q for the j-th of the q streams of token t (SPEC.md, "Positions")."""
+        token = (self.first[self.layout.group] + self.layout.place)[bubbles.group]
+        fraction = (bubbles.place + 1) / bubbles.counts[bubbles.group]
+        return torch.from_numpy(token.astype(np.float32) + fraction.astype(np.float32))
+
+    def broken(self, rows: "_Rows") -> list[int]:
+        """Which requests have a stream that is NaN or infinite: of a token before the last, no logit need show it."""
+        streams = (~rows.x.sum(1).isfinite()).nonzero()[:, 0].numpy(force=True)
+        requests: list[int] = np.unique(self.layout.group[rows.bubbles.group[streams]]).tolist()
+        return requests
+
+    def held(self, segment: Segment) -> list[int]:
+        """The streams that each request has in a segment."""
+        return [chunk.state.streams(segment.index) for chunk in self.chunks]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The new tokens' streams at one depth, laid end to end."""
+
+    x: Tensor
+    """(S,D)"""
+    score: Tensor
+    """(S,) float32, the cumulative scores c."""
+    bubbles: Layout
+    """Of the S streams among T tokens."""
+
+
+class CachedForward:
+    """Runs a model under the causal rule, keeping in a cache what later tokens need. The weights are read once."""
+
+    max_prefill_tokens = 512
+    """Tokens of prompts that a step does well to take in at most: more would hold those who run up for long."""
+
+    def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally) -> None:
+        self.model = model
+        self.cache = cache
+        self.tally = tally
+        self._embedding = model.transformer.wte.weight.detach()
+        self.packed = PackedModel(model)
+        """The layers, for other passes too."""
+        self._forks = {i: CachedFork(block) for i, block in enumerate(model.blocks) if isinstance(block, ForkingBlock)}
+        self._room = Room(self._embedding)
+        self._masks = Masks(self._room.like)
+
+    def prepare(self) -> None:
+        """Do what the first tokens would wait for."""
+
+    def clear_room(self) -> None:
+        """Forget what was gathered of requests whose keys and values may not have been finite."""
+        self._room.clear()
+
+    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
+        """Compute the chunks' tokens; the cache then holds their streams.
+
+        The caller has made sure that the pages are there. `meanwhile` is called once, where there is a device when it
+        was asked for them and nobody waits for it yet.
+        """
+        if meanwhile:
+            meanwhile()
+        step = _Step.of(chunks)
+        rows, view = self._embed(chunks), None
+        for pages in self.cache.segments:
+            if view is not None:
+                rows = self._fork(pages.segment, rows, step, view)
+            view = self._grow(pages, step, rows.bubbles)
+            self._run(pages.segment, rows, step, view)
+        for chunk in chunks:
+            self.cache.extend(chunk.state, chunk.ids)
+        counts, last = rows.bubbles.counts, (step.layout.ends - 1).tolist()
+        logits = last_logits(self.model, lay_out(rows.x, rows.score, counts), last, self.packed.head)
+        if len(counts) > len(chunks):
+            logits[step.broken(rows)] = torch.nan
+        return Extended(rows.x, rows.score, counts, logits)
+
+    def _embed(self, chunks: list[Chunk]) -> _Rows:
+        bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])
+        ids = np.array([i for chunk in chunks for i in chunk.ids])[bubbles.group]
+        x = self._embedding.index_select(0, self._told(ids))
+        return _Rows(x, torch.zeros(len(x), device=x.device), bubbles)
+
+    def _grow(self, pages: SegmentPages, step: _Step, bubbles: Layout) -> SegmentView:
+        """Take pages for the new tokens' streams in a segment."""
+        held, sizes = step.held(pages.segment), iter(bubbles.counts.tolist())
+        for chunk, before in zip(step.chunks, held, strict=True):
+            _, *ends = accumulate(islice(sizes, len(chunk.ids)), initial=before)
+            self.cache.grow(chunk.state, pages.segment.index, ends)
+        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, self._masks, self._room)
+
+    def _run(self, segment: Segment, rows: _Rows, step: _Step, view: SegmentView) -> None:
+        """The layers of a segment, over the rows in place."""
+        positions = step.positions(rows.bubbles).to(rows.x.device)
+        self.packed.run(segment.layers, rows.x, positions, rows.score, view.attend)
+
+    def _fork(self, into: Segment, rows: _Rows, step: _Step, view: SegmentView) -> _Rows:
+        """Fork into a segment: the streams that survive."""
+        fork, originals = self._forks[into.layers.start], rows.bubbles.ends - 1
+        scores = fork.candidate_scores(rows.x, rows.score).numpy(force=True)
+        grid = np.rint(np.fmax(scores, LOWEST_SCORE) * GRID).astype(np.int32)
+        grid[originals, 1] = NO_CANDIDATE
+        view.write_scores(self._told(grid))
+        keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores)
+        keep[originals, 1] = True
+        self.tally.add(into.layers.start, keep)
+        candidate = keep.ravel().nonzero()[0]
+        sizes = np.bincount(rows.bubbles.group[candidate // 2], minlength=len(rows.bubbles.counts))
+        score = self._told(scores.ravel()[candidate])
+        return _Rows(fork.survivors(rows.x, self._told(candidate)), score, Layout.of(sizes))
+
+    def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> SelectionFacts:
+        streams = np.array(view.held, np.int64) + np.array(view.new, np.int64)
+        return SelectionFacts(
+            grid=grid,
+            layout=bubbles if step.slots.shape[1] == 1 else Layout.of(view.new),
+            token=step.layout.place[bubbles.group],
+            slots=step.slots,
+            candidates=2 * streams - step.first - step.layout.counts,
+            alive=np.array(step.held(into)) - step.first,
+        )
+
+    def _told(self, numbers: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers).to(self._embedding.device)

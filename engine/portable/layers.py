@@ -1,0 +1,33 @@
+"""A model's layers for rows of streams laid end to end, with weights laid out once for the processor at hand.
+
+Letters: S streams, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from thoughtbubbles.engine.portable.block import Attend, CachedBlock
+from thoughtbubbles.engine.portable.head_map import HeadMaps
+from thoughtbubbles.engine.portable.linear import PackedLinear
+from thoughtbubbles.model import Thoughtbubbles
+
+
+class PackedModel:
+    """What every forward pass over kept keys and values computes with. The weights are read once, when it is made."""
+
+    def __init__(self, model: Thoughtbubbles) -> None:
+        embedding = model.transformer.wte.weight.detach()
+        self.head = PackedLinear(embedding, None)
+        """(…,D) → (…,V), for `Thoughtbubbles.readout`."""
+        self._blocks = [CachedBlock(block) for block in model.blocks]
+        self._maps = HeadMaps(model.config, embedding.device)
+
+    def run(self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]) -> None:
+        """The layers of a segment, over x (S,D) in place: streams at positions (S,) with scores (S,), float32 both.
+
+        `attend` tells how the new queries of a layer meet keys.
+        """
+        by = self._maps.of(positions, score)
+        for layer in layers:
+            self._blocks[layer](x, by, attend(layer))

@@ -1,0 +1,90 @@
+"""Who survives a fork over the fork-state cache (SPEC.md, "Selection rules"): `causal`, on from what is cached.
+
+Letters: R requests, U new tokens of one, S the new streams of all, C candidates of one request, P those of its prefix.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thoughtbubbles.engine.cache.layout import Indices, Layout
+from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
+from thoughtbubbles.model.selection import select_causal
+
+Grid = NDArray[np.int32]
+Keep = NDArray[np.bool_]
+
+
+class SelectionFacts(NamedTuple):
+    """What selection goes by."""
+
+    grid: Grid
+    """(S,2) the candidates' scores on the grid, `NO_CANDIDATE` where one is forced."""
+    layout: Layout
+    """Of the S streams among R requests."""
+    token: Indices
+    """(S,) which of its request's new tokens each belongs to."""
+    slots: Indices
+    """(R,U) budget(t+1) - (t+1) at each new token t."""
+    candidates: Indices
+    """(R,) the free candidates there have been, the new ones among them."""
+    alive: Indices
+    """(R,) how many of the earlier have survived."""
+
+    @property
+    def padded(self) -> Grid:
+        """(R,C) the scores side by side, `NO_CANDIDATE` where there is none."""
+        return self.layout.pad(self.grid, NO_CANDIDATE).reshape(len(self.slots), -1)
+
+
+def select(facts: SelectionFacts, read_prior: Callable[[], Tensor | None]) -> Keep:
+    """The free candidates that survive, (S,2).
+
+    `read_prior` gives (R,P) the grid scores of all earlier candidates, `NO_CANDIDATE` where one was forced or there is
+    none. It is not asked where there never were more than may stay.
+    """
+    if facts.slots.shape[1] > 1:
+        keep = _select_many(facts, read_prior())
+    elif (facts.candidates <= facts.slots[:, 0]).all():
+        return np.ones(facts.grid.shape, dtype=np.bool_)
+    else:
+        padded, prior = facts.padded, read_prior()
+        earlier = 0 if prior is None else count_earlier(torch.from_numpy(padded), prior).numpy()
+        keep = select_next(padded, earlier, facts.slots[:, 0], facts.alive)
+    return facts.layout.pack(keep.reshape(len(keep), -1, 2))
+
+
+def _select_many(facts: SelectionFacts, prior: Tensor | None) -> Keep:
+    token = facts.layout.pad(facts.token, facts.slots.shape[1]).repeat(2, axis=1)
+    grid, alive = facts.padded.astype(np.int64), torch.from_numpy(facts.alive)
+    keep, _ = select_causal(
+        torch.from_numpy(grid), torch.from_numpy(token), torch.from_numpy(facts.slots), prior, alive
+    )
+    kept: Keep = keep.numpy()
+    return kept
+
+
+def count_earlier(grid: Tensor, prior: Tensor) -> Tensor:
+    """For each of R requests' candidates (R,C), how many candidates of earlier tokens (R,P) are not lower: (R,C)."""
+    higher = grid.new_empty(*grid.shape, prior.shape[1])  # int32, which torch sums much faster than bool
+    return torch.ge(prior[:, None], grid[:, :, None], out=higher).sum(2, dtype=torch.int32)
+
+
+def select_next(grid: Grid, earlier: Grid | int, slots: Indices, alive: Indices) -> Keep:
+    """`causal(r)` for one new token of each request, which needs no walk over tokens: the free survivors (R,C).
+
+    `grid` (R,C) are the scores of its candidates on the grid, `NO_CANDIDATE` where one is forced or there is none, and
+    `earlier` (R,C) how many candidates of earlier tokens are not lower. `slots` (R,) is budget(t+1) - (t+1), `alive`
+    (R,) how many of the earlier have survived.
+    """
+    C = grid.shape[1]
+    key = grid.astype(np.int64) * C + np.arange(C)[::-1]  # of equals the one further left is the higher
+    siblings = (key[:, None, :] > key[:, :, None]).sum(2)
+    passing = (siblings + earlier < slots[:, None]) & (grid != NO_CANDIDATE)  # rule (a)
+    gained = np.minimum(passing.sum(1), slots - alive)  # rule (b)
+    kept: Keep = passing & (siblings < gained[:, None])
+    return kept

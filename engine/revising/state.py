@@ -1,0 +1,111 @@
+"""What is kept of a request under the rules that revise, `dynamic` and `fixed`: its streams as they were last chosen.
+
+A later token may push out, or bring back, a fork of an earlier one. So this serves no other request and lies in no
+pages: it is the request's own, overwritten in place from the first token on whose streams changed.
+
+Letters: S streams of one segment, M of them computed, N heads, H head width, D model width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thoughtbubbles.engine.cache.fork_cache import most_streams, segments
+from thoughtbubbles.engine.cache.pages import Segment
+from thoughtbubbles.model import ModelConfig, Selection, Streams
+
+ROWS_AT_ONCE = 128
+"""Queries that meet their keys together, lest a mask for all of them be large and hide much of what it spans."""
+
+
+class RevisableSegment:
+    """One request's streams in one segment, in their order, in buffers with room for all that there may ever be."""
+
+    def __init__(self, config: ModelConfig, segment: Segment, room: int, like: Tensor) -> None:
+        shape = (len(segment.layers), config.n_head, room, config.head_width)
+        parents = room if segment.forks_after else 0
+        self.segment = segment
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
+        self.x = like.new_empty((1, parents, config.n_embd))
+        """(1,S,D) after the segment's layers, where a fork follows."""
+        self.candidate_scores = torch.empty((1, parents, 2), device=like.device)
+        """(1,S,2) of the two candidates that each stream makes at that fork, the deleted too."""
+        self.token_index = torch.empty((1, 0), dtype=torch.int64, device=like.device)
+        """(1,S)"""
+        self.score = torch.empty((1, 0), device=like.device)
+        """(1,S)"""
+        self.candidate = self.token_index
+        """(1,S) which candidate of the segment before each stream is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(each.nbytes for each in (self.keys, self.values, self.x, self.candidate_scores))
+
+    @property
+    def count(self) -> int:
+        """S."""
+        return self.token_index.shape[1]
+
+    def first_change(self, token_index: Tensor, candidate: Tensor, first: int) -> int:
+        """The first token, `first` at the latest, of which other candidates (1,S) were chosen than before."""
+        both = min(self.count, token_index.shape[1])
+        differs = (candidate[0, :both] != self.candidate[0, :both]).nonzero()
+        return min(first, int(token_index[0, differs[0]])) if len(differs) else first
+
+    def append(self, streams: Streams) -> None:
+        """More streams on the right, of new tokens."""
+        self.token_index = torch.cat((self.token_index, streams.token_index), dim=1)
+        self.score = torch.cat((self.score, streams.score), dim=1)
+
+    def choose(self, streams: Streams, candidate: Tensor) -> None:
+        """Let these be the streams; what the layers make of those that changed is told by `attend` and `keep`."""
+        self.token_index, self.score, self.candidate = streams.token_index, streams.score, candidate
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep the keys and values of the M rightmost streams, and let these look at all: (1,N,M,H) each."""
+        at, first = layer - self.segment.layers.start, self.count - q.shape[2]
+        self.keys[at, :, first : self.count] = k[0]
+        self.values[at, :, first : self.count] = v[0]
+        keys, values = self.keys[at : at + 1], self.values[at : at + 1]
+        seen = []
+        for rows in q.split(ROWS_AT_ONCE, dim=2):
+            end = first + rows.shape[2]
+            mask = _mask(first, end, q.device)
+            seen.append(F.scaled_dot_product_attention(rows, keys[:, :, :end], values[:, :, :end], attn_mask=mask))
+            first = end
+        return torch.cat(seen, dim=2)
+
+    def keep(self, x: Tensor, candidate_scores: Tensor) -> None:
+        """Keep what the M rightmost streams came to, (1,M,D), and the scores of their candidates, (1,M,2)."""
+        changed = slice(self.count - x.shape[1], self.count)
+        self.x[:, changed] = x
+        self.candidate_scores[:, changed] = candidate_scores
+
+    def parents(self, tokens: int) -> tuple[Streams, Tensor]:
+        """The streams of all `tokens` as they come to the next fork, and the scores (1,2S) of their candidates."""
+        scores = self.candidate_scores[:, : self.count].flatten(1)
+        return Streams(self.x[:, : self.count], self.score, self.token_index, tokens), scores
+
+
+class RevisableState:
+    """What is kept of one request, segment by segment."""
+
+    def __init__(self, config: ModelConfig, selection: Selection, max_tokens: int, like: Tensor) -> None:
+        """Room for `max_tokens` tokens, on the device and in the type of `like`."""
+        rooms = most_streams(config, selection, max_tokens)
+        self.selection = selection
+        self.segments = [RevisableSegment(config, s, n, like) for s, n in zip(segments(config), rooms, strict=True)]
+        self.tokens = 0
+        """Tokens held."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(segment.nbytes for segment in self.segments)
+
+
+def _mask(first: int, end: int, device: torch.device) -> Tensor | None:
+    """(M,K) which of the keys before `end` the streams from `first` on see; None where one sees all."""
+    return None if end - first == 1 else torch.ones(end - first, end, dtype=torch.bool, device=device).tril(first)

@@ -1,0 +1,90 @@
+"""Make the data of `experiments.language.study`: prepared folders, and one archive of them that travels.
+
+    python -m experiments.language.data --english FOLDER --code FOLDER --tokenizer FILE [--out data/language]
+
+FOLDER holds `train.jsonl.gz` and `val.jsonl.gz`; that of the code also `ood.jsonl.gz`. Documents are never divided:
+
+- `english/train` learns from every English training document but one in a hundred,
+- `tuning/val` holds these: they choose learning rates and nothing else,
+- `english/val` is the corpus's own held-out text, which results are reported on,
+- `code/val` is text of another domain: Python files of packages that no training file is from.
+
+OUT.tar.xz beside OUT has what a run reads; `tar -xJf` unpacks it where OUT should be.
+"""
+
+import argparse
+import gzip
+import shutil
+import tarfile
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from thoughtbubbles.training.data.prepare import prepare
+
+ONE_IN = 100
+"""Of so many training documents one is held out to tune learning rates."""
+OTHER_DOCUMENTS = 48
+"""Documents of the other domain: enough for an interval, few enough to score every model on."""
+CARRIED = {"english": ("train", "val"), "tuning": ("val",), "code": ("val",)}
+
+
+def main() -> None:
+    """Write the folders and the archive, and print their sizes."""
+    args = _arguments()
+    out: Path = args.out
+    texts = out / "texts"
+    texts.mkdir(parents=True, exist_ok=True)
+    learned, tuned = _split(_lines(args.english / "train.jsonl.gz"))
+    held_out = list(_lines(args.english / "val.jsonl.gz"))
+    other = list(islice(_lines(args.code / "ood.jsonl.gz"), OTHER_DOCUMENTS))
+    files = {name: _write(texts / f"{name}.jsonl", lines) for name, lines in
+             (("train", learned), ("tuning", tuned), ("val", held_out), ("other", other))}  # fmt: skip
+    for name, (train, val) in {
+        "english": ("train", "val"),
+        "tuning": ("val", "tuning"),
+        "code": ("val", "other"),
+    }.items():
+        index = prepare([files[train]], [files[val]], out / name, str(args.tokenizer))
+        print(f"{out / name}: {index.train.tokens:,} and {index.val.tokens:,} tokens", flush=True)
+    shutil.rmtree(texts)
+    print(f"{pack(out)}", flush=True)
+
+
+def pack(folder: Path) -> Path:
+    """Write `folder`.tar.xz with what runs read of `folder`; return its path."""
+    archive = folder.with_suffix(".tar.xz")
+    with tarfile.open(archive, "w:xz", preset=6) as file:
+        for name, splits in CARRIED.items():
+            for kept in ("index.json", "tokenizer.tiktoken", *(f"{split}.bin" for split in splits)):
+                file.add(folder / name / kept, f"{folder.name}/{name}/{kept}")
+    return archive
+
+
+def _split(lines: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the lines to learn from, and one in `ONE_IN` to tune on."""
+    every = list(lines)
+    return [line for i, line in enumerate(every) if i % ONE_IN], every[::ONE_IN]
+
+
+def _lines(path: Path) -> Iterable[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from (line for line in file if line.strip())
+
+
+def _write(path: Path, lines: Iterable[str]) -> Path:
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--english", type=Path, required=True)
+    parser.add_argument("--code", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="the vocabulary: a .tiktoken file")
+    parser.add_argument("--out", type=Path, default=Path("data/language"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Read a checkpoint, with its weights or without."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from thoughtbubbles.model.checkpoint.checks import (
+    CHAT_TEMPLATE_FILE,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    TOKENIZER_FILE,
+    CheckpointError,
+    check_device,
+    check_template,
+    check_vocabulary,
+    describe,
+)
+from thoughtbubbles.model.checkpoint.weights import Header, read_headers, read_weights
+from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.files.atomic import latest_folder
+from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
+from thoughtbubbles.model.text.tokenizer import Tokenizer
+from thoughtbubbles.model.transformer import Thoughtbubbles
+
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    model: Thoughtbubbles
+    """In evaluation mode."""
+    tokenizer: Tokenizer
+    provenance: dict[str, Any]
+    """How the weights were made, as recorded when they were saved."""
+    chat_template: str | None = None
+    """The source of its `ChatTemplate`; None for a model of plain text."""
+
+
+def load_checkpoint(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Return the checkpoint in `folder`, its weights on `device` as `dtype`.
+
+    Raises `CheckpointError` if the folder is not a checkpoint, and `ValueError` if `device` cannot be used.
+    """
+    check_device(device)
+    with _read(folder) as (found, checkpoint):
+        weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)
+        checkpoint.model.load_state_dict(weights, assign=True)
+    return checkpoint
+
+
+def open_checkpoint(folder: str | Path) -> tuple[Checkpoint, list[Header]]:
+    """Return the checkpoint in `folder` without weights (they are meta tensors), and the header of each tensor.
+
+    Raises `CheckpointError` if the folder is not a checkpoint.
+    """
+    with _read(folder) as (found, checkpoint):
+        return checkpoint, read_headers(found, checkpoint.model.state_dict())
+
+
+def shipped_checkpoint() -> Path:
+    """Return the folder of the repository's checkpoint. Raise `ValueError` if there is none, or more than one."""
+    found = sorted(config.parent for config in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+    if not found:
+        raise ValueError(
+            f"no checkpoint is given, and {SHIPPED} has none: give a checkpoint's folder with --checkpoint. The"
+            " repository has one, checkpoints/thoughtbubbles-11m; `thoughtbubbles train` and `thoughtbubbles convert`"
+            " make others"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{SHIPPED} holds {len(found)} checkpoints: name one with --checkpoint")
+    return found[0]
+
+
+def empty_model(config: ModelConfig) -> Thoughtbubbles:
+    """Return a model on the meta device: weights with shapes but no storage, until `load_state_dict(assign=True)`."""
+    with torch.device("meta"):
+        return Thoughtbubbles(config)
+
+
+@contextmanager
+def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
+    """Yield the folder to read and its checkpoint without weights. Errors of the block become `CheckpointError` too."""
+    folder = latest_folder(Path(folder).resolve())
+    try:
+        config = _read_config(folder)
+        tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+        if config["tokenizer"] != describe(tokenizer):
+            raise ValueError(f"{TOKENIZER_FILE} is not the tokenizer that {CONFIG_FILE} describes")
+        model = empty_model(ModelConfig.from_dict(config["model"])).eval()
+        check_vocabulary(model.config, tokenizer)
+        yield (
+            folder,
+            Checkpoint(
+                model=model,
+                tokenizer=tokenizer,
+                provenance=config["provenance"],
+                chat_template=_read_template(folder),
+            ),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ValueError("no such folder")
+    config = read_json_object(folder / CONFIG_FILE)
+    if "format_version" not in config:
+        raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: it has no format_version")
+    if config["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
+    parts = {"model", "tokenizer", "provenance"}
+    if set(config) != parts | {"format_version"} or not all(isinstance(config[part], dict) for part in parts):
+        raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
+    return config
+
+
+def _read_template(folder: Path) -> str | None:
+    file = folder / CHAT_TEMPLATE_FILE
+    if not file.exists():
+        return None
+    template = require_regular(file).read_bytes()
+    check_template(template)
+    return template.decode()
