@@ -147,16 +147,12 @@ def test_nothing_is_imported_by_the_name_of_its_folder(folder: str) -> None:
         ("engine", "import thoughtbubbles.server.app as app", ["thoughtbubbles.server.app"]),
         ("engine", "from model import ModelConfig", ["model"]),
         ("server", "from thoughtbubbles.engine import Engine\nfrom thoughtbubbles.model import load_checkpoint", []),
-        ("server", "from thoughtbubbles.server.protocol import errors", []),
+        ("server", "from thoughtbubbles.server import app", []),
         ("server", "from thoughtbubbles.engine.request import Request", ["thoughtbubbles.engine.request"]),
         ("server", "from thoughtbubbles.model import segments", ["thoughtbubbles.model.segments"]),
         ("server", "import engine", ["engine"]),
         ("terminal", "from thoughtbubbles.engine import Engine\nfrom thoughtbubbles.model import Tokenizer", []),
-        (
-            "terminal",
-            "from thoughtbubbles.server.protocol import errors",
-            ["thoughtbubbles.server.protocol", "thoughtbubbles.server.protocol.errors"],
-        ),
+        ("terminal", "from thoughtbubbles.server import app", ["thoughtbubbles.server", "thoughtbubbles.server.app"]),
         (
             "engine",
             "from thoughtbubbles.terminal import session",
