@@ -9,19 +9,10 @@ from pydantic import ConfigDict, TypeAdapter
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
-    "threads",
-    "max_waiting_streams",
-    "max_choices",
-    "max_body_bytes",
-    "max_connections",
-    "body_timeout_seconds",
-    "write_timeout_seconds",
-    "request_timeout_seconds",
-    "keep_alive_seconds",
-    "stall_seconds",
-    "watchdog_seconds",
+    "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections", "body_timeout_seconds",
+    "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds", "watchdog_seconds",
     "drain_seconds",
-)
+)  # fmt: skip
 MAX_BATCH_SIZE = 4096
 
 

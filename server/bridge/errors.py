@@ -1,14 +1,4 @@
-"""Why a generation does not start, or ends early. `protocol.errors` gives each an HTTP status.
-
-GenerationError
-├── UnavailableError        the server accepts no requests: it is starting, draining, …
-├── RefusedError            the engine refuses the requests: they are invalid, or its queue is full
-├── TimeLimitError          the request's time limit has passed
-├── CancelledError          another call cancelled it
-├── ServerStoppedError      the server stops before the generation is finished
-├── NonFiniteLogitsError    the model's logits are NaN or infinite
-└── EngineFailedError       the engine raised an exception
-"""
+"""Why a generation does not start, or ends early. `protocol.handlers` has the answer to each."""
 
 from thoughtbubbles.engine import InvalidRequest, QueueFull
 

@@ -1,26 +1,4 @@
-"""Every answer that is not a success, in OpenAI's form (API.md §4). HTTP statuses of errors are given here alone.
-
-ApiError                     status, type, code and param of one answer
-├── bad_request(…)           400, the client's mistake
-├── invalid_http(…)          400, not a request that can be read
-├── no_key()                 401, no API key or a wrong one
-├── not_found(…)             404, unknown model or completion
-├── no_route(…)              404 or 405, unknown path, or a method that it does not have
-├── too_slow(…)              408, the body did not arrive in time
-├── timed_out(…)             408, the answer was not complete in time
-├── too_large(…)             413, too many bytes
-├── too_many_values(…)       413, too many values in the JSON
-├── queue_full(…)            429, with Retry-After
-├── client_queue_full(…)     429, with Retry-After
-├── head_too_large(…)        431
-├── cancelled()              499, ended through the cancel route
-├── engine_failed()          500, the last answer of this process
-├── internal_error()         500, a mistake of the server's
-├── non_finite_logits()      500, the model's logits were NaN or infinite
-├── unavailable(…)           503, with Retry-After
-├── too_many_connections(…)  503, with Retry-After
-└── cut_off()                503, the server stopped before the answer was complete
-"""
+"""Every answer that is not a success, in OpenAI's form (API.md §4). HTTP statuses of errors are given here alone."""
 
 from typing import Any
 
