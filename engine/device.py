@@ -1,8 +1,44 @@
-"""Which CUDA device is the current one of a thread: it gets what does not name its device."""
+"""The device of a model: which executor computes on it, and which CUDA device is current meanwhile."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.executor import Executor
+from thoughtbubbles.engine.portable.executor import PortableExecutor
+from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
+from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.revising.recompute import Recompute
+from thoughtbubbles.engine.sampler import Sampler
+from thoughtbubbles.engine.warmup import warm_up
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
+
+if TYPE_CHECKING:
+    from thoughtbubbles.engine.cuda.executor import CudaExecutor
+
+
+def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer) -> Executor[Any]:
+    """Return the executor for a model on its device, ready for its first request.
+
+    Nothing else chooses by the type of the device.
+    """
+    sampler = Sampler(tokenizer)
+    on_cuda = model.transformer.wte.weight.device.type == "cuda"
+    paged: PortableExecutor | CudaExecutor
+    if on_cuda:
+        from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
+
+        paged = make_cuda_executor(model, cache, sampler)
+    else:
+        paged = PortableExecutor(CachedForward(model, cache, ForkTally()), sampler)
+    packed, limit = paged.forward.packed, cache.total_bytes
+    recompute = Recompute(model, packed, vocabulary=sampler.vocabulary, limit_bytes=limit)
+    executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler)
+    if on_cuda:
+        warm_up(executor, cache, tokenizer)
+    return executor
 
 
 def current_device(device: torch.device) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from thoughtbubbles.engine.scheduler import Phase
+from thoughtbubbles.engine.batch import Phase
 
 
 @dataclass(frozen=True, kw_only=True)

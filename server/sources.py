@@ -65,6 +65,8 @@ KINDS: Mapping[Any, Kind] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting except the keys to `parser`; its help names the setting's variable."""
     parser.allow_abbrev = False  # --api-keys KEY would mean --api-keys-file, and the error would show the key
+    # Without a type, which argparse would apply to SUPPRESS; `read_settings` converts it.
+    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help="as --checkpoint")
     parser.add_argument(
         "--config", type=Path, help=f"TOML file of settings, with the names below and _ for - [{CONFIG}]"
     )
@@ -88,6 +90,8 @@ def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
     Raises `ValueError` that names an unknown setting or one of the wrong type, `OSError` if the file cannot be read.
     """
     given = {setting.name: getattr(arguments, setting.name) for setting, _ in _options() if setting.name in arguments}
+    if "checkpoint" in given:
+        given["checkpoint"] = Path(given["checkpoint"])
     file = arguments.config or environment.get(CONFIG)
     return ServerSettings(**(({} if file is None else _from_file(Path(file))) | _from_environment(environment) | given))
 

@@ -127,7 +127,7 @@ def test_rooms_import_each_other_in_no_circle(floor: str) -> None:
 
 @pytest.mark.parametrize("folder", ["tests", FACE])
 def test_nothing_is_imported_by_the_name_of_its_folder(folder: str) -> None:
-    """The floors are held to it above."""
+    """The other floors are tested above."""
     assert files(folder)
     sources = {path: path.read_text(encoding="utf-8") for path in files(folder)}
     found = {path: list(filter(by_its_folder, imported_modules(source))) for path, source in sources.items()}

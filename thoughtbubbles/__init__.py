@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = _parser(argv[0] if argv else "").parse_args(argv)
+        args = _parse(argv)
         return _module(args.command).run(args)
     except KeyboardInterrupt:
         return 130
@@ -132,6 +132,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line; a mistake ends the process with the usage of the command that it is in."""
+    parser = _parser(argv[0] if argv else "")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # `parse_args` would print the usage of all commands
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     """The parser of all commands, of which only `command` is imported and knows its arguments."""
     parser = argparse.ArgumentParser(prog="thoughtbubbles", description=(__doc__ or "").partition("\n")[0])
@@ -139,6 +148,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, line) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
+        subparser.set_defaults(parser=subparser)
         if name == command:
             _module(name).add_arguments(subparser)
     return parser

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint
+from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.analysis.files import write_data
 from thoughtbubbles.training.analysis.study import fork_map, study
@@ -23,7 +24,7 @@ MAP_TOKENS = 48
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `analyse`."""
-    parser.add_argument("checkpoint", type=Path)
+    add_checkpoint_argument(parser)
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE",
                         help="text to read: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--regular", type=Path, help="a regular model of the same vocabulary, for its entropy")
@@ -72,9 +73,10 @@ def _figures() -> ModuleType:
 
 
 def _load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None]:
-    checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    folder = args.checkpoint or shipped_checkpoint()
+    checkpoint = load_checkpoint(folder, device=args.device)
     if not checkpoint.model.config.fork_layers:
-        raise ValueError(f"{args.checkpoint}: a model without fork layers has no forks to analyse; it may be --regular")
+        raise ValueError(f"{folder}: a model without fork layers has no forks to analyse; it may be --regular")
     return checkpoint, load_checkpoint(args.regular, device=args.device) if args.regular else None
 
 
@@ -96,7 +98,7 @@ def _read(checkpoint: Checkpoint, regular: Checkpoint | None, args: argparse.Nam
 
 def _about(args: argparse.Namespace, checkpoint: Checkpoint, selection: Selection) -> dict[str, Any]:
     return {
-        "checkpoint": args.checkpoint.name,
+        "checkpoint": (args.checkpoint or shipped_checkpoint()).name,
         "step": checkpoint.provenance.get("step"),
         "regular": args.regular.name if args.regular else None,
         "data": [path.name for path in args.data],

@@ -11,7 +11,8 @@ from typing import NamedTuple, get_args
 import numpy as np
 import torch
 
-from thoughtbubbles.model import Checkpoint, load_checkpoint
+from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.data.documents import read_documents
 from thoughtbubbles.training.measures import (
@@ -39,7 +40,7 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `evaluate`."""
-    parser.add_argument("checkpoint", type=Path)
+    add_checkpoint_argument(parser)
     parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="FILE",
                         help="held-out text: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--task", nargs="+", action="append", default=[], metavar=("NAME", "FILE"),
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("data: nothing to evaluate on; give --data FILE or --task NAME FILE")
     if args.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {args.batch_size}")
-    checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
     if args.data:
         _run_texts(args, checkpoint)
     for name, *files in args.task:

@@ -43,7 +43,7 @@ class Flight:
     openings: Indices
     """(B,) of the states that had the lanes: who has since lost or left his takes no part in it any more."""
     logits: Tensor
-    """(B,V), theirs until the next step is asked for."""
+    """(B,V); where the device draws, the next launch overwrites them."""
     drawn: bool
     """Whether the device draws the tokens."""
     step: DecodeStep
@@ -113,8 +113,6 @@ class DeviceBatch:
         if self._launches == self._quiet_until:
             self._inform(requests, lanes)
         step.run(drawing=drawing)
-        for request in requests:
-            request.asked += 1
         self._launches += 1
         self._draws[lanes] = drawing
         if not drawing:
@@ -123,8 +121,10 @@ class DeviceBatch:
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
-        openings = self._openings[lanes]
-        return Flight(requests, lanes, openings, step.logits[: len(requests)], drawing, step, told, landed)
+        logits = step.logits[: len(requests)]
+        if not drawing:
+            logits = logits.clone()  # another launch of this step may come before the host draws from them
+        return Flight(requests, lanes, self._openings[lanes], logits, drawing, step, told, landed)
 
     def land(self, flight: Flight) -> tuple[Numbers, Numbers]:
         """Wait for a flight. Each request's token (B,), and the streams (B,G) that it then has."""
@@ -184,7 +184,7 @@ class DeviceBatch:
         spare = SPARE * self._cache.fits(most)
         if spare:
             self._cache.evict(most)
-        tokens = np.array([len(request.prompt) + request.asked for request in requests], np.int64)
+        tokens = np.array([len(request.prompt) + request.num_scheduled - 1 for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
         ahead = np.minimum(np.maximum(left, 0), spare)
         self._cache.reserve([r.state for r in requests if r.state], tokens + ahead)

@@ -3,8 +3,8 @@
 Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,15 +55,17 @@ class DeviceForward(CachedForward):
         for step in self._steps:
             step.capture(stream) if stream else step.prepare()
 
-    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
-        """As `CachedForward.extend`; what it returns is written over by the next."""
+    def extend(self, chunks: list[Chunk]) -> Extended:
+        """As `CachedForward.extend`; the next step overwrites what it returns."""
+        return self.launch(chunks).land()
+
+    def launch(self, chunks: list[Chunk]) -> "Prefill":
+        """Start to compute the chunks. If they take several steps, all but the last are waited for."""
         *first, last = self._shares(chunks)
-        if not first:
-            return self._compute(chunks, meanwhile)
-        parts = [*[_copied(self._compute(share)) for share in first], self._compute(last, meanwhile)]
+        parts = [_copied(self._launch(share).land()) for share in first]
         ends = np.cumsum([len(chunk.ids) for chunk in chunks])
         done = np.cumsum([len(chunk.ids) for share in (*first, last) for chunk in share])
-        return _joined(parts, np.flatnonzero(np.isin(done, ends)).tolist())
+        return Prefill(parts, self._launch(last), np.flatnonzero(np.isin(done, ends)).tolist())
 
     def _shares(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """The chunks in as few steps as can be, in their order; one is cut where it does not fit."""
@@ -79,17 +81,18 @@ class DeviceForward(CachedForward):
                 ids, left = ids[left:], left - len(share[-1].ids)
         yield share
 
-    def _compute(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
-        """`extend` for what one step has room for."""
+    def _launch(self, chunks: list[Chunk]) -> "_Launched":
+        """Start `extend` for chunks that fit into one step."""
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
-        tokens = len(layout.group)
-        step = next(step for step in self._steps if step.tokens >= tokens)
+        step = next(step for step in self._steps if step.tokens >= len(layout.group))
         self._tell(step, chunks, layout)
         step.run()
-        if meanwhile:
-            meanwhile()
+        return _Launched(self, step, chunks, layout)
+
+    def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> Extended:
+        """Wait for a step, and record in the cache and in the tally what it computed."""
         tally, drawn, counts = step.report()
-        counts = counts[:, :tokens]
+        counts = counts[:, : len(layout.group)]
         self._note(chunks, layout, counts, tally.tolist())
         streams = counts[-1].astype(np.int64)
         x, score = step.streams(int(streams.sum()))
@@ -132,6 +135,35 @@ class DeviceForward(CachedForward):
         for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
             self.tally.forks[layer] += forks
             self.tally.deletions[layer] += deletions
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """One step that has been launched."""
+
+    forward: DeviceForward
+    step: PrefillStep
+    chunks: list[Chunk]
+    layout: Layout
+
+    def land(self) -> Extended:
+        return self.forward.land(self.step, self.chunks, self.layout)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Chunks that have been launched, in one step or in several."""
+
+    parts: list[Extended]
+    """What the steps before the last one computed."""
+    last: _Launched
+    ends: list[int]
+    """Which of the parts' chunks end a chunk that was launched."""
+
+    def land(self) -> Extended:
+        """Wait for it. The next step overwrites what this returns."""
+        last = self.last.land()
+        return _joined([*self.parts, last], self.ends) if self.parts else last
 
 
 def _copied(part: Extended) -> Extended:

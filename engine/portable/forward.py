@@ -7,7 +7,6 @@ Letters: R requests, T new tokens of all of them, U of one, S their streams, D m
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -171,14 +170,8 @@ class CachedForward:
         """Forget what was gathered of requests whose keys and values may not have been finite."""
         self._room.clear()
 
-    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
-        """Compute the chunks' tokens; the cache then holds their streams.
-
-        The caller has made sure that the pages are there. `meanwhile` is called once, where there is a device when it
-        was asked for them and nobody waits for it yet.
-        """
-        if meanwhile:
-            meanwhile()
+    def extend(self, chunks: list[Chunk]) -> Extended:
+        """Compute the chunks' tokens; the cache then has their streams. The caller has freed the pages they need."""
         step = _Step.of(chunks)
         rows, view = self._embed(chunks), None
         for pages in self.cache.segments:

@@ -1,4 +1,4 @@
-"""Train and measure one run of `experiments.language.study`, and write its line to OUT/result.json.
+"""Train and measure one run of the study, and write its line to OUT/result.json.
 
     python -m experiments.language.arm STUDY SIZE ARM tuning|final SEED RATE --data FOLDER --out FOLDER [--device cuda]
 
@@ -35,7 +35,7 @@ def main() -> None:
     args = _arguments()
     study, begin = read_study(args.study), time.perf_counter()
     run = study.run(args.size, args.arm, args.kind, args.seed, args.rate)
-    with stop_on_signal() as stopping:  # to the end: what is trained is measured, though a signal came
+    with stop_on_signal() as stopping:  # until the end: a trained model is measured even after a signal
         try:
             if not _train(run, args.data / run.data, args.out, torch.device(args.device), stopping):
                 return

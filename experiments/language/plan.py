@@ -1,4 +1,4 @@
-"""Read what `experiments.language.study` trains and measures from its TOML file."""
+"""Read the study's TOML file: runs, sizes, arms, seeds and claims."""
 
 import math
 import tomllib

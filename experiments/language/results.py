@@ -1,4 +1,4 @@
-"""The results of `experiments.language.study`: a line of JSON for each run."""
+"""Read and append results of the study: a line of JSON for each run."""
 
 import json
 from pathlib import Path

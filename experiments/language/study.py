@@ -1,13 +1,13 @@
-"""Train and measure what a study has no result of yet: when do forks help language modelling?
+"""Run the study: train and measure each run that has no result yet.
 
     python -m experiments.language.study [--study FILE] [--data data/language] [--out runs/study]
                                          [--results benchmarks/results/language.jsonl] [--jobs 6] [--seconds 540]
 
-Several processes (`arm.py`) share each visible device, so that one compiles while others train. Learning
-rates are chosen first, by short runs on a split of their own; the runs that are reported follow as soon as their arm's
-rate is known. A finished run is a line of the results and is not run again; a run that is stopped saves itself in OUT,
-and the same command resumes it there, or repeats it where OUT is lost. When the seconds are over, or at SIGTERM, no run
-is started and those that run have 20 seconds to save; no run is started that would not end in time.
+Several processes (`arm.py`) share each visible device, so that one compiles while others train. Short runs choose each
+arm's learning rate on a split of their own; its reported runs start as soon as its rate is known. A finished run is a
+line of the results and is not repeated. A stopped run saves its state in OUT; the same command resumes it there, or
+repeats it if OUT is lost. When the seconds are over, or at SIGTERM, no run is started and running ones have 20 seconds
+to save; a run that would not end in time is not started.
 """
 
 import argparse
@@ -97,8 +97,10 @@ def _outcome(result: Path, status: int) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--study", type=Path, default=Path("experiments/language/study.toml"))
-    parser.add_argument("--data", type=Path, default=Path("data/language"), help="folders that data.py made")
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for the runs")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/language"), help="folder that data.py wrote (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for the runs (%(default)s)")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/language.jsonl"),
                         help="file with a line of JSON a run, read and appended to (%(default)s)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=6, help="processes at a time on each device (%(default)s)")

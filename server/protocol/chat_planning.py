@@ -1,31 +1,20 @@
 """Turn a chat request into a plan: its conversation becomes the prompt of a completion, all else stays the same."""
 
-from collections.abc import Iterable, Mapping
-
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
 from thoughtbubbles.server.protocol.planning import Plan, plan
 from thoughtbubbles.server.protocol.requests import MAX_TEXT_LENGTH, CompletionRequest, GenerationRequest
+from thoughtbubbles.server.protocol.unsupported import check_supported, unsupported
 
-UNSUPPORTED_FIELDS: Mapping[str, object] = {
-    "audio": None,
-    "function_call": "none",
-    "functions": [],
-    "modalities": ["text"],
-    "response_format": {"type": "text"},
-    "tool_choice": "none",
-    "tools": [],
-    "web_search_options": None,
-}
-"""OpenAI's fields for what this server does not support, each with the value that does not use it."""
 UNSUPPORTED_MESSAGE_FIELDS = ("audio", "function_call", "tool_calls")
 """Fields of a message that are not text."""
 
 
 def plan_chat(completion_id: str, request: ChatRequest, served: ServedModel) -> Plan:
     """Return the plan of `request`, checked against the model. Raises `ApiError` 400 or 404 for the first mistake."""
-    _check_supported(request)
+    check_supported(request)
+    _check_messages(request)
     completion = CompletionRequest.model_validate(
         {field: getattr(request, field) for field in GenerationRequest.model_fields}
         | {"prompt": (prompt := _prompt(request, served))}
@@ -39,20 +28,11 @@ def plan_chat(completion_id: str, request: ChatRequest, served: ServedModel) -> 
         raise bad_request(error.message.replace("'prompt'", "'messages'"), error.code, "messages") from None
 
 
-def ignored(request: ChatRequest) -> Iterable[str]:
-    """Return the names of the request's fields that the server does not know."""
-    return [field for field in request.model_extra or () if field not in UNSUPPORTED_FIELDS]
-
-
-def _check_supported(request: ChatRequest) -> None:
-    extra = request.model_extra or {}
-    used = [field for field, unused in UNSUPPORTED_FIELDS.items() if field in extra and extra[field] != unused]
+def _check_messages(request: ChatRequest) -> None:
     for number, message in enumerate(request.messages):
-        fields = message.model_extra or {}
-        used += [f"messages[{number}].{field}" for field in UNSUPPORTED_MESSAGE_FIELDS if fields.get(field)]
-    if used:
-        text = f"Unsupported parameter: {used[0]!r} is not supported with this model, which writes text alone."
-        raise bad_request(text, "unsupported_parameter", used[0])
+        for field in UNSUPPORTED_MESSAGE_FIELDS:
+            if (message.model_extra or {}).get(field):
+                raise unsupported(f"messages[{number}].{field}")
 
 
 def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:

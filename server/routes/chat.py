@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request, Response
 
 from thoughtbubbles.server.http.offload import offload
 from thoughtbubbles.server.protocol.chat import ChatCompletion
-from thoughtbubbles.server.protocol.chat_planning import ignored, plan_chat
+from thoughtbubbles.server.protocol.chat_planning import plan_chat
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
+from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond

@@ -1,7 +1,7 @@
 """Routes for operators and their tools: liveness, readiness, version and metrics (API.md §5, §7)."""
 
 from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from thoughtbubbles.server.protocol.errors import unavailable
@@ -32,6 +32,13 @@ async def ready(service: Serving) -> Json:
 async def version(service: Serving) -> Json:
     """Return the versions of the server and of torch, and the device."""
     return {**build_info(service.worker.model.device)}
+
+
+@router.get("/docs", include_in_schema=False)
+@router.get("/redoc", include_in_schema=False)
+async def docs() -> Response:
+    """Redirect to the OpenAPI document. FastAPI's own pages load scripts from other servers."""
+    return RedirectResponse("openapi.json")
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -87,7 +87,7 @@ def test_the_context_may_be_filled_to_its_end(engine: Engine) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("rule", ["causal", "dynamic"])
 def test_fork_counts_are_each_tokens_own(rule: str, engine: Engine, model: Thoughtbubbles) -> None:
-    """Under `causal` a token's count is final; under `dynamic` it is told as it was when the token was newest."""
+    """Under `causal` a token's count is final; under `dynamic` it is reported as of when the token was newest."""
     settings = {"max_tokens": 6, "ignore_eos": True, "return_fork_counts": True, "fork_selection": rule}
     completion = complete(engine, [5, 6, 7], **settings)
     tokens = [5, 6, 7, *completion.token_ids]
@@ -253,7 +253,7 @@ def test_a_step_on_a_cpu_takes_in_512_tokens_unless_told(
     engine = Engine(model, tokenizer, EngineConfig(max_prefill_tokens=asked, max_model_len=600, page_size=4))
     assert engine.max_prefill_tokens == tokens
     engine.add("a", [1] * 599, SamplingParams(max_tokens=1))
-    assert engine.scheduler.schedule().tokens == [tokens]
+    assert engine.scheduler.schedule().num_tokens == [tokens]
 
 
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:

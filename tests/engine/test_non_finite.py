@@ -23,9 +23,10 @@ def engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> Engine:
 
 def break_token(engine: Engine, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """Embed the token as so many; the head, which is tied to the embedding, keeps its weights."""
-    embedding = engine._runner._cached._embedding.clone()
+    forward = engine.executor.paged.forward  # type: ignore[attr-defined]
+    embedding = forward._embedding.clone()
     embedding[BROKEN] = value
-    monkeypatch.setattr(engine._runner._cached, "_embedding", embedding)
+    monkeypatch.setattr(forward, "_embedding", embedding)
 
 
 def params(**settings: object) -> SamplingParams:
@@ -108,7 +109,7 @@ def test_requests_that_are_gathered_in_the_same_step(
 
 
 def test_who_comes_after_one_that_was_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are gathered where its own were, and the shorter ones are padded by what stood there."""
+    """Keys of later requests are gathered into the same buffer, whose padding has its values."""
     innocent(engine)
     alone = told(run(engine))
     engine.cache.clear()
@@ -129,7 +130,7 @@ def test_what_is_not_finite_is_not_only_nan(engine: Engine, monkeypatch: pytest.
 
 
 def test_nothing_of_it_is_found_by_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What went wrong once, as a processor may err, goes wrong for nobody else who begins alike."""
+    """A single fault, as of a processor, does not affect later requests with the same prefix."""
     prompt = [*range(20), BROKEN, *range(20)]
     with monkeypatch.context() as broken:
         break_token(engine, broken, math.nan)
@@ -148,7 +149,7 @@ def test_rules_that_recompute(model: Thoughtbubbles, tokenizer: Tokenizer, rule:
     engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
     engine.add("innocent", [1, 2, 3], params(fork_selection=rule))
     alone = told(run(engine))
-    forward = engine._runner._recompute._forward
+    forward = engine.executor.recompute._forward  # type: ignore[attr-defined]
     extend = forward.extend
 
     def broken(states: object, tokens: list[list[int]]) -> object:
@@ -174,7 +175,8 @@ def test_logits_so_large_that_sampling_would_overflow(
 ) -> None:
     engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
     with torch.no_grad():
-        engine._runner._cached.packed.head = lambda x: torch.full((*x.shape[:-1], model.config.vocab_size), 1e36)
+        forward = engine.executor.paged.forward  # type: ignore[attr-defined]
+        forward.packed.head = lambda x: torch.full((*x.shape[:-1], model.config.vocab_size), 1e36)
     engine.add("broken", [7, 6], params(**settings))
     assert run(engine)["broken"].finish_reason == "error"
 

@@ -30,7 +30,7 @@ def requests(number: int) -> list[Request]:
 
 
 def test_removal_looks_at_no_other_request() -> None:
-    """131,072 requests that left together were looked for one by one from the front: 101 seconds, and nobody served."""
+    """131,072 requests aborted together were once searched one by one from the front, which blocked for 101 s."""
     waiting, queued = Waiting(CONFIG), requests(300)
     for request in queued:
         waiting.append(request)

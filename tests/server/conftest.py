@@ -130,7 +130,7 @@ def port() -> int:
 
 @pytest.fixture
 def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPatch) -> RunBeside:
-    """Run the command here, where signals arrive, and a client beside it: the exit code and the client's result."""
+    """Run the command on this thread, which gets signals, and a client on another; return exit code and result."""
 
     def both(client: Client, *given: str) -> tuple[int, object]:
         original = Service.create

@@ -26,9 +26,9 @@ class BurstError(Exception):
 
 
 class OrderedEngine(Engine):
-    """The real engine. The file holds a word for the next step, or how many tokens there may ever be; else it is free.
+    """The real engine, steered by a file: an order for the next step, or a limit of all tokens; free without it.
 
-    With as many it takes no step, and goes on to obey commands.
+    At the limit it takes no step and continues to execute commands.
     """
 
     orders: Path

@@ -1,4 +1,4 @@
-"""docs/API.md tells every route, field, header and code, and its examples are answered as it says."""
+"""docs/API.md lists every route, field, header and code, and its examples have the answers that it shows."""
 
 import ast
 import json
@@ -45,7 +45,7 @@ def default(body: type[BaseModel], name: str) -> str:
 @pytest.mark.parametrize(
     ("heading", "bodies"),
     [
-        ("What any request for text may say", [GenerationRequest]),
+        ("Fields of every generation request", [GenerationRequest]),
         ("Completions", [CompletionRequest]),
         ("Chat", [ChatRequest, Message]),
         ("Tokens", [TokenizeRequest, DetokenizeRequest]),
@@ -92,7 +92,7 @@ def codes() -> Iterator[str]:
 
 
 def keys(value: object) -> object:
-    """The fields of an answer, without what stands in them; tokens are the fields of `top_logprobs`."""
+    """Return the fields of an answer without their values; the fields of `top_logprobs` are tokens."""
     if isinstance(value, dict):
         return {name: keys(each) for name, each in value.items() if name != "top_logprobs"}
     return keys(value[0]) if isinstance(value, list) and value else None

@@ -1,4 +1,4 @@
-"""Every connection has an end, every end is counted, and whoever is refused learns why."""
+"""Every connection is closed at a limit, every close is counted, and a refused client learns why."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def closed(server: Running, reason: str) -> float:
 
 
 def wait_until_alone(server: Running) -> None:
-    """Wait until the connection that asks for /metrics is the only one."""
+    """Wait until the connection that requests /metrics is the only one."""
     eventually(lambda: samples(server)["http_connections",] == 1)
 
 
@@ -132,7 +132,7 @@ def test_a_body_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: py
 
 @pytest.fixture
 def tight(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """A server whose sockets take little before somebody reads, and that does not wait long."""
+    """A server whose sockets buffer little, with short time limits."""
     listen = lifecycle.listen
 
     def small(host: str, port: int) -> socket.socket:

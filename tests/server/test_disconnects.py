@@ -47,7 +47,7 @@ Scenario = Callable[[ASGIApp, Service, GatedEngine], Awaitable[None]]
 
 
 def play(make_service: MakeService, scenario: Scenario) -> None:
-    """Run `scenario(app, service, engine)` beside the engine's thread."""
+    """Run `scenario(app, service, engine)` while the engine's thread runs."""
 
     async def run() -> None:
         service, engine = make_service()
@@ -125,7 +125,7 @@ def test_leaving_before_the_body_is_read(make_service: MakeService) -> None:
 
 
 def test_leaving_before_the_stream_is_first_asked_for(make_service: MakeService) -> None:
-    """The client is gone when the response begins: its iterator, which would clean up, never runs."""
+    """The client has disconnected when the response begins: its iterator, which would clean up, never runs."""
 
     async def scenario(app: ASGIApp, service: Service, engine: GatedEngine) -> None:
         connection = Connection(body_of(stream=True))

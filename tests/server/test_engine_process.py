@@ -104,7 +104,7 @@ def test_tokens_are_those_of_an_engine_on_a_thread(apart: Listening, thread: Lis
     ],
 )
 def test_refusals(apart: Listening, thread: Listening, body: Json, code: str) -> None:
-    """In the API's form, whoever refuses."""
+    """Refusals have the API's form, from the server and from the engine."""
     there, here = (server.client.post("/v1/completions", json=body) for server in (apart, thread))
     assert (there.status_code, there.json()) == (here.status_code, here.json())
     assert there.json()["error"]["code"] == code
@@ -157,7 +157,7 @@ Client = Callable[[Listening, SpawnProcess], object]
 def beside(
     checkpoint: Path, orders: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Client], tuple[int, object]]]:
-    """Run the command here, where signals arrive, and beside it a client, who is given the engine's process, too."""
+    """Run the command on this thread, which gets signals, and on another a client with the engine's process."""
     others, create, created = active_children(), Service.create, Future[Service]()
 
     def create_once(settings: ServerSettings) -> Service:
@@ -192,7 +192,7 @@ def beside(
 
 
 def go_on(server: Listening) -> None:
-    """Have a held engine look at its orders, by a command that does nothing."""
+    """Make a blocked engine read its orders, by a command that does nothing."""
     server.service.worker._thread.abort([], "abort")
 
 
@@ -206,7 +206,7 @@ def go_on(server: Listening) -> None:
 def test_an_engine_that_ends(
     beside: Callable[..., tuple[int, object]], orders: Path, caplog: pytest.LogCaptureFixture, end: str, reason: str
 ) -> None:
-    """Killed or failed: every client is told, /ready says so, the exit code is 1, and the log has the reason."""
+    """Killed or failed: every client gets an error, /ready says so, the exit code is 1, and the log has the reason."""
 
     def client(server: Listening, engine: SpawnProcess) -> tuple[list[str], int, Json]:
         order(orders, 3)
@@ -333,7 +333,7 @@ def test_a_terminals_interrupt_before_the_engine_is_loaded(tmp_path: Path, check
 
 
 def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
-    """What an engine on a thread hears and tells, through pickle and back."""
+    """Commands and events of an engine on a thread survive pickling."""
     settings = ServerSettings(max_batch_size=1, max_waiting_streams=64)
     params = SamplingParams(max_tokens=3, logit_bias={97: 5.0}, logprobs=2, prompt_logprobs=1, stop=("x",), seed=1)
 

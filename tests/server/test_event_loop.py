@@ -1,4 +1,4 @@
-"""Whatever clients ask, the event loop answers others: what is long is done elsewhere, and nothing there is endless."""
+"""Whatever a client requests, the event loop answers others: long work runs on helper threads, and is bounded."""
 
 import json
 import threading
@@ -126,7 +126,7 @@ MISTAKES: list[tuple[type[RequestBody], Json]] = [
 
 @pytest.mark.parametrize(("schema", "body"), MISTAKES)
 def test_of_many_mistakes_few_are_collected(schema: type[RequestBody], body: Json) -> None:
-    """Two million took 37 seconds to tell of, and no thread ran meanwhile."""
+    """Listing two million mistakes once took 37 s, during which no other thread ran."""
     with pytest.raises(ValidationError) as found:
         schema.model_validate(body)
     assert found.value.error_count() <= 3

@@ -24,12 +24,12 @@ def key(name: str, scheme: str = "Bearer ") -> Mapping[str, str]:
 
 
 def address(host: str) -> Mapping[str, str]:
-    """As a proxy on this machine tells it."""
+    """The client's address as a proxy on this machine forwards it."""
     return {"x-forwarded-for": host}
 
 
 class Crowd:
-    """Clients of a server whose engine stands still, each heard before the next one asks."""
+    """Clients of a server with a blocked engine, each queued before the next one sends."""
 
     def __init__(self, server: Running, pool: ThreadPoolExecutor) -> None:
         self.server = server
@@ -78,7 +78,7 @@ def test_a_client_beyond_its_share_is_refused_and_others_are_served(
 
 
 def test_first_come_first_served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks, how much, and who has asked before."""
+    """Independent of the client, the size of the request, and earlier requests."""
     started: list[str] = []
     popleft = Waiting.popleft
 

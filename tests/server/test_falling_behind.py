@@ -1,4 +1,4 @@
-"""Streams whose events wait when they are read: fewer chunks tell the same (API.md §3)."""
+"""Streams with several queued events: fewer chunks with the same content (API.md §3)."""
 
 import asyncio
 import json
@@ -156,7 +156,7 @@ def test_an_error_comes_after_what_came_before_it(made: tuple[GatedEngine, Serve
 
 
 class Idle:
-    """In place of the engine's thread."""
+    """A stand-in for the engine's thread."""
 
     def add(self, _: Generation) -> None:
         """Nobody computes anything."""

@@ -1,4 +1,4 @@
-"""Things that break, each with its named outcome: the process's end, and what every client is told."""
+"""Faults and their outcomes: the process's exit code, and every client's error."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def told(server: Running, **body: object) -> str:
 def test_a_forward_that_raises_at_step_10(
     run_beside: RunBeside, model: Thoughtbubbles, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Exit code 1; every client, streamed and not, is told; /ready says failed."""
+    """Exit code 1; every client, streamed or not, gets an error; /ready says failed."""
 
     def client(server: Running) -> tuple[list[str], int, str]:
         server.engine.hold()

@@ -38,7 +38,7 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
 
 
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No early end, whichever key it is: the time would tell which one, and how much of it, was right."""
+    """Comparison never ends early: its time would reveal which key matched, and how much of it."""
     compared = []
     monkeypatch.setattr("thoughtbubbles.server.keys.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
     for shown in (b"Bearer sk-one", b"Bearer sk-zwei", b""):

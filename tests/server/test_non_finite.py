@@ -1,4 +1,4 @@
-"""Logits that are NaN end one client's request with a named error; the server and its other clients go on."""
+"""NaN logits end one client's request with a named error; the server and other clients continue."""
 
 import json
 import math
@@ -19,7 +19,7 @@ FINE = {"prompt": "innocent", "max_tokens": 20, "ignore_eos": True, "seed": 5, "
 @pytest.fixture
 def broken(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """The server, one token of whose model is embedded as NaN."""
-    cached = server.engine._runner._cached
+    cached = server.engine.executor.paged.forward  # type: ignore[attr-defined]
     embedding = cached._embedding.clone()
     embedding[BROKEN] = math.nan
     monkeypatch.setattr(cached, "_embedding", embedding)

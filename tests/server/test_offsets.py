@@ -1,4 +1,4 @@
-"""Where tokens stand in the text they spell, held to the text itself."""
+"""Offsets of tokens in their text, compared with the text."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""docs/OPERATION.md tells every setting with its default, and every metric."""
+"""docs/OPERATION.md lists every setting with its default, and every metric."""
 
 import re
 from dataclasses import fields

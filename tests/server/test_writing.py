@@ -1,4 +1,4 @@
-"""Long answers are written one at a time, and nobody else waits for them."""
+"""Long answers are written one at a time, and no other request waits for them."""
 
 import gc
 import threading

@@ -143,7 +143,7 @@ def test_the_loss_is_the_mean_over_answers_with_questions_before_them() -> None:
 
 @pytest.mark.numeric
 def test_targets_of_a_step_count_alike_in_whatever_batch() -> None:
-    """A batch of few answers weighs less than one of many; the mean of what is told is that of all."""
+    """A batch of few answers weighs less than one of many; the reported loss is the mean over all."""
     windows = torch.randint(MODEL.vocab_size, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     windows[0, 3:] = PADDING
     moments, told = [], []
@@ -183,7 +183,7 @@ class KilledError(Exception):
 def test_a_killed_preparation_tells_questions_from_answers_the_same(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain text first, so that nothing is told of it; then conversations, cut off after their bytes were written."""
+    """Plain text first, which has no record of answers; then conversations, killed after their bytes were written."""
     monkeypatch.setattr(encoding, "_CHARACTERS_AT_ONCE", 500)
     plain, talks = write_json_lines(tmp_path / "a.jsonl", TEXTS), write_talks(tmp_path / "b.jsonl", TALKS)
 

@@ -1,4 +1,4 @@
-"""The log in other people's tools, read back with their own readers, and their absence told."""
+"""The log in other tools, read back with their own readers, and the message if they are missing."""
 
 import sys
 from pathlib import Path

@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from thoughtbubbles.engine import Engine, EngineConfig
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended
+from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
+
+if TYPE_CHECKING:
+    from thoughtbubbles.engine.cuda.executor import CudaExecutor
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="the kernels are Triton's")
@@ -16,10 +24,25 @@ MakeEngine = Callable[..., Engine]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 
+class PortablePrefill(CachedForward):
+    """Prefill in torch operators for an executor that decodes with kernels: the interpreter takes its time."""
+
+    def launch(self, chunks: list[Chunk]) -> "Computed":
+        return Computed(self.extend(chunks))
+
+
+@dataclass
+class Computed:
+    extended: Extended
+
+    def land(self) -> Extended:
+        return self.extended
+
+
 @pytest.fixture(autouse=True)
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines compile what a test needs, and no more: on a device all that prompts may need would take each a while."""
-    monkeypatch.setattr("thoughtbubbles.engine.warmup.warm_up", lambda *_: None)
+    monkeypatch.setattr("thoughtbubbles.engine.device.warm_up", lambda *_: None)
 
 
 @pytest.fixture
@@ -38,12 +61,17 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
 
     def make(model: Thoughtbubbles, **settings: object) -> Engine:
         from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch
+        from thoughtbubbles.engine.cuda.executor import CudaExecutor
 
         config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
         engine = Engine(model, tokenizer, config)
         if not ON_GPU:
-            engine._device = DeviceBatch(model, engine.cache, engine._runner.tally, vocabulary=tokenizer.vocab_size)
+            forward, sampler = PortablePrefill(model, engine.cache, engine.executor.tally), Sampler(tokenizer)
+            decode = DeviceBatch(model, engine.cache, forward.tally, vocabulary=tokenizer.vocab_size)
+            paged = CudaExecutor(forward, decode, engine.cache, sampler)  # type: ignore[arg-type]
+            engine.executor = RevisingExecutor(paged, engine.executor.recompute, sampler)  # type: ignore[attr-defined]
+            engine.scheduler.mixes = True
         return engine
 
     return make
@@ -53,10 +81,17 @@ def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
     """The engine, that prefills with kernels wherever it runs, in steps of so many tokens."""
     from thoughtbubbles.engine.cuda.forward import DeviceForward
 
-    engine._runner._cached = DeviceForward(
-        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes
+    cuda_executor(engine).forward = DeviceForward(
+        engine.model, engine.cache, engine.executor.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes
     )
     return engine
+
+
+def cuda_executor(engine: Engine) -> "CudaExecutor":
+    """The engine's executor of requests with pages."""
+    assert isinstance(engine.executor, RevisingExecutor)
+    paged: CudaExecutor = engine.executor.paged
+    return paged
 
 
 def lively(model: Thoughtbubbles) -> Thoughtbubbles:

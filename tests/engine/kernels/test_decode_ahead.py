@@ -1,12 +1,13 @@
-"""An engine that decodes ahead of its host tells what one tells that waits for every step, whatever happens between."""
+"""An engine that runs ahead of its host reports the same events as one that waits for every step."""
 
 import random
 
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import ON_GPU, MakeEngine, on_kernels
+from tests.engine.kernels.conftest import ON_GPU, MakeEngine, cuda_executor, on_kernels
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 TOKENS = 24 if ON_GPU else 4
@@ -43,7 +44,7 @@ def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], s
 
 
 def counts(completion: Completion) -> tuple[int, int, float]:
-    """What the usage tells of streams, which those of computed tokens make alone."""
+    """The stream tokens of the usage, which count computed tokens only."""
     usage = completion.events[-1].usage
     assert usage
     return usage.computed_tokens, usage.fork_count, usage.budget_used_ratio
@@ -94,16 +95,18 @@ def test_prompts_taken_in_and_first_tokens_drawn_by_kernels(
 def test_those_who_run_go_on_while_a_prompt_is_taken_in(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     engine = make_engine(small_model)
     engine.add("runs", PROMPTS[0], params(temperature=0))
-    while engine._flight is None:
+    while cuda_executor(engine).ahead is None:
         engine.step()
-    before = engine._flight
+    before = cuda_executor(engine).ahead
     engine.add("comes", PROMPTS[1], params(temperature=0))
     events = engine.step()
     assert [event.request_id for event in events] == ["runs", "comes"]
     assert engine.last_step
     assert engine.last_step.phase == "prefill"
-    assert engine._flight is not before
-    assert [request.id for request in engine._flight.requests] == ["runs"]
+    after = cuda_executor(engine).ahead
+    assert after
+    assert after is not before
+    assert [request.id for request in after.requests] == ["runs"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_who_is_next_gets_a_place_while_the_device_computes(
     for name in "abc":
         engine.add(name, [ord(name)] * 8, params(temperature=0))
     engine.step()
-    assert [request.id for request in engine.scheduler.arriving] == ["b"]
+    assert [request.id for request in engine.scheduler.prefilling] == ["b"]
 
 
 def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
@@ -148,12 +151,12 @@ def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
 ) -> None:
     engine = make_engine(small_model)
     engine.add("ends", PROMPTS[0], params(temperature=0, max_tokens=2))
-    while engine._flight is None:
+    while cuda_executor(engine).ahead is None:
         engine.step()
     engine.add("comes", PROMPTS[1], params(temperature=0))
     events = engine.step()
     assert [(event.request_id, event.finish_reason) for event in events] == [("ends", "length"), ("comes", None)]
-    assert engine._flight is None
+    assert cuda_executor(engine).ahead is None
 
 
 def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
@@ -165,6 +168,56 @@ def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: Ma
     told = [(stats.forks_total, stats.fork_deletions_total) for stats in (engine.stats() for engine in engines)]
     assert told[0] == told[1]
     assert sum(told[0][0].values()) > 10
+
+
+@pytest.mark.parametrize("kind", ["restricted, so the host draws", "scored", "recomputed"])
+def test_requests_that_the_device_cannot_serve_alone_leave_their_neighbours_ahead(
+    kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    requests = [
+        ("neighbour", PROMPTS[0], params(temperature=0, max_tokens=TOKENS + 4)),
+        ("other", PROMPTS[1], params(**{**KINDS[kind], "max_tokens": TOKENS + 4})),
+    ]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model)
+    for request in requests:
+        engine.add(*request)
+    events = [*engine.step(), *engine.step()]
+    for _ in range(3):
+        own = engine.step()
+        assert [event.request_id for event in own] == ["neighbour", "other"], "both get a token in every step"
+        events += own
+        flight = cuda_executor(engine).ahead
+        assert flight
+        assert [request.id for request in flight.requests] == ["neighbour"]
+    while engine.has_work:
+        events += engine.step()
+    ahead: dict[str, list[TokenEvent]] = {}
+    for event in events:
+        ahead.setdefault(event.request_id, []).append(event)
+    assert_alike({name: Completion.of(each) for name, each in ahead.items()}, waited)
+
+
+def test_forks_are_counted_once_where_the_host_draws_for_one_of_two(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    """Both decode in steps of one lane, which have a tally of their own, and one of them lands a step later."""
+    requests = [
+        ("ahead", PROMPTS[0], params(temperature=0, return_fork_counts=True)),
+        ("waited", PROMPTS[1], params(top_p=0.8, seed=1, return_fork_counts=True)),
+    ]
+    engines = plain(small_model, tokenizer), make_engine(small_model)
+    run(engines[0], requests)
+    for request in requests:
+        engines[1].add(*request)
+    totals = [0]
+    while engines[1].has_work:
+        engines[1].step()
+        totals.append(sum(engines[1].stats().forks_total.values()))
+    assert totals == sorted(totals)
+    stats = [engine.stats() for engine in engines]
+    assert stats[1].forks_total == stats[0].forks_total
+    assert stats[1].fork_deletions_total == stats[0].fork_deletions_total
 
 
 def test_stops_that_the_device_does_not_know_of(
@@ -198,22 +251,26 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
 def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, for the device must be told each time: who came five steps later is not always five behind."""
+    """Together, since every allocation is copied to the device: requests that arrive later share it."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
     from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
 
     engine, told = make_engine(small_model), []
-    device = engine._device
-    assert device
+    device = cuda_executor(engine).decode
     for name in "ab":
         engine.add(name, PROMPTS[0], params(max_tokens=50))
-        engine._compute(engine.scheduler.schedule())
-        engine.scheduler.go_on()
+        plan = engine.scheduler.schedule()
+        for flight in engine.executor.launch(Plan(plan.requests[:1], plan.num_tokens[:1], 1)):
+            engine._report(engine.executor.land(flight))
     first, second = engine.scheduler.running
+    first.num_scheduled = 1
     monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
     monkeypatch.setattr(Lanes, "write", lambda *_: told.append(device._launches))
     for step in range(40):
-        device.launch([first] if step < 5 else [first, second], drawing=True)
+        requests = [first] if step < 5 else [first, second]
+        for request in requests:
+            request.num_scheduled += 1
+        device.launch(requests, drawing=True)
     assert told == [0, 5, 16, 32]
 
 

@@ -33,7 +33,7 @@ def waiting_fails() -> Iterator[None]:
 def test_the_host_waits_for_nothing_while_it_decodes(
     temperature: float, small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
-    """In more steps than pages are taken for ahead, so that the device is told of new ones among them."""
+    """In more steps than pages are allocated for in advance, so that some steps get new pages."""
     from thoughtbubbles.engine.cuda.decode_batch import SPARE
 
     engine = make_engine(small_model)

@@ -1,4 +1,4 @@
-"""Layers over live rows, against torch's: whatever stands in the rows beyond them."""
+"""Layers over live rows, against torch's: other rows may contain anything."""
 
 from dataclasses import replace
 from typing import Any

@@ -82,7 +82,7 @@ def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: T
 
 @pytest.mark.slow
 def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None:
-    """Whether a step is filled or has room to spare, and whatever an earlier one has left there."""
+    """Whether a step is full or not, and whatever an earlier step has left in unused rows."""
     filled, spare = (Outcome.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
     left = Outcome.by(small_model, 64, before=[[3] * 30, [8, 9] * 15])
     for other in (spare, left):

@@ -56,7 +56,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
 
 
 def warm(engine: Engine) -> None:
-    warm_up(engine._runner, engine.cache, engine.tokenizer)
+    warm_up(engine.executor, engine.cache, engine.tokenizer)
 
 
 def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Variant]) -> None:

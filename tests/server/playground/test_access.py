@@ -1,4 +1,4 @@
-"""The playground for everybody: without a mouse, on a phone, in the dark, at rest, and under axe's rules."""
+"""Accessibility of the playground: keyboard, phone, dark mode, reduced motion, and axe's rules."""
 
 import re
 from collections.abc import Callable
