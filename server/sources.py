@@ -1,4 +1,8 @@
-"""Read the settings from the command line, the environment and a TOML file, in this order of precedence."""
+"""Read the settings from the command line, the environment and a TOML file, in this order of precedence.
+
+Not with pydantic-settings: it ignores unknown variables, and merges the sources before it checks types, so that errors
+could not name the variable or the file.
+"""
 
 import argparse
 import tomllib
