@@ -5,6 +5,9 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 
+import torch
+from torch import Tensor
+
 from thoughtbubbles.engine.batch import Output, Plan, Row
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.checks import check_request
@@ -21,12 +24,12 @@ from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokeniz
 
 
 class Engine:
-    """Serves a model with continuous batching over a fork-state cache. Use it from one thread."""
+    """Serves a model with continuous batching over a fork-state cache. To be used from one thread."""
 
     def __init__(self, model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
-        """`ValueError` naming the setting when the model cannot be served within `config`."""
+        """Raise `ValueError` naming the setting if the model cannot be served within `config`."""
         self.config = config or EngineConfig()
-        _require_scores(model.config)
+        _require_servable(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -35,29 +38,28 @@ class Engine:
             max_tokens=self.max_model_len,
             total_bytes=self.config.cache_bytes,
             page_size=self.config.page_size,
-            like=model.transformer.wte.weight.detach(),
+            like=_like(model, self.config),
             requests=self.config.max_batch_size,
             retain=self.config.prefix_caching,
         )
         self.last_step: StepReport | None = None
         self._current = current_device(model.transformer.wte.weight.device)
         with self._current:
-            self.executor = make_executor(model, self.cache, tokenizer)
+            self.executor = make_executor(model, self.cache, tokenizer, self.config.executor)
         self.max_prefill_tokens = self.config.max_prefill_tokens or self.executor.max_prefill_tokens
         self.scheduler = Scheduler(self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.runs_ahead)
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
+        self._integrity_checks = self._integrity_failures = 0
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do anything."""
+        """Whether a request waits or runs."""
         return bool(self._requests)
 
     def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams, *, client: str = "") -> None:
-        """Queue a request of `client`, or of nobody in particular. Raises `InvalidRequest` naming the setting, or
-        `QueueFull`.
-        """
+        """Queue a request of `client`, or of no client. Raises `InvalidRequest` naming the setting, or `QueueFull`."""
         if request_id in self._requests:
             raise InvalidRequest(f"a request {request_id!r} is already here", param="request_id")
         check_request(prompt, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
@@ -78,16 +80,16 @@ class Engine:
     def abort(self, *request_ids: str) -> list[str]:
         """Drop requests and free their pages at once; no event follows. Return the ids of those that were unfinished.
 
-        The cost of each does not depend on how many wait, nor on its place among them.
+        The cost of each does not depend on the length of the queue.
         """
         present = [request_id for request_id in dict.fromkeys(request_ids) if request_id in self._requests]
         self._release(present)
         return present
 
     def step(self) -> list[TokenEvent]:
-        """Schedule and compute a step. Return the events of its tokens: one a running request, or two if one waited.
+        """Schedule a step, compute it, and return the events of its tokens.
 
-        An executor that runs ahead lands the decode of a step in the next one: the first decode step has no events.
+        If the executor runs ahead, what a step decodes is reported by the next one.
         """
         with self._current:
             return self._step()
@@ -151,8 +153,8 @@ class Engine:
         )
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Complete prompts, as many at a time as fit. The engine must be idle. Raises like `add`."""
-        assert not self.has_work, "generate is for an engine that does nothing else"
+        """Return the completions of prompts, computed together if they fit. Needs an idle engine. Raises as `add`."""
+        assert not self.has_work, "generate needs an idle engine"
         try:
             for i, prompt in enumerate(prompts):
                 self.add(str(i), prompt, params)
@@ -169,8 +171,18 @@ class Engine:
         """Drop every request."""
         self._release(list(self._requests))
 
+    def check_integrity(self) -> str | None:
+        """Check the page counts of the fork-state cache. Return what is wrong, or None; `stats` counts both."""
+        self._integrity_checks += 1
+        try:
+            self.cache.check_integrity()
+        except AssertionError as failure:
+            self._integrity_failures += 1
+            return str(failure)
+        return None
+
     def stats(self) -> EngineStats:
-        """The engine's numbers now."""
+        """Return the engine's numbers now."""
         use, tally = self.cache.use(), self.executor.tally
         return EngineStats(
             num_requests_running=len(self.scheduler.running) + len(self.scheduler.prefilling),
@@ -182,8 +194,10 @@ class Engine:
             prompt_tokens_total=self._prompt_tokens,
             generation_tokens_total=self._generation_tokens,
             stream_tokens_total=self._stream_tokens,
-            admitted_streams_total=self.scheduler.waiting.taken_streams,
+            admitted_streams_total=self.scheduler.waiting.admitted_streams,
             non_finite_logits_total=self._non_finite,
+            cache_integrity_checks_total=self._integrity_checks,
+            cache_integrity_failures_total=self._integrity_failures,
             preemptions_total=self.scheduler.preemptions,
             prefix_cache_queries_total=self.scheduler.prefix_queries,
             prefix_cache_hits_total=self.scheduler.prefix_hits,
@@ -192,8 +206,26 @@ class Engine:
         )
 
 
-def _require_scores(config: ModelConfig) -> None:
-    """Raise `ValueError` for a model whose survivors are not chosen by score: the cache stores scores and no more."""
+def _like(model: Thoughtbubbles, config: EngineConfig) -> Tensor:
+    """Return a tensor of the device and type that the cache stores keys and values in."""
+    weight = model.transformer.wte.weight.detach()
+    if config.cache_dtype is None or config.cache_dtype == str(weight.dtype).removeprefix("torch."):
+        return weight
+    if weight.is_cuda:
+        raise ValueError(f"cache_dtype must be that of the model on {weight.device}, not {config.cache_dtype!r}")
+    return weight.new_empty(0, dtype=getattr(torch, config.cache_dtype))
+
+
+def _require_servable(config: ModelConfig) -> None:
+    """Raise `ValueError` for a looped model, and for one whose survivors are not selected by score.
+
+    The cache stores the keys and values of each layer once, and the scores of candidates alone.
+    """
+    if config.loops > 1:
+        raise ValueError(
+            f"loops is {config.loops}: only models whose layers run once can be served; evaluate this one with"
+            " `thoughtbubbles evaluate`"
+        )
     if config.select_by != "score":
         raise ValueError(
             f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"

@@ -13,6 +13,10 @@ class Executor(Protocol[Flight]):
     """Computes plans over the fork-state cache, in whose pages and ledger it records the streams of each token."""
 
     @property
+    def name(self) -> str:
+        """What it is called in `/version` and in the log: `portable`, `native (avx512)`, `cuda`."""
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether `launch` returns before the plan is computed. Its plans may mix prefill and decode."""
 

@@ -133,11 +133,6 @@ class Request:
         """Whether seed, position, temperature and logits suffice to draw its next token."""
         return len(self.output) >= self._draws_alone_from
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether it may decode ahead of the host: its streams have pages, and a device can draw its tokens."""
-        return self.paged and self.draws_alone
-
     @cached_property
     def _draws_alone_from(self) -> float:
         params = self.params

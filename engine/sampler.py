@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.sampling import Draw, ban, finite_rows, penalise, sample
+from thoughtbubbles.engine.sampling import Draw, ban, banned_early, finite_rows, penalise, sample
 from thoughtbubbles.engine.scoring import report
 from thoughtbubbles.model import Tokenizer
 
@@ -36,7 +36,7 @@ class Sampler:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.vocabulary = tokenizer.vocab_size
         """How many of the model's token ids stand for a text; those after them only pad its embedding."""
-        self._end_of_text = tokenizer.end_of_text
+        self.end_of_text = tokenizer.end_of_text
 
     def draw(self, requests: Sequence[Request], logits: Tensor) -> Drawn:
         """Draw from logits (R,V) for each request whose tokens are all computed and that draws another.
@@ -62,8 +62,8 @@ class Sampler:
         for i, request in enumerate(requests):
             if request.params.adjusts_logits:
                 adjusted[i] = penalise(adjusted[i], request.params, request.prompt, request.output)
-            if ids := _banned(request, self._end_of_text):
-                adjusted[i] = ban(adjusted[i], ids)
+            if len(request.output) < request.params.min_tokens:
+                adjusted[i] = ban(adjusted[i], banned_early(request.params, self.end_of_text))
         positions = [len(request.output) for request in requests]
         draw = Draw.of([r.params for r in requests], [r.seed for r in requests], positions, logits.device)
         tokens: list[int] = sample(adjusted, draw).tolist()
@@ -79,10 +79,3 @@ class Sampler:
             for i, top, (logprob, likeliest) in zip(rows, tops, reported, strict=True):
                 scores[i] = logprob, likeliest[:top]
         return scores
-
-
-def _banned(request: Request, end_of_text: int) -> list[int]:
-    """Return the tokens that may not be drawn before `min_tokens` is reached."""
-    if len(request.output) >= request.params.min_tokens:
-        return []
-    return [*request.params.stop_token_ids, *([] if request.params.ignore_eos else [end_of_text])]

@@ -10,7 +10,7 @@ from thoughtbubbles.engine.cache.prefix_index import BLOCK
 from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.errors import ClientQueueFull, QueueFull
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.request_queue import Waiting
+from thoughtbubbles.engine.request_queue import RequestQueue
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Scheduler:
     """Most prompt tokens of a step."""
     mixes: bool = False
     """Whether one step may prefill some requests and decode others."""
-    waiting: Waiting = field(init=False)
+    waiting: RequestQueue = field(init=False)
     prefilling: list[Request] = field(default_factory=list)
     """Admitted requests whose tokens are not all computed yet."""
     running: list[Request] = field(default_factory=list)
@@ -37,11 +37,13 @@ class Scheduler:
     """Prompt tokens of prefilling requests that no plan has so far."""
 
     def __post_init__(self) -> None:
-        self.waiting = Waiting(self.cache.config)
+        self.waiting = RequestQueue(self.cache.config)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises `QueueFull` when with it those who wait would need over `max_waiting_streams`, and
-        `ClientQueueFull` when those of its client would need over their share when complete.
+        """Queue a request.
+
+        Raises `QueueFull` if the waiting requests would need more than `max_waiting_streams` streams with it, and
+        `ClientQueueFull` if those of its client would need more than `max_client_share` allows when complete.
         """
         streams = self.waiting.streams + self.waiting.streams_of(request)
         if self.waiting and streams > self.config.max_waiting_streams:
@@ -74,7 +76,7 @@ class Scheduler:
         if not self.prefilling or (self.running and self._decode_next):
             self._decode_next = False
             return self._plan_decode(self.running)
-        beside = [request for request in self.running if request.runs_ahead] if self.mixes else []
+        beside = [request for request in self.running if request.paged] if self.mixes else []
         self._decode_next = not self.mixes or len(beside) < len(self.running)
         return self._plan_prefill(self._plan_decode(beside))
 

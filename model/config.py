@@ -13,7 +13,7 @@ SelectBy = Literal["score", "random", "kept"]
 
 _LIMITS = {
     "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
-    "n_embd": 1 << 17, "copies": 1024,
+    "n_embd": 1 << 17, "copies": 1024, "loops": 1024,
 }  # fmt: skip
 """Far above any existing model: a larger value is a mistake, which would take minutes to fail."""
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
@@ -50,6 +50,8 @@ class ModelConfig:
     """With `residual`: apply the final LayerNorm to each stream, not to their sum (the authors' first release)."""
     copies: int = 1
     """k of the copy-k baseline, where every token starts as k streams; 1 in all other models."""
+    loops: int = 1
+    """Times that the layers run, all of them in order, with the same weights: a looped baseline outside SPEC.md."""
     score_bias: bool = True
     """Whether attention is biased by the cumulative scores of the keys. Off is an ablation outside SPEC.md."""
     value_attenuation: bool = True
@@ -82,6 +84,7 @@ class ModelConfig:
         _require(self.initial_keep_logit == 0 or (self.bias and bool(self.fork_layers)), "initial_keep_logit",
                  "0 where bias is false or there are no fork_layers", self)  # fmt: skip
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
+        _require(self.loops == 1 or not self.fork_layers, "loops", "1 in a model with fork_layers", self)
         _require(self.copies == 1 or self.averaging == "rightmost", "averaging", "'rightmost' when copies > 1", self)
         _require(not self.ablated or bool(self.fork_layers), "fork_layers", f"given where {_SWITCHES} are off", self)
         _require(self.averaging != "rightmost" or any(map(self._is_on, _SWITCHES)), "averaging",

@@ -104,8 +104,8 @@ class Thoughtbubbles(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers in order; fork layers are `ForkingBlock`s."""
-        return list(self.transformer.h)  # type: ignore[arg-type]
+        """The layers in the order they run, `loops` times over; fork layers are `ForkingBlock`s."""
+        return list(self.transformer.h) * self.config.loops  # type: ignore[return-value]
 
     @overload
     def forward(
@@ -200,9 +200,10 @@ class Thoughtbubbles(nn.Module):
 def initialise(model: Thoughtbubbles) -> None:
     """Draw the weights as in SPEC.md, "Initialisation": N(0, 0.02²), residual projections divided by sqrt(2 · n_layer).
 
+    A looped model counts its layers `loops` times: so many updates are added to the residual stream.
     A configuration with an `initial_keep_logit` also sets the bias of the LayerNorms before the fork scores.
     """
-    residual_std = 0.02 / math.sqrt(2 * model.config.n_layer)
+    residual_std = 0.02 / math.sqrt(2 * model.config.n_layer * model.config.loops)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)

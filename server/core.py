@@ -30,6 +30,8 @@ class ServedModel:
     """Number of weights; the tied head counts once."""
     device: str
     """The torch device that it runs on."""
+    executor: str = "portable"
+    """The engine's executor."""
     chat_template: ChatTemplate | None = None
     """Turns a conversation into a prompt; None if the checkpoint has none."""
     created: int = field(default_factory=lambda: int(time.time()))

@@ -179,11 +179,12 @@ async def _announce(service: Service, listener: socket.socket) -> None:
     """Print the address, the model and a command to try, once the model is loaded."""
     await service.worker.loaded.wait()
     model = service.worker.model
-    build = build_info(model.device)
+    build = build_info(model.device, model.executor)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(
         f"thoughtbubbles {build['version']} serves {model.name} ({model.parameters:,} parameters) on {model.device},"
+        f" executor {model.executor},"
         f" torch {build['torch']}, segments by {build['segments_backend']}\n"
         f"Listening on {address}; try\n\n"
         f"  curl -N {address}/v1/completions -H 'Content-Type: application/json' \\\n"

@@ -13,6 +13,12 @@ POSITIVE = (
     "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds", "watchdog_seconds",
     "drain_seconds",
 )  # fmt: skip
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "cache_dtype": ("float32", "float16"),
+    "executor": ("auto", "native", "portable"),
+    "log_format": ("text", "json"),
+}
 MAX_BATCH_SIZE = 4096
 
 
@@ -52,6 +58,10 @@ class ServerSettings:
     """most choices of one request: its prompts times n or best_of"""
     cache_bytes: int = 1 << 30
     """memory of the fork-state cache, and as much again for dynamic and fixed"""
+    cache_dtype: str | None = None
+    """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
+    executor: str = "auto"
+    """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
     max_body_bytes: int = 8 << 20
     """most bytes of a request body"""
     max_connections: int = 1000
@@ -93,10 +103,10 @@ class ServerSettings:
             raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
-        if self.dtype not in {"float32", "bfloat16"}:
-            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
-        if self.log_format not in {"text", "json"}:
-            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:

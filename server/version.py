@@ -8,7 +8,13 @@ from thoughtbubbles.server.package_version import package_version
 VERSION = package_version()
 
 
-def build_info(device: str) -> dict[str, str]:
-    """Return the versions of this project and torch, and which library sums over a token's streams on `device`."""
+def build_info(device: str, executor: str) -> dict[str, str]:
+    """Return versions, device and executor, and the library that sums over a token's streams on `device`."""
     backend = segments_backend(device)
-    return {"version": VERSION, "torch": torch.__version__, "device": device, "segments_backend": backend}
+    return {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "device": device,
+        "executor": executor,
+        "segments_backend": backend,
+    }

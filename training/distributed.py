@@ -96,7 +96,7 @@ def shard(model: Thoughtbubbles, ranks: Ranks) -> None:
     # A fork returns views, which nobody changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))  # unasked, torch takes devices where there are any
-    for block in model.blocks:
+    for block in model.transformer.h:
         fully_shard(block, mesh=mesh)
         if isinstance(block, ForkingBlock):
             register_fsdp_forward_method(block, "fork")

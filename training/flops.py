@@ -15,7 +15,7 @@ def streams_by_layer(config: ModelConfig, kappa: int) -> list[int]:
         if layer in config.fork_layers:
             streams = max(config.block_size, min(kappa, 2 * streams))
         layers.append(streams)
-    return layers
+    return layers * config.loops
 
 
 def flops_per_block(config: ModelConfig, ratio: float | None = None) -> float:

@@ -47,11 +47,17 @@ class RunState:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
     def save(self, facts: Facts) -> None:
-        """Begin to write the state of step `facts["step"]`: it is copied before this returns, and written after."""
+        """Begin to write the state of step `facts["step"]`: it is copied before this returns, and written after.
+
+        A whole state of that step is kept: it is the same, and must not be lost while another is written.
+        """
         self.wait()
         path = self._folder / f"step-{facts['step']}"
+        if self._ranks.any(path in _whole_states(self._folder)):
+            return
         if self._ranks.first:
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                _delete(path)
             path.mkdir(parents=True)
             (path / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         writing = async_save(self._tensors(), checkpoint_id=path, process_group=self._ranks.saving)
@@ -73,7 +79,7 @@ class RunState:
         if self._ranks.first:
             for old in self._folder.glob("step-*"):
                 if old != latest_state(self._folder):
-                    shutil.rmtree(old)
+                    _delete(old)
 
     def load(self) -> Facts:
         """Put the latest state's weights and moments back; its facts.
@@ -121,6 +127,19 @@ def read_facts(folder: Path) -> Facts:
         if name not in facts or not isinstance(facts[name], kind) or isinstance(facts[name], bool):
             raise ValueError(f"resume: {path} does not tell of {name}, or not as a run writes it")
     return facts
+
+
+def delete_states(folder: Path) -> None:
+    """Delete every state in `folder` and the folder itself. A state that a kill leaves half deleted does not count."""
+    for path in folder.glob("step-*"):
+        _delete(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a state, first the file that makes it count."""
+    (path / INDEX).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _whole_states(folder: Path) -> list[Path]:

@@ -153,8 +153,8 @@ def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded
             guard_read_backs()
         _compile(loss, config, sharded=sharded)
     if config.recompute:
-        for block in model.blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        for block in model.transformer.h:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if sharded:
         shard(model, ranks)
         return loss
@@ -176,5 +176,5 @@ def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None
         return
     # What is sharded gathers its weights before each block: what runs after that is compiled, and not the gathering,
     # which is no graph.
-    for block in loss.model.blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+    for block in loss.model.transformer.h:
+        block.forward = torch.compile(block.forward, dynamic=False)

@@ -31,8 +31,12 @@ from thoughtbubbles.training.step import TrainStep, autocast
 from thoughtbubbles.training.tracking import Tracker
 
 STATE_FOLDER = "state"
+LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not-finite.safetensors"
 _FREE_ON_RESUME = {"validate_every", "save_every", "log_every", "parallelism", "recompute"}
+
+_LATER_SETTINGS = {"loops": 1}
+"""Of the model, which a state may be older than."""
 
 
 class LossNotFiniteError(ValueError):
@@ -108,7 +112,7 @@ class Trainer:
     def _log(self, trackers: Sequence[Tracker]) -> RunLog:
         peak = peak_flops(self._ranks.device) if self._config.precision == "bfloat16" else None
         return RunLog(
-            self._out / "log.jsonl", first_step=self.step, steps=self._config.steps,
+            self._out / LOG_FILE, first_step=self.step, steps=self._config.steps,
             tokens_per_step=self._config.sequences_per_step * self._model_config.block_size,
             peak=None if peak is None else peak * self._ranks.world_size, ranks=self._ranks, trackers=trackers,
         )  # fmt: skip
@@ -237,6 +241,7 @@ class Trainer:
 
     def _resume(self) -> None:
         saved = read_facts(self._out / STATE_FOLDER)
+        saved["model"] = {**_LATER_SETTINGS, **saved["model"]}
         for part, now in self._facts().items():
             if isinstance(now, dict):
                 _require_equal(part, saved[part], now)

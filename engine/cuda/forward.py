@@ -12,7 +12,9 @@ import torch
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Layout
 from thoughtbubbles.engine.cache.ledger import Numbers
-from thoughtbubbles.engine.cuda.prefill import PrefillStep, Workspace
+from thoughtbubbles.engine.cuda.prefill import PrefillStep
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
+from thoughtbubbles.engine.cuda.step import Workspace
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally, lay_out
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.model import Thoughtbubbles, budget
@@ -32,21 +34,19 @@ class DeviceForward(CachedForward):
         cache: ForkCache,
         tally: ForkTally,
         *,
-        vocabulary: int,
+        sampler: DeviceSampler | None,
         sizes: Sequence[int] = SIZES,
     ) -> None:
         """With steps of so many tokens, `sizes`, which rise; none is larger than all requests together can fill.
 
-        They draw from the first `vocabulary` tokens of the model's.
+        `sampler` draws the token that follows, unless the model averages logits of streams: then there is none.
         """
         super().__init__(model, cache, tally)
-        self._device = model.transformer.wte.weight.device
+        self._device, self._sampler = model.transformer.wte.weight.device, sampler
         self._places = min(PLACES, len(cache.ledger.ids))
         sizes = [n for n in sizes if n == sizes[0] or n < 2 * cache.ledger.ids.size]
-        work = Workspace.empty(model, sizes, self._places)
-        self._steps = [
-            PrefillStep(model, cache, work, tokens=n, places=self._places, vocabulary=vocabulary) for n in sizes
-        ]
+        work = Workspace.shared(model, batch_size=self._places, sizes=sizes)
+        self._steps = [PrefillStep(model, cache, work, sampler, tokens=n, batch_size=self._places) for n in sizes]
         self.max_prefill_tokens = sizes[-1]
 
     def prepare(self) -> None:
@@ -77,7 +77,7 @@ class DeviceForward(CachedForward):
                 if not left or len(share) == self._places:
                     yield share
                     share, left = [], most
-                share.append(replace(chunk, ids=ids[:left]))
+                share.append(replace(chunk, ids=ids[:left], draws=chunk.draws and len(ids) <= left))
                 ids, left = ids[left:], left - len(share[-1].ids)
         yield share
 
@@ -86,21 +86,24 @@ class DeviceForward(CachedForward):
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
         step = next(step for step in self._steps if step.tokens >= len(layout.group))
         self._tell(step, chunks, layout)
-        step.run()
+        reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
+        step.run(scored=len(chunks) if reports else 0)
         return _Launched(self, step, chunks, layout)
 
     def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> Extended:
         """Wait for a step, and record in the cache and in the tally what it computed."""
-        tally, drawn, counts = step.report()
+        tally, drawn, counts = step.wait()
         counts = counts[:, : len(layout.group)]
         self._note(chunks, layout, counts, tally.tolist())
         streams = counts[-1].astype(np.int64)
         x, score = step.streams(int(streams.sum()))
-        if self.model.config.averaging == "logit":
+        if not self._sampler:
             last = (layout.ends - 1).tolist()
             logits = last_logits(self.model, lay_out(x, score, streams), last, self.packed.head)
             return Extended(x, score, streams, logits)
-        return Extended(x, score, streams, step.logits[: len(chunks)], drawn[: len(chunks)].tolist())
+        logprobs = scored(step.logprobs, [chunk.logprobs if chunk.draws else None for chunk in chunks],
+                          self._sampler.vocabulary)  # fmt: skip
+        return Extended(x, score, streams, step.logits[: len(chunks)], drawn[: len(chunks)].tolist(), logprobs)
 
     def _tell(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> None:
         """Take pages for all streams that there may be, and tell the step of the chunks."""
@@ -110,22 +113,25 @@ class DeviceForward(CachedForward):
         self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
         position = tokens[layout.group] + layout.place
         streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
-        step.tell(
-            seed=[chunk.seed for chunk in chunks],
-            drawn=[chunk.drawn for chunk in chunks],
-            temperature=[chunk.temperature for chunk in chunks],
+        step.write(
+            lane=self._lanes(chunks),
             ids=[i for chunk in chunks for i in chunk.ids],
             request=layout.group,
             position=position,
-            room=streams - (position + 1),
+            fork_budget=streams - (position + 1),
             first=ends - counts,
             last=ends - 1,
             count=counts,
             length=tokens + counts,
-            held=ledger.streams[rows].T,
+            streams=ledger.streams[rows].T,
             table=ledger.table[rows],
             live=[len(position)],
         )
+
+    def _lanes(self, chunks: list[Chunk]) -> list[int]:
+        """Return the lane that draws for each chunk: its request's, which the draw moves on, or one that nobody has."""
+        spare = self._sampler.spare_lane if self._sampler else -1
+        return [chunk.state.row if chunk.draws else spare for chunk in chunks]
 
     def _note(self, chunks: list[Chunk], layout: Layout, counts: Numbers, tally: list[list[int]]) -> None:
         """Let the cache and the tally know, now that the host does."""
@@ -174,10 +180,12 @@ def _copied(part: Extended) -> Extended:
 def _joined(parts: Sequence[Extended], ends: list[int]) -> Extended:
     """What came of several steps, of whose chunks these are the ends of whole ones."""
     drawn = [token for part in parts for token in part.drawn or ()]
+    logprobs = [logprob for part in parts for logprob in part.logprobs or ()]
     return Extended(
         torch.cat([part.x for part in parts]),
         torch.cat([part.score for part in parts]),
         np.concatenate([part.counts for part in parts]),
         torch.cat([part.logits for part in parts])[ends],
         [drawn[i] for i in ends] if drawn else None,
+        [logprobs[i] for i in ends] if logprobs else None,
     )

@@ -1,23 +1,49 @@
-"""The portable executor: torch operators, one forward pass for prefill and decode, landed as it is launched."""
+"""The portable executor: torch operators, with one forward pass for prefill and decode. Its flights land at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 
 from thoughtbubbles.engine.batch import Landed, Output, Plan
-from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally
+from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
 from thoughtbubbles.engine.prompt_report import PromptReport
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.engine.scoring import score
+from thoughtbubbles.model import Streams, Thoughtbubbles
+
+
+class Computed(Protocol):
+    """What a forward pass computed, until its next step."""
+
+    @property
+    def counts(self) -> Indices:
+        """(T,) streams of each token."""
+
+    @property
+    def streams(self) -> Streams:
+        """Of all tokens (B = 1), after the last layer."""
+
+
+class Forward(Protocol):
+    """A forward pass over the fork-state cache."""
+
+    @property
+    def model(self) -> Thoughtbubbles:
+        """The model it computes."""
+
+    def clear_gathered(self) -> None:
+        """As `CachedForward.clear_gathered`."""
 
 
 class PortableExecutor:
     """Computes requests whose streams are in the fork-state cache, on any device: the reference for other executors."""
 
+    name = "portable"
     runs_ahead = False
 
     def __init__(self, forward: CachedForward, sampler: Sampler) -> None:
@@ -55,7 +81,7 @@ class PortableExecutor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests as a forward pass takes them: their next tokens, laid end to end."""
+    """The requests of a forward pass and their next tokens."""
 
     requests: list[Request]
     chunks: list[Chunk]
@@ -65,10 +91,10 @@ class Batch:
         """Return the batch of the next `num_tokens` tokens of each request."""
         return cls(requests, [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)])
 
-    def output(self, forward: CachedForward, extended: Extended, drawn: Drawn, *, vocabulary: int) -> Output:
-        """Return the output of what a forward pass computed and what was drawn, before the next pass overwrites it."""
+    def output(self, forward: Forward, extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
+        """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
         if not all(drawn.finite):
-            forward.clear_room()
+            forward.clear_gathered()
         counts = extended.counts.tolist()
         ends = list(accumulate(len(chunk.ids) for chunk in self.chunks))
         starts = [0, *ends[:-1]]
@@ -92,5 +118,8 @@ class Batch:
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
-    return Chunk(request.pending[:tokens], request.state, request.selection, request.seed, len(request.output),
-                 request.params.effective_temperature)  # fmt: skip
+    draws = tokens == request.num_pending and request.draws
+    return Chunk(
+        request.pending[:tokens], request.state, request.selection, draws, request.params.logprobs, request.seed,
+        len(request.output), request.params.effective_temperature,
+    )  # fmt: skip

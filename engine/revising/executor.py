@@ -27,6 +27,11 @@ class RevisingExecutor(Generic[Flight]):
         self._sampler = sampler
 
     @property
+    def name(self) -> str:
+        """As `Executor.name`: the other executor's."""
+        return self.paged.name
+
+    @property
     def runs_ahead(self) -> bool:
         """As `Executor.runs_ahead`."""
         return self.paged.runs_ahead

@@ -24,10 +24,10 @@ from experiments.language.results import RESULT_FILE
 from thoughtbubbles.model import Thoughtbubbles, load_checkpoint
 from thoughtbubbles.training.distributed import Ranks
 from thoughtbubbles.training.flops import flops_per_block
-from thoughtbubbles.training.state import has_state
+from thoughtbubbles.training.state import delete_states, has_state
 from thoughtbubbles.training.step import autocast
 from thoughtbubbles.training.stopping import stop_on_signal
-from thoughtbubbles.training.trainer import STATE_FOLDER, LossNotFiniteError, Trainer
+from thoughtbubbles.training.trainer import LOG_FILE, STATE_FOLDER, LossNotFiniteError, Trainer
 
 
 def main() -> None:
@@ -35,16 +35,26 @@ def main() -> None:
     args = _arguments()
     study, begin = read_study(args.study), time.perf_counter()
     run = study.run(args.size, args.arm, args.kind, args.seed, args.rate)
-    with stop_on_signal() as stopping:  # until the end: a trained model is measured even after a signal
-        try:
-            if not _train(run, args.data / run.data, args.out, torch.device(args.device), stopping):
-                return
-        except LossNotFiniteError:
-            _write(args.out, {**_about(run), "loss": None, "seconds": round(time.perf_counter() - begin, 1)})
+    with stop_on_signal() as stopping:  # to the end: what is trained is measured, though a signal came
+        result = _result(study, run, args, begin, stopping)
+        if result is None:
             return
-        _write(args.out, _measured(study, run, args, begin))
-    for folder in (STATE_FOLDER, "best", "checkpoint"):
-        shutil.rmtree(args.out / folder, ignore_errors=True)
+        _write(args.out, result)
+        delete_states(args.out / STATE_FOLDER)  # only now: until then the same command resumes or measures again
+        for folder in ("best", "checkpoint"):
+            shutil.rmtree(args.out / folder, ignore_errors=True)
+
+
+def _result(
+    study: Study, run: Run, args: argparse.Namespace, begin: float, stopping: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Return the whole result of a run, None if it was stopped before its last step; `begin` is when it began."""
+    try:
+        if not _train(run, args.data / run.data, args.out, torch.device(args.device), stopping):
+            return None
+    except LossNotFiniteError:
+        return {**_about(run), "loss": None, "seconds": round(time.perf_counter() - begin, 1)}
+    return _measured(study, run, args, begin)
 
 
 def _train(run: Run, data: Path, out: Path, device: torch.device, stopping: Callable[[], bool]) -> bool:
@@ -68,7 +78,7 @@ def _measured(study: Study, run: Run, args: argparse.Namespace, begin: float) ->
             if run.seed in study.evaluation.detailed:
                 found |= details(model, args.data, study.evaluation)
     seconds = {"training_seconds": round(trained, 1), "seconds": round(time.perf_counter() - begin, 1)}
-    return {**_about(run), **_size(run, model), **found, **_logged(args.out / "log.jsonl"), **seconds}
+    return {**_about(run), **_size(run, model), **found, **_logged(args.out / LOG_FILE), **seconds}
 
 
 def _about(run: Run) -> dict[str, Any]:

@@ -55,8 +55,18 @@ class Run(NamedTuple):
         return {"data": self.data, "model": self.model.to_dict(), "training": self.training.to_dict()}
 
     def is_of(self, result: Result) -> bool:
-        """Return whether `result` is this run's."""
-        return all(result[key] == getattr(self, key) for key in ("size", "arm", "kind", "seed", "settings"))
+        """Return whether `result` is of this run. A setting that it lacks, being older, has the default."""
+        settings = result["settings"]
+        named = all(result[key] == getattr(self, key) for key in ("size", "arm", "kind", "seed"))
+        return named and self.data == settings["data"] and (self.model, self.training) == _configs(settings)
+
+
+def _configs(settings: dict[str, Any]) -> tuple[ModelConfig, TrainConfig] | None:
+    """Return what a result was made with; None for settings that there are no more."""
+    try:
+        return ModelConfig.from_dict(settings["model"]), TrainConfig(**settings["training"])
+    except (TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,45 +3,53 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM, Signals
-from typing import NamedTuple
 
 import torch
 
+from experiments.language.forecast import START_SECONDS, Forecast
 from experiments.language.plan import Run
 
 TICK = 0.2
 """Seconds between two looks at the processes."""
+CHECK = 5.0
+"""Seconds between two looks at whether those that run still fit."""
 GRACE = 20.0
 """Seconds that a process has after SIGTERM: to save, or to measure what it has trained."""
+MARGIN = 1.1
+"""How many times the forecast must fit for one more run to start."""
 
 Start = Callable[[Run, str], "subprocess.Popen[bytes]"]
 """Starts a run on a device."""
 
 
-class Started(NamedTuple):
-    """A process and where it computes."""
+@dataclass
+class Started:
+    """A process, where it computes, and the last signal that it was sent."""
 
     run: Run
     device: str
     process: "subprocess.Popen[bytes]"
+    signal: Signals | None = None
+
+    def send(self, number: Signals) -> None:
+        """Send the process a signal, unless it was sent already."""
+        if self.signal != number:
+            self.signal = number
+            self.process.send_signal(number)
 
 
 class Patience:
-    """Which signal the processes are due: none, SIGTERM when time is over or this process is to stop, later SIGKILL.
-
-    It also forecasts, from what has been computed so far, whether another run would end in time.
-    """
+    """Which signal the processes are due: none, SIGTERM when time is over or this process is to stop, later SIGKILL."""
 
     def __init__(
         self, seconds: float, stopping: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stopping = stopping
         self._clock = clock
-        self._begin = clock()
-        self._end = self._begin + seconds
-        self._computed = 0.0
+        self._end = clock() + seconds
 
     def __call__(self) -> Signals | None:
         """Return the signal that is due now."""
@@ -52,22 +60,10 @@ class Patience:
             return None
         return SIGTERM if now < self._end + GRACE else SIGKILL
 
-    def ended(self, run: Run, status: int) -> None:
-        """Record that the process of `run` ended; with status 0 it was computed to its end."""
-        if status == 0:
-            self._computed += run.operations
-
-    def fits(self, run: Run, running: Sequence[Run]) -> bool:
-        """Return whether `run` should end in time beside those that are `running`; True while nothing has ended.
-
-        The forecast takes what runs as half done, and the speed to come as that so far.
-        """
-        if not self._computed:
-            return True
-        now = self._clock()
-        half = sum(each.operations for each in running) / 2
-        seconds = (half + run.operations) * (now - self._begin) / (self._computed + half)
-        return now + seconds <= self._end
+    @property
+    def left(self) -> float:
+        """Seconds until SIGTERM is due."""
+        return self._end - self._clock()
 
 
 def devices() -> list[str]:
@@ -77,52 +73,97 @@ def devices() -> list[str]:
     return list(names) or [""]
 
 
-def work(
-    ready: Callable[[], Sequence[Run]], start: Start, places: Sequence[str], jobs: int, patience: Patience
-) -> Iterator[tuple[Run, int]]:
-    """Start a process for each run that is `ready`, `jobs` at a time on each of `places`; yield its exit status.
+class Work:
+    """Processes of runs, `jobs` at a time on each of `places`, so that as many as can end in time.
 
-    `ready` is called whenever a place is free, and returns the runs without a result, the most important first; none is
-    started twice. The next run goes where the fewest operations are computed. Once a signal is due no further run is
-    started and the processes get the signal. All have ended when this returns or raises.
+    `ready` returns the runs without a result, the most important first. The next run goes to the device with the fewest
+    operations; it is the first that, by the forecast, ends in time together with what runs there. On a device where
+    nothing runs the first run starts even if it does not fit: it saves itself and is resumed later. If those that run
+    on a device do not fit any more, the one with the most ahead is stopped, so that the others end; it may be resumed.
     """
-    running: list[Started] = []
-    begun: set[str] = set()
 
-    def next_run() -> Run | None:
-        if patience() is not None:
-            return None
-        now = [started.run for started in running]
-        return next((run for run in ready() if run.name not in begun and patience.fits(run, now)), None)
+    def __init__(
+        self, ready: Callable[[], Sequence[Run]], start: Start, places: Sequence[str], jobs: int, *, patience: Patience,
+        forecast: Forecast,
+    ) -> None:  # fmt: skip
+        self._ready = ready
+        self._start = start
+        self._places = places
+        self._jobs = jobs
+        self._patience = patience
+        self._forecast = forecast
+        self._running: list[Started] = []
+        self._begun: set[str] = set()
+        self._checked = patience.left
 
-    try:
-        while True:
-            while (device := _least_busy(places, running, jobs)) is not None and (run := next_run()) is not None:
-                begun.add(run.name)
-                running.append(Started(run, device, start(run, device)))
-            if not running:
-                return
-            _signal(running, patience())
-            for ended in [each for each in running if each.process.poll() is not None]:
-                running.remove(ended)
-                patience.ended(ended.run, ended.process.returncode)
-                yield ended.run, ended.process.returncode
-            time.sleep(TICK)
-    finally:
-        for started in running:
-            started.process.kill()
-            started.process.wait()
+    def __call__(self) -> Iterator[tuple[Run, int]]:
+        """Run what is ready, and yield each run that ended with its exit status. None runs twice, unless stopped early.
 
+        Once a signal is due no further run is started and the processes get the signal. All have ended when this
+        returns or raises.
+        """
+        try:
+            while True:
+                while self._start_one():
+                    pass
+                if not self._running:
+                    return
+                self._signal()
+                for ended in [each for each in self._running if each.process.poll() is not None]:
+                    self._running.remove(ended)
+                    if ended.signal is not None:
+                        self._begun.discard(ended.run.name)
+                    yield ended.run, ended.process.returncode
+                time.sleep(TICK)
+        finally:
+            for started in self._running:
+                started.process.kill()
+                started.process.wait()
 
-def _signal(running: Sequence[Started], number: Signals | None) -> None:
-    """Send every process the signal; None: nothing."""
-    if number is not None:
-        for started in running:
-            started.process.send_signal(number)
+    def _start_one(self) -> bool:
+        """Start the next run on the least busy device where one fits; return whether there was one."""
+        free = [place for place in self._places if len(self._on(place)) < self._jobs]
+        if self._patience() is not None or not free:
+            return False
+        ready = [run for run in self._ready() if run.name not in self._begun]
+        for device in sorted(free, key=self._operations):
+            if (run := self._next(ready, device)) is not None:
+                self._begun.add(run.name)
+                self._running.append(Started(run, device, self._start(run, device)))
+                return True
+        return False
 
+    def _next(self, ready: Sequence[Run], device: str) -> Run | None:
+        here, left = [each.run for each in self._on(device)], self._patience.left
+        endless = left == float("inf")
+        fitting = (run for run in ready if endless or MARGIN * self._forecast.seconds([*here, run]) <= left)
+        alone = not here and (left > START_SECONDS or not self._begun)
+        return next(fitting, ready[0] if ready and alone else None)
 
-def _least_busy(places: Sequence[str], running: Sequence[Started], jobs: int) -> str | None:
-    """Return the device with a free place whose runs have the fewest operations; None if no device has one."""
-    busy: Mapping[str, list[Run]] = {place: [each.run for each in running if each.device == place] for place in places}
-    free = [device for device in places if len(busy[device]) < jobs]
-    return min(free, key=lambda device: sum(run.operations for run in busy[device]), default=None)
+    def _signal(self) -> None:
+        """Send all processes the signal that is due; if none is, stop a run where not all can end in time."""
+        due = self._patience()
+        if due is not None:
+            for started in self._running:
+                started.send(due)
+        elif self._checked - self._patience.left >= CHECK:
+            self._checked = self._patience.left
+            for place in self._places:
+                self._stop_one(place)
+
+    def _stop_one(self, device: str) -> None:
+        """Stop the run with the most ahead on a device, if not all that run there can end in time."""
+        here = {each.run: each for each in self._on(device)}
+        stopping = any(each.signal for each in here.values())
+        if len(here) < 2 or stopping or not self._forecast.known(list(here)):
+            return
+        if self._forecast.seconds(list(here)) > self._patience.left:
+            longest = max(here, key=lambda run: self._forecast.seconds([run]))
+            here[longest].send(SIGTERM)
+            self._forecast.forget_speeds()
+
+    def _on(self, device: str) -> list[Started]:
+        return [each for each in self._running if each.device == device]
+
+    def _operations(self, device: str) -> float:
+        return sum(each.run.operations for each in self._on(device))

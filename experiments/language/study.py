@@ -3,11 +3,13 @@
     python -m experiments.language.study [--study FILE] [--data data/language] [--out runs/study]
                                          [--results benchmarks/results/language.jsonl] [--jobs 6] [--seconds 540]
 
-Several processes (`arm.py`) share each visible device, so that one compiles while others train. Short runs choose each
-arm's learning rate on a split of their own; its reported runs start as soon as its rate is known. A finished run is a
-line of the results and is not repeated. A stopped run saves its state in OUT; the same command resumes it there, or
-repeats it if OUT is lost. When the seconds are over, or at SIGTERM, no run is started and running ones have 20 seconds
-to save; a run that would not end in time is not started.
+Several processes (`arm.py`) share each visible device, so that one compiles while others train. Learning
+rates are chosen first, by short runs on a split of their own; the runs that are reported follow as soon as their arm's
+rate is known. A finished run is a line of the results and is not run again; a run that is stopped saves itself in OUT,
+and the same command resumes it there, or repeats it where OUT is lost. When the seconds are over, or at SIGTERM, no run
+is started and those that run have 20 seconds to save. Within the seconds as many runs end as can: those begun in OUT
+come first, as many run side by side as should end in time, and one that keeps the others from it is stopped. A run that
+alone takes longer is resumed by the next command.
 """
 
 import argparse
@@ -17,11 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from experiments.language.plan import Run, Study, read_study
-from experiments.language.processes import Patience, devices, work
+from benchmarks.header import machine
+from experiments.language.forecast import Forecast, Progresses, saved_step
+from experiments.language.plan import Result, Run, Study, read_study
+from experiments.language.processes import Patience, Work, devices
 from experiments.language.results import RESULT_FILE, append_result, read_results
 from thoughtbubbles.training.data.token_file import INDEX_FILE
 from thoughtbubbles.training.stopping import stop_on_signal
@@ -36,27 +39,56 @@ def main() -> int:
     args = _arguments()
     study, places = read_study(args.study), devices()
     args.out.mkdir(parents=True, exist_ok=True)
-    waiting = ready(study, args.results, args.data)
+    collect(study, args.out, args.results)
+    waiting = ready(study, args)
     print(f"{len(waiting)} runs can start; devices: {', '.join(places) or 'none'}", flush=True)
     environment, begin, failed = _environment(args.jobs * len(places), args.out), time.monotonic(), 0
+    progress = Progresses(args.out)
+
+    def start_run(run: Run, device: str) -> "subprocess.Popen[bytes]":
+        progress.begun(run)
+        return start(run, device, args=args, environment=environment)
+
     with stop_on_signal() as stopping:
         patience = Patience(args.seconds, stopping)
-        for run, status in work(
-            lambda: ready(study, args.results, args.data), partial(start, args=args, environment=environment),
-            places, args.jobs, patience,
-        ):  # fmt: skip
-            result = args.out / run.name / RESULT_FILE
-            failed += status > 0
-            if status == 0 and result.exists():
-                append_result(args.results, result.read_text(encoding="utf-8"))
-            print(f"{time.monotonic() - begin:6.1f} s  {run.name}: {_outcome(result, status)}", flush=True)
-    print(f"{len(ready(study, args.results, args.data))} runs without a result are left", flush=True)
+        forecast = Forecast(progress, [line for line in read_results(args.results) if line.get("machine") == machine()])
+        work = Work(lambda: ready(study, args), start_run, places, args.jobs, patience=patience, forecast=forecast)
+        for run, status in work():
+            result = record(run, args.out, args.results)
+            collect(study, args.out, args.results)
+            failed += status > 0 and result is None
+            outcome = _outcome(result, status, args.out / run.name / OUTPUT_FILE)
+            print(f"{time.monotonic() - begin:6.1f} s  {run.name}: {outcome}", flush=True)
+    print(f"{len(ready(study, args))} runs without a result are left", flush=True)
     return min(failed, 1)
 
 
-def ready(study: Study, results: Path, data: Path) -> Sequence[Run]:
-    """Return the runs that have no result and whose data is present, the most important first."""
-    return [run for run in study.missing(read_results(results)) if (data / run.data / INDEX_FILE).exists()]
+def ready(study: Study, args: argparse.Namespace) -> Sequence[Run]:
+    """Return the runs that have no result and whose data is present: those begun, then the most important first."""
+    missing = study.missing(read_results(args.results))
+    present = [run for run in missing if (args.data / run.data / INDEX_FILE).exists()]
+    return sorted(present, key=lambda run: saved_step(args.out / run.name) == 0)
+
+
+def collect(study: Study, out: Path, results: Path) -> None:
+    """Record every result in `out` that a former command left there, of runs that have none in `results`."""
+    found = True
+    while found:  # a result may decide an arm's rate, and so make further runs
+        missing = study.missing(read_results(results))
+        found = any(record(run, out, results) is not None for run in missing)
+
+
+def record(run: Run, out: Path, results: Path) -> Result | None:
+    """Append the result in the folder of `run` to `results` and return it; None if there is none of these settings."""
+    path = out / run.name / RESULT_FILE
+    if not path.exists():
+        return None
+    line = path.read_text(encoding="utf-8")
+    result: Result = json.loads(line)
+    if not run.is_of(result):
+        return None
+    append_result(results, line)
+    return result
 
 
 def start(run: Run, device: str, args: argparse.Namespace, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -80,16 +112,14 @@ def _environment(processes: int, out: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _outcome(result: Path, status: int) -> str:
-    if status == 0 and result.exists():
-        found = json.loads(result.read_text(encoding="utf-8"))
-        if found["loss"] is None:
+def _outcome(result: Result | None, status: int, output: Path) -> str:
+    if result is not None:
+        if result["loss"] is None:
             return "diverged"
-        speed = f"{found['tokens_per_second'] or 0:,} tokens/s"
-        return f"loss {found['loss']:.4f} after {found['seconds']:.0f} s, {speed}"
+        speed = f"{result['tokens_per_second'] or 0:,} tokens/s"
+        return f"loss {result['loss']:.4f} after {result['seconds']:.0f} s, {speed}"
     if status <= 0:
         return "stopped before its end"
-    output = result.with_name(OUTPUT_FILE)
     last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN:] if output.exists() else []
     return "\n  ".join([f"failed, see {output}", *last])
 

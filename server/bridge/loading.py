@@ -1,8 +1,11 @@
 """Load a checkpoint into an engine."""
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 
-from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
+from thoughtbubbles.engine import CacheDtype, Engine, EngineConfig, ExecutorKind, SamplingParams, set_threads
 from thoughtbubbles.model import (
     ChatTemplate,
     Thoughtbubbles,
@@ -29,10 +32,12 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_client_share=settings.max_client_share,
         max_model_len=settings.max_model_len,
         cache_bytes=settings.cache_bytes,
+        cache_dtype=cast(CacheDtype | None, settings.cache_dtype),
+        executor=cast(ExecutorKind, settings.executor),
     )
     if settings.device == "cpu":  # other devices raise when they run out of memory
         require_memory(settings.cache_bytes, f"cache_bytes {settings.cache_bytes}")
-    _warm_up(checkpoint.model, checkpoint.tokenizer)
+    _warm_up(checkpoint.model, checkpoint.tokenizer, config)
     engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
     return engine, ServedModel(
         name=settings.model_name or folder.resolve().name,
@@ -44,11 +49,12 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         max_choices=settings.max_choices,
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         device=settings.device,
+        executor=engine.executor.name,
         chat_template=None if checkpoint.chat_template is None else ChatTemplate(checkpoint.chat_template),
     )
 
 
-def _warm_up(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+def _warm_up(model: Thoughtbubbles, tokenizer: Tokenizer, config: EngineConfig) -> None:
     """Take the process's first steps, which are slow, in another engine, so that the served one does not count them."""
-    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=1, max_model_len=3))
+    engine = Engine(model, tokenizer, replace(config, max_batch_size=1, max_model_len=3))
     engine.generate([[tokenizer.end_of_text]], SamplingParams(max_tokens=2, ignore_eos=True))

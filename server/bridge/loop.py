@@ -5,6 +5,8 @@ neither side waits for the other.
 """
 
 import gc
+import logging
+import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +14,11 @@ from typing import Protocol
 from thoughtbubbles.engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
 from thoughtbubbles.server.bridge.trimming import Trimmer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 5.0
+"""How long an engine has no work before it checks the cache."""
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 
@@ -74,7 +81,7 @@ class Aborted:
 
 @dataclass(frozen=True)
 class CommandsDone:
-    """All queued commands are executed."""
+    """All queued commands are executed, or the idle engine has checked its cache."""
 
     stats: EngineStats
 
@@ -98,8 +105,8 @@ class Commands(Protocol):
     def empty(self) -> bool:
         """Return whether no command is queued."""
 
-    def get(self) -> Command:
-        """Return the next command; wait for it if there is none."""
+    def get(self, *, timeout: float | None = None) -> Command:
+        """Return the next command. Raise `queue.Empty` if none comes within `timeout` seconds."""
 
 
 def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
@@ -117,7 +124,7 @@ def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
 def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -> bool:
     """Execute the queued commands; if the engine has no work, wait for one. Return False at the command to end."""
     while not engine.has_work or not commands.empty():
-        match commands.get():
+        match _next_command(engine, commands, on_report):
             case Add() as command:
                 on_report(_add(engine, command))
             case Abort(request_ids, reason):
@@ -127,6 +134,17 @@ def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -
         if commands.empty():  # one report of the engine's numbers for commands that arrive together
             on_report(CommandsDone(engine.stats()))
     return True
+
+
+def _next_command(engine: Engine, commands: Commands, on_report: OnReport) -> Command:
+    """Return the next command. If the engine is idle for a while before it comes, check the cache once."""
+    try:
+        return commands.get(timeout=IDLE_SECONDS)
+    except queue.Empty:
+        if failure := engine.check_integrity():
+            logger.error("the fork-state cache has wrong page counts: %s", failure)
+        on_report(CommandsDone(engine.stats()))
+        return commands.get()
 
 
 def _add(engine: Engine, command: Add) -> Accepted | Refused:

@@ -11,6 +11,7 @@ import atexit
 import gc
 import os
 import pickle
+import queue
 import signal
 import traceback
 from contextlib import suppress
@@ -93,7 +94,9 @@ class _PipedCommands:
     def empty(self) -> bool:
         return not self._connection.poll()
 
-    def get(self) -> Command:
+    def get(self, *, timeout: float | None = None) -> Command:
+        if timeout is not None and not self._connection.poll(timeout):
+            raise queue.Empty
         command: Command = self._connection.recv()
         return command
 

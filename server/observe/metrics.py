@@ -32,6 +32,8 @@ COUNTERS: Mapping[str, str] = {
     "prefix_cache_hits_total": "Prompt tokens found in the prefix cache, and not computed again.",
     "non_finite_logits_total": "Requests ended because their logits were NaN or infinite.",
     "preemptions_total": "Requests preempted because the cache was full.",
+    "cache_integrity_checks_total": "Checks of the fork-state cache's page counts, made when the engine is idle.",
+    "cache_integrity_failures_total": "Checks that found the page counts wrong, which is a defect of the engine.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {
     "forks_total": "Fork copies that survived the selection before a layer.",
@@ -73,7 +75,9 @@ class _EngineCollector(Collector):
         up = snapshot is not None and snapshot.up
         yield GaugeMetricFamily(f"{PREFIX}engine_up", "1 while the engine runs.", value=float(up))
         if snapshot is not None:
-            yield _info("build_info", "What the server runs.", build_info(snapshot.model.device))
+            yield _info(
+                "build_info", "What the server runs.", build_info(snapshot.model.device, snapshot.model.executor)
+            )
             yield _info("model_info", "The served model.", snapshot.model.labels())
             yield from _requests(snapshot)
             yield from _engine(snapshot.stats)

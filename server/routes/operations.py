@@ -30,8 +30,9 @@ async def ready(service: Serving) -> Json:
 
 @router.get("/version", responses=refusals(503))
 async def version(service: Serving) -> Json:
-    """Return the versions of the server and of torch, and the device."""
-    return {**build_info(service.worker.model.device)}
+    """Return the versions of the server and of torch, the device and the executor."""
+    model = service.worker.model
+    return {**build_info(model.device, model.executor)}
 
 
 @router.get("/docs", include_in_schema=False)

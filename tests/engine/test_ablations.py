@@ -47,3 +47,8 @@ def test_a_model_whose_survivors_are_not_chosen_by_score_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^select_by is '{select_by}': only models with select_by 'score'"):
         Engine(make_model(select_by=select_by), tokenizer)
+
+
+def test_a_looped_model_is_refused(make_model: MakeModel, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"^loops is 2: only models whose layers run once can be served"):
+        Engine(make_model(fork_layers=(), loops=2), tokenizer)

@@ -196,7 +196,7 @@ def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Toke
     """Memory for two of four states: the others are computed whole until memory is free."""
     requests = [make_request(name, 9, model, tokenizer) for name in "abcd"]
     one = RevisableState(model.config, requests[0].selection, 19, model.transformer.wte.weight).nbytes
-    recompute = Recompute(model, PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
 
     def logits() -> Tensor:
         return torch.stack([each.logits for each in recompute.step(requests)])

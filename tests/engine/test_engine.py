@@ -259,3 +259,12 @@ def test_a_step_on_a_cpu_takes_in_512_tokens_unless_told(
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="cache_bytes must be at least"):
         Engine(model, tokenizer, EngineConfig(cache_bytes=1000))
+
+
+def test_wrong_page_counts_are_found_and_counted(engine: Engine) -> None:
+    engine.generate([[1, 2, 3] * 9], SamplingParams(max_tokens=3))
+    assert engine.check_integrity() is None
+    engine.cache.segments[2].free -= 1
+    assert engine.check_integrity() == "segment 2: pages miscounted"
+    stats = engine.stats()
+    assert (stats.cache_integrity_checks_total, stats.cache_integrity_failures_total) == (2, 1)

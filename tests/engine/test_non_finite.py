@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.embedded import embed
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.engine.config import ExecutorKind
 from thoughtbubbles.engine.sampling import finite_rows
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
@@ -16,17 +18,21 @@ INNOCENT = [[8] * 20, [40, 41, 42] * 9, [3, 4] * 14, [9] * 22, [11] * 12, [13] *
 """Prompts of several lengths: the shorter ones' keys are padded where they attend together."""
 
 
+@pytest.fixture(params=["native", "portable"])
+def executor(request: pytest.FixtureRequest) -> ExecutorKind:
+    kind: ExecutorKind = request.param
+    return kind
+
+
 @pytest.fixture
-def engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> Engine:
-    return Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22, max_prefill_tokens=16))
+def engine(model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind) -> Engine:
+    return Engine(
+        model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22, max_prefill_tokens=16, executor=executor)
+    )
 
 
 def break_token(engine: Engine, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    """Embed the token as so many; the head, which is tied to the embedding, keeps its weights."""
-    forward = engine.executor.paged.forward  # type: ignore[attr-defined]
-    embedding = forward._embedding.clone()
-    embedding[BROKEN] = value
-    monkeypatch.setattr(forward, "_embedding", embedding)
+    embed(monkeypatch, engine.model, BROKEN, value)
 
 
 def params(**settings: object) -> SamplingParams:
@@ -93,10 +99,12 @@ def test_one_request_ends_and_its_neighbours_go_on(
 
 @pytest.mark.parametrize("length", [22, 28, 34])
 def test_requests_that_are_gathered_in_the_same_step(
-    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, length: int
+    model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     """Where the broken one's keys stand after one segment, others are padded in the next."""
-    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22))
+    engine = Engine(
+        model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22, executor=executor)
+    )
     innocent(engine)
     alone = told(run(engine))
     engine.cache.clear()
@@ -171,12 +179,11 @@ def test_rules_that_recompute(model: Thoughtbubbles, tokenizer: Tokenizer, rule:
     "settings", [{"temperature": 1e-5}, {"repetition_penalty": 1e30}, {"repetition_penalty": 1e-30}]
 )
 def test_logits_so_large_that_sampling_would_overflow(
-    model: Thoughtbubbles, tokenizer: Tokenizer, settings: dict[str, object]
+    model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, settings: dict[str, object]
 ) -> None:
-    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
     with torch.no_grad():
-        forward = engine.executor.paged.forward  # type: ignore[attr-defined]
-        forward.packed.head = lambda x: torch.full((*x.shape[:-1], model.config.vocab_size), 1e36)
+        model.transformer.ln_f.weight.mul_(1e35)
+    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22, executor=executor))
     engine.add("broken", [7, 6], params(**settings))
     assert run(engine)["broken"].finish_reason == "error"
 

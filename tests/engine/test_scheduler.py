@@ -248,7 +248,7 @@ def test_whoever_would_wait_alone_is_never_refused() -> None:
         it.add(request("c", prompt=1))
     run(it)
     it.add(request("c"))
-    assert it.waiting.taken_streams == 16
+    assert it.waiting.admitted_streams == 16
 
 
 def test_a_client_has_a_share_of_the_queue() -> None:

@@ -15,7 +15,7 @@ SMALL = ModelConfig(
 COPY = replace(SMALL, fork_layers=(), averaging="rightmost", copies=3)
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "copies"])
+@pytest.mark.parametrize("name", ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "copies", "loops"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, "8", True, None])
 def test_sizes_are_whole_and_positive(name: str, value: Any) -> None:  # noqa: ANN401
     with pytest.raises(
@@ -49,6 +49,7 @@ def test_sizes_are_whole_and_positive(name: str, value: Any) -> None:  # noqa: A
         ("activation", None),
         ("averaging", "mean"),
         ("copies", 2),  # in a model that forks
+        ("loops", 2),  # in a model that forks
         ("score_bias", 1),
         ("value_attenuation", None),
         ("select_by", "chance"),
@@ -77,6 +78,7 @@ def test_copies_are_decoded_by_the_rightmost(averaging: str) -> None:
         COPY,
         replace(SMALL, max_block_size=8),
         replace(SMALL, fork_layers=(), bias=True),
+        replace(SMALL, fork_layers=(), loops=3),
         replace(SMALL, activation="gelu_tanh", averaging="logit", norm_before_averaging=True),
         replace(SMALL, score_bias=False, value_attenuation=False, residual_attenuation=False),
         replace(SMALL, select_by="random"),
@@ -93,6 +95,7 @@ def test_defaults_are_left_out_of_a_dictionary_at_will() -> None:
     assert regular.fork_layers == ()
     assert (regular.bias, regular.activation, regular.averaging) == (True, "gelu", "residual")
     assert (regular.norm_before_averaging, regular.copies, regular.ablated) == (False, 1, False)
+    assert regular.loops == 1
     assert (regular.select_by, regular.initial_keep_logit) == ("score", 0.0)
 
 

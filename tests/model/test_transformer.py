@@ -1,6 +1,7 @@
 """The whole model against SPEC.md in plain words, and what it promises: causality, batches, gradients, precision."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -199,6 +200,27 @@ def test_baselines_are_ordinary_transformers(config: ModelConfig) -> None:
 
 
 # Positions, ratios and what is refused.
+
+
+def test_a_looped_model_is_a_deeper_one_that_repeats_its_layers() -> None:
+    """The same logits; the gradient of a layer is the sum over its repetitions."""
+    looped = build(replace(REGULAR, n_layer=2, loops=3))
+    deeper = Thoughtbubbles(replace(REGULAR, n_layer=6))
+    weights = looped.state_dict()
+    for name in deeper.state_dict():
+        layer = re.search(r"h\.(\d)", name)
+        one = name.replace(layer[0], f"h.{int(layer[1]) % 2}") if layer else name
+        deeper.state_dict()[name].copy_(weights[one])
+    ids = random_ids(2, 9)
+    logits = [model(ids) for model in (looped, deeper)]
+    torch.testing.assert_close(*logits)
+    for each in logits:
+        each.logsumexp(-1).sum().backward()
+    gradients = {name: weight.grad for name, weight in deeper.named_parameters()}
+    for name, weight in looped.named_parameters():
+        layer = re.search(r"h\.(\d)", name)
+        copies = [name.replace(layer[0], f"h.{int(layer[1]) + 2 * i}") for i in range(3)] if layer else [name]
+        torch.testing.assert_close(weight.grad, sum(gradients[each] for each in copies), msg=name)
 
 
 def test_an_original_sits_one_after_its_token() -> None:

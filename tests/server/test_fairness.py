@@ -10,7 +10,7 @@ import pytest
 from tests.server.harness import Running, Serve
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.request_queue import Waiting
+from thoughtbubbles.engine.request_queue import RequestQueue
 from thoughtbubbles.server.keys import ApiKeys
 
 SMALL = {"max_batch_size": 1, "max_waiting_streams": 80, "max_client_share": 0.5}
@@ -80,14 +80,14 @@ def test_a_client_beyond_its_share_is_refused_and_others_are_served(
 def test_first_come_first_served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Independent of the client, the size of the request, and earlier requests."""
     started: list[str] = []
-    popleft = Waiting.popleft
+    popleft = RequestQueue.popleft
 
-    def noted(waiting: Waiting) -> Request:
+    def noted(waiting: RequestQueue) -> Request:
         request = popleft(waiting)
         started.append(request.id)
         return request
 
-    monkeypatch.setattr(Waiting, "popleft", noted)
+    monkeypatch.setattr(RequestQueue, "popleft", noted)
     with serve(**{**SMALL, "max_waiting_streams": 400}) as server, ThreadPoolExecutor() as pool:
         crowd = Crowd(server, pool)
         server.engine.hold()

@@ -26,8 +26,9 @@ FOUR = replace(MODEL, n_layer=5, fork_layers=(0, 1, 3), max_block_size=4 * MODEL
         (replace(FOUR, averaging="logit"), None),
         (REGULAR, None),
         (replace(REGULAR, averaging="rightmost", copies=3), None),
+        (replace(REGULAR, loops=3), None),
     ],
-    ids=["forks", "originals alone", "a smaller ratio", "every layer", "mixture", "regular", "copy-3"],
+    ids=["forks", "originals alone", "a smaller ratio", "every layer", "mixture", "regular", "copy-3", "looped"],
 )
 def test_operations_are_those_that_torch_counts(config: ModelConfig, ratio: float | None) -> None:
     """Attention is computed as two plain products here, without its mask: twice what is needed, three times over."""

@@ -70,6 +70,15 @@ def test_a_stopped_run_goes_on_as_if_it_never_had(data: Path, tmp_path: Path, op
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_state_from_before_a_setting_is_resumed(data: Path, tmp_path: Path) -> None:
+    trainer(data, tmp_path, TRAIN).run(stop_after(3))
+    facts_file = latest_state(tmp_path / STATE_FOLDER) / "facts.json"
+    facts = json.loads(facts_file.read_text())
+    del facts["model"]["loops"]
+    facts_file.write_text(json.dumps(facts))
+    assert trainer(data, tmp_path, TRAIN, resume=True).step == 3
+
+
 def test_sigterm_saves_ends_with_zero_and_loses_nothing(data: Path, tmp_path: Path) -> None:
     """Stopped wherever it happens to be, resumed, and compared with a run that was left alone."""
 

@@ -53,8 +53,9 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: Tensor, ignore_in
     losses, dlogits = _empty(logits)
     rows, width = logits.shape
     wrap_triton(_cross_entropy_kernel)[(rows,)](
-        logits, targets, scale, losses, dlogits, WIDTH=width, IGNORED=ignore_index, COLUMNS=_COLUMNS, num_warps=_WARPS
-    )
+        logits=logits, targets=targets, scales=scale, losses=losses, dlogits=dlogits, WIDTH=width, IGNORED=ignore_index,
+        COLUMNS=_COLUMNS, num_warps=_WARPS,
+    )  # fmt: skip
     return losses, dlogits
 
 

@@ -44,9 +44,10 @@ def _update_and_score(
     (rows, width), residual = x.shape, torch.empty_like(x)
     logits = torch.empty((rows, 2), dtype=torch.float32, device=x.device)
     wrap_triton(_fork_scores_kernel)[(rows,)](
-        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), projection, residual, logits,
-        EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None,
-        SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
+        x=x, update=update, bias=or_other(bias, x), scores=or_other(score, x), weight=weight,
+        norm_bias=or_other(norm_bias, x), projection=projection, residual=residual, logits=logits, EPS=eps, WIDTH=width,
+        WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, logits
 
@@ -70,8 +71,9 @@ def _update_and_score_backward(
     partial = torch.empty((shared, 5, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(rows)
     wrap_triton(_fork_scores_backward_kernel)[(shared,)](
-        dresidual, dlogits, residual, update, or_other(bias, residual), or_other(score, residual), weight,
-        or_other(norm_bias, weight), projection, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width,
+        dresidual=dresidual, dlogits=dlogits, residual=residual, update=update, bias=or_other(bias, residual),
+        scores=or_other(score, residual), weight=weight, norm_bias=or_other(norm_bias, weight), projection=projection,
+        dx=dx, dupdate=dupdate, dscores=dscore, partial=partial, rows=rows, EPS=eps, WIDTH=width,
         WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
         HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip

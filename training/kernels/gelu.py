@@ -33,8 +33,8 @@ def _empty(x: Tensor, *_: object) -> Tensor:
 def _gelu(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     (rows, width), y = x.shape, torch.empty_like(x)
     wrap_triton(_gelu_kernel)[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
-        x, or_other(bias, x), y, rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh,
-        num_warps=_WARPS,
+        x=x, bias=or_other(bias, x), y=y, rows=rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
     )  # fmt: skip
     return y
 
@@ -50,8 +50,8 @@ def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool) -> tu
     shared = programs(rows, _ROWS, _MOST_PROGRAMS)
     partial = torch.empty((shared, width), dtype=torch.float32, device=x.device)
     wrap_triton(_gelu_backward_kernel)[(shared, triton.cdiv(width, _BACKWARD_COLUMNS))](
-        dy, x, or_other(bias, x), dx, partial, rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_BACKWARD_COLUMNS,
-        HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
+        dy=dy, x=x, bias=or_other(bias, x), dx=dx, partial=partial, rows=rows, WIDTH=width, ROWS=_ROWS,
+        COLUMNS=_BACKWARD_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
     )  # fmt: skip
     return dx, partial.sum(0)
 

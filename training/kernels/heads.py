@@ -51,8 +51,8 @@ def _heads(
     q, k, v = qkv.new_empty((rows, width)), qkv.new_empty((rows, width)), qkv.new_empty((rows, width))
     half = width // heads // 2
     wrap_triton(_heads_kernel)[(triton.cdiv(rows, _ROWS),)](
-        qkv, or_other(bias, qkv), cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
-        HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
+        qkv=qkv, bias=or_other(bias, qkv), cosines=cos, sines=sin, scores=score, queries=q, keys=k, values=v, rows=rows,
+        HEADS=heads, HALF=half, HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
         HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return q, k, v
@@ -76,9 +76,10 @@ def _heads_backward(
     dqkv, dscore = dq.new_empty((rows, 3 * width)), torch.empty_like(score)
     partial = score.new_empty((shared, 3 * width))
     wrap_triton(_heads_backward_kernel)[(shared,)](
-        dq, dk, dv, v, cos, sin, score, dqkv, dscore, partial, rows, HEADS=heads, HALF=half,
-        HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), BIASED=biased,
-        ATTENUATED=attenuated, num_warps=warps(width, _BACKWARD_WARPS),
+        dqueries=dq, dkeys=dk, dvalues=dv, values=v, cosines=cos, sines=sin, scores=score, dqkv=dqkv, dscores=dscore,
+        partial=partial, rows=rows, HEADS=heads, HALF=half, HEADS_2=triton.next_power_of_2(heads),
+        HALF_2=triton.next_power_of_2(half), BIASED=biased, ATTENUATED=attenuated,
+        num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dqkv, dscore, partial.sum(0)
 

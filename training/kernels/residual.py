@@ -43,8 +43,9 @@ def _update_and_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(update)
     wrap_triton(_residual_kernel)[(rows,)](
-        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, EPS=eps,
-        WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        x=x, update=update, bias=or_other(bias, x), scores=or_other(score, x), weight=weight,
+        norm_bias=or_other(norm_bias, x), residual=residual, normed=normed, EPS=eps, WIDTH=width,
+        WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
         HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, normed
@@ -79,8 +80,9 @@ def _update_and_norm_backward(
     partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(0 if score is None else rows)
     wrap_triton(_residual_backward_kernel)[(shared,)](
-        dresidual, dnormed, residual, or_other(update, residual), or_other(bias, residual), or_other(score, residual),
-        weight, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
+        dresidual=dresidual, dnormed=dnormed, residual=residual, update=or_other(update, residual),
+        bias=or_other(bias, residual), scores=or_other(score, residual), weight=weight, dx=dx, dupdate=dupdate,
+        dscores=dscore, partial=partial, rows=rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
         HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)

@@ -62,7 +62,7 @@ def attend(heads: int, width: int, held: list[int], new: list[int], splits: int)
     span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
     parts = Parts.empty(len(new), len(queries), heads, width, splits, DEVICE)
     out = torch.full_like(queries, torch.nan)
-    paged_attention(queries, keys, values, span, out, parts, most=max(new))
+    paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new))
     assert not parts.arrivals.any()
     return out[: sum(new)], torch.cat(wanted)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels
+from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels, sampler_of
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
@@ -77,7 +77,7 @@ def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: T
         cache = ForkCache(model.config, max_tokens=tokens, total_bytes=1 << 20, page_size=4, requests=32,
                           like=model.transformer.wte.weight.detach())  # fmt: skip
         chosen = {} if sizes is None else {"sizes": sizes}
-        assert DeviceForward(model, cache, ForkTally(), vocabulary=257, **chosen).max_prefill_tokens == most
+        assert DeviceForward(model, cache, ForkTally(), sampler=None, **chosen).max_prefill_tokens == most
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ class Outcome:
         selection, model = Selection.of(model.config, "causal"), deepcopy(model).to(DEVICE)
         cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                           like=model.transformer.wte.weight.detach())  # fmt: skip
-        forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=[size])
+        forward = DeviceForward(model, cache, ForkTally(), sampler=sampler_of(model, cache), sizes=[size])
         for prompts in (before, PROMPTS):
             states = [cache.open(selection) for _ in prompts]
             chunks = [Chunk(ids, state, selection) for ids, state in zip(prompts, states, strict=True)]
@@ -154,7 +154,7 @@ def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 
     model = model.to(DEVICE)
     cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                       like=model.transformer.wte.weight.detach())  # fmt: skip
-    forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=sizes)
+    forward = DeviceForward(model, cache, ForkTally(), sampler=sampler_of(model, cache), sizes=sizes)
     states = [cache.open(selection) for _ in PROMPTS]
     seen: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     for start, end in pairwise([0, *cut]):

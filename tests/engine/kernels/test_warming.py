@@ -41,7 +41,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
-               attention._paged_attention, prefill._begin, prefill._weigh, prefill._rank, prefill._fit, prefill._spread,
+               attention._paged_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
                forking._average]  # fmt: skip
     for kernel in kernels:
 

@@ -3,14 +3,15 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 import pytest
 import torch
 
+from experiments.language.forecast import Forecast, Progress
 from experiments.language.plan import Run, Study
-from experiments.language.processes import GRACE, Patience, devices, work
+from experiments.language.processes import GRACE, Patience, Start, Work, devices
 
 
 def never() -> bool:
@@ -27,6 +28,14 @@ class Signalling(Patience):
 
     def __call__(self) -> signal.Signals | None:
         return self._due()
+
+
+def work(
+    ready: Callable[[], Sequence[Run]], start: Start, places: Sequence[str], jobs: int, patience: Patience
+) -> Iterator[tuple[Run, int]]:
+    """Run `Work` with a forecast that knows nothing, which does not matter while time is not limited."""
+    forecast = Forecast(lambda run: Progress(0, None))
+    return Work(ready, start, places, jobs, patience=patience, forecast=forecast)()
 
 
 @pytest.fixture
@@ -156,6 +165,29 @@ def test_processes_end_with_the_study(runs: list[Run]) -> None:
     assert started[0].returncode == -9
 
 
+def test_a_process_gets_each_signal_once(runs: list[Run]) -> None:
+    """It was sent every tick, and one of them hit a process that was deleting its state."""
+    code = """
+import signal, sys, time
+got = []
+signal.signal(15, lambda number, _: got.append(number))
+print(1, flush=True)
+time.sleep(1.5)
+sys.exit(len(got))
+"""
+    calls = count()
+
+    def start(run: Run, device: str) -> "subprocess.Popen[bytes]":
+        ready = process(code, subprocess.PIPE)
+        assert ready.stdout is not None
+        with ready.stdout as output:
+            output.readline()
+        return ready
+
+    due = Signalling(lambda: signal.SIGTERM if next(calls) > 1 else None)
+    assert [status for _, status in work(lambda: runs[:1], start, ["0"], 1, due)] == [1]
+
+
 def test_patience_ends_after_the_seconds_or_when_this_process_is_asked_to_stop() -> None:
     now, stop = 100.0, False
     patient = Patience(30, lambda: stop, lambda: now)
@@ -169,23 +201,6 @@ def test_patience_ends_after_the_seconds_or_when_this_process_is_asked_to_stop()
     assert (patient(), asked()) == (signal.SIGKILL, signal.SIGTERM)
     now = 140.0 + GRACE
     assert (patient(), asked()) == (signal.SIGKILL, signal.SIGKILL)
-
-
-def test_no_run_is_started_that_would_not_end_in_time(study: Study) -> None:
-    now = 0.0
-    patient = Patience(25, never, lambda: now)
-    run = study.runs([])[0]
-    now = 10.0
-    assert patient.fits(run, [])  # nothing has ended, so nothing is known
-    patient.ended(run, 1)
-    assert patient.fits(run, [run] * 9)  # nor of what failed
-    patient.ended(run, 0)
-    assert patient.fits(run, [])  # 10 seconds more, of 15 that are left
-    now = 12.0
-    assert patient.fits(run, [run] * 2)  # two half done are one, so 2 in 12 seconds, and 2 are ahead: 24 of 25
-    now = 13.0
-    assert not patient.fits(run, [run] * 2)
-    assert not patient.fits(run, [])
 
 
 def test_a_stop_of_the_study_ends_its_processes(runs: list[Run]) -> None:

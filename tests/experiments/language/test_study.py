@@ -19,6 +19,7 @@ from tests.experiments.language.harness import TINY, result
 from thoughtbubbles.model import Thoughtbubbles
 from thoughtbubbles.training.flops import flops_per_block
 
+RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "language.jsonl"
 COMMITTED = Path(__file__).parents[3] / "experiments" / "language" / "study.toml"
 
 
@@ -114,6 +115,23 @@ def test_only_a_result_under_these_settings_counts(study: Study) -> None:
     other_rate = study.run("small", "regular", "final", 0, 1e-3)
     assert run.name not in [each.name for each in study.missing([*results, json.loads(json.dumps(result(run, 1.0)))])]
     assert run.name in [each.name for each in study.missing([*results, result(other_rate, 1.0)])]
+
+
+def test_a_result_from_before_a_setting_counts(study: Study) -> None:
+    run = study.run("small", "regular", "final", 0, 1e-2)
+    old = json.loads(json.dumps(result(run, 1.0)))
+    del old["settings"]["model"]["loops"]
+    assert run.is_of(old)
+    assert not run.is_of({**old, "settings": {**old["settings"], "model": {**old["settings"]["model"], "bias": False}}})
+    assert not run.is_of({**old, "settings": {**old["settings"], "training": {"epochs": 1}}})
+
+
+def test_every_recorded_result_is_of_the_committed_study() -> None:
+    study, results = read_study(COMMITTED), read_results(RECORDED)
+    assert results
+    for line in results:
+        assert study.run(line["size"], line["arm"], line["kind"], line["seed"],
+                         line["settings"]["training"]["learning_rate"]).is_of(line)  # fmt: skip
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out_and_replaced(tmp_path: Path) -> None:

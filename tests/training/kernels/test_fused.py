@@ -66,6 +66,7 @@ def assert_equal(model: Thoughtbubbles, *, ratio: float | None = None, padded: b
         {"norm_before_averaging": True, "value_attenuation": False},
         {"fork_layers": (0, 2), "score_bias": False},
         {"fork_layers": (), "max_block_size": 5, "copies": 2, "averaging": "rightmost"},
+        {"fork_layers": (), "max_block_size": 5, "loops": 2},
         {"max_block_size": 5},  # κ = L: scores and no forks
         {"select_by": "kept"},
     ],
