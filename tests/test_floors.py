@@ -31,6 +31,14 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
         "portable": {"cache"},
         "revising": {"cache", "portable"},
         "cuda": {"cache", "portable"},
+        "native": {"cache", "portable"},
+    },
+    "server": {
+        "bridge": set[str](),
+        "observe": {"bridge"},
+        "protocol": {"bridge"},
+        "http": {"bridge", "observe", "protocol"},
+        "routes": {"bridge", "http", "observe", "protocol"},
     },
     "model": {
         "files": set[str](),

@@ -134,7 +134,7 @@ def cancelled(server: Running, observe: Callable[[], Seen]) -> Seen:
     with ThreadPoolExecutor() as pool:
         seen = pool.submit(observe)
         server.engine.wait_until_held()
-        (name,) = {generation.name for generation in server.service.worker._generations.values()}
+        (name,) = {generation.completion_id for generation in server.service.worker._by_request.values()}
         answer = server.client.post(f"/v1/completions/{name}/cancel")
         assert answer.json() == {"id": name, "cancelled": True}
         return seen.result()
