@@ -37,7 +37,6 @@ SANITIZE := LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-n
 .PHONY: serve test test-slow test-processors native-sanitize install-test lint coverage scatter abuse audit clean
 
 serve: $(VENV)/.serve
-	@$(BIN)/python -m thoughtbubbles.engine.native >/dev/null || true
 	@$(BIN)/thoughtbubbles serve $(ARGS)
 
 test: lint
@@ -99,6 +98,7 @@ $(VENV)/.serve: $(VENV)/.created $(PINS)
 	@echo 'Installing into $(VENV): some minutes the first time.'
 	@$(INSTALL) --quiet setuptools
 	@$(INSTALL) --editable . --editable ./clients/python
+	@$(BIN)/python -m thoughtbubbles.engine.native || true
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve

@@ -33,6 +33,13 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
         "cuda": {"cache", "portable"},
         "native": {"cache", "portable"},
     },
+    "server": {
+        "bridge": set[str](),
+        "observe": {"bridge"},
+        "protocol": {"bridge"},
+        "http": {"bridge", "observe", "protocol"},
+        "routes": {"bridge", "http", "observe", "protocol"},
+    },
     "model": {
         "files": set[str](),
         "text": {"files"},

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thoughtbubbles.engine.cache.huge_pages import huge_zeros
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.model import ModelConfig
@@ -54,7 +55,7 @@ class SegmentPages:
         self.page_size = page_size
         self.pages = pages
         shape = (2, len(segment.layers), config.n_head, pages * page_size, config.head_width)
-        self._stored = like.new_zeros(shape)  # zeros: masked values are still multiplied, by 0
+        self._stored = huge_zeros(shape, like)  # zeros: masked values are still multiplied, by 0
         self._by_layer = [self._stored[:, at] for at in range(len(segment.layers))]
         self.keys = self._stored[0]
         """(layers, N, slots, H): heads outside, so that a request with adjacent pages is a slice of each head."""

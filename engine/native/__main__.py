@@ -1,6 +1,7 @@
 """Build the native step where there is none, and print what serves: `python -m thoughtbubbles.engine.native`."""
 
 import argparse
+import logging
 import sys
 
 from thoughtbubbles.engine.native.build import PACKAGED, BuildError, build_library
@@ -9,6 +10,7 @@ from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_na
 
 def main() -> int:
     """Return 0 where there is a native step, 1 where there is none."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="python -m thoughtbubbles.engine.native", description=__doc__)
     parser.add_argument("--package", action="store_true", help="build it into the installed package, not the cache")
     try:

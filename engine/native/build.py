@@ -112,7 +112,7 @@ def _digest(path: Path) -> str:
 
 
 def _build(compiler: str, directory: Path, stem: str) -> Path:
-    logger.warning("Building the native step in %s: some 30 seconds, once.", directory)
+    logger.info("Building the native step in %s: some 30 seconds, once.", directory)
     levels = dict(_X86_LEVELS) if platform.machine() in {"x86_64", "AMD64"} else {}
     without = [] if _accepts(compiler, _AMX) else ["-DTB_WITHOUT_AMX"]
     if without:

@@ -3,6 +3,8 @@
 // Causal in stream order: the i-th new stream of a request sees the streams that were cached, and the new ones up to
 // itself. What a row gives does not depend on the rows beside it.
 #pragma once
+#include <algorithm>
+
 #include "memory.h"
 #include "vectors.h"
 
@@ -93,9 +95,8 @@ template <class T> void attend_row(const Head<T> &head, const float *q, float *o
 }
 
 template <class T, int VECTORS>
-void attend_vectors(const Head<T> &head, const float *q, float *out, int64_t stride, int held, int rows, Buffer<float> &room) {
+void attend_vectors(const Head<T> &head, const float *q, float *out, int64_t stride, int held, int rows, float *scores) {
     const int64_t size = held + rows + 2 * LANES;
-    float *scores = room.reserve(4 * size);
     int r = 0;
     for (; r + 4 <= rows; r += 4)
         attend_rows<T, 4, VECTORS>(head, q + r * stride, out + r * stride, stride, held + r + 1, scores, size);
@@ -106,20 +107,20 @@ void attend_vectors(const Head<T> &head, const float *q, float *out, int64_t str
     if (r < rows) attend_rows<T, 1, VECTORS>(head, q + r * stride, out + r * stride, stride, held + r + 1, scores, size);
 }
 
-// `rows` new streams, `stride` apart in q and out, of a request that has `held` earlier ones.
+// `rows` new streams, `stride` apart in q and out, of a request that has `held` earlier ones; `scores` has room for
+// 4 · (held + rows + 2 · LANES).
 template <class T>
-void attend(const Head<T> &head, const float *q, float *out, int64_t stride, int held, int rows, Buffer<float> &room) {
+void attend(const Head<T> &head, const float *q, float *out, int64_t stride, int held, int rows, float *scores) {
     switch (head.width % LANES ? 0 : head.width / LANES) {
 #define VECTORS(N) \
     case N: \
-        return attend_vectors<T, N>(head, q, out, stride, held, rows, room);
+        return attend_vectors<T, N>(head, q, out, stride, held, rows, scores);
         VECTORS(1) VECTORS(2) VECTORS(4) VECTORS(8)
 #if LANES < 16
         VECTORS(16)
 #endif
 #undef VECTORS
     }
-    float *scores = room.reserve(held + rows);
     for (int r = 0; r < rows; r++) attend_row(head, q + r * stride, out + r * stride, held + r + 1, scores);
 }
 

@@ -135,7 +135,7 @@ class Forward : public Step {
         p_.resize(streams());
         cosine_.reserve(size_t(streams()) * (head_ / 2));
         sine_.reserve(size_t(streams()) * (head_ / 2));
-        int stream = 0;
+        int stream = 0, most = 0;
         for (int r = 0; r < step.requests; r++) {
             Request &request = requests_[r];
             request.held = int(m_.ledger_streams[int64_t(step.rows[r]) * m_.segments + g]);
@@ -147,14 +147,25 @@ class Forward : public Step {
             }
             request.streams = stream - request.stream;
             request.slot = int64_t(slots_.size());
-            const int32_t *pages = m_.ledger_table + step.rows[r] * m_.table_stride + segment.table_begin;
-            for (int k = 0; k < request.held + request.streams; k++)
-                slots_.push_back(pages[k / m_.page_size] * m_.page_size + k % m_.page_size);
-            for (int k = 0; k < request.streams; k++) slot_[request.stream + k] = slots_[request.slot + request.held + k];
+            list_slots(m_.ledger_table + step.rows[r] * m_.table_stride + segment.table_begin, request.held + request.streams);
+            std::copy_n(slots_.begin() + request.slot + request.held, request.streams, slot_.begin() + request.stream);
+            most = std::max(most, request.held + request.streams);
         }
+        for (auto &room : attending_) room.reserve(4 * (size_t(most) + 2 * LANES));  // here, for threads must not throw
         for (int s = 0; s < streams(); s++) p_[s] = std::exp(score_[s]);
         update_.assign(streams(), 1.0f);
         if (m_.residual_attenuation) update_ = p_;
+    }
+
+    // Appends the slots of so many streams that lie in these pages.
+    void list_slots(const int32_t *pages, int streams) {
+        const size_t before = slots_.size();
+        slots_.resize(before + streams);
+        int32_t *slot = slots_.data() + before;
+        for (int at = 0; at < streams; at += m_.page_size) {
+            const int first = pages[at / m_.page_size] * m_.page_size, here = std::min(m_.page_size, streams - at);
+            for (int i = 0; i < here; i++) slot[at + i] = first + i;
+        }
     }
 
     void turn(int stream, float position) {
@@ -215,7 +226,7 @@ class Forward : public Step {
             // The queries stand 3D apart, and so does what is attended, in their place.
             float *q = heads + size_t(request.stream) * 3 * width_ + head * head_;
             attend(Head<T>{own_keys, own_values, slots_.data() + request.slot, head_}, q, q, 3 * width_, request.held,
-                   request.streams, attending_[thread]);
+                   request.streams, attending_[thread].data());
             for (int s = 0; s < request.streams; s++)
                 std::memcpy(out + size_t(request.stream + s) * width_ + head * head_, q + size_t(s) * 3 * width_, head_ * 4);
         });
@@ -224,7 +235,13 @@ class Forward : public Step {
     void rotate(float *channels, int stream) const {
         const int half = head_ / 2;
         const float *cosine = &cosine_[size_t(stream) * half], *sine = &sine_[size_t(stream) * half];
-        for (int i = 0; i < half; i++) {
+        int i = 0;
+        for (; i + LANES <= half; i += LANES) {
+            const F first = load(channels + i), second = load(channels + i + half);
+            store(channels + i, first * load(cosine + i) - second * load(sine + i));
+            store(channels + i + half, second * load(cosine + i) + first * load(sine + i));
+        }
+        for (; i < half; i++) {
             const float first = channels[i], second = channels[i + half];
             channels[i] = first * cosine[i] - second * sine[i];
             channels[i + half] = second * cosine[i] + first * sine[i];
@@ -240,12 +257,10 @@ class Forward : public Step {
         keep_.reserve(2 * size_t(S));
         for (int r = 0, token = 0, stream = 0; r < step.requests; r++) {
             const Request &request = requests_[r];
-            prior_.clear();
             prior_.reserve(2 * size_t(request.held + request.streams));
-            for (int k = 0; k < request.held; k++) {
-                const int32_t *two = stored + 2 * int64_t(slots_[request.slot + k]);
-                prior_.insert(prior_.end(), two, two + 2);
-            }
+            prior_.resize(2 * size_t(request.held));
+            for (int k = 0; k < request.held; k++)
+                std::memcpy(&prior_[2 * size_t(k)], stored + 2 * int64_t(slots_[request.slot + k]), 8);
             const int64_t alive = m_.ledger_streams[int64_t(step.rows[r]) * m_.segments + g] - request.first;
             Selection selection(prior_, alive);
             for (int t = 0; t < request.tokens; t++, token++) {

@@ -1,7 +1,7 @@
 #include "threads.h"
 
 namespace {
-constexpr int SPINS = 20000;  // some tens of microseconds: a step's phases follow each other faster
+constexpr int SPINS = 20000;  // about a millisecond: a step's phases, and mostly the steps, follow each other faster
 
 void pause_or_yield(int turn) {
     if (turn % 64 == 63) {

@@ -123,7 +123,7 @@ inline F gelu_tanh(F x) {
 }
 
 // The sums of LANES vectors, one a lane.
-template <int N> inline void sums_of_pairs(F *v) {
+template <int N> __attribute__((always_inline)) inline void sums_of_pairs(F *v) {
     if constexpr (N > 1) {
         I even, odd;
         for (int i = 0; i < LANES; i++) {
