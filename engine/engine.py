@@ -65,7 +65,7 @@ class Engine:
         Raises `InvalidRequest` naming the setting, or `QueueFull`.
         """
         if request_id in self._requests:
-            raise InvalidRequest(f"a request {request_id!r} is already here", param="request_id")
+            raise InvalidRequest(f"request_id {request_id!r} is in use already", param="request_id")
         ids = token_ids(prompt, self.tokenizer)
         check_request(ids, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
         selection = Selection.of(self.model.config, params.fork_selection, params.fork_ratio)

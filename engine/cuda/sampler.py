@@ -48,7 +48,7 @@ class DeviceSampler:
         self._written = np.zeros_like(generations)
         """(L,) the generations of the lanes when they were last written."""
         self._model_vocabulary = model_vocabulary
-        self._room = state.marks.stride(0) + selection.MOST_GATHERED
+        self._row_size = state.marks.stride(0) + selection.MOST_GATHERED
         self._blocks = triton.cdiv(model_vocabulary, TOKENS_AT_ONCE)
         self._splits = triton.cdiv(self.vocabulary, selection.TOKENS_AT_ONCE)
         self._best = torch.empty((batch_size, self._blocks), device=device)
@@ -56,7 +56,7 @@ class DeviceSampler:
         self._highest = torch.empty((batch_size, self._blocks), device=device)
         self._sums = torch.empty((batch_size, self._blocks, 2), device=device)
         self._candidates = torch.empty((batch_size, self._blocks, CANDIDATES), dtype=torch.int64, device=device)
-        self._scaled = torch.empty((batch_size, self._room), device=device)
+        self._scaled = torch.empty((batch_size, self._row_size), device=device)
         self._partial = torch.empty((batch_size, self._splits, selection.SAMPLED), dtype=torch.int64, device=device)
         self._gathered = torch.empty(batch_size, dtype=torch.int32, device=device)
         self._lowest = torch.empty(batch_size, device=device)
@@ -84,7 +84,7 @@ class DeviceSampler:
             logits=logits, lanes=lane, seeds=state.seed, drawn=state.drawn, temperatures=state.temperature,
             kinds=state.kind, log_min_p=state.log_min_p, scaled=self._scaled, highest=self._highest,
             lowest=self._lowest, best=self._best, best_at=self._best_at, stride=logits.stride(0),
-            vocabulary=self.vocabulary, room=self._room, BLOCKS=triton.next_power_of_2(self._blocks),
+            vocabulary=self.vocabulary, row_size=self._row_size, BLOCKS=triton.next_power_of_2(self._blocks),
             BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, PLAIN=plain,
         )  # fmt: skip
         draw_best[(batch_size,)](
@@ -105,25 +105,25 @@ class DeviceSampler:
             min_tokens=state.min_tokens, tops=state.logprobs, marks=state.marks, biases=state.bias,
             scaled=self._scaled, highest=self._highest, sums=self._sums, candidates=self._candidates,
             stride=logits.stride(0), model_vocabulary=self._model_vocabulary, vocabulary=self.vocabulary,
-            width=state.marks.stride(0), room=self._room, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
+            width=state.marks.stride(0), row_size=self._row_size, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
             CANDIDATES=CANDIDATES,
             enable_fp_fusion=False,
         )  # fmt: skip
         selection.narrow[(batch_size, self._splits)](
             lanes=lane, kinds=state.kind, top_p=state.top_p, scaled=self._scaled, highest=self._highest,
-            partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary, room=self._room,
+            partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary, row_size=self._row_size,
             blocks=self._blocks, BLOCKS=blocks, BLOCK=selection.TOKENS_AT_ONCE, enable_fp_fusion=False,
         )  # fmt: skip
         selection.gather[(batch_size, self._splits)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
             highest=self._highest, partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary,
-            room=self._room, blocks=self._blocks, BLOCKS=blocks, SPLITS=splits, BLOCK=selection.TOKENS_AT_ONCE,
+            row_size=self._row_size, blocks=self._blocks, BLOCKS=blocks, SPLITS=splits, BLOCK=selection.TOKENS_AT_ONCE,
             enable_fp_fusion=False,
         )  # fmt: skip
         selection.select[(batch_size,)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
             highest=self._highest, partial=self._partial, lowest=self._lowest, vocabulary=self.vocabulary,
-            room=self._room, splits=self._splits, blocks=self._blocks, SPLITS=splits, BLOCKS=blocks,
+            row_size=self._row_size, splits=self._splits, blocks=self._blocks, SPLITS=splits, BLOCKS=blocks,
             BLOCK=selection.AT_ONCE, num_warps=16, enable_fp_fusion=False,
         )  # fmt: skip
 
