@@ -121,7 +121,9 @@ def _build(compiler: str, directory: Path, stem: str) -> Path:
     main, threads, step = (f"{SOURCES}/{name}.cpp" for name in ("main", "threads", "step"))
     units = [[main, *without], [threads], [step, "-DLEVEL=make_plain"]]
     units += [[step, f"-DLEVEL=make_{name}", *flags] for name, flags in levels.items()]
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
+    for left in directory.glob("building-*"):  # by a process that was killed: this one has the lock
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix="building-") as folder:
         objects = [f"{folder}/{i}.o" for i in range(len(units))]
         jobs = [[compiler, *_flags(), "-c", *unit, "-o", to] for unit, to in zip(units, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -63,20 +63,13 @@ class Linear {
         const int group = pool.size() == 1 ? 8 : 4, parts = (panels_ + group - 1) / group;
         pool.run(parts, [&](int part, int) {
             const int first = part * group, last = std::min(first + group, panels_);
-            const int blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
-            for (int block = 0; block < blocks; block++) {
-                const int from = int(int64_t(rows) * block / blocks), to = int(int64_t(rows) * (block + 1) / blocks);
-                if (half_)
-                    some<true>(x + from * stride, stride, from, to - from, first, last, sink);
-                else
-                    some<false>(x + from * stride, stride, from, to - from, first, last, sink);
-            }
+            for (int row = 0; row < rows;)
+                row += half_ ? some<true>(x + row * stride, stride, row, rows - row, first, last, sink)
+                             : some<false>(x + row * stride, stride, row, rows - row, first, last, sink);
         });
     }
 
   private:
-    static constexpr int MOST_ROWS = LANES == 16 ? 12 : 6;
-
     static constexpr int panels_at_once(int rows) {
         return LANES == 16 ? (rows <= 3 ? 8 : rows <= 6 ? 4 : 2) : (rows == 1 ? 8 : rows <= 3 ? 4 : 2);
     }
@@ -97,18 +90,22 @@ class Linear {
         return bits;
     }
 
+    // As many of the rows as are multiplied at once; returns how many. Each number is code of its own.
     template <bool HALF>
-    void some(const float *x, int64_t stride, int row, int rows, int first, int last, const Sink &sink) const {
-        switch (rows) {
+    int some(const float *x, int64_t stride, int row, int rows, int first, int last, const Sink &sink) const {
 #define ROWS(R) \
-    case R: \
-        return panels<R, HALF>(x, stride, row, first, last, sink);
-            ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+    if (rows >= R) return panels<R, HALF>(x, stride, row, first, last, sink), R;
 #if LANES == 16
-            ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+        if (rows != 16) ROWS(12)
+        ROWS(8)
 #endif
+        ROWS(6)
+        ROWS(4)
+        ROWS(3)
+        ROWS(2)
+        ROWS(1)
 #undef ROWS
-        }
+        return rows;
     }
 
     template <int R, bool HALF>
@@ -116,7 +113,6 @@ class Linear {
         constexpr int MOST = panels_at_once(R);
         for (; first + MOST <= last; first += MOST) tile<R, MOST, HALF>(x, stride, row, first, sink);
         if (MOST > 4 && first + 4 <= last) tile<R, 4, HALF>(x, stride, row, first, sink), first += 4;
-        if (MOST > 2 && first + 2 <= last) tile<R, 2, HALF>(x, stride, row, first, sink), first += 2;
         for (; first < last; first++) tile<R, 1, HALF>(x, stride, row, first, sink);
     }
 
