@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import thoughtbubbles
-from thoughtbubbles.model import Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
+from thoughtbubbles.model import Rule, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
 from thoughtbubbles.model.generate import generate
 from thoughtbubbles.model.huggingface.export import export_checkpoint
 from thoughtbubbles.model.huggingface.source import modeling_source
@@ -27,7 +27,7 @@ def exported(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> Pat
 
 
 @pytest.fixture
-def loaded(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def loaded(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     transformers = pytest.importorskip("transformers", reason="transformers (in the extra `test`) is not installed")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
@@ -70,13 +70,13 @@ def test_the_source_runs_without_our_package(exported: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [None, 1.5])
 @pytest.mark.parametrize("rule", RULES)
-def test_logits_are_equal_under_every_rule(loaded: Any, exported: Path, rule: Any, ratio: float | None) -> None:
+def test_logits_are_equal_under_every_rule(loaded: nn.Module, exported: Path, rule: Rule, ratio: float | None) -> None:
     expected = load_checkpoint(exported).model(IDS, rule=rule, ratio=ratio)
     torch.testing.assert_close(loaded(IDS, rule=rule, ratio=ratio).logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(loaded: Any, side: str) -> None:
+def test_padding_changes_nothing(loaded: nn.Module, side: str) -> None:
     mask = torch.ones_like(IDS)
     row = slice(0, 5) if side == "left" else slice(7, None)
     mask[1, row] = 0
@@ -86,14 +86,14 @@ def test_padding_changes_nothing(loaded: Any, side: str) -> None:
     torch.testing.assert_close(padded[:1], loaded(IDS[:1]).logits, rtol=0, atol=1e-5)
 
 
-def test_the_loss_is_that_of_the_next_token(loaded: Any) -> None:
+def test_the_loss_is_that_of_the_next_token(loaded: nn.Module) -> None:
     found = loaded(IDS, labels=IDS)
     expected = torch.nn.functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
     torch.testing.assert_close(found.loss, expected)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_greedy_generation_is_ours(loaded: Any, exported: Path, rule: Any) -> None:
+def test_greedy_generation_is_ours(loaded: nn.Module, exported: Path, rule: Rule) -> None:
     ours = load_checkpoint(exported)
     found = loaded.generate(IDS[:1], max_new_tokens=12, do_sample=False, rule=rule)
     expected = generate(
@@ -102,7 +102,7 @@ def test_greedy_generation_is_ours(loaded: Any, exported: Path, rule: Any) -> No
     assert found[0, IDS.shape[1] :].tolist() == expected
 
 
-def test_a_batch_of_several_lengths_generates_as_each_alone(loaded: Any) -> None:
+def test_a_batch_of_several_lengths_generates_as_each_alone(loaded: nn.Module) -> None:
     mask = torch.ones_like(IDS)
     mask[1, :5] = 0
     both = loaded.generate(IDS, attention_mask=mask, max_new_tokens=6, do_sample=False)
@@ -111,7 +111,7 @@ def test_a_batch_of_several_lengths_generates_as_each_alone(loaded: Any) -> None
         assert both[row, IDS.shape[1] :].tolist() == alone[0, IDS.shape[1] - start :].tolist()
 
 
-def test_saving_gives_the_same_tensors_and_config(loaded: Any, exported: Path, tmp_path: Path) -> None:
+def test_saving_gives_the_same_tensors_and_config(loaded: nn.Module, exported: Path, tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "tokenizer.tiktoken").write_bytes((exported / "tokenizer.tiktoken").read_bytes())
     again, ours = load_checkpoint(tmp_path / "saved"), load_checkpoint(exported)

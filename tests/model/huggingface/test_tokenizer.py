@@ -10,9 +10,10 @@ from thoughtbubbles.model import Tokenizer, shipped_checkpoint
 from thoughtbubbles.model.huggingface.tokenizer import tokenizer_json
 from thoughtbubbles.model.text.tokenizer import END_OF_TEXT
 
-WORDS = "The river's banks don't  flood, they'll\n\n\n12345 rise; café naïve 東京 🫧 👩‍👩‍👧 Ελλάδα привет \t $3.50 (x_y) ...".split(
-    " "
-)
+WORDS = [
+    *("The", "river's", "banks", "don't", "", "flood,", "they'll\n\n\n12345", "rise;", "café", "naïve", "東京", "🫧"),
+    *("👩\u200d👩\u200d👧", "Ελλάδα", "привет", "\t", "$3.50", "(x_y)", "..."),
+]
 ALPHABETS = {
     "latin": "abcdefghij etaoin shrdlu THE'",
     "bytes": "".join(map(chr, range(256))),
