@@ -32,9 +32,11 @@ COPY engine engine/
 COPY server server/
 COPY terminal terminal/
 COPY training training/
-# The native step, for all instruction levels: the image has no compiler.
-RUN pip --python /opt/venv/bin/python install --no-cache-dir . \
-    && (cd / && /opt/venv/bin/python -m thoughtbubbles.engine.native --package)
+RUN pip --python /opt/venv/bin/python install --no-cache-dir .
+# The native step, for all instruction levels: the image has no compiler. Elsewhere than in the sources, for Python would
+# import these.
+WORKDIR /
+RUN /opt/venv/bin/python -m thoughtbubbles.engine.native --package
 
 # hadolint ignore=DL3006
 FROM ${BASE}

@@ -55,6 +55,7 @@ COMMANDS = {
     ),
     "inspect": ("thoughtbubbles.model.checkpoint.inspection", "describe a checkpoint"),
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
+    "export": ("thoughtbubbles.model.huggingface.export", "write a checkpoint for Hugging Face's tools"),
     "convert": ("thoughtbubbles.model.checkpoint.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 

@@ -10,6 +10,8 @@ from thoughtbubbles.model.text.chat import ChatTemplate
 from thoughtbubbles.model.text.tokenizer import PATTERN_NAME, Tokenizer
 
 FORMAT_VERSION = 1
+MODEL_TYPE = "thoughtbubbles"
+"""`model_type` in the config.json of a checkpoint that Hugging Face's tools read too."""
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.tiktoken"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"

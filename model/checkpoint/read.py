@@ -13,6 +13,7 @@ from thoughtbubbles.model.checkpoint.checks import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     FORMAT_VERSION,
+    MODEL_TYPE,
     TOKENIZER_FILE,
     CheckpointError,
     check_device,
@@ -128,8 +129,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
     parts = {"model", "tokenizer", "provenance"}
-    if set(config) != parts | {"format_version"} or not all(isinstance(config[part], dict) for part in parts):
+    extra = set(config) - parts - {"format_version"}
+    if extra and config.get("model_type") != MODEL_TYPE:  # Hugging Face's tools add settings of their own
         raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
+    if not all(isinstance(config.get(part), dict) for part in parts):
+        raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance")
     return config
 
 

@@ -11,9 +11,12 @@ export class Card {
   #card;
   #target = null;
   #leaving = null;
+  #form;
 
-  constructor(card) {
+  /** In the element `card`, which is not to cover `form`. */
+  constructor(card, form) {
     this.#card = card;
+    this.#form = form;
     card.addEventListener("pointerenter", () => clearTimeout(this.#leaving));
     card.addEventListener("pointerleave", () => this.leave());
   }
@@ -56,7 +59,7 @@ export class Card {
     const { offsetWidth: width, offsetHeight: height } = this.#card;
     const above = token.top - height - GAP;
     const below = token.bottom + GAP;
-    const free = above >= Math.max(0, target.closest(".answer").getBoundingClientRect().top);
+    const free = above >= Math.max(0, this.#form.getBoundingClientRect().bottom);
     const focused = target === document.activeElement;
     // Under a mouse the page must not scroll: where neither side is free, the card covers the form for a moment.
     const top = free || (!focused && above >= 0 && below + height > innerHeight) ? above : below;

@@ -14,7 +14,7 @@ const OUTPUTS = { echo: true, logprobs: 20, return_fork_counts: true, return_tok
 const number = new Intl.NumberFormat("en");
 
 const field = (id) => document.getElementById(id);
-const card = new Card(field("card"));
+const card = new Card(field("card"), field("ask"));
 const dials = [new Dial(field("ratio-1")), new Dial(field("ratio-2"))];
 const answers = dials.map(() => new Answer(field("answer"), card));
 let connected = false; // whether the served model is known

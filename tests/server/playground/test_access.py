@@ -107,8 +107,8 @@ def test_on_a_phone(written: Open) -> None:
         playground.tokens.nth(place).tap()
         assert playground.tokens.nth(place).get_attribute("aria-describedby") == "card"
         assert_within(playground)
-    playground.page.tap("h1")
-    card.wait_for(state="hidden")
+        playground.page.tap("h1")
+        card.wait_for(state="hidden")
     playground.page.tap("text=Two ratios side by side")
     playground.page.locator(".answer").nth(1).wait_for()
     playground.wait_for("Done: ")
@@ -121,14 +121,16 @@ def test_on_a_phone(written: Open) -> None:
 def test_the_card_covers_no_button_on_a_phone(shipped_url: str, visit: Visit) -> None:
     playground = visit(shipped_url, **PHONE | {"viewport": {"width": 390, "height": 844}})
     playground.complete(**SETTINGS)
+    card_element = playground.page.locator("#card")
     for place in (0, 3, 11, 30):
-        playground.page.evaluate("scrollTo(0, 0)")
         playground.tokens.nth(place).tap()
-        card, form = box(playground.page.locator("#card")), box(playground.page.locator("#ask"))
+        card, form = box(card_element), box(playground.page.locator("#ask"))
         assert card["y"] >= form["y"] + form["height"], "the card is below the form, buttons and all"
         token = box(playground.tokens.nth(place))
         assert card["y"] >= token["y"] + token["height"] or card["y"] + card["height"] <= token["y"]
         assert card["y"] + card["height"] <= 844, "on the screen"
+        card_element.tap()
+        card_element.wait_for(state="hidden")
 
 
 def test_keys_are_announced(shipped_url: str, visit: Visit) -> None:
