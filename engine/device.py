@@ -1,4 +1,4 @@
-"""The device of a model: which executor computes on it, and which CUDA device is current meanwhile."""
+"""The device of a model: the executor that computes on it, and the thread's current CUDA device."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +30,8 @@ def make_executor(
 ) -> Executor[Any]:
     """Return the executor for a model on its device, ready for its first request.
 
-    `ValueError` with the reason where `kind` is `native` and that cannot be. Nothing else chooses by the type of the
-    device.
+    Raises `ValueError` with the reason if `kind` is `native` and that is not available. Nothing else chooses by the
+    type of the device.
     """
     sampler = Sampler(tokenizer)
     on_cuda = model.transformer.wte.weight.device.type == "cuda"
@@ -69,9 +69,9 @@ def _make_cpu_executor(
 
 
 def current_device(device: torch.device) -> AbstractContextManager[None]:
-    """Makes a CUDA device the current one of the thread that enters, until it leaves; does nothing for a CPU.
+    """Return a context that makes a CUDA device the thread's current one, and does nothing for a CPU.
 
-    Launches of Triton, streams, events and graphs go to the current device, which for every new thread is the first.
-    May be entered again and again, but not while it is entered.
+    Triton's launches, streams, events and graphs go to the current device, which for a new thread is the first. The
+    context may be entered repeatedly, but not nested.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -16,6 +16,7 @@ from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.device import current_device, make_executor
 from thoughtbubbles.engine.errors import EngineError, InvalidRequest
+from thoughtbubbles.engine.prompts import Array, Prompt, batch_token_ids, token_ids
 from thoughtbubbles.engine.request import Request, TokenEvent
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.engine.scheduler import Scheduler
@@ -58,15 +59,19 @@ class Engine:
         """Whether a request waits or runs."""
         return bool(self._requests)
 
-    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams, *, client: str = "") -> None:
-        """Queue a request of `client`, or of no client. Raises `InvalidRequest` naming the setting, or `QueueFull`."""
+    def add(self, request_id: str, prompt: Prompt, params: SamplingParams, *, client: str = "") -> None:
+        """Queue a request of `client`, or of no client, for a text or token ids.
+
+        Raises `InvalidRequest` naming the setting, or `QueueFull`.
+        """
         if request_id in self._requests:
-            raise InvalidRequest(f"a request {request_id!r} is already here", param="request_id")
-        check_request(prompt, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
+            raise InvalidRequest(f"request_id {request_id!r} is in use already", param="request_id")
+        ids = token_ids(prompt, self.tokenizer)
+        check_request(ids, params, self.model.config, self.tokenizer.vocab_size, self.max_model_len)
         selection = Selection.of(self.model.config, params.fork_selection, params.fork_ratio)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
-        request = Request(request_id, tuple(prompt), params, selection, seed, detokenizer, client)
+        request = Request(request_id, ids, params, selection, seed, detokenizer, client)
         if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
                 "the forks of this request need more than the whole fork-state cache: ask for fewer tokens or a lower "
@@ -75,7 +80,7 @@ class Engine:
             )
         self.scheduler.add(request)
         self._requests[request_id] = request
-        self._prompt_tokens += len(prompt)
+        self._prompt_tokens += len(ids)
 
     def abort(self, *request_ids: str) -> list[str]:
         """Drop requests and free their pages at once; no event follows. Return the ids of those that were unfinished.
@@ -152,16 +157,20 @@ class Engine:
             phase=plan.phase, seconds=seconds, batch_size=batch_size, fork_counts=tuple(fork_counts)
         )
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Return the completions of prompts, computed together if they fit. Needs an idle engine. Raises as `add`."""
+    def generate(self, prompts: Sequence[Prompt] | Array, params: SamplingParams) -> list[Completion]:
+        """Return the completions of prompts, each a text or token ids, computed together if they fit.
+
+        Needs an idle engine. Raises as `add`.
+        """
         assert not self.has_work, "generate needs an idle engine"
+        ids = batch_token_ids(prompts, self.tokenizer)
         try:
-            for i, prompt in enumerate(prompts):
+            for i, prompt in enumerate(ids):
                 self.add(str(i), prompt, params)
         except EngineError:
             self.abort_all()
             raise
-        events: dict[str, list[TokenEvent]] = {str(i): [] for i in range(len(prompts))}
+        events: dict[str, list[TokenEvent]] = {str(i): [] for i in range(len(ids))}
         while self.has_work:
             for event in self.step():
                 events[event.request_id].append(event)

@@ -14,7 +14,7 @@ class Executor(Protocol[Flight]):
 
     @property
     def name(self) -> str:
-        """What it is called in `/version` and in the log: `portable`, `native (avx512)`, `cuda`."""
+        """Its name in `/version` and in the log: `portable`, `native (avx512)`, `cuda`."""
 
     @property
     def runs_ahead(self) -> bool:

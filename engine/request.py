@@ -28,7 +28,7 @@ class RequestUsage:
     """Stream-rows computed in the final segment."""
     computed_tokens: int
     """Tokens whose streams are known: prompt and output, but for the output's last token, which no step has computed
-    unless `return_fork_counts` asked for its streams. `fork_count` and `budget_used_ratio` are of these."""
+    unless `return_fork_counts` is set. `fork_count` and `budget_used_ratio` are of these."""
     fork_count: int
     """Streams that the computed tokens have after the last fork layer, beyond one a token."""
     budget_used_ratio: float

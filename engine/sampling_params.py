@@ -75,7 +75,7 @@ class SamplingParams:
     """The rule that picks survivors; `dynamic` and `fixed` recompute for every token what it changes."""
 
     return_fork_counts: bool = False
-    """Whether events tell how many streams each token got; they then come one step later, when that is known."""
+    """Whether events report the streams of each token; they then come one step later, when these are known."""
 
     def __post_init__(self) -> None:
         for name, (low, high, inclusive) in _RANGES.items():
@@ -97,7 +97,7 @@ class SamplingParams:
 
     @property
     def effective_temperature(self) -> float:
-        """What divides the logits; 0 where the likeliest token is taken."""
+        """The divisor of the logits; 0 for greedy sampling."""
         return self.temperature if self.temperature >= MIN_TEMPERATURE else 0.0
 
     @property

@@ -1,4 +1,4 @@
-"""What is running: this project's version and what it computes with."""
+"""The version of this project, and what it computes with."""
 
 import torch
 
@@ -9,7 +9,7 @@ VERSION = package_version()
 
 
 def build_info(device: str, executor: str) -> dict[str, str]:
-    """Version, torch, what computes on `device`, and what sums over a token's streams: torch-scatter or torch."""
+    """Return versions, device and executor, and the library that sums over a token's streams on `device`."""
     backend = segments_backend(device)
     return {
         "version": VERSION,

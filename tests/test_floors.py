@@ -31,6 +31,14 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
         "portable": {"cache"},
         "revising": {"cache", "portable"},
         "cuda": {"cache", "portable"},
+        "native": {"cache", "portable"},
+    },
+    "server": {
+        "bridge": set[str](),
+        "observe": {"bridge"},
+        "protocol": {"bridge"},
+        "http": {"bridge", "observe", "protocol"},
+        "routes": {"bridge", "http", "observe", "protocol"},
     },
     "model": {
         "files": set[str](),
@@ -42,6 +50,13 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
         "data": set[str](),
         "tasks": {"data"},
         "analysis": set[str](),
+    },
+}
+FLAT = {  # floor: which wings its flat files may import, "" those that are not named
+    "engine": {
+        "": {"cache"},
+        "device": {"cache", "portable", "revising", "cuda", "native"},  # makes the executor
+        "executor": {"portable"},  # for the tally in the protocol
     },
 }
 BY_PUBLIC_NAMES = {"server": {"engine", "model"}, "terminal": {"engine"}}  # floor: those it sees by __init__.py alone
@@ -122,6 +137,15 @@ def test_wings_import_no_wing_above_them(floor: str) -> None:
     wings = WINGS[floor]
     found = {wing: rooms(floor)[wing] & set(wings) - allowed for wing, allowed in wings.items()}
     assert not {wing: above for wing, above in found.items() if above}
+
+
+@pytest.mark.parametrize("floor", FLAT)
+def test_flat_files_import_no_wing_that_they_need_not_know(floor: str) -> None:
+    """In the engine the device alone knows how a plan is computed; the scheduler does not."""
+    wings, allowed = set(WINGS[floor]), FLAT[floor]
+    flat = {name: seen & wings for name, seen in rooms(floor).items() if name not in wings}
+    found = {name: seen - allowed.get(name, allowed[""]) for name, seen in flat.items()}
+    assert not {name: known for name, known in found.items() if known}
 
 
 @pytest.mark.parametrize("floor", WINGS)

@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"thoughtbubbles: error: {error}", file=sys.stderr)
+        from thoughtbubbles.model.files.untrusted import explain  # noqa: PLC0415
+
+        print(f"thoughtbubbles: error: {explain(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         from thoughtbubbles.model.memory import lack_of_memory  # noqa: PLC0415

@@ -27,7 +27,7 @@ from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.transfer import to_device, to_host
 from thoughtbubbles.model import Thoughtbubbles
 
-SPARE = 15
+TOKENS_AHEAD = 15
 """Tokens beyond the next one that pages are reserved for if enough are free, so that most steps upload nothing."""
 
 Words = tuple[Indices, Numbers]
@@ -44,7 +44,7 @@ class Flight:
     generations: Indices
     """(B,) of the lanes at launch: a request whose lane has another generation now was aborted or preempted since."""
     step: DecodeStep
-    told: Tensor
+    output: Tensor
     """`DecodeStep.output` on the host, valid once `landed` has happened."""
     logprobs: Tensor | None
     """The rows of `DeviceSampler.report` on the host, valid once `landed` has happened; None if no request asks."""
@@ -108,17 +108,17 @@ class DeviceBatch:
         self._launches += 1
         reports = any(request.params.logprobs is not None for request in requests)
         logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
-        told, landed = to_host(step.output), None
+        output, landed = to_host(step.output), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
-        return Flight(requests, lanes, self._generations[lanes], step, told, logprobs, landed)
+        return Flight(requests, lanes, self._generations[lanes], step, output, logprobs, landed)
 
     def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
         """Wait for a flight. Return each request's token (B,), its streams (B,G) after the step, log-probabilities."""
         if flight.landed is not None:
             flight.landed.synchronize()
-        tally, report = flight.step.read(flight.told)
+        tally, report = flight.step.read(flight.output)
         for layer, (forks, deletions) in zip(
             self._fork_layers, (tally - self._counted[flight.step]).tolist()[1:], strict=True
         ):
@@ -142,7 +142,7 @@ class DeviceBatch:
         """Reserve the pages that the next steps may need, and upload what the device lacks of these requests."""
         generations = self._cache.ledger.generation[lanes]
         new = self._generations[lanes] != generations
-        short = new | (self._reserved_until[lanes] <= self._launches + SPARE // 2)  # of pages, now or soon
+        short = new | (self._reserved_until[lanes] <= self._launches + TOKENS_AHEAD // 2)  # of pages, now or soon
         self._generations[lanes] = generations
         self._uploaded_pages[lanes[new]] = 0
         words: list[Words] = []
@@ -162,15 +162,15 @@ class DeviceBatch:
             yield self._words(field, rows, streams.astype(np.int32))
 
     def _pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        """Reserve pages for the next step and, if enough are free, for `SPARE` more; yield them."""
+        """Reserve pages for the next step and, if enough are free, for `TOKENS_AHEAD` more; yield them."""
         ledger = self._cache.ledger
-        most = [self._cache.most_needed(len(self._batch), SPARE + 2)]
-        spare = SPARE * self._cache.fits(most)
-        if spare:
+        most = [self._cache.most_needed(len(self._batch), TOKENS_AHEAD + 2)]
+        extra = TOKENS_AHEAD * self._cache.fits(most)
+        if extra:
             self._cache.evict(most)
         tokens = np.array([len(request.prompt) + request.num_scheduled - 1 for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
-        ahead = np.minimum(np.maximum(left, 0), spare)
+        ahead = np.minimum(np.maximum(left, 0), extra)
         self._cache.reserve([r.state for r in requests if r.state], tokens + ahead)
         self._reserved_until[rows] = self._launches + 1 + ahead
         lane, column, _ = ledger.cells(rows, self._uploaded_pages[rows], ledger.pages[rows])

@@ -15,7 +15,7 @@ from thoughtbubbles.engine.batch import Output, Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cuda.decode import decodes_alone
 from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch, Flight
-from thoughtbubbles.engine.cuda.forward import PLACES, DeviceForward, Prefill
+from thoughtbubbles.engine.cuda.forward import BATCH_SIZE, DeviceForward, Prefill
 from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
@@ -137,6 +137,6 @@ def make_device_sampler(model: Thoughtbubbles, cache: ForkCache, sampler: Sample
     """Return a sampler for every lane of the cache's ledger and the batch slots of any step."""
     weight, lanes = model.transformer.wte.weight, cache.ledger.generation
     return DeviceSampler(
-        lanes, places=max(PLACES, 1 << (len(lanes) - 1).bit_length()), vocabulary=sampler.vocabulary,
+        lanes, batch_size=max(BATCH_SIZE, 1 << (len(lanes) - 1).bit_length()), vocabulary=sampler.vocabulary,
         model_vocabulary=len(weight), end_of_text=sampler.end_of_text, device=weight.device,
     )  # fmt: skip

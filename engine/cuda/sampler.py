@@ -32,7 +32,7 @@ class DeviceSampler:
     """Draws tokens on the device, for the batch slots of one step at a time, from the state of their lanes."""
 
     def __init__(
-        self, generations: Indices, *, places: int, vocabulary: int, model_vocabulary: int, end_of_text: int,
+        self, generations: Indices, *, batch_size: int, vocabulary: int, model_vocabulary: int, end_of_text: int,
         device: torch.device,
     ) -> None:  # fmt: skip
         """For batches of at most so many slots, and as many lanes as there are `generations` (`Ledger.generation`).
@@ -41,27 +41,27 @@ class DeviceSampler:
         """
         self.state = state = SamplingState.empty(len(generations) + 1, vocabulary, device)
         self.spare_lane = len(generations)
-        """The lane of slots whose token nobody needs; it is greedy."""
+        """The lane of slots whose token is discarded; it is greedy."""
         self.vocabulary = vocabulary
         self._end_of_text = end_of_text
         self._generations = generations
         self._written = np.zeros_like(generations)
         """(L,) the generations of the lanes when they were last written."""
         self._model_vocabulary = model_vocabulary
-        self._room = state.marks.stride(0) + selection.MOST_GATHERED
+        self._row_size = state.marks.stride(0) + selection.MOST_GATHERED
         self._blocks = triton.cdiv(model_vocabulary, TOKENS_AT_ONCE)
         self._splits = triton.cdiv(self.vocabulary, selection.TOKENS_AT_ONCE)
-        self._best = torch.empty((places, self._blocks), device=device)
-        self._best_at = torch.empty((places, self._blocks), dtype=torch.int32, device=device)
-        self._highest = torch.empty((places, self._blocks), device=device)
-        self._sums = torch.empty((places, self._blocks, 2), device=device)
-        self._candidates = torch.empty((places, self._blocks, CANDIDATES), dtype=torch.int64, device=device)
-        self._scaled = torch.empty((places, self._room), device=device)
-        self._partial = torch.empty((places, self._splits, selection.SAMPLED), dtype=torch.int64, device=device)
-        self._gathered = torch.empty(places, dtype=torch.int32, device=device)
-        self._lowest = torch.empty(places, device=device)
-        self.report = torch.zeros((places, LOGPROB_WORDS), dtype=torch.int32, device=device)
-        """Of each slot that asked: its token's log-probability and those of the likeliest, float32; then their ids."""
+        self._best = torch.empty((batch_size, self._blocks), device=device)
+        self._best_at = torch.empty((batch_size, self._blocks), dtype=torch.int32, device=device)
+        self._highest = torch.empty((batch_size, self._blocks), device=device)
+        self._sums = torch.empty((batch_size, self._blocks, 2), device=device)
+        self._candidates = torch.empty((batch_size, self._blocks, CANDIDATES), dtype=torch.int64, device=device)
+        self._scaled = torch.empty((batch_size, self._row_size), device=device)
+        self._partial = torch.empty((batch_size, self._splits, selection.SAMPLED), dtype=torch.int64, device=device)
+        self._gathered = torch.empty(batch_size, dtype=torch.int32, device=device)
+        self._lowest = torch.empty(batch_size, device=device)
+        self.report = torch.zeros((batch_size, LOGPROB_WORDS), dtype=torch.int32, device=device)
+        """For each slot, if requested: log-probabilities of its token and the likeliest ones, then their ids."""
 
     def assign(self, rows: Indices, requests: Sequence[Request]) -> None:
         """Have the lanes `rows` draw for these requests, unless they do so already: the device moves them on itself."""
@@ -79,15 +79,15 @@ class DeviceSampler:
         """
         if not plain:
             self._restrict(logits, lane)
-        state, places = self.state, len(lane)
-        draw_part[(places, self._blocks)](
+        state, batch_size = self.state, len(lane)
+        draw_part[(batch_size, self._blocks)](
             logits=logits, lanes=lane, seeds=state.seed, drawn=state.drawn, temperatures=state.temperature,
             kinds=state.kind, log_min_p=state.log_min_p, scaled=self._scaled, highest=self._highest,
             lowest=self._lowest, best=self._best, best_at=self._best_at, stride=logits.stride(0),
-            vocabulary=self.vocabulary, room=self._room, BLOCKS=triton.next_power_of_2(self._blocks),
+            vocabulary=self.vocabulary, row_size=self._row_size, BLOCKS=triton.next_power_of_2(self._blocks),
             BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, PLAIN=plain,
         )  # fmt: skip
-        draw_best[(places,)](
+        draw_best[(batch_size,)](
             logits=logits, lanes=lane, drawn=state.drawn, newest=state.token, kinds=state.kind, tops=state.logprobs,
             marks=state.marks, best=self._best, best_at=self._best_at, sums=self._sums, candidates=self._candidates,
             tokens=token, logprobs=self.report.view(torch.float32), ids=self.report, stride=logits.stride(0),
@@ -97,39 +97,39 @@ class DeviceSampler:
 
     def _restrict(self, logits: Tensor, lane: Tensor) -> None:
         """Find what each slot draws from, and what its log-probabilities need."""
-        state, places = self.state, len(lane)
+        state, batch_size = self.state, len(lane)
         blocks, splits = triton.next_power_of_2(self._blocks), triton.next_power_of_2(self._splits)
-        adjust[(places, self._blocks)](
+        adjust[(batch_size, self._blocks)](
             logits=logits, lanes=lane, kinds=state.kind, drawn=state.drawn, temperatures=state.temperature,
             repetitions=state.repetition, presences=state.presence, frequencies=state.frequency,
             min_tokens=state.min_tokens, tops=state.logprobs, marks=state.marks, biases=state.bias,
             scaled=self._scaled, highest=self._highest, sums=self._sums, candidates=self._candidates,
             stride=logits.stride(0), model_vocabulary=self._model_vocabulary, vocabulary=self.vocabulary,
-            width=state.marks.stride(0), room=self._room, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
+            width=state.marks.stride(0), row_size=self._row_size, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
             CANDIDATES=CANDIDATES,
             enable_fp_fusion=False,
         )  # fmt: skip
-        selection.narrow[(places, self._splits)](
+        selection.narrow[(batch_size, self._splits)](
             lanes=lane, kinds=state.kind, top_p=state.top_p, scaled=self._scaled, highest=self._highest,
-            partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary, room=self._room,
+            partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary, row_size=self._row_size,
             blocks=self._blocks, BLOCKS=blocks, BLOCK=selection.TOKENS_AT_ONCE, enable_fp_fusion=False,
         )  # fmt: skip
-        selection.gather[(places, self._splits)](
+        selection.gather[(batch_size, self._splits)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
             highest=self._highest, partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary,
-            room=self._room, blocks=self._blocks, BLOCKS=blocks, SPLITS=splits, BLOCK=selection.TOKENS_AT_ONCE,
+            row_size=self._row_size, blocks=self._blocks, BLOCKS=blocks, SPLITS=splits, BLOCK=selection.TOKENS_AT_ONCE,
             enable_fp_fusion=False,
         )  # fmt: skip
-        selection.select[(places,)](
+        selection.select[(batch_size,)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
             highest=self._highest, partial=self._partial, lowest=self._lowest, vocabulary=self.vocabulary,
-            room=self._room, splits=self._splits, blocks=self._blocks, SPLITS=splits, BLOCKS=blocks,
+            row_size=self._row_size, splits=self._splits, blocks=self._blocks, SPLITS=splits, BLOCKS=blocks,
             BLOCK=selection.AT_ONCE, num_warps=16, enable_fp_fusion=False,
         )  # fmt: skip
 
 
 def scored(report: Tensor, tops: Sequence[int | None], vocabulary: int) -> list[Scored | None]:
-    """Read a copy of `DeviceSampler.report` on the host, for requests that each asked for `tops` likeliest tokens."""
+    """Read a copy of `DeviceSampler.report` on the host, for requests that want `tops` likeliest tokens each."""
     scores: list[Scored | None] = [None] * len(tops)
     for i, top in enumerate(tops):
         if top is not None:

@@ -170,7 +170,7 @@ class CachedForward:
         self._masks = Masks(self._gathered.like)
 
     def prepare(self) -> None:
-        """Do what the first tokens would otherwise wait for: nothing here."""
+        """Compile and capture what the first tokens would otherwise wait for: nothing."""
 
     def clear_gathered(self) -> None:
         """Zero the keys and values that were gathered last, since some of them may be NaN or infinite."""

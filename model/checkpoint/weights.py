@@ -118,7 +118,7 @@ def _shard_name(i: int, count: int) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
         return [require_regular(folder / SINGLE)]
     if not (folder / INDEX).exists():
         raise ValueError(f"neither {SINGLE} nor {INDEX} exists")

@@ -1,4 +1,4 @@
-"""Fields of OpenAI and vLLM for what this server does not have: refused by name, so that nobody takes text for JSON."""
+"""Fields of OpenAI and vLLM for features that this server lacks: they are refused by name, not ignored."""
 
 from collections.abc import Iterable, Mapping
 
@@ -22,11 +22,11 @@ NEUTRAL: Mapping[str, object] = {
     "tools": [],
     "web_search_options": None,
 }
-"""Each field with the value that asks for nothing."""
+"""Each field with the value that does not use its feature."""
 
 
 def check_supported(request: GenerationRequest) -> None:
-    """Raise `ApiError` 400 for the first field that asks for something other than text."""
+    """Raise `ApiError` 400 for the first field that uses such a feature."""
     extra = request.model_extra or {}
     for field, neutral in NEUTRAL.items():
         if field in extra and extra[field] != neutral:
@@ -39,6 +39,6 @@ def ignored(request: GenerationRequest) -> Iterable[str]:
 
 
 def unsupported(field: str) -> ApiError:
-    """Return the refusal of `field`."""
+    """Return the error of `field`."""
     message = f"Unsupported parameter: {field!r} is not supported with this model, which writes text alone."
     return bad_request(message, "unsupported_parameter", field)

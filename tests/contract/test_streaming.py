@@ -99,7 +99,7 @@ def test_byte_for_byte(server: Running, tokenizer: Tokenizer, asked: Json, data:
     stopped = ask_both_ways(server, {**asked, "stop": stop, "include_stop_str_in_output": include})
     for choice, unstopped in zip(stopped, free, strict=True):
         before = tokenizer.decode(choice["prompt_token_ids"]) if asked["echo"] else ""
-        # Where an echoed prompt ends within a character, tests/server/test_seam.py says what follows.
+        # Where an echoed prompt ends within a character, tests/server/test_echo.py says what follows.
         if not before.endswith("\ufffd"):
             assert choice["text"] == before + expected(tokenizer, unstopped["token_ids"], stop, include)
         assert choice["token_ids"] == unstopped["token_ids"][: len(choice["token_ids"])]

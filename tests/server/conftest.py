@@ -27,7 +27,7 @@ from tests.server.harness import (
 from thoughtbubbles.engine import EngineConfig
 from thoughtbubbles.model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
 from thoughtbubbles.server.__main__ import add_arguments, run
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 

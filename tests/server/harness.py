@@ -18,7 +18,7 @@ import uvicorn
 from thoughtbubbles.engine import Engine, EngineConfig, TokenEvent
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 from thoughtbubbles.server.app import create_app
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.lifecycle import listen, uvicorn_config
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
@@ -118,7 +118,7 @@ def listening(service: Service) -> Iterator[Listening]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
-            eventually(lambda: service.metrics.meter.census is not None)
+            eventually(lambda: service.metrics.meter.snapshot is not None)
             eventually(lambda: client.get("/ready").status_code == 200)
             yield Listening(url, service, client)
     finally:
@@ -160,7 +160,7 @@ def keeping_up(server: Running) -> Iterator[None]:
     worker = server.service.worker
 
     async def unread() -> bool:
-        return any(generation._inbox for generation in worker._generations.values())
+        return any(generation._pending for generation in worker._by_request.values())
 
     def all_is_read() -> bool:
         return not asyncio.run_coroutine_threadsafe(unread(), worker._thread._loop).result(30)

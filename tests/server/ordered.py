@@ -12,8 +12,9 @@ from pathlib import Path
 from thoughtbubbles.engine import Engine, TokenEvent
 from thoughtbubbles.server import service
 from thoughtbubbles.server.__main__ import add_arguments, run
-from thoughtbubbles.server.bridge.loading import ServedModel, load_model
+from thoughtbubbles.server.bridge.loading import load_model
 from thoughtbubbles.server.bridge.process import run_engine_process
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.settings import ServerSettings
 
 

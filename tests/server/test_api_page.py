@@ -80,12 +80,12 @@ def test_every_header_and_code_is_told() -> None:
 
 def codes() -> Iterator[str]:
     """Every code that the server's source spells out where it makes an error."""
-    for path in (ROOT / "server").glob("*.py"):
+    for path in (ROOT / "server").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
                 said = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
                 said += call.args[1:2] if call.func.id in {"bad_request", "not_found"} else []
-                said += call.args[:1] if call.func.id == "unavailable" else []
+                said += call.args[:1] if call.func.id in {"unavailable", "UnavailableError"} else []
                 yield from (
                     code.value for code in said if isinstance(code, ast.Constant) and isinstance(code.value, str)
                 )

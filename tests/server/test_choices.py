@@ -56,4 +56,4 @@ def test_many_choices_that_leave_are_aborted_together(serve: Serve) -> None:
         server.engine.let_go()
         assert other.result()["choices"]
         assert server.engine.steps == 3, "the one that stood still was not the last for those who had left"
-        assert server.service.metrics.meter.census.finished["abort"] == 4000
+        assert server.service.metrics.meter.snapshot.finished["abort"] == 4000

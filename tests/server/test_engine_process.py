@@ -27,21 +27,21 @@ from tests.server.test_limits import read
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.server.__main__ import main, run
-from thoughtbubbles.server.bridge.generation import EngineRequest
 from thoughtbubbles.server.bridge.loop import (
     Abort,
     Aborted,
     Accepted,
-    Admit,
+    Add,
     Command,
+    CommandsDone,
     Loaded,
-    News,
-    Obeyed,
     Refused,
+    Report,
     Stepped,
     run_engine,
 )
 from thoughtbubbles.server.bridge.process import run_engine_process
+from thoughtbubbles.server.core import EngineRequest
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.server.sources import add_arguments
@@ -131,7 +131,7 @@ def test_who_is_given_up_holds_nothing(apart: Listening, orders: Path, tokens: i
     with asking(apart, **FORCED) as client:
         eventually(lambda: samples(apart)[GENERATED] == before[GENERATED] + tokens)
         if cancelled:
-            (name,) = {generation.name for generation in apart.service.worker._generations.values()}
+            (name,) = {generation.completion_id for generation in apart.service.worker._by_request.values()}
             assert apart.client.post(f"/v1/completions/{name}/cancel").status_code == 200
             assert b'"code":"cancelled"' in read(client)  # to the end: head and body may come one after the other
     eventually(lambda: samples(apart)[ABORTED] == before[ABORTED] + 1)
@@ -337,12 +337,12 @@ def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
     settings = ServerSettings(max_batch_size=1, max_waiting_streams=64)
     params = SamplingParams(max_tokens=3, logit_bias={97: 5.0}, logprobs=2, prompt_logprobs=1, stop=("x",), seed=1)
 
-    def admit(*prompts: str) -> Admit:
+    def admit(*prompts: str) -> Add:
         requests = [
             EngineRequest(request_id=f"{prompt}{i}", prompt=list(prompt.encode()), params=params)
             for i, prompt in enumerate(prompts)
         ]
-        return Admit(requests, 1.5)
+        return Add(requests, 1.5)
 
     given: list[Command] = [
         admit("abc", "de"),
@@ -351,9 +351,9 @@ def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
         Abort(["de1"], "abort"),
     ]
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    told: list[News] = []
+    told: list[Report] = []
 
-    def tell(news: News) -> None:
+    def tell(news: Report) -> None:
         told.append(news)
         if isinstance(news, Stepped) and any(event.finish_reason for event in news.events):
             commands.put(None)
@@ -361,7 +361,7 @@ def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
     for command in given:
         commands.put(command)
     run_engine(lambda: make_engine(settings), commands, tell)
-    assert {type(news) for news in told} == {Loaded, Accepted, Refused, Aborted, Obeyed, Stepped}
+    assert {type(news) for news in told} == {Loaded, Accepted, Refused, Aborted, CommandsDone, Stepped}
     refusals = [news.refusal for news in told if isinstance(news, Refused)]
     assert [type(refusal).__name__ for refusal in refusals] == ["QueueFull", "InvalidRequest"]
     for each in [*given, *told]:

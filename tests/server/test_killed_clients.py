@@ -46,7 +46,7 @@ def reach(state: str, server: Running, asking: Callable[[], subprocess.Popen[byt
     server.wait_until_asked()
     server.engine.pass_step()
     server.engine.wait_until_held()
-    assert server.service.metrics.meter.census.stats.num_requests_waiting == 1
+    assert server.service.metrics.meter.snapshot.stats.num_requests_waiting == 1
     return client
 
 
@@ -71,7 +71,7 @@ def test_a_client_that_is_killed(serve: Serve, state: str, stream: bool, wrapped
             "last token": {"length": 1},
         }.get(state, {"abort": 1})
         meter = server.service.metrics.meter
-        eventually(lambda: {name: n for name, n in meter.census.finished.items() if n} == outcome)
+        eventually(lambda: {name: n for name, n in meter.snapshot.finished.items() if n} == outcome)
         eventually(server.service.worker.idle.is_set)
         found = samples(server)
         assert_law(found)

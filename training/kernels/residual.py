@@ -73,7 +73,7 @@ def _update_and_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x (M,D), of the update (M,D), of the score (M,), and of weight, norm bias and bias (3,D).
 
-    The update is read, and the score has a gradient, only if inside is a score.
+    The update is read, and the score has a gradient, only if there is a score.
     """
     (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
     dx, dupdate = torch.empty_like(residual), torch.empty_like(dnormed)

@@ -31,7 +31,7 @@ def penalise(value, mark, repetition, presence, frequency):
 @triton.jit
 def adjust(
     logits, lanes, kinds, drawn, temperatures, repetitions, presences, frequencies, min_tokens, tops, marks, biases,
-    scaled, highest, sums, candidates, stride, model_vocabulary, vocabulary, width, room,
+    scaled, highest, sums, candidates, stride, model_vocabulary, vocabulary, width, row_size,
     BLOCK: tl.constexpr, LARGEST: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """Write adjusted logits over temperature to `scaled`, and each block's highest to `highest`, +inf where a logit is
@@ -64,5 +64,5 @@ def adjust(
         temperature = tl.load(temperatures + lane)
         if temperature > 0:
             value = tl.div_rn(value, temperature)
-        tl.store(scaled + place * room + token, value, mask=own)
+        tl.store(scaled + place * row_size + token, value, mask=own)
         tl.store(highest + at, tl.where(broken, float("inf"), tl.max(value, axis=0)))

@@ -44,7 +44,7 @@ def _gumbel(bits):
 @triton.jit
 def draw_part(
     logits, lanes, seeds, drawn, temperatures, kinds, log_min_p, scaled, highest, lowest, best, best_at, stride,
-    vocabulary, room, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr, PLAIN: tl.constexpr,
+    vocabulary, row_size, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Write the best token of each block to `best` and `best_at` (B,blocks): the largest of logits over temperature +
     noise, or of the logits where the temperature is 0; `best` is +inf where a logit is NaN or too large.
@@ -59,7 +59,7 @@ def draw_part(
     if not PLAIN:
         rewritten = (tl.load(kinds + lane) & _REWRITTEN) > 0
     if rewritten:
-        value = tl.load(scaled + place * room + token, mask=token < vocabulary, other=float("-inf"))
+        value = tl.load(scaled + place * row_size + token, mask=token < vocabulary, other=float("-inf"))
         likeliest = row_highest(highest + place * blocks, blocks, BLOCKS)
         broken = likeliest == float("inf")
         least = tl.where(broken, 0.0, likeliest) + tl.load(log_min_p + lane)

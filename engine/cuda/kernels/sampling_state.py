@@ -147,5 +147,5 @@ def _floats(params: SamplingParams) -> list[float]:
 
 def _put(row: Tensor, values: NDArray[np.generic]) -> None:
     """Copy values of the host to a row on the device, without waiting for either."""
-    here = torch.from_numpy(values)
-    row.copy_(here.pin_memory() if row.is_cuda else here, non_blocking=True)
+    host = torch.from_numpy(values)
+    row.copy_(host.pin_memory() if row.is_cuda else host, non_blocking=True)

@@ -4,7 +4,7 @@ Both ask for the highest value for which all that is no lower adds up to enough:
 weights. `narrow` adds that up for a sample of the row, so that the answer is known to be between two neighbours of the
 sample; `gather` copies what is between them, about a sixteenth of the row; and `select` halves the interval in which
 the answer is until no number is left in between, adding up over the copy alone. Where more lies between the neighbours
-than the copy has room for, most often because it is equal, `select` adds up over the whole row.
+than fit into the copy, most often because it is equal, `select` adds up over the whole row.
 
 Sums of a block are one int64: 12 bits of how many from bit 52 on, and weights below.
 
@@ -22,7 +22,7 @@ SAMPLED = 32
 TOKENS_AT_ONCE = 2048
 """Tokens that a program of `narrow` or `gather` looks at: with more, their number would not fit 12 bits."""
 MOST_GATHERED = 8192
-"""Tokens that there is room for between two of the sample."""
+"""Most tokens that are copied between two of the sample."""
 AT_ONCE = 4096
 """Tokens that `select` looks at together."""
 
@@ -34,7 +34,7 @@ _ONE: tl.constexpr = tl.constexpr(1 << 52)
 
 @triton.jit
 def narrow(
-    lanes, kinds, top_p, scaled, highest, partial, gathered, vocabulary, room, blocks, BLOCKS: tl.constexpr,
+    lanes, kinds, top_p, scaled, highest, partial, gathered, vocabulary, row_size, blocks, BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write to `partial` (B,splits,P) how many tokens of a block are no lower than each of the sample, and their
@@ -44,7 +44,7 @@ def narrow(
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
     if tl.abs(likeliest) == float("inf"):
         return
-    token, row = split * BLOCK + tl.arange(0, BLOCK), scaled + place * room
+    token, row = split * BLOCK + tl.arange(0, BLOCK), scaled + place * row_size
     x = tl.load(row + token, mask=token < vocabulary, other=float("-inf"))
     amount = tl.where(token < vocabulary, _ONE, tl.zeros([BLOCK], tl.int64))
     if tl.load(top_p + lane) < 1:
@@ -60,15 +60,15 @@ def narrow(
 
 @triton.jit
 def gather(
-    lanes, kinds, top_k, top_p, scaled, highest, partial, gathered, vocabulary, room, blocks, BLOCKS: tl.constexpr,
+    lanes, kinds, top_k, top_p, scaled, highest, partial, gathered, vocabulary, row_size, blocks, BLOCKS: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copy what lies between the two of the sample to the end of the row's room in `scaled`, in any order."""
+    """Copy what lies between the two of the sample to the end of the row in `scaled`, in any order."""
     place, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
     if tl.abs(likeliest) == float("inf"):
         return
-    row = scaled + place * room
+    row = scaled + place * row_size
     low, _, end, _, _, inside, _ = _between(
         row, partial + place * splits * _SAMPLED, tl.load(top_k + lane), tl.load(top_p + lane), vocabulary, splits,
         SPLITS,
@@ -80,12 +80,12 @@ def gather(
     mine = (token < vocabulary) & (x >= low) & (x < end)
     number = mine.to(tl.int32)
     at = tl.atomic_add(gathered + place, tl.sum(number, axis=0)) + tl.cumsum(number, axis=0) - number
-    tl.store(row + room - _MOST + at, x, mask=mine)
+    tl.store(row + row_size - _MOST + at, x, mask=mine)
 
 
 @triton.jit
 def select(
-    lanes, kinds, top_k, top_p, scaled, highest, partial, lowest, vocabulary, room, splits, blocks,
+    lanes, kinds, top_k, top_p, scaled, highest, partial, lowest, vocabulary, row_size, splits, blocks,
     SPLITS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write to `lowest` (B,) the lowest value that stays."""
@@ -93,12 +93,12 @@ def select(
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
     if tl.abs(likeliest) == float("inf"):
         return
-    row, k, p = scaled + place * room, tl.load(top_k + lane), tl.load(top_p + lane)
+    row, k, p = scaled + place * row_size, tl.load(top_k + lane), tl.load(top_p + lane)
     low, high, _, more, above, inside, total = _between(
         row, partial + place * splits * _SAMPLED, k, p, vocabulary, splits, SPLITS
     )
     copied = inside <= _MOST
-    start, size = tl.where(copied, room - _MOST, 0), tl.where(copied, inside, vocabulary)
+    start, size = tl.where(copied, row_size - _MOST, 0), tl.where(copied, inside, vocabulary)
     more, above = tl.where(copied, more, 0), tl.where(copied, above, 0)
     bottom, top = key(low), tl.minimum(key(high), key(likeliest) + 1)
     if k > 0:
@@ -173,7 +173,7 @@ def _count(source, size, least, BLOCK: tl.constexpr):
 
 @triton.jit
 def _weight(source, size, least, likeliest, BLOCK: tl.constexpr):
-    """What those weigh."""
+    """Return the sum of the weights of all values that are not below `least`."""
     i = tl.arange(0, BLOCK)
     weight = tl.zeros([BLOCK], tl.int64)
     for start in range(0, size, BLOCK):

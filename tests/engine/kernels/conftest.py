@@ -107,7 +107,7 @@ def sampler_of(model: Thoughtbubbles, cache: ForkCache) -> "DeviceSampler | None
 
     if model.config.averaging == "logit":
         return None
-    return DeviceSampler(cache.ledger.opening, places=64, vocabulary=257, model_vocabulary=257, end_of_text=0,
+    return DeviceSampler(cache.ledger.generation, batch_size=64, vocabulary=257, model_vocabulary=257, end_of_text=0,
                          device=DEVICE)  # fmt: skip
 
 

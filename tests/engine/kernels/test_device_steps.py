@@ -38,10 +38,10 @@ def test_the_host_waits_for_nothing_while_it_decodes(
     settings: dict[str, object], small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
     """In more steps than pages are allocated for in advance, so that some steps get new pages."""
-    from thoughtbubbles.engine.cuda.decode_batch import SPARE
+    from thoughtbubbles.engine.cuda.decode_batch import TOKENS_AHEAD
 
     engine = make_engine(small_model)
-    limits: dict[str, object] = {"seed": 3, "max_tokens": SPARE + 30, "ignore_eos": True}
+    limits: dict[str, object] = {"seed": 3, "max_tokens": TOKENS_AHEAD + 30, "ignore_eos": True}
     params = SamplingParams(**limits, **settings)  # type: ignore[arg-type]
     for i, prompt in enumerate(PROMPTS):
         engine.add(str(i), prompt, params)
@@ -51,8 +51,8 @@ def test_the_host_waits_for_nothing_while_it_decodes(
     with pytest.raises(RuntimeError), waiting_fails():
         torch.ones(1, device="cuda").item()
     with waiting_fails():
-        events = [event for _ in range(SPARE + 5) for event in engine.step()]
-    assert len(events) == (SPARE + 5) * len(PROMPTS)
+        events = [event for _ in range(TOKENS_AHEAD + 5) for event in engine.step()]
+    assert len(events) == (TOKENS_AHEAD + 5) * len(PROMPTS)
 
 
 @pytest.mark.gpu

@@ -28,7 +28,7 @@ def kernel(
     from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 
     rows = len(logits)
-    sampler = DeviceSampler(np.zeros(rows, np.int64), places=rows, vocabulary=vocabulary,
+    sampler = DeviceSampler(np.zeros(rows, np.int64), batch_size=rows, vocabulary=vocabulary,
                             model_vocabulary=logits.shape[1], end_of_text=0, device=DEVICE)  # fmt: skip
     state, lane = sampler.state, torch.arange(rows, dtype=torch.int32, device=DEVICE)
     state.seed[:rows], state.temperature[:rows] = torch.tensor(seeds), torch.tensor(temperatures)

@@ -65,7 +65,7 @@ def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, mo
     from thoughtbubbles.engine.cuda import forward as device_forward
 
     sizes, places = STEPS[steps]
-    monkeypatch.setattr(device_forward, "PLACES", places)
+    monkeypatch.setattr(device_forward, "BATCH_SIZE", places)
     check(small_model, CUTS["in two"], sizes)
 
 

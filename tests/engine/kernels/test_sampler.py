@@ -47,7 +47,7 @@ class Device:
         self.requests, slots = requests, len(requests) + 1  # the first is empty
         self.generations = np.ones(slots, np.int64)
         self.rows = np.array(random.Random(0).sample(range(slots), len(requests)))
-        self.sampler = DeviceSampler(self.generations, places=slots, vocabulary=vocabulary, model_vocabulary=padded,
+        self.sampler = DeviceSampler(self.generations, batch_size=slots, vocabulary=vocabulary, model_vocabulary=padded,
                                      end_of_text=END, device=DEVICE)  # fmt: skip
         self.sampler.state.marks.fill_(7)  # of requests that had the lanes before
         self.sampler.state.bias.fill_(7)
