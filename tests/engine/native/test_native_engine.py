@@ -26,7 +26,7 @@ def serve(model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, s
     tokens: dict[str, list[int]] = {}
     for i in range(24):
         prompt = [*beginning[: dice.choice([0, 0, 18, 24])], *(dice.randrange(256) for _ in range(dice.randint(1, 16)))]
-        ratio = dice.choice([None, 1.0, dice.uniform(1, model.config.max_ratio)])
+        ratio = dice.choice([None, 1.0, dice.uniform(1, model.config.ratio)])
         params = SamplingParams(max_tokens=dice.randint(8, 24), temperature=0, ignore_eos=True, fork_ratio=ratio)
         engine.add(str(i), prompt, params)
         tokens[str(i)] = []
