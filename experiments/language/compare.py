@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.language.plan import Claim, Result, Study
+from experiments.runner.plan import Claim, Result, Study
 
 Found = Mapping[str, Mapping[int, Result]]
 """Reported results by arm, in the order of the study, and seed."""

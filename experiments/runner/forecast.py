@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.language.plan import Result, Run
+from experiments.runner.plan import Result, Run
 from thoughtbubbles.training.state import has_state, latest_state
 from thoughtbubbles.training.trainer import LOG_FILE, STATE_FOLDER
 
