@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from experiments.language.compare import Comparison, Found, Interval, compare, differences
+from experiments.language.compare import Comparison, Found, compare, differences
+from experiments.runner.intervals import Interval
 from experiments.runner.plan import Result, Study
 
 REGULAR = "regular"

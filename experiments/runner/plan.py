@@ -105,11 +105,19 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """That the loss of one arm is below another's."""
+    """That one arm is below another: in its loss, or in what the study measures beside it."""
 
     says: str
     lower: str
     than: str
+    measure: str = "loss"
+    """What is compared."""
+    ratios: list[float] | None = None
+    """Fork ratios of the two; None: each model's own."""
+
+    def __post_init__(self) -> None:
+        if self.ratios is not None and len(self.ratios) != 2:
+            raise ValueError(f"ratios of a claim must be two, not {self.ratios}")
 
 
 @dataclass(frozen=True, kw_only=True)
