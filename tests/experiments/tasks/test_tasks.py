@@ -52,10 +52,6 @@ n_embd = 16
 fork_layers = [0, 1]
 batch_size = 2
 
-[arms.regular]
-fork_layers = []
-max_block_size = 64
-
 [arms.4l]
 max_block_size = 256
 random_ratio = true
@@ -74,7 +70,7 @@ final = { steps = 3, warmup_steps = 1 }
 
 [[stages]]
 size = "toy"
-arms = ["regular", "4l", "loop-2"]
+arms = ["4l", "loop-2"]
 seeds = [0]
 
 [[claims]]
@@ -87,7 +83,7 @@ ratios = [4, 1]
 [[claims]]
 says = "loops help"
 lower = "loop-2"
-than = "regular"
+than = "4l"
 measure = "wide"
 """
 
@@ -207,11 +203,10 @@ def test_the_command_trains_measures_and_reports(
     assert train_all() == 0
     assert capsys.readouterr().out.endswith("0 runs without a result are left\n")
     lines = {(line["arm"], line["kind"]): line for line in read_results(results)}
-    assert len(lines) == 6
+    assert len(lines) == 4
     assert len(lines["4l", "final"]["errors"]) == 4
     assert list(lines["loop-2", "final"]["errors"]) == [OWN]
-    assert lines["loop-2", "final"]["parameters"] == lines["regular", "final"]["parameters"]
-    assert lines["loop-2", "final"]["flops_per_token"] > 1.3 * lines["regular", "final"]["flops_per_token"]
+    assert lines["loop-2", "final"]["settings"]["model"]["loops"] == 2
     monkeypatch.setattr(sys, "argv", ["report", str(results), f"--study={tmp_path}/study.toml"])
     report()
     printed = capsys.readouterr().out
@@ -227,11 +222,12 @@ def test_claims_are_paired_by_seed_and_corrected(toy: Study) -> None:
         }
         return result(run, 1.0, errors=errors)
 
-    seeds = {"regular": [0.5, 0.6, 0.7], "loop-2": [0.4, 0.5001, 0.6]}
-    found = {arm: {seed: line(arm, seed, own) for seed, own in enumerate(values)} for arm, values in seeds.items()}
-    found["4l"] = {seed: line("4l", seed, 0.5, **{"4": 0.4, "1": 0.3 - 0.1 * seed}) for seed in range(2)}
+    looped, forked = [0.4, 0.5001, 0.6], [0.5, 0.6, 0.7]
+    found = {"loop-2": {seed: line("loop-2", seed, own) for seed, own in enumerate(looped)}}
+    ratios = {"4": 0.4, "1": 0.3}
+    found["4l"] = {seed: line("4l", seed, own, **(ratios | {"1": 0.3 - 0.1 * seed})) for seed, own in enumerate(forked)}
     dial, loops = compare(toy, found)
-    assert dial.apart == pytest.approx([0.1, 0.2])
+    assert dial.apart == pytest.approx([0.1, 0.2, 0.3])
     assert dial.word == "is open"
     assert loops.apart == pytest.approx([-0.1, -0.0999, -0.1])
     assert loops.word == "holds"
