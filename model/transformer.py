@@ -105,7 +105,7 @@ class Thoughtbubbles(nn.Module):
     @property
     def blocks(self) -> list[Block]:
         """The layers in the order they run, `loops` times over; fork layers are `ForkingBlock`s."""
-        return list(self.transformer.h) * self.config.loops  # type: ignore[arg-type]
+        return list(self.transformer.h) * self.config.loops  # type: ignore[return-value]
 
     @overload
     def forward(

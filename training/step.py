@@ -154,7 +154,7 @@ def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded
         _compile(loss, config, sharded=sharded)
     if config.recompute:
         for block in model.transformer.h:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if sharded:
         shard(model, ranks)
         return loss
@@ -177,4 +177,4 @@ def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None
     # What is sharded gathers its weights before each block: what runs after that is compiled, and not the gathering,
     # which is no graph.
     for block in loss.model.transformer.h:
-        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, dynamic=False)
