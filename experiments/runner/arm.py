@@ -27,6 +27,9 @@ from thoughtbubbles.training.step import autocast
 from thoughtbubbles.training.stopping import stop_on_signal
 from thoughtbubbles.training.trainer import LOG_FILE, STATE_FOLDER, LossNotFiniteError, Trainer
 
+SECONDS_FILE = "training-seconds"
+"""In a run's folder until its end: what its sessions so far took to train."""
+
 
 class Measures(NamedTuple):
     """How a study measures its models."""
@@ -52,6 +55,7 @@ def train_and_measure(measures: Measures) -> None:
         delete_states(args.out / STATE_FOLDER)  # only now: until then the same command resumes or measures again
         for folder in ("best", "checkpoint"):
             shutil.rmtree(args.out / folder, ignore_errors=True)
+        (args.out / SECONDS_FILE).unlink(missing_ok=True)
 
 
 def _result(
@@ -61,13 +65,17 @@ def _result(
     measure: Callable[[Thoughtbubbles], dict[str, Any]],
 ) -> dict[str, Any] | None:
     """Train and measure, and return the whole result; None if training was stopped before its last step."""
-    begin = time.perf_counter()
+    spent = args.out / SECONDS_FILE
+    before = spent.read_text(encoding="utf-8") if spent.exists() else ""
+    begin = time.perf_counter() - float(before or 0)  # empty where a kill cut it off
     try:
-        if not _train(run, args.data / run.data, args.out, torch.device(args.device), stopping):
-            return None
+        whole = _train(run, args.data / run.data, args.out, torch.device(args.device), stopping)
     except LossNotFiniteError:
         return {**_about(run), "loss": None, "seconds": round(time.perf_counter() - begin, 1)}
     trained = time.perf_counter() - begin
+    spent.write_text(repr(trained), encoding="utf-8")
+    if not whole:
+        return None
     model = load_checkpoint(args.out / "checkpoint", device=args.device).model
     torch.manual_seed(run.seed)  # of survivors that are drawn at random
     with autocast(torch.device(args.device), run.training.precision):

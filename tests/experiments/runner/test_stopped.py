@@ -116,6 +116,9 @@ def test_a_trained_run_that_is_killed_while_it_is_measured_is_measured_again_and
             train_arm()
     assert not (out / "result.json").exists()
     log = (out / "log.jsonl").read_text(encoding="utf-8")
+    (out / "training-seconds").write_text("1000.0")  # of the session that was killed
     train_arm()
+    assert json.loads((out / "result.json").read_text(encoding="utf-8"))["training_seconds"] > 1000
+    assert not (out / "training-seconds").exists()
     assert (out / "log.jsonl").read_text(encoding="utf-8") == log
     assert list(json.loads((out / "result.json").read_text(encoding="utf-8"))["curve"]) == ["2", "3"]
