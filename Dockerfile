@@ -23,6 +23,8 @@ RUN python -m venv --without-pip /opt/venv \
 RUN torch=$(echo /opt/venv/lib/python3.*/site-packages/torch) \
     && rm -rf "$torch/test" "$torch/include" \
     && find "$torch/bin" -type f ! -name torch_shm_manager -delete
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY LICENSE README.md pyproject.toml ./
 COPY thoughtbubbles thoughtbubbles/
 COPY model model/
@@ -30,7 +32,9 @@ COPY engine engine/
 COPY server server/
 COPY terminal terminal/
 COPY training training/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir .
+# The native step, for all instruction levels: the image has no compiler.
+RUN pip --python /opt/venv/bin/python install --no-cache-dir . \
+    && (cd / && /opt/venv/bin/python -m thoughtbubbles.engine.native --package)
 
 # hadolint ignore=DL3006
 FROM ${BASE}

@@ -2,6 +2,7 @@
 # make test     install what tests need and run lint, types and the tests, but for the slow ones
 # make test-slow         the tests that `make test` leaves out
 # make test-processors   the numeric tests again, with the instruction sets of older processors
+# make native-sanitize   the tests of the native step under ASan and UBSan, and of its threads under TSan
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint, spelling and types alone
 # make coverage run the suite and print which lines and branches it does not reach
@@ -23,11 +24,17 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation
 PINS    := pyproject.toml clients/python/pyproject.toml constraints.txt
 
-PROCESSORS := ATEN_CPU_CAPABILITY=default,MKL_ENABLE_INSTRUCTIONS=SSE4_2,ONEDNN_MAX_CPU_ISA=SSE41 \
-	ATEN_CPU_CAPABILITY=avx2,MKL_ENABLE_INSTRUCTIONS=AVX2,ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE
+PROCESSORS := ATEN_CPU_CAPABILITY=default,MKL_ENABLE_INSTRUCTIONS=SSE4_2,ONEDNN_MAX_CPU_ISA=SSE41,TB_NATIVE_LEVEL=sse2 \
+	ATEN_CPU_CAPABILITY=avx2,MKL_ENABLE_INSTRUCTIONS=AVX2,ONEDNN_MAX_CPU_ISA=AVX2,TB_NATIVE_LEVEL=avx2 \
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE,TB_NATIVE_LEVEL=avx512
 PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: serve test test-slow test-processors install-test lint coverage scatter abuse audit clean
+# The sanitizers of the compiler, in a Python that was not built with them: they must be loaded first, and it leaks on purpose.
+SANITIZE := LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	TB_NATIVE_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g'
+
+.PHONY: serve test test-slow test-processors native-sanitize install-test lint coverage scatter abuse audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -43,6 +50,12 @@ test-slow: $(VENV)/.test
 test-processors: $(VENV)/.test
 	@set -e; for level in $(PROCESSORS); do \
 		echo "As on a processor with $$level"; env $$(echo $$level | tr , ' ') $(PYTEST) -m 'numeric and not slow' $(ARGS); done
+
+# Memory, undefined behaviour and data races of the native step.
+native-sanitize: $(VENV)/.test
+	$(SANITIZE) $(BIN)/python -m pytest tests/engine/native $(ARGS)
+	c++ -std=c++17 -O1 -g -fsanitize=thread -pthread -Iengine/native/src tests/engine/native/pool.cpp \
+		engine/native/src/threads.cpp -o $(VENV)/pool-test && $(VENV)/pool-test
 
 install-test: $(VENV)/.test
 
@@ -85,6 +98,7 @@ $(VENV)/.serve: $(VENV)/.created $(PINS)
 	@echo 'Installing into $(VENV): some minutes the first time.'
 	@$(INSTALL) --quiet setuptools
 	@$(INSTALL) --editable . --editable ./clients/python
+	@$(BIN)/python -m thoughtbubbles.engine.native || true
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve

@@ -1,1 +1,1 @@
-"""Measurements of speed, memory and reliability; results/ holds what each printed."""
+"""Measure speed, memory and reliability; results/ has the outputs."""

@@ -1,4 +1,4 @@
-"""The lines that head every result: where, when and with what command it was measured."""
+"""The first lines of every result: machine, date, versions and command."""
 
 import platform
 import shlex
@@ -10,7 +10,7 @@ import torch
 
 
 def header() -> str:
-    """Machine, date, versions and command."""
+    """Return machine, date, versions and command, each line as a comment."""
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
@@ -24,7 +24,7 @@ def header() -> str:
 
 
 def machine() -> str:
-    """The accelerator's name, or the processor's and how many threads torch uses."""
+    """Return the accelerator's name, or the processor's and the number of torch's threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Models with random weights in a stated shape, ours and transformers' regular GPT-2."""
+"""Models with random weights: ours of the 124M shape, and transformers' regular GPT-2 of the same shape."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
 
 def shape_124m(block_size: int) -> ModelConfig:
-    """12 layers, D = 768, 12 heads, vocabulary 50,304, forks before layers 3, 7 and 11, κ = 2L."""
+    """Return the 124M shape: 12 layers, D = 768, 12 heads, V = 50,304, forks before layers 3, 7, 11, κ = 2L."""
     return ModelConfig(
         vocab_size=50_304, block_size=block_size, max_block_size=2 * block_size, n_layer=12, n_head=12, n_embd=768,
         fork_layers=(3, 7, 11),
@@ -16,16 +16,16 @@ def shape_124m(block_size: int) -> ModelConfig:
 
 
 def random_model(block_size: int, device: str, dtype: torch.dtype) -> Thoughtbubbles:
-    """A model of the 124M shape."""
+    """Return a model of the 124M shape."""
     torch.manual_seed(0)
     with torch.device(device):
         return Thoughtbubbles(shape_124m(block_size)).eval().to(dtype)
 
 
 def regular_peer(config: ModelConfig, device: str, dtype: torch.dtype) -> Any | None:  # noqa: ANN401 - transformers' own
-    """Transformers' GPT-2 of the same shape without forks; None where transformers is not installed."""
+    """Return transformers' GPT-2 of the same shape, without forks; None if transformers is not installed."""
     try:
-        import transformers  # noqa: PLC0415 - a peer where there is one
+        import transformers  # noqa: PLC0415 - optional
     except ImportError:
         return None
     transformers.logging.set_verbosity_error()
@@ -38,11 +38,11 @@ def regular_peer(config: ModelConfig, device: str, dtype: torch.dtype) -> Any | 
 
 
 def numbered_tokens(vocab_size: int) -> Tokenizer:
-    """A tokenizer whose tokens are bytes and then written numbers, since nobody reads what random weights say."""
+    """Return a tokenizer for random weights: its tokens are the bytes, then decimal numbers."""
     ranks = {bytes([i]) if i < 256 else f" {i}".encode(): i for i in range(vocab_size - 1)}
     return Tokenizer(ranks, "numbered")
 
 
 def random_prompts(config: ModelConfig, prompts: int, tokens: int) -> list[list[int]]:
-    """Prompts of random tokens."""
+    """Return prompts of random tokens."""
     return torch.randint(256, config.vocab_size - 1, (prompts, tokens)).tolist()

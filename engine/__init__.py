@@ -2,7 +2,8 @@
 
 from thoughtbubbles.engine.cache.fork_cache import most_streams
 from thoughtbubbles.engine.completion import Completion
-from thoughtbubbles.engine.config import EngineConfig
+from thoughtbubbles.engine.config import CacheDtype, EngineConfig, ExecutorKind
+from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
 from thoughtbubbles.engine.prompt_report import PromptReport
@@ -16,12 +17,15 @@ if __name__ != "thoughtbubbles.engine":  # in a checkout, which would have each 
 
 __all__ = [
     "MAX_LOGPROBS",
+    "CacheDtype",
     "ClientQueueFull",
     "Completion",
+    "Detokenizer",
     "Engine",
     "EngineConfig",
     "EngineError",
     "EngineStats",
+    "ExecutorKind",
     "FinishReason",
     "ForkSelection",
     "InvalidRequest",

@@ -1,4 +1,4 @@
-"""What is wrong with a request in the eyes of the model that is to serve it."""
+"""Validation of a request against the model that serves it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from thoughtbubbles.model import ModelConfig
 def check_request(
     prompt: Sequence[int], params: SamplingParams, config: ModelConfig, vocab_size: int, max_model_len: int
 ) -> None:
-    """Raise `InvalidRequest` for token ids out of the vocabulary, a length over the context, or too high a ratio."""
+    """Raise `InvalidRequest` for token ids outside the vocabulary, a length over the context, or too high a ratio."""
     if not prompt:
         raise InvalidRequest("prompt must have at least one token", param="prompt")
     _check_ids("prompt", prompt, vocab_size)

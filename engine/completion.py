@@ -1,7 +1,8 @@
-"""What one more token does to its request: the text it adds, and whether it is the last; and what all of them make."""
+"""From a row of an output to the events of its request, and from all events of a request to its completion."""
 
 from dataclasses import dataclass
 
+from thoughtbubbles.engine.batch import Row
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import FinishReason, Request, TokenEvent
 
@@ -15,19 +16,41 @@ class Completion:
     finish_reason: FinishReason
     stop_reason: str | int | None
     events: tuple[TokenEvent, ...]
-    """Everything that was told of it, log-probabilities included."""
+    """All its events, log-probabilities included."""
 
     @classmethod
     def of(cls, events: list[TokenEvent]) -> "Completion":
-        """The completion that these events, its last included, tell."""
+        """Return the completion that has these events, the last included."""
         last = events[-1]
         assert last.finish_reason is not None, "the last event says why it is the last"
         ids = tuple(event.token_id for event in events if event.token_id is not None)
         return cls(ids, "".join(event.text for event in events), last.finish_reason, last.stop_reason, tuple(events))
 
 
-def advance(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:
-    """Append a sampled token; the event of it, without usage. `scored` is its log-probability, when asked."""
+def advance(request: Request, row: Row, end_of_text: int) -> list[TokenEvent]:
+    """Append the token of a row to its request, whose tokens before are all computed. Return the events.
+
+    They are those of the last token, if its event waited for its streams, and of the appended one.
+    """
+    events: list[TokenEvent] = []
+    if request.pending_event:
+        events.append(request.pending_event._replace(fork_count=row.fork_counts[-1]))
+        request.pending_event = None
+    elif request.params.max_tokens == 0:
+        events.append(TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"))
+    if row.token is not None:
+        event = _append(request, row.token, row.logprob, end_of_text)
+        if request.params.return_fork_counts:
+            request.defer(event)
+        else:
+            events.append(event)
+    if events and events[-1].finish_reason is not None:
+        events[-1] = events[-1]._replace(usage=request.usage())
+    return events
+
+
+def _append(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:
+    """Append a token; return its event, without usage. `scored` is its log-probability, if requested."""
     output = request.output
     output.append(token_id)
     text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
@@ -35,13 +58,6 @@ def advance(request: Request, token_id: int, scored: Scored | None, end_of_text:
     prompt = request.prompt_report if len(output) == 1 else None
     # As TokenEvent(…), in half the time, and one is made for every token.
     return TokenEvent._make((request.id, token_id, text, logprob, top, None, prompt, finish_reason, stop_reason, None))
-
-
-def banned(request: Request, end_of_text: int) -> list[int]:
-    """Tokens that may not be drawn yet, because of `min_tokens`."""
-    if len(request.output) >= request.params.min_tokens:
-        return []
-    return [*request.params.stop_token_ids, *([] if request.params.ignore_eos else [end_of_text])]
 
 
 def _read(request: Request, token_id: int, end_of_text: int) -> tuple[str, FinishReason | None, str | int | None]:

@@ -1,42 +1,55 @@
-"""The engine's own limits; the model's sizes are in `ModelConfig`."""
+"""The engine's limits. The model's sizes are in `ModelConfig`."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+ExecutorKind = Literal["auto", "native", "portable"]
+CacheDtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How much the engine takes on at once. Raises `ValueError` naming the setting."""
+    """Limits of an engine. Raises `ValueError` naming the setting."""
 
     max_batch_size: int = 32
-    """Requests that run at once; the others wait."""
+    """Most requests that run at once; the others wait."""
     max_waiting_streams: int = 1 << 18
-    """The most streams, after the last fork layer, that the tokens of those who wait may have. A request beyond is
-    refused with `QueueFull`, unless it would wait alone."""
+    """The most streams, after the last fork layer, that the tokens of waiting requests may have. A request beyond is
+    refused with `QueueFull`, unless the queue is empty."""
     max_client_share: float = 1.0
     """The share of `max_waiting_streams` that the waiting requests of one client may need when complete, prompt and
     completion. A request beyond is refused with `ClientQueueFull`, unless no other of its client waits. 1: no limit."""
     max_model_len: int | None = None
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
     max_prefill_tokens: int | None = None
-    """Prompt tokens that one step may take in; a longer prompt takes several, between which the others get tokens.
-    (None: 512 on a CPU; where steps are captured on a device, as many as the largest computes, up to 2048.)"""
+    """Most prompt tokens that one step prefills; a longer prompt takes several, between which other requests decode.
+    (None: 512 on a CPU; on a device with captured steps as many as the largest computes, up to 2048.)"""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True
-    """Whether requests start from what earlier ones left of the same tokens."""
+    """Whether requests start from cached prefixes of other ones."""
+    cache_dtype: CacheDtype | None = None
+    """Type of the keys and values that the cache stores (None: that of the model). float16 halves the cache's memory,
+    and what attention reads."""
     page_size: int = 16
-    """Streams a page holds."""
+    """Streams of a page."""
+    executor: ExecutorKind = "auto"
+    """What computes on a CPU: the native library, torch's operators (`portable`), or native where it is available."""
     seed: int | None = None
-    """Where requests that bring no seed of their own get theirs from (None: from chance)."""
+    """Seed of the seeds of requests that have none (None: random)."""
 
     @property
     def max_client_streams(self) -> int | None:
-        """The streams that the share is; None where there is no limit."""
+        """`max_client_share` in streams; None if there is no limit."""
         return None if self.max_client_share == 1 else int(self.max_client_share * self.max_waiting_streams)
 
     def __post_init__(self) -> None:
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
+        if self.executor not in get_args(ExecutorKind):
+            raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorKind))}, not {self.executor!r}")
+        if self.cache_dtype not in {None, *get_args(CacheDtype)}:
+            raise ValueError(f"cache_dtype must be one of {', '.join(get_args(CacheDtype))}, not {self.cache_dtype!r}")
         for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
                      "page_size"):  # fmt: skip
             value = getattr(self, name)

@@ -1,14 +1,77 @@
-"""Which CUDA device is the current one of a thread: it gets what does not name its device."""
+"""The device of a model: the executor that computes on it, and the thread's current CUDA device."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.config import ExecutorKind
+from thoughtbubbles.engine.executor import Executor
+from thoughtbubbles.engine.native.executor import NativeExecutor
+from thoughtbubbles.engine.native.loading import NativeUnavailableError
+from thoughtbubbles.engine.portable.executor import PortableExecutor
+from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
+from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.revising.recompute import Recompute
+from thoughtbubbles.engine.sampler import Sampler
+from thoughtbubbles.engine.warmup import warm_up
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
+
+if TYPE_CHECKING:
+    from thoughtbubbles.engine.cuda.executor import CudaExecutor
+
+logger = logging.getLogger(__name__)
+
+
+def make_executor(
+    model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer, kind: ExecutorKind = "auto"
+) -> Executor[Any]:
+    """Return the executor for a model on its device, ready for its first request.
+
+    Raises `ValueError` with the reason if `kind` is `native` and that is not available. Nothing else chooses by the
+    type of the device.
+    """
+    sampler = Sampler(tokenizer)
+    on_cuda = model.transformer.wte.weight.device.type == "cuda"
+    paged: PortableExecutor | NativeExecutor | CudaExecutor
+    if on_cuda:
+        from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
+
+        paged = make_cuda_executor(model, cache, sampler)
+    else:
+        paged = _make_cpu_executor(model, cache, sampler, kind)
+    limit = cache.total_bytes
+    recompute = Recompute(model, lambda: paged.forward.packed, vocabulary=sampler.vocabulary, limit_bytes=limit)
+    executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler)
+    if on_cuda:
+        warm_up(executor, cache, tokenizer)
+    return executor
+
+
+def _make_cpu_executor(
+    model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, kind: ExecutorKind
+) -> PortableExecutor | NativeExecutor:
+    if kind != "portable":
+        try:
+            return NativeExecutor.make(model, cache, sampler)
+        except NativeUnavailableError as error:
+            if kind == "native":
+                raise ValueError(f"executor 'native' is not available: {error}") from error
+            weight = model.transformer.wte.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.float32:
+                logger.warning(
+                    "The native executor is not available: %s. The portable one serves, at an eighth of its speed.",
+                    error,
+                )
+    return PortableExecutor(CachedForward(model, cache, ForkTally()), sampler)
+
 
 def current_device(device: torch.device) -> AbstractContextManager[None]:
-    """Makes a CUDA device the current one of the thread that enters, until it leaves; does nothing for a CPU.
+    """Return a context that makes a CUDA device the thread's current one, and does nothing for a CPU.
 
-    Launches of Triton, streams, events and graphs go to the current device, which for every new thread is the first.
-    May be entered again and again, but not while it is entered.
+    Triton's launches, streams, events and graphs go to the current device, which for a new thread is the first. The
+    context may be entered repeatedly, but not nested.
     """
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,9 +1,9 @@
-"""What the engine refuses, and why.
+"""The engine's refusals.
 
 EngineError
-├── InvalidRequest (also ValueError)   the request can never be served as it stands
+├── InvalidRequest (also ValueError)   the request can never be served
 └── QueueFull                          it could be, later
-    └── ClientQueueFull                the same, because of what its client has waiting
+    └── ClientQueueFull                the same, for the waiting requests of one client
 """
 
 from functools import partial
@@ -22,12 +22,12 @@ class InvalidRequest(EngineError, ValueError):  # noqa: N818 (named as the stdli
         self.code = code
 
     def __reduce__(self) -> tuple[object, ...]:
-        """To pickle it, for a process that asked: an exception is made again of its message alone."""
+        """Pickle it with its attributes, for another process: by default an exception keeps its message alone."""
         return partial(InvalidRequest, param=self.param, code=self.code), self.args
 
 
 class QueueFull(EngineError):  # noqa: N818
-    """Those who wait need as many streams as `max_waiting_streams` allows; try again when some have had their turn."""
+    """The waiting requests need as many streams as `max_waiting_streams` allows; a later try may succeed."""
 
 
 class ClientQueueFull(QueueFull):

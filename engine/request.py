@@ -1,4 +1,4 @@
-"""The nouns that scheduler, runner, engine and callers share: what is asked, its state, and what is told."""
+"""The nouns that scheduler, executors, engine and callers share: a request, its usage, and the events of its tokens."""
 
 import math
 import time
@@ -18,12 +18,12 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True)
 class RequestUsage:
-    """What a request took, told with its last event. Times are in seconds."""
+    """What a request took, reported with its last event. Times are in seconds."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    """Prompt tokens that were taken from the cache."""
+    """Prompt tokens that were found in the cache."""
     stream_tokens: int
     """Stream-rows computed in the final segment."""
     computed_tokens: int
@@ -42,21 +42,21 @@ class RequestUsage:
 
 
 class TokenEvent(NamedTuple):
-    """One token more of a request, or its end. A tuple, since one is made for every token that is served."""
+    """One more token of a request, or its end. A tuple, since one is made for every token that is served."""
 
     request_id: str
     token_id: int | None
     """The token; None where a request that generates nothing ends."""
     text: str = ""
-    """Text that may be shown now; what could still become a stop string or half a character is held back."""
+    """Text that may be shown now, without what could still become a stop string or a whole character."""
     logprob: float | None = None
-    """Of the raw distribution; None unless asked."""
+    """Of the raw distribution; None unless requested."""
     top_logprobs: TopLogprobs = ()
     """The likeliest tokens, best first."""
     fork_count: int | None = None
-    """The token's streams after the last fork layer; None unless asked."""
+    """The token's streams after the last fork layer; None unless requested."""
     prompt: PromptReport | None = None
-    """On the first event, when something of the prompt was asked."""
+    """On the first event, if a report of the prompt was requested."""
     finish_reason: FinishReason | None = None
     """On the last event."""
     stop_reason: str | int | None = None
@@ -67,7 +67,7 @@ class TokenEvent(NamedTuple):
 
 @dataclass(eq=False)
 class Request:
-    """A request while the engine has it."""
+    """A request from `Engine.add` to its last event."""
 
     id: str
     prompt: tuple[int, ...]
@@ -76,32 +76,32 @@ class Request:
     seed: int
     detokenizer: Detokenizer
     client: str = ""
-    """Who sent it; requests of "" count for no client."""
+    """The client that sent it; requests of "" count for no client."""
     output: list[int] = field(default_factory=list)
     state: ForkState | None = None
-    """What the cache holds of it: None while it waits, and always when it is recomputed."""
-    held: TokenEvent | None = None
+    """Its tokens and streams in the fork-state cache; None while it waits, and always if it is not `paged`."""
+    pending_event: TokenEvent | None = None
     """The event of the newest token, kept until the token's streams are known."""
     prompt_report: PromptReport | None = None
     cached_tokens: int | None = None
-    """Tokens it started from when it first ran."""
-    asked: int = 0
-    """Tokens that were asked for: its output, and on a device that decodes ahead perhaps one that is not known yet."""
-    most: int = field(init=False)
-    """As many need be asked for: all that it may have and, where their streams are told, one that shows the last's."""
+    """Length of the cached prefix it started from when it first ran."""
+    num_scheduled: int = 0
+    """Output tokens that were scheduled: those known, and one more if the executor runs ahead and has not landed it."""
+    max_scheduled: int = field(init=False)
+    """Limit of `num_scheduled`: `max_tokens`, and one more if the streams of the last token are to be reported."""
     stream_tokens: int = 0
     streams: int = 0
-    """Live streams after the last fork layer, of the tokens that are computed."""
+    """Streams after the last fork layer of all its computed tokens."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     first_token: float | None = None
 
     def __post_init__(self) -> None:
-        self.most = self.params.max_tokens + self.params.return_fork_counts
+        self.max_scheduled = self.params.max_tokens + self.params.return_fork_counts
 
     @cached_property
-    def cached(self) -> bool:
-        """Whether it runs over the fork-state cache, or is recomputed for every token."""
+    def paged(self) -> bool:
+        """Whether its streams are in pages of the fork-state cache, as only a rule that never revises allows."""
         return self.selection.rule == "causal"
 
     @property
@@ -110,7 +110,7 @@ class Request:
         return [*self.prompt, *self.output]
 
     def first(self, tokens: int) -> tuple[int, ...]:
-        """The first so many of its tokens, or all."""
+        """Its first `tokens` tokens, or all if it has fewer."""
         return (*self.prompt[:tokens], *self.output[: max(0, tokens - len(self.prompt))])
 
     @property
@@ -124,8 +124,13 @@ class Request:
         return self.output[-1] if self.output else self.prompt[-1]
 
     @property
+    def draws(self) -> bool:
+        """Whether another token is to be drawn once all its tokens are computed: none after the last one."""
+        return len(self.output) + self.params.return_fork_counts < self.max_scheduled
+
+    @property
     def draws_alone(self) -> bool:
-        """Whether its next token is a draw from what the model says, that nothing else need be known for."""
+        """Whether seed, position, temperature and logits suffice to draw its next token."""
         return len(self.output) >= self._draws_alone_from
 
     @cached_property
@@ -136,38 +141,43 @@ class Request:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens it may reach."""
+        """Most tokens of prompt and output."""
         return len(self.prompt) + self.params.max_tokens
 
     @property
     def pending(self) -> list[int]:
-        """The tokens that the next step computes."""
+        """Its tokens that are not computed yet."""
         return self.tokens[self.state.tokens :] if self.state else self.tokens
 
     @property
     def num_pending(self) -> int:
-        """How many they are."""
+        """Number of tokens that are not computed yet."""
         return self.num_tokens - self.state.tokens if self.state else self.num_tokens
 
     @property
-    def wants_prompt_report(self) -> bool:
-        """Whether something of the prompt was asked and has not been computed."""
-        asked = self.params.prompt_logprobs is not None or self.params.return_fork_counts
-        return asked and self.prompt_report is None
+    def is_computed(self) -> bool:
+        """Whether all its tokens are computed, once a step has landed. A request without pages always computes all."""
+        return self.state is None or self.state.tokens == self.num_tokens
 
-    def hold(self, event: TokenEvent) -> None:
-        """Keep the event of the newest token until one more is asked for, which shows that token's streams."""
-        self.held = event
+    @property
+    def wants_prompt_report(self) -> bool:
+        """Whether a report of its prompt is requested and not made yet."""
+        wanted = self.params.prompt_logprobs is not None or self.params.return_fork_counts
+        return wanted and self.prompt_report is None
+
+    def defer(self, event: TokenEvent) -> None:
+        """Keep the event of the newest token until the next step, which computes that token's streams."""
+        self.pending_event = event
         if event.finish_reason is not None:
-            self.most = len(self.output) + 1
+            self.max_scheduled = len(self.output) + 1
 
     def count(self, streams: int, computed: int) -> None:
-        """Note its live streams after the last fork layer, and how many a step computed there."""
+        """Record its streams after the last fork layer, and how many of them a step computed."""
         self.streams = streams
         self.stream_tokens += computed
 
     def usage(self) -> RequestUsage:
-        """Return what the request took. It has ended, and the cache still has its state."""
+        """Return what the request took. Its last token is known, and its state is not closed yet."""
         now = time.monotonic()
         computed = self.num_tokens
         if self.output and not self.params.return_fork_counts:

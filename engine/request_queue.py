@@ -1,4 +1,4 @@
-"""The requests that wait for a place in the batch, and how much they will ask of it. No torch in here."""
+"""The queue of waiting requests, and how many streams they need. No torch here."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -8,65 +8,65 @@ from thoughtbubbles.engine.request import Request
 from thoughtbubbles.model import ModelConfig
 
 
-class Waiting:
-    """First come, first served; measured in streams, for prompts differ in length and in their forks."""
+class RequestQueue:
+    """Waiting requests, first come, first served. Measured in streams, since prompts differ in tokens and forks."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.streams = 0
-        """The most streams that the present tokens of those who wait may have after the last fork layer."""
-        self.taken_streams = 0
-        """Of those taken out by `popleft` so far, each as often as it was; never falls."""
+        """The most streams that the present tokens of waiting requests may have after the last fork layer."""
+        self.admitted_streams = 0
+        """The sum of `streams_of` over all requests that `popleft` returned, each time that it did."""
         self._config = config
-        self._line: OrderedDict[Request, None] = OrderedDict()  # removal takes as long from any place
-        self._by_client: Counter[str] = Counter()  # streams of complete requests; only clients that have some
+        self._queue: OrderedDict[Request, None] = OrderedDict()  # removal costs the same anywhere
+        self._by_client: Counter[str] = Counter()  # streams of complete requests; has no zeros
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._line)
+        return iter(self._queue)
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
     @property
     def first(self) -> Request:
-        """Whose turn it is."""
-        return next(iter(self._line))
+        """The request that is admitted next."""
+        return next(iter(self._queue))
 
     def streams_of(self, request: Request) -> int:
-        """The most streams that its present tokens may have after the last fork layer."""
+        """Return the most streams that its present tokens may have after the last fork layer."""
         return most_streams(self._config, request.selection, request.num_tokens)[-1]
 
     def complete_streams_of(self, request: Request) -> int:
-        """The most streams that it may have after the last fork layer when its completion is as long as it may be."""
+        """Return the most streams that it may have after the last fork layer with a completion of full length."""
         return most_streams(self._config, request.selection, request.max_tokens)[-1]
 
     def streams_of_client(self, client: str) -> int:
-        """What `complete_streams_of` says of a client's requests, together; 0 for requests of nobody in particular."""
+        """Return the sum of `complete_streams_of` over a client's requests; 0 for the client ""."""
         return self._by_client[client]
 
     def append(self, request: Request) -> None:
-        """To the end of the line."""
-        self._line[request] = None
+        """Add a request at the end."""
+        self._queue[request] = None
         self._count(request, 1)
 
     def appendleft(self, request: Request) -> None:
-        """To its head: it had its turn already."""
-        self._line[request] = None
-        self._line.move_to_end(request, last=False)
+        """Add a preempted request at the head."""
+        self._queue[request] = None
+        self._queue.move_to_end(request, last=False)
         self._count(request, 1)
 
     def popleft(self) -> Request:
-        """Take the first one out."""
-        request, _ = self._line.popitem(last=False)
-        self.taken_streams += self._count(request, -1)
+        """Remove and return the first request."""
+        request, _ = self._queue.popitem(last=False)
+        self.admitted_streams += self._count(request, -1)
         return request
 
     def remove(self, request: Request) -> None:
-        """Let one leave without its turn."""
-        del self._line[request]
+        """Remove a request that is not admitted."""
+        del self._queue[request]
         self._count(request, -1)
 
     def _count(self, request: Request, sign: int) -> int:
-        """Add a request that came, or subtract one that left; its streams."""
+        """Add the streams of a request to the counts, or subtract them; return them."""
         streams = self.streams_of(request)
         self.streams += sign * streams
         if request.client:

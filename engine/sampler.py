@@ -1,42 +1,81 @@
-"""Tokens for requests that wait for the host to draw them, with all that they ask of it.
+"""Sampling on the host side of an executor: a token for each request from its logits, with everything it may ask for.
 
 Letters: R requests, V vocabulary.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.completion import banned
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.sampling import Draw, ban, penalise, sample
+from thoughtbubbles.engine.sampling import Draw, ban, banned_early, finite_rows, penalise, sample
 from thoughtbubbles.engine.scoring import report
 from thoughtbubbles.model import Tokenizer
 
 
-def draw_tokens(requests: list[Request], logits: Tensor, tokenizer: Tokenizer) -> list[int]:
-    """A token for each request, from logits (R,V)."""
-    adjusted = logits.clone()
-    adjusted[:, tokenizer.vocab_size :] = -torch.inf  # rows that only pad the embedding
-    for i, request in enumerate(requests):
-        if request.params.adjusts_logits:
-            adjusted[i] = penalise(adjusted[i], request.params, request.prompt, request.output)
-        if ids := banned(request, tokenizer.end_of_text):
-            adjusted[i] = ban(adjusted[i], ids)
-    positions = [len(request.output) for request in requests]
-    draw = Draw.of([r.params for r in requests], [r.seed for r in requests], positions, logits.device)
-    return sample(adjusted, draw).tolist()
+@dataclass(frozen=True)
+class Drawn:
+    """The columns of `Output` that sampling fills, one entry a request."""
+
+    finite: list[bool]
+    tokens: list[int | None]
+    logprobs: list[Scored | None]
+
+    def fill(self, rows: Sequence[int], own: "Drawn") -> None:
+        """Replace the entries of these rows by those of `own`."""
+        for i, finite, token, logprob in zip(rows, own.finite, own.tokens, own.logprobs, strict=True):
+            self.finite[i], self.tokens[i], self.logprobs[i] = finite, token, logprob
 
 
-def score_tokens(
-    requests: list[Request], logits: Tensor, tokens: list[int], tokenizer: Tokenizer
-) -> list[Scored | None]:
-    """The log-probability of each request's token, under the raw distribution, where it was asked."""
-    asked = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
-    scores: list[Scored | None] = [None] * len(requests)
-    if asked:
-        tops = [requests[i].params.logprobs or 0 for i in asked]
-        reported = report(logits[asked], [tokens[i] for i in asked], max(tops), vocabulary=tokenizer.vocab_size)
-        for i, top, (logprob, likeliest) in zip(asked, tops, reported, strict=True):
-            scores[i] = logprob, likeliest[:top]
-    return scores
+class Sampler:
+    """Draws tokens with torch operators, on the device of the logits."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.vocabulary = tokenizer.vocab_size
+        """How many of the model's token ids stand for a text; those after them only pad its embedding."""
+        self.end_of_text = tokenizer.end_of_text
+
+    def draw(self, requests: Sequence[Request], logits: Tensor) -> Drawn:
+        """Draw from logits (R,V) for each request whose tokens are all computed and that draws another.
+
+        Rows that are NaN or infinite get no token.
+        """
+        finite = finite_rows(logits)
+        rows = [i for i, request in enumerate(requests) if finite[i] and request.is_computed and request.draws]
+        tokens: list[int | None] = [None] * len(requests)
+        logprobs: list[Scored | None] = [None] * len(requests)
+        if rows:
+            drawing = [requests[i] for i in rows]
+            own = (logits if len(rows) == len(requests) else logits[rows]).float()
+            drawn = self._sample(drawing, own)
+            for i, token, scored in zip(rows, drawn, self._score(drawing, own, drawn), strict=True):
+                tokens[i], logprobs[i] = token, scored
+        return Drawn(finite, tokens, logprobs)
+
+    def _sample(self, requests: list[Request], logits: Tensor) -> list[int]:
+        """Return a token for each request, from logits (R,V)."""
+        adjusted = logits.clone()
+        adjusted[:, self.vocabulary :] = -torch.inf  # rows that only pad the embedding
+        for i, request in enumerate(requests):
+            if request.params.adjusts_logits:
+                adjusted[i] = penalise(adjusted[i], request.params, request.prompt, request.output)
+            if len(request.output) < request.params.min_tokens:
+                adjusted[i] = ban(adjusted[i], banned_early(request.params, self.end_of_text))
+        positions = [len(request.output) for request in requests]
+        draw = Draw.of([r.params for r in requests], [r.seed for r in requests], positions, logits.device)
+        tokens: list[int] = sample(adjusted, draw).tolist()
+        return tokens
+
+    def _score(self, requests: list[Request], logits: Tensor, tokens: list[int]) -> list[Scored | None]:
+        """Return the log-probability of each request's token under the raw distribution, where requested."""
+        rows = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
+        scores: list[Scored | None] = [None] * len(requests)
+        if rows:
+            tops = [requests[i].params.logprobs or 0 for i in rows]
+            reported = report(logits[rows], [tokens[i] for i in rows], max(tops), vocabulary=self.vocabulary)
+            for i, top, (logprob, likeliest) in zip(rows, tops, reported, strict=True):
+                scores[i] = logprob, likeliest[:top]
+        return scores

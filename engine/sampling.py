@@ -20,6 +20,14 @@ _MOST_PENALTY = 1e20
 """Repetition penalties beyond this, or below its reciprocal, act as these do, so that logits stay finite."""
 LARGEST_LOGIT = 1e10
 """Logits beyond this count as infinite: by a penalty and a low temperature they would become so."""
+LOG2_E = 1.4426950216293335
+EXP2 = (1.0, 0.6931470036506653, 0.2402298003435135, 0.05548352375626564, 0.009678472764790058, 0.0012443081941455603,
+        0.00021690608991775662)  # fmt: skip
+"""2^x for x from 0 to 1 is this polynomial, lowest power first, to 9e-8; the coefficients are float32."""
+LEAST_EXPONENT = -42.0
+"""e^x below this is 0 as a weight."""
+WEIGHT_BITS = 40
+"""The likeliest token weighs 2^40, so that the weights of 2^22 tokens can be added up."""
 
 
 def finite_rows(logits: Tensor) -> list[bool]:
@@ -31,30 +39,43 @@ def finite_rows(logits: Tensor) -> list[bool]:
     return finite
 
 
+def repetition_factor(params: SamplingParams) -> float:
+    """Return what divides positive logits of tokens seen before, and multiplies the others."""
+    return min(max(params.repetition_penalty, 1 / _MOST_PENALTY), _MOST_PENALTY)
+
+
 def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """Return one request's logits (V,) after repetition, presence and frequency penalties and bias, in this order."""
+    """Return one request's logits (V,) after repetition, presence and frequency penalties and bias, in this order.
+
+    Every operation is one rounding of float32, but for the sum of both penalties, which is float64 of float32 settings.
+    """
     if params.repetition_penalty != 1:
-        factor = min(max(params.repetition_penalty, 1 / _MOST_PENALTY), _MOST_PENALTY)
+        factor = torch.tensor([repetition_factor(params)], device=logits.device)  # by a number, CUDA multiplies
         seen = torch.tensor(sorted({*prompt, *output}), device=logits.device)
         old = logits[seen]
         logits = logits.index_put((seen,), torch.where(old > 0, old / factor, old * factor))
     if output and (params.presence_penalty or params.frequency_penalty):
         counts = Counter(output)
-        penalty = [params.presence_penalty + n * params.frequency_penalty for n in counts.values()]
-        logits = _add(logits, list(counts), [-p for p in penalty])
+        presence, frequency = (float(np.float32(p)) for p in (params.presence_penalty, params.frequency_penalty))
+        logits = _add(logits, list(counts), [-(presence + n * frequency) for n in counts.values()])
     if params.logit_bias:
         logits = _add(logits, list(params.logit_bias), list(params.logit_bias.values()))
     return logits
 
 
 def ban(logits: Tensor, ids: list[int]) -> Tensor:
-    """Logits (V,) with these tokens made impossible."""
+    """Return logits (V,) with these tokens at -inf."""
     return logits.index_fill(0, torch.tensor(ids, device=logits.device, dtype=torch.int64), -torch.inf)
+
+
+def banned_early(params: SamplingParams, end_of_text: int) -> list[int]:
+    """Return the tokens that may not be drawn before `min_tokens` is reached."""
+    return [*params.stop_token_ids, *([] if params.ignore_eos else [end_of_text])]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How each of R requests picks its next token."""
+    """Sampling parameters of R requests, in columns."""
 
     temperature: Tensor
     """(R,) 0 is greedy; others are at least `MIN_TEMPERATURE`."""
@@ -62,8 +83,8 @@ class Draw:
     """(R,) 0 is off."""
     top_p: Tensor
     """(R,) 1 is off."""
-    min_p: Tensor
-    """(R,) 0 is off."""
+    log_min_p: Tensor
+    """(R,) -inf is off."""
     seed: Tensor
     """(R,) int64."""
     position: Tensor
@@ -71,13 +92,13 @@ class Draw:
 
     @classmethod
     def of(cls, params: list[SamplingParams], seeds: list[int], positions: list[int], device: torch.device) -> "Draw":
-        """The draw of these requests' parameters."""
-        floats = torch.tensor([[p.effective_temperature, p.top_p, p.min_p] for p in params], device=device)
+        """Return the columns of these requests."""
+        floats = torch.tensor([[p.effective_temperature, p.top_p, p.log_min_p] for p in params], device=device)
         whole = torch.tensor([[p.top_k, s, n] for p, s, n in zip(params, seeds, positions, strict=True)], device=device)
         return cls(floats[:, 0], whole[:, 0], floats[:, 1], floats[:, 2], whole[:, 1], whole[:, 2])
 
     def rows(self, index: Tensor) -> "Draw":
-        """The draws of the requests at `index`."""
+        """Return the rows at `index`."""
         return Draw(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
@@ -97,7 +118,7 @@ def sample(logits: Tensor, draw: Draw) -> Tensor:
 
 
 def _sample(logits: Tensor, draw: Draw) -> Tensor:
-    """Gumbel's way: the largest of logits / temperature + noise is a sample of their softmax."""
+    """Sample by the Gumbel trick: the largest of logits / temperature + noise is a sample of their softmax."""
     scaled = restrict(logits.float() / draw.temperature[:, None], draw)
     noisy = gumbel(draw.seed, draw.position, logits.shape[1]).add_(scaled)
     tokens = noisy.argmax(1)
@@ -107,27 +128,53 @@ def _sample(logits: Tensor, draw: Draw) -> Tensor:
 
 
 def restrict(scaled: Tensor, draw: Draw) -> Tensor:
-    """Logits over temperature (R,V) with what top-k, top-p and min-p leave out at -inf, applied in this order."""
+    """Return logits over temperature (R,V) with tokens that top-k, top-p or min-p exclude at -inf.
+
+    Each of the three keeps a lowest value, and all that equal it:
+
+    - top-k: the k-th highest;
+    - top-p: the highest for which the weights (`weigh`) of all that are no lower reach top_p of the weights of what
+      top-k left, a product in float64 that is rounded up to a whole number, at least 1;
+    - min-p: the highest plus log(min_p).
+    """
     if bool((draw.top_k > 0).any() | (draw.top_p < 1).any()):
         scaled = scaled.masked_fill(scaled < _lowest(scaled, draw), -torch.inf)
-    if bool((draw.min_p > 0).any()):
+    if bool((draw.log_min_p > -torch.inf).any()):
         likeliest = scaled.amax(1, keepdim=True)
-        scaled = scaled.masked_fill(scaled < likeliest + draw.min_p[:, None].log(), -torch.inf)
+        scaled = scaled.masked_fill(scaled < likeliest + draw.log_min_p[:, None], -torch.inf)
     return scaled
 
 
 def _lowest(scaled: Tensor, draw: Draw) -> Tensor:
-    """The lowest (R,1) that top-k, and then top-p, leave in; what equals it stays with it."""
-    ordered, rank = _descending(scaled), torch.arange(scaled.shape[1], device=scaled.device)
-    ordered = ordered.masked_fill((draw.top_k[:, None] > 0) & (rank >= draw.top_k[:, None]), -torch.inf)
-    p = ordered.softmax(1)
-    stays = (p.cumsum(1) - p < draw.top_p[:, None]) | (draw.top_p[:, None] == 1)
-    stays |= rank == 0  # the likeliest, also where top_p is 0 in float32
-    return ordered.masked_fill(~stays | (ordered == -torch.inf), torch.inf).amin(1, keepdim=True)
+    """Return the lowest value (R,1) that top-k, and then top-p, leave in."""
+    ordered = _descending(scaled)
+    k = torch.where(draw.top_k > 0, draw.top_k, scaled.shape[1]).clamp(max=scaled.shape[1])
+    lowest = ordered.gather(1, k[:, None] - 1)
+    if bool((draw.top_p < 1).any()):
+        reached = weigh(ordered, ordered[:, :1]).masked_fill_(ordered < lowest, 0).cumsum(1)
+        limit = (draw.top_p.double() * reached[:, -1].double()).ceil().long().clamp(min=1)
+        nucleus = ordered.gather(1, torch.searchsorted(reached, limit[:, None]))
+        lowest = torch.where(draw.top_p[:, None] < 1, nucleus, lowest)
+    return lowest
+
+
+def weigh(scaled: Tensor, likeliest: Tensor) -> Tensor:
+    """Return e^(scaled - likeliest) · 2^40 as whole numbers.
+
+    They are the same on every device, and so are their sums, in any order: each step here is one rounding of float32
+    or none, so a compiler must not contract a product and a sum.
+    """
+    x = (scaled - likeliest).clamp_(min=LEAST_EXPONENT).mul_(LOG2_E)
+    below = x.floor()
+    x.sub_(below)
+    power = torch.full_like(x, EXP2[-1])
+    for coefficient in EXP2[-2::-1]:
+        power.mul_(x).add_(coefficient)
+    return power.mul_(2.0**WEIGHT_BITS).long() >> below.neg_().long()
 
 
 def _descending(rows: Tensor) -> Tensor:
-    """Each row (R,V) from its highest to its lowest; numpy's order of numbers alone takes a thirtieth of torch's."""
+    """Return each row (R,V) in descending order. numpy takes a thirtieth of torch's time, which sorts indices too."""
     if rows.device.type != "cpu":
         return rows.sort(1, descending=True).values
     return torch.from_numpy(np.sort(rows.numpy(), axis=1)).flip(1)

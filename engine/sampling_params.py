@@ -1,4 +1,4 @@
-"""What a request may ask of sampling and of forking."""
+"""Sampling and forking parameters of a request."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """One request's settings. Raises `InvalidRequest` naming the setting that is out of range."""
+    """Parameters of one request. Raises `InvalidRequest` naming the one that is out of range."""
 
     max_tokens: int = 16
     """Most tokens to generate; 0 only scores the prompt."""
@@ -99,6 +99,11 @@ class SamplingParams:
     def effective_temperature(self) -> float:
         """What divides the logits; 0 where the likeliest token is taken."""
         return self.temperature if self.temperature >= MIN_TEMPERATURE else 0.0
+
+    @property
+    def log_min_p(self) -> float:
+        """How far a logit over temperature may be below the highest; -inf where `min_p` is off."""
+        return math.log(self.min_p) if self.min_p else -math.inf
 
     @property
     def adjusts_logits(self) -> bool:

@@ -1,56 +1,49 @@
-"""Continuous batching: who runs in the next step. Requests join and leave between any two steps. No torch in here."""
+"""Continuous batching: what the next step computes. Requests join and leave between any two steps. No torch here."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
 from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.errors import ClientQueueFull, QueueFull
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.request_queue import Waiting
-
-Phase = Literal["prefill", "decode"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The next step."""
-
-    phase: Phase
-    """`prefill` takes in tokens of new requests, `decode` gives every running one a token."""
-    requests: list[Request]
-    tokens: list[int]
-    """How many tokens of each are computed; under the rules that are recomputed, it is always all."""
+from thoughtbubbles.engine.request_queue import RequestQueue
 
 
 @dataclass
 class Scheduler:
-    """Waiting → arriving → running → gone; first come, first served, the last to come is the first to be preempted."""
+    """Waiting → prefilling → running → finished; first come, first served; the last to come is preempted first."""
 
     config: EngineConfig
     cache: ForkCache
     max_prefill_tokens: int
-    """Tokens that one step may take in."""
-    waiting: Waiting = field(init=False)
-    arriving: list[Request] = field(default_factory=list)
-    """Those who have a place, and whose tokens are not all computed yet."""
+    """Most prompt tokens of a step."""
+    mixes: bool = False
+    """Whether one step may prefill some requests and decode others."""
+    waiting: RequestQueue = field(init=False)
+    prefilling: list[Request] = field(default_factory=list)
+    """Admitted requests whose tokens are not all computed yet."""
     running: list[Request] = field(default_factory=list)
+    """Requests that decode."""
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
-    _taken_in: bool = False
-    """Whether the last step did nothing but take in tokens, so that it is the turn of those who run."""
-    _computing: int = 0
-    """Tokens that the step under way takes in."""
+    _decode_next: bool = False
+    """Whether the last step prefilled and left out running requests, so that the next one decodes."""
+    _num_unplanned: int = 0
+    """Prompt tokens of prefilling requests that no plan has so far."""
 
     def __post_init__(self) -> None:
-        self.waiting = Waiting(self.cache.config)
+        self.waiting = RequestQueue(self.cache.config)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises `QueueFull` when with it those who wait would need over `max_waiting_streams`, and
-        `ClientQueueFull` when those of its client would need over their share when complete.
+        """Queue a request.
+
+        Raises `QueueFull` if the waiting requests would need more than `max_waiting_streams` streams with it, and
+        `ClientQueueFull` if those of its client would need more than `max_client_share` allows when complete.
         """
         streams = self.waiting.streams + self.waiting.streams_of(request)
         if self.waiting and streams > self.config.max_waiting_streams:
@@ -72,111 +65,116 @@ class Scheduler:
             )
 
     def schedule(self) -> Plan:
-        """The next step: a share of what arrives; else a token for all who run, as after a step that gave them none.
+        """Return the next plan: a chunk of what is prefilling, or a token for every running request.
 
-        So a long prompt, which is taken in by shares of `max_prefill_tokens`, holds nobody up for more than one.
+        A long prompt is prefilled in chunks of `max_prefill_tokens`. If the steps are not mixed, running requests
+        decode between two of them.
         """
         self._free_pages()
+        self._num_unplanned = sum(request.num_pending for request in self.prefilling)
         self.admit()
-        if self.arriving and not (self.running and self._taken_in):
-            self._taken_in = True
-            return self._take_in()
-        self._taken_in = False
-        return Plan("decode", list(self.running), [1] * len(self.running))
+        if not self.prefilling or (self.running and self._decode_next):
+            self._decode_next = False
+            return self._plan_decode(self.running)
+        beside = [request for request in self.running if request.paged] if self.mixes else []
+        self._decode_next = not self.mixes or len(beside) < len(self.running)
+        return self._plan_prefill(self._plan_decode(beside))
 
     def admit(self) -> None:
-        """Give places to those who wait, as long as there are any and one step could take in what they bring.
+        """Admit waiting requests while batch slots and pages last, as many as one step could prefill.
 
-        `schedule` does so; whoever waits for a step may do so beforehand.
+        `schedule` does so; an engine whose executor runs ahead may do so before, while a step is computed.
         """
         if not self._may_admit:
             return
-        tokens = sum(request.num_pending for request in self.arriving) - self._computing
         needs = self._needs(ahead=1)
         while self._may_admit:
             request = self.waiting.first
             prefix = self._find(request)
-            held = prefix.state.tokens if prefix else 0
-            tokens += request.num_tokens - held
-            if self.arriving and (tokens > self.max_prefill_tokens or self._gains_by_waiting(request, held)):
+            cached = prefix.state.tokens if prefix else 0
+            tokens = self._num_unplanned + request.num_tokens - cached
+            if self.prefilling and (tokens > self.max_prefill_tokens or self._gains_by_waiting(request, cached)):
                 return
             if not self._open(request, prefix, needs):
                 return
-            self.arriving.append(self.waiting.popleft())
+            self.prefilling.append(self.waiting.popleft())
+            self._num_unplanned += request.num_pending
 
-    def go_on(self) -> None:
-        """Note that everyone who runs gets a token beside what this step takes in: they need no turn of their own."""
-        self._taken_in = False
-
-    def settle(self, requests: Sequence[Request]) -> None:
-        """Move requests of the step just computed to `running` once all their tokens are computed.
-
-        A request that was admitted during the step is not among them.
-        """
-        self._computing, computed = 0, set(requests)
-        complete = [each for each in self.arriving if each in computed and _is_computed(each)]
-        self.running += complete
-        self.arriving = _without(complete, self.arriving)
+    def update(self, requests: Sequence[Request]) -> None:
+        """Move requests of an output to `running` if all their tokens are computed now."""
+        landed = set(requests)
+        computed = [request for request in self.prefilling if request in landed and request.is_computed]
+        self.running += computed
+        self.prefilling = _without(computed, self.prefilling)
 
     def remove(self, requests: Sequence[Request]) -> None:
-        """Let requests go, finished or aborted; their pages are free at once."""
-        for request in set(requests).difference(self.running, self.arriving):
+        """Remove finished or aborted requests; their pages are free at once."""
+        for request in set(requests).difference(self.running, self.prefilling):
             self.waiting.remove(request)
-        self.running, self.arriving = _without(requests, self.running), _without(requests, self.arriving)
+        self.running, self.prefilling = _without(requests, self.running), _without(requests, self.prefilling)
         self.cache.close([request.state for request in requests if request.state])
         for request in requests:
             request.state = None
-            request.asked = len(request.output)  # what the device makes of it, nobody waits for
+            request.num_scheduled = len(request.output)  # a step that runs ahead is computed for nothing
 
-    def _take_in(self) -> Plan:
-        """Tokens of those who arrive, in their order, as many as a step may take."""
+    def _plan_decode(self, requests: list[Request]) -> Plan:
+        """Plan the next token of each of these running requests, unless their last one is scheduled already."""
+        num_tokens = [int(request.num_scheduled < request.max_scheduled) for request in requests]
+        for request, tokens in zip(requests, num_tokens, strict=True):
+            request.num_scheduled += tokens
+        return Plan(list(requests), num_tokens)
+
+    def _plan_prefill(self, beside: Plan) -> Plan:
+        """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them."""
         requests: list[Request] = []
-        tokens: list[int] = []
-        left = self.max_prefill_tokens
-        for request in self.arriving:
+        num_tokens: list[int] = []
+        left, now = self.max_prefill_tokens, time.monotonic()
+        for request in self.prefilling:
             pending = request.num_pending
-            share = pending if self._is_whole(request) else min(pending, left)
-            if requests and (share > left or left == 0):
+            chunk = pending if self._is_whole(request) else min(pending, left)
+            if requests and (chunk > left or left == 0):
                 break
             requests.append(request)
-            tokens.append(share)
-            left = max(0, left - share)
-        self._computing = sum(tokens)
-        return Plan("prefill", requests, tokens)
+            num_tokens.append(chunk)
+            left = max(0, left - chunk)
+            request.started = request.started or now
+            request.num_scheduled += chunk == pending
+        self._num_unplanned -= sum(num_tokens)
+        return Plan([*requests, *beside.requests], [*num_tokens, *beside.num_tokens], len(requests))
 
     def _is_whole(self, request: Request) -> bool:
-        """Whether its prompt is computed in one step: what is told of it needs all of it at hand."""
-        return not request.cached or request.wants_prompt_report
+        """Return whether its prompt is prefilled in one step, as a report of it and requests without pages need."""
+        return not request.paged or request.wants_prompt_report
 
     @property
     def _may_admit(self) -> bool:
-        return len(self.waiting) > 0 and len(self.running) + len(self.arriving) < self.config.max_batch_size
+        return len(self.waiting) > 0 and len(self.running) + len(self.prefilling) < self.config.max_batch_size
 
     def _find(self, request: Request) -> Prefix | None:
-        """What the cache has of its tokens; the last is left to compute, for its logits."""
+        """Return the longest cached prefix of its tokens, without the last one, whose logits have to be computed."""
         return self.cache.find(request.selection, request.tokens[:-1]) if self._shares(request) else None
 
-    def _gains_by_waiting(self, request: Request, held: int) -> bool:
-        """Whether later it could start from what those who arrive compute, as the choices of one prompt can."""
+    def _gains_by_waiting(self, request: Request, cached: int) -> bool:
+        """Return whether it could soon start from a prefix that is prefilling, as the choices of one prompt can."""
         if not self._shares(request):
             return False
-        enough = held + BLOCK
+        enough = cached + BLOCK
         if enough >= request.num_tokens:  # the last is computed in any case
             return False
         ours = request.first(enough)
-        others = (other for other in self.arriving if other.prompt[0] == ours[0])  # few, where prompts begin apart
+        others = (other for other in self.prefilling if other.prompt[0] == ours[0])  # few, where prompts begin apart
         return any(other.selection == request.selection and other.first(enough) == ours for other in others)
 
     def _shares(self, request: Request) -> bool:
-        """Whether it may start from a prefix; a report of its prompt needs all of that computed."""
-        return self.config.prefix_caching and request.cached and not request.wants_prompt_report
+        """Return whether it may start from a cached prefix. A report of its prompt needs every token computed."""
+        return self.config.prefix_caching and request.paged and not request.wants_prompt_report
 
     def _open(self, request: Request, found: Prefix | None, needs: list[Sequence[int]]) -> bool:
-        """Give a request its state, from a prefix or, where that leaves too little room, empty; False if none fits.
+        """Open the state of a request, from a prefix or, if that needs too many pages, empty; return whether it fits.
 
-        Its need joins those of the others, `needs`.
+        Adds the pages that it may need to those of the others, `needs`.
         """
-        if not request.cached:
+        if not request.paged:
             return True
         for prefix in dict.fromkeys((found, None)):
             reach = _reach(request, ahead=1 if needs else 0)
@@ -189,49 +187,44 @@ class Scheduler:
                 return True
         return False
 
-    def _count(self, request: Request, held: int) -> None:
+    def _count(self, request: Request, cached: int) -> None:
         self.prefix_queries += request.num_tokens
-        self.prefix_hits += held
+        self.prefix_hits += cached
         if request.cached_tokens is None:
-            request.cached_tokens = held
+            request.cached_tokens = cached
 
     def _free_pages(self) -> None:
-        """Evict prefixes, and preempt where that is not enough, until all can compute the tokens they have.
+        """Evict prefixes, and then preempt, until all admitted requests can compute the tokens they have.
 
-        The last to come of those with pages is preempted, by recomputation: it later starts again with its tokens.
+        The last to come that has pages is preempted by recomputation: it later starts again with the tokens it has.
         """
         while not self.cache.fits(needs := self._present_needs()):
-            victim = [each for each in (*self.running, *self.arriving) if each.cached][-1]
+            victim = [each for each in (*self.running, *self.prefilling) if each.paged][-1]
             self.remove([victim])
             self.waiting.appendleft(victim)
             self.preemptions += 1
         self.cache.evict(needs)
 
     def _present_needs(self) -> list[Sequence[int]]:
-        """Return pages that are enough for the tokens all have: a quick upper bound where that fits, else exactly."""
+        """Return the pages needed for the tokens that requests have: a quick upper bound if it fits, else exactly."""
         bound = self.cache.most_needed(len(self.running))
-        return [bound] if not self.arriving and self.cache.fits([bound]) else self._needs()
+        return [bound] if not self.prefilling and self.cache.fits([bound]) else self._needs()
 
     def _needs(self, ahead: int = 0) -> list[Sequence[int]]:
-        """The pages that all who have any may need to go on by so many tokens, together; none where nobody has."""
-        holding = [request for request in (*self.running, *self.arriving) if request.state]
-        if not holding:
+        """Return the pages that admitted requests may need for `ahead` more tokens, summed; [] if none has pages."""
+        admitted = [request for request in (*self.running, *self.prefilling) if request.state]
+        if not admitted:
             return []
-        states = [request.state for request in holding if request.state]
-        needs = self.cache.all_needed(states, [_reach(request, ahead) for request in holding])
+        states = [request.state for request in admitted if request.state]
+        needs = self.cache.all_needed(states, [_reach(request, ahead) for request in admitted])
         return [needs.sum(0).tolist()]
 
 
 def _reach(request: Request, ahead: int) -> int:
-    """The tokens that a request has, and `ahead` more, as far as it may go."""
-    return min(len(request.prompt) + request.asked + ahead, request.max_tokens)
+    """Return the tokens that a request has, scheduled ones included, and `ahead` more, at most `max_tokens`."""
+    return min(len(request.prompt) + request.num_scheduled + ahead, request.max_tokens)
 
 
-def _is_computed(request: Request) -> bool:
-    """Return whether all its tokens are computed, once it took part in a step; a recomputed request always is."""
-    return request.state is None or request.state.tokens == request.num_tokens
-
-
-def _without(gone: Sequence[Request], requests: list[Request]) -> list[Request]:
-    absent = set(gone)
+def _without(removed: Sequence[Request], requests: list[Request]) -> list[Request]:
+    absent = set(removed)
     return [request for request in requests if request not in absent]

@@ -1,21 +1,21 @@
-"""Numbers about the engine, for whoever exports them."""
+"""Numbers about the engine, for exporters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from thoughtbubbles.engine.scheduler import Phase
+from thoughtbubbles.engine.batch import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """The engine now (gauges), and since it was made (`…_total`, which never fall)."""
+    """The engine's present numbers, and counts since it was made (`…_total`)."""
 
     num_requests_running: int
     num_requests_waiting: int
     num_streams_waiting: int
-    """The most streams, after the last fork layer, that the tokens of those who wait may have."""
+    """The most streams, after the last fork layer, that the tokens of waiting requests may have."""
     cache_streams: int
-    """Live streams held, over all segments."""
+    """Streams cached for running requests, over all segments."""
     cache_bytes: int
     """Bytes of cache pages in use."""
     cache_usage_ratio: float
@@ -25,27 +25,31 @@ class EngineStats:
     stream_tokens_total: int
     """Stream-rows computed in the final segment."""
     admitted_streams_total: int
-    """What `num_streams_waiting` counted of requests that got a place in the batch, each time they got one."""
+    """Sum of what `num_streams_waiting` counted of requests when they were admitted, each time they were."""
     prefix_cache_queries_total: int
-    """Tokens of sequences that were looked for in the cache."""
+    """Tokens of sequences that were looked up in the prefix cache."""
     prefix_cache_hits_total: int
     """Of those, tokens that were found."""
     non_finite_logits_total: int
     """Requests that ended because their logits were NaN or infinite."""
+    cache_integrity_checks_total: int
+    """Checks of the fork-state cache's page counts."""
+    cache_integrity_failures_total: int
+    """Of those, checks that found them wrong."""
     preemptions_total: int
     forks_total: Mapping[int, int]
     """For each fork layer, fork copies that survived it, under the causal rule."""
     fork_deletions_total: Mapping[int, int]
-    """For each fork layer, streams that arrived and were not kept, under the causal rule."""
+    """For each fork layer, streams that it deleted, under the causal rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step did."""
+    """A report of one step."""
 
     phase: Phase
     seconds: float
     batch_size: int
-    """Requests in it."""
+    """Requests that it prefilled, or if none those that it decoded."""
     fork_counts: tuple[int, ...]
-    """Streams, after the last fork layer, of each token that was computed."""
+    """Streams after the last fork layer of each token that landed."""

@@ -1,25 +1,32 @@
-"""What a device's first prompts would wait for, done when an engine is made: kernels load as they are first met."""
+"""Warm-up: kernels load as they are first met, so an engine meets them before its first request does."""
 
+from typing import Any
+
+from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.executor import Executor
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.runner import Runner
-from thoughtbubbles.engine.sampler import draw_tokens
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.model import Selection, Tokenizer
 
-_DRAWS = (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.9, top_k=40, min_p=0.01))
-"""The ways that the host draws tokens."""
+_DRAWS = (
+    SamplingParams(temperature=0, logprobs=0),
+    SamplingParams(logprobs=0),
+    SamplingParams(top_p=0.9, top_k=40, min_p=0.01),
+)
+"""Requests that between them draw tokens in every way."""
 
 
-def warm_up(runner: Runner, cache: ForkCache, tokenizer: Tokenizer) -> None:
-    """Prefill, and draw in every way that a step may have to. The cache and the tally are empty, before and after."""
-    runner.prepare()
-    request = Request("", (0,), _DRAWS[0], Selection.of(cache.config, "causal"), 0, Detokenizer(tokenizer))
-    request.state = cache.open(request.selection)
-    logits = runner.step([request], [1]).logits.float()
-    for request.params in _DRAWS:
-        draw_tokens([request], logits, tokenizer)
-    cache.close([request.state])
+def warm_up(executor: Executor[Any], cache: ForkCache, tokenizer: Tokenizer) -> None:
+    """Prefill a token and draw the next in each way. Cache and tally are empty before and after."""
+    executor.prepare()
+    for params in _DRAWS:
+        selection = Selection.of(cache.config, "causal")
+        request = Request("", (0,), params, selection, 0, Detokenizer(tokenizer))
+        request.state = cache.open(selection)
+        for flight in executor.launch(Plan([request], [1], num_prefills=1)):
+            executor.land(flight)
+        cache.close([request.state])
     cache.clear()
-    runner.tally.clear()
+    executor.tally.clear()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thoughtbubbles.model.segments import segment_counts
 
-BASE = 10000.0
+_BASE = 10000.0
 
 
 class Rotation(NamedTuple):
@@ -34,10 +34,14 @@ def fractions(token_index: Tensor, tokens: int) -> Tensor:
     return rank / counts.gather(1, token).clamp(min=1)
 
 
+def rotary_frequencies(head_width: int, device: torch.device) -> Tensor:
+    """Return 10000^(-2i/H) (H/2,) float32, i < H/2: the angle per unit of position."""
+    return _BASE ** -(torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
+
+
 def rotation(positions: Tensor, head_width: int) -> Rotation:
-    """Return cosine and sine of position · 10000^(-2i/H), i < H/2, for positions (B,S) float32."""
-    exponent = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
-    angle = (positions[:, :, None] * BASE**-exponent)[:, None]
+    """Return cosine and sine of position · frequency for positions (B,S) float32."""
+    angle = (positions[:, :, None] * rotary_frequencies(head_width, positions.device))[:, None]
     return Rotation(angle.cos(), angle.sin())
 
 

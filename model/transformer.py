@@ -164,7 +164,7 @@ class Thoughtbubbles(nn.Module):
         """Return one stream per token of `ids` (B,T), k in the copy-k baseline, with c = 0. `ValueError` if T = 0."""
         (batch, tokens), copies = ids.shape, self.config.copies
         if tokens == 0:
-            raise ValueError("ids must hold at least one token a row")
+            raise ValueError("ids must hold at least one token per row")
         token_index = (torch.arange(tokens * copies, device=ids.device) // copies).expand(batch, tokens * copies)
         if lengths is not None:
             token_index = torch.where(token_index < lengths[:, None], token_index, tokens)

@@ -1,4 +1,4 @@
-"""OpenAI-style HTTP around the engine: wire formats, the engine's thread, metrics, operation (API.md)."""
+"""OpenAI's HTTP API around the engine, and its operation (API.md)."""
 
-if __name__ != "thoughtbubbles.server":  # in a checkout, which would have each module a second time
+if __name__ != "thoughtbubbles.server":  # in a checkout: each module would exist twice
     raise ImportError("import thoughtbubbles.server instead of server")

@@ -16,20 +16,20 @@ USAGE_ERROR = 2
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until told to stop. Returns the exit code: 0 after a signal, 1 when the engine failed.
+    """Serve until a signal or a failure. Return the exit code: 0 after a signal, 1 if the engine failed.
 
-    `ValueError` or `OSError` saying which setting, checkpoint or port cannot be had.
+    Raises `ValueError` or `OSError` if a setting, the checkpoint or the port cannot be used.
     """
-    with _ended_by_signals():
+    with _exiting_on_signals():
         return _serve(args)
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Signals end the process at once, with 0, until the event loop takes them: nobody is served yet.
+def _exiting_on_signals() -> Iterator[None]:
+    """Inside the block, SIGTERM and SIGINT end the process with 0, until the event loop handles them.
 
     In a container the server is process 1, which has no default for SIGTERM: without a handler the signal is lost. A
-    handler that raises would lose it too, where it interrupts a callback, as imports have.
+    handler that raises would lose it, too, if it interrupts a callback; imports run some.
     """
     before = {number: signal.signal(number, lambda *_: os._exit(0)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -41,7 +41,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 def _serve(args: argparse.Namespace) -> int:
     settings = read_settings(args, os.environ)
-    # Here, so that --help and a wrong setting need not wait for torch.
+    # Imported here so that --help and wrong settings need not wait for torch.
     from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415
 
     from thoughtbubbles.server.app import create_app  # noqa: PLC0415
@@ -50,7 +50,7 @@ def _serve(args: argparse.Namespace) -> int:
     from thoughtbubbles.server.service import Service  # noqa: PLC0415
 
     service = Service.create(settings)
-    loops = auto_loop_factory()  # uvloop's, where it is installed
+    loops = auto_loop_factory()  # uvloop's if it is installed
     with (
         writing(settings.log_format),
         listen(settings.host, settings.port) as listener,
@@ -62,14 +62,14 @@ def _serve(args: argparse.Namespace) -> int:
     code = 0 if service.worker.failure is None else ENGINE_FAILURE
     if service.worker.stuck:
         for process in active_children():
-            process.kill()  # the engine's, where it has one
+            process.kill()  # the engine's, if it has one
         sys.stdout.flush()
-        os._exit(code)  # an orderly end would wait for the thread
+        os._exit(code)  # an orderly exit would wait for the thread
     return code
 
 
 def main() -> int:
-    """Run from the process's arguments."""
+    """Serve as the process's arguments say. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m thoughtbubbles.server", description=__doc__)
     add_arguments(parser)
     try:
@@ -80,9 +80,9 @@ def main() -> int:
     except (MemoryError, RuntimeError) as error:
         from thoughtbubbles.model import lack_of_memory  # noqa: PLC0415
 
-        if (told := lack_of_memory(error)) is None:
+        if (message := lack_of_memory(error)) is None:
             raise
-        print(f"python -m thoughtbubbles.server: error: {told}", file=sys.stderr)
+        print(f"python -m thoughtbubbles.server: error: {message}", file=sys.stderr)
         return USAGE_ERROR
 
 

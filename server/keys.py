@@ -1,4 +1,4 @@
-"""The API keys that clients may show (API.md §4)."""
+"""The API keys that a server accepts (API.md §4)."""
 
 import hmac
 from collections.abc import Iterable
@@ -14,14 +14,14 @@ SCHEME = b"bearer "
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """Keys, kept as digests: no log, traceback or copy of the settings can hold one."""
+    """Keys, kept as digests: no log, traceback or copy of the settings can contain one."""
 
     digests: frozenset[bytes] = field(default=frozenset(), repr=False)
-    """SHA-256 of each; none means that nobody needs a key."""
+    """SHA-256 of each key; if there are none, requests need no key."""
 
     @classmethod
     def of(cls, keys: Iterable[str], source: str) -> Self:
-        """Of `keys`, surrounded by blanks or not. `ValueError` when `source`, which was to have some, has none."""
+        """Return the keys of `source`, without surrounding blanks. Raises `ValueError` if there are none."""
         digests = frozenset(sha256(key.strip().encode()).digest() for key in keys if key.strip())
         if not digests:
             raise ValueError(f"{source} has no API key: without one nobody would need a key")
@@ -29,7 +29,7 @@ class ApiKeys:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Of a file with one key a line; lines that begin with # are comments. `OSError`, `ValueError` without keys."""
+        """Return the keys of a file, one a line; # starts a comment line. Raises `ValueError` if it has none."""
         lines = read_settings_file(file).splitlines()
         return cls.of((line for line in lines if not line.startswith("#")), str(file))
 
@@ -37,10 +37,9 @@ class ApiKeys:
         return ApiKeys(self.digests | other.digests)
 
     def admit(self, authorization: bytes) -> bool:
-        """Whether this value of an Authorization header shows one of the keys, or none is needed.
+        """Return whether this Authorization header has one of the keys, or no key is needed.
 
-        It takes the same time whichever key it is and however much of one is right: digests are compared, and all of
-        them.
+        The time does not depend on which key it is, or how much of one is right: all digests are compared.
         """
         digest = digest_of(authorization)
         matches = [hmac.compare_digest(digest, each) for each in self.digests]
@@ -53,4 +52,4 @@ def digest_of(authorization: bytes) -> bytes:
 
 
 NO_KEYS = ApiKeys()
-"""Everybody may ask."""
+"""Requests need no key."""

@@ -1,4 +1,4 @@
-"""The version of this project; imports nothing that takes time."""
+"""The version of this project. Imports nothing slow."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def package_version() -> str:
-    """Return the version that is installed, or where none is, as in a plain checkout, that of `pyproject.toml`."""
+    """Return the installed version; in a checkout that is not installed, that of `pyproject.toml`."""
     try:
         return version("thoughtbubbles")
     except PackageNotFoundError:

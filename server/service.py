@@ -20,26 +20,25 @@ from thoughtbubbles.server.settings import ServerSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One server: its settings, its engine and its numbers."""
+    """One server: its settings, engine and metrics."""
 
     settings: ServerSettings
-    """As the operator gave them."""
+    """The operator's settings."""
     worker: Worker
     """Runs the engine."""
     metrics: Metrics
-    """Counts."""
+    """The server's metrics."""
     keys: ApiKeys
-    """Who may ask."""
+    """The accepted API keys."""
     tracing: Sequence[Callable[[Exchange], None]]
-    """What makes traces of exchanges: nothing, unless asked."""
+    """Functions that export traces of exchanges; empty unless the operator sets otel_endpoint."""
 
     @classmethod
     def create(cls, settings: ServerSettings, load: Load | None = None) -> Self:
-        """A server that does not run yet. `load` in place of `settings.checkpoint` gives it another engine.
+        """Return a server that does not run yet. `load` gives it another engine than that of `settings.checkpoint`.
 
-        Where that runs on another device than the CPU, it does so in a process of its own, and `load` is pickled.
-        `OSError` or `ValueError` for a file of keys that cannot be read or has none, or for traces
-        without the packages that make them.
+        On other devices than the CPU the engine runs in a process of its own, and `load` is pickled. Raises `OSError`
+        or `ValueError` if the file of keys cannot be read or has none, or packages for traces are missing.
         """
         file = settings.api_keys_file
         keys = settings.api_keys if file is None else settings.api_keys | ApiKeys.read(file)
@@ -54,10 +53,10 @@ class Service:
         return cls(settings=settings, metrics=metrics, worker=worker, keys=keys, tracing=tracing)
 
 
-async def _of(request: Request) -> Service:  # what is no coroutine would be called on a thread
+async def _service_of(request: Request) -> Service:  # a coroutine: FastAPI calls other functions on a thread
     service: Service = request.app.state.service
     return service
 
 
-Serving = Annotated[Service, Depends(_of)]
-"""A route's parameter that is the service it belongs to."""
+Serving = Annotated[Service, Depends(_service_of)]
+"""The type of a route's parameter that gets the service."""

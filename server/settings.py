@@ -1,81 +1,99 @@
-"""Everything an operator can set, in one frozen object; `server.sources` says where its values come from."""
+"""Everything that an operator can set, in one frozen object; `server.sources` reads the values."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
+
+from pydantic import ConfigDict, TypeAdapter
 
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
-    "threads",
-    "max_waiting_streams",
-    "max_choices",
-    "max_body_bytes",
-    "max_connections",
-    "body_timeout_seconds",
-    "write_timeout_seconds",
-    "request_timeout_seconds",
-    "keep_alive_seconds",
-    "stall_seconds",
-    "watchdog_seconds",
+    "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections", "body_timeout_seconds",
+    "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds", "watchdog_seconds",
     "drain_seconds",
-)
+)  # fmt: skip
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "cache_dtype": ("float32", "float16"),
+    "executor": ("auto", "native", "portable"),
+    "log_format": ("text", "json"),
+}
 MAX_BATCH_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What `thoughtbubbles serve` runs with; each setting's prose is its `--help`.
+    """What `thoughtbubbles serve` runs with. The text under each setting is its `--help`.
 
-    Raises `ValueError` naming the setting that cannot be.
+    Raises `ValueError` that names the wrong setting.
     """
 
-    host: Annotated[str, "address to listen on; the default can be reached from this machine alone"] = "127.0.0.1"
-    port: Annotated[int, "port to listen on; 0 takes any free one"] = 8000
-    checkpoint: Annotated[Path | None, "checkpoint folder (the one in checkpoints/)"] = None
-    model_name: Annotated[str | None, "name the model is served under (the checkpoint folder's)"] = None
-    device: Annotated[str, "torch device the model runs on, such as cpu or cuda"] = "cpu"
-    dtype: Annotated[str, "precision of weights and activations: float32 or bfloat16"] = "float32"
-    threads: Annotated[int | None, "CPU threads that torch computes with (one fewer than torch would)"] = None
-    max_model_len: Annotated[int | None, "most tokens of prompt and completion (those of a training block)"] = None
-    max_batch_size: Annotated[int, "most requests computed in one step, up to 4096"] = 32
-    max_waiting_streams: Annotated[int, "most streams that prompts waiting for a place may need; more are refused"] = (
-        1 << 18
-    )
-    max_client_share: Annotated[
-        float,
-        "share of max_waiting_streams that one client's waiting requests may need when complete, prompt and completion;"
-        " a client is an API key, without keys an address; 1: no limit",
-    ] = 0.5
-    max_choices: Annotated[int, "most choices of one request: its prompts times n or best_of"] = 1024
-    cache_bytes: Annotated[int, "memory of the fork-state cache, and as much again for dynamic and fixed"] = 1 << 30
-    max_body_bytes: Annotated[int, "longest request body that is read"] = 8 << 20
-    max_connections: Annotated[int, "most open connections; on more only /health, /ready and /metrics are answered"] = (
-        1000
-    )
-    body_timeout_seconds: Annotated[float, "a request's head must arrive within this time, and so must its body"] = 30.0
-    write_timeout_seconds: Annotated[float, "a client that reads nothing of an answer for this time is cut off"] = 30.0
-    request_timeout_seconds: Annotated[float, "a request that takes longer ends with an error; inf: none does"] = 600.0
-    keep_alive_seconds: Annotated[float, "a silent stream sends a comment this often"] = 15.0
-    stall_seconds: Annotated[float, "a step longer than this makes /ready fail"] = 60.0
-    watchdog_seconds: Annotated[float, "a step longer than this ends the server with an error; inf: none does"] = 300.0
-    drain_seconds: Annotated[float, "on SIGTERM, how long running requests may take to finish"] = 30.0
-    api_keys_file: Annotated[
-        Path | None,
-        "file of API keys, one a line, # begins a comment (no key is needed); more come from the variable"
-        " THOUGHTBUBBLES_API_KEYS alone, with commas between them. With keys every route needs one but /,"
-        " /playground/*, /health, /ready, /version, /metrics and /openapi.json",
-    ] = None
-    cors_origins: Annotated[
-        tuple[str, ...], "origins whose pages may read answers, with commas between them, or * (none)"
-    ] = ()
-    log_format: Annotated[str, "how a log line is written: text or json"] = "text"
-    log_prompts: Annotated[bool, "write prompts to the log"] = False
-    otel_endpoint: Annotated[
-        str | None, "URL of an OpenTelemetry collector that gets traces over HTTP (none); needs the otel extra"
-    ] = None
-    api_keys: Annotated[ApiKeys, "keys from the environment: on a command line others see them"] = NO_KEYS
+    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)  # `help_texts` reads them
+
+    host: str = "127.0.0.1"
+    """address to listen on; the default accepts connections of this machine only"""
+    port: int = 8000
+    """port to listen on; 0 takes any free one"""
+    checkpoint: Path | None = None
+    """checkpoint folder (the one in checkpoints/)"""
+    model_name: str | None = None
+    """name of the model for clients (the checkpoint folder's)"""
+    device: str = "cpu"
+    """torch device of the model, such as cpu or cuda"""
+    dtype: str = "float32"
+    """precision of weights and activations: float32 or bfloat16"""
+    threads: int | None = None
+    """CPU threads of torch (one fewer than torch's default)"""
+    max_model_len: int | None = None
+    """most tokens of prompt and completion together (those of a training block)"""
+    max_batch_size: int = 32
+    """most requests computed in one step, up to 4096"""
+    max_waiting_streams: int = 1 << 18
+    """most streams that the prompts of waiting requests may need; further requests are refused"""
+    max_client_share: float = 0.5
+    """share of max_waiting_streams that one client's waiting requests may need when complete, prompt and completion; a
+    client is an API key, or without keys an address; 1: no limit"""
+    max_choices: int = 1024
+    """most choices of one request: its prompts times n or best_of"""
+    cache_bytes: int = 1 << 30
+    """memory of the fork-state cache, and as much again for dynamic and fixed"""
+    cache_dtype: str | None = None
+    """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
+    executor: str = "auto"
+    """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
+    max_body_bytes: int = 8 << 20
+    """most bytes of a request body"""
+    max_connections: int = 1000
+    """most open connections; above it only /health, /ready and /metrics are answered"""
+    body_timeout_seconds: float = 30.0
+    """time limit for a request's head to arrive, and for its body"""
+    write_timeout_seconds: float = 30.0
+    """a client that reads nothing of an answer for this time is disconnected"""
+    request_timeout_seconds: float = 600.0
+    """a request that takes longer ends with an error; inf: no limit"""
+    keep_alive_seconds: float = 15.0
+    """time without events after which a stream sends a comment"""
+    stall_seconds: float = 60.0
+    """a step longer than this makes /ready fail"""
+    watchdog_seconds: float = 300.0
+    """a step longer than this ends the server with an error; inf: no limit"""
+    drain_seconds: float = 30.0
+    """time that running requests have to finish after SIGTERM"""
+    api_keys_file: Path | None = None
+    """file of API keys, one a line, # starts a comment (no key is needed); the variable THOUGHTBUBBLES_API_KEYS may
+    have more, separated by commas. With keys every route needs one but /, /playground/*, /health, /ready, /version,
+    /metrics and /openapi.json"""
+    cors_origins: tuple[str, ...] = ()
+    """origins whose pages may read answers, separated by commas, or * (none)"""
+    log_format: str = "text"
+    """format of log lines: text or json"""
+    log_prompts: bool = False
+    """write prompts to the log"""
+    otel_endpoint: str | None = None
+    """URL of an OpenTelemetry collector that receives traces over HTTP (none); needs the otel extra"""
+    api_keys: ApiKeys = NO_KEYS
+    """keys from the environment: other users of the machine can see a command line"""
 
     def __post_init__(self) -> None:
         self._check_addresses()
@@ -85,17 +103,17 @@ class ServerSettings:
             raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
-        if self.dtype not in {"float32", "bfloat16"}:
-            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
-        if self.log_format not in {"text", "json"}:
-            raise ValueError(f"log_format must be text or json, not {self.log_format!r}")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
 
     def _check_addresses(self) -> None:
-        if not self.host.strip():  # a socket would listen on every address
+        if not self.host.strip():  # a socket would listen on all addresses
             raise ValueError(f"host must be an address or a name, not {self.host!r}; 0.0.0.0 is every address")
         if self.otel_endpoint is not None and _web_address(self.otel_endpoint) is None:
             example = "http://127.0.0.1:4318/v1/traces"
@@ -106,16 +124,22 @@ class ServerSettings:
 
 
 def _web_address(text: str) -> SplitResult | None:
-    """Return the parts of an http or https URL, None if it is none."""
+    """Return the parts of an http or https URL; None if `text` is not one."""
     try:
         parts = urlsplit(text)
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, an address that is none
+    except ValueError:  # the port is not a number, or the IPv6 address is not valid
         return None
     return parts if usable else None
 
 
 def _is_origin(text: str) -> bool:
-    """Return whether a browser may send this as its Origin: scheme, host and port, and nothing after them."""
+    """Return whether a browser may send this as its Origin: scheme, host and port, and nothing else."""
     parts = _web_address(text)
     return parts is not None and text == f"{parts.scheme}://{parts.netloc}"
+
+
+def help_texts() -> dict[str, str]:
+    """Return the text under each setting, on one line."""
+    properties = TypeAdapter(ServerSettings).json_schema()["properties"]
+    return {name: " ".join(schema["description"].split()) for name, schema in properties.items()}

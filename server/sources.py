@@ -1,4 +1,8 @@
-"""Where settings come from: the command line before the environment before a TOML file, into one `ServerSettings`."""
+"""Read the settings from the command line, the environment and a TOML file, in this order of precedence.
+
+Not with pydantic-settings: it ignores unknown variables, and merges the sources before it checks types, so that errors
+could not name the variable or the file.
+"""
 
 import argparse
 import tomllib
@@ -9,12 +13,12 @@ from typing import Any, get_args, get_type_hints
 
 from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles.server.reading import read_settings_file
-from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.settings import ServerSettings, help_texts
 
 PREFIX = "THOUGHTBUBBLES_"
 CONFIG = PREFIX + "CONFIG"
-ELSEWHERE = PREFIX + "CONFORMANCE"
-"""Read by the tests alone, which may have it set while they start a server."""
+TESTS_ONLY = PREFIX + "CONFORMANCE"
+"""A variable of the tests, which may be set while they start a server."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,13 @@ class Kind:
     """How values of one type are written."""
 
     words: str
-    """What a message calls one."""
+    """What a message calls a value of this type."""
     from_text: Callable[[str], Any]
-    """From a command line or a variable. `ValueError` when it is none."""
+    """Converts an argument or a variable; raises `ValueError`."""
     in_toml: tuple[type, ...] = ()
-    """The types it may have in TOML; none where it may not stand there."""
+    """The types of a value in TOML; none if a file or command line must not have it."""
     from_toml: Callable[[Any], Any] = lambda value: value
-    """From one of these types. `ValueError` when it is none."""
+    """Converts a value of one of these types; raises `ValueError`."""
 
 
 def _boolean(text: str) -> bool:
@@ -63,37 +67,42 @@ KINDS: Mapping[Any, Kind] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` one option for every setting but the keys, each naming its variable."""
-    parser.allow_abbrev = False  # --api-keys KEY would be a file's name, and shown by the error that it is not there
+    """Add an option for each setting except the keys to `parser`; its help names the setting's variable."""
+    parser.allow_abbrev = False  # --api-keys KEY would mean --api-keys-file, and the error would show the key
+    # Without a type, which argparse would apply to SUPPRESS; `read_settings` converts it.
+    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help="as --checkpoint")
     parser.add_argument(
         "--config", type=Path, help=f"TOML file of settings, with the names below and _ for - [{CONFIG}]"
     )
-    for setting, kind, prose in _options():
-        told = "" if setting.default in (None, ()) else f" ({_written(setting.default)})"
+    texts = help_texts()
+    for setting, kind in _options():
+        default = "" if setting.default in (None, ()) else f" ({_written(setting.default)})"
         form: dict[str, Any] = {"type": kind.from_text, "metavar": setting.name.upper()}
         if isinstance(setting.default, bool):
             form = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(
             f"--{setting.name.replace('_', '-')}",
-            default=argparse.SUPPRESS,  # what is not given leaves room for the environment and the file
-            help=f"{prose}{told} [{PREFIX}{setting.name.upper()}]".replace("%", "%%"),
+            default=argparse.SUPPRESS,  # absent options must not override the environment and the file
+            help=f"{texts[setting.name]}{default} [{PREFIX}{setting.name.upper()}]".replace("%", "%%"),
             **form,
         )
 
 
 def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServerSettings:
-    """The settings of a parsed command line, of the variables that begin with THOUGHTBUBBLES_, and of the TOML file.
+    """Return the settings of a parsed command line, the variables that start with THOUGHTBUBBLES_, and the TOML file.
 
-    `ValueError` naming what is unknown or of the wrong type; `OSError` when the file cannot be read.
+    Raises `ValueError` that names an unknown setting or one of the wrong type, `OSError` if the file cannot be read.
     """
-    given = {setting.name: getattr(arguments, setting.name) for setting, *_ in _options() if setting.name in arguments}
+    given = {setting.name: getattr(arguments, setting.name) for setting, _ in _options() if setting.name in arguments}
+    if "checkpoint" in given:
+        given["checkpoint"] = Path(given["checkpoint"])
     file = arguments.config or environment.get(CONFIG)
     return ServerSettings(**(({} if file is None else _from_file(Path(file))) | _from_environment(environment) | given))
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    kinds = {PREFIX + setting.name.upper(): (setting.name, kind) for setting, kind, _ in _settings()}
-    given = [name for name in environment if name.startswith(PREFIX) and name not in {CONFIG, ELSEWHERE}]
+    kinds = {PREFIX + setting.name.upper(): (setting.name, kind) for setting, kind in _settings()}
+    given = [name for name in environment if name.startswith(PREFIX) and name not in {CONFIG, TESTS_ONLY}]
     _refuse_unknown(given, kinds, "the environment")
     return {kinds[name][0]: _read(name, kinds[name][1], environment[name]) for name in given}
 
@@ -105,7 +114,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not TOML that can be read: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{file} is not TOML: {error}") from None
-    kinds = {setting.name: kind for setting, kind, _ in _options()}
+    kinds = {setting.name: kind for setting, kind in _options()}
     _refuse_unknown(given, kinds, str(file))
     return {name: _read_toml(f"{name} in {file}", kinds[name], value) for name, value in given.items()}
 
@@ -119,7 +128,7 @@ def _read(name: str, kind: Kind, text: str) -> object:
     try:
         return kind.from_text(text)
     except ValueError as error:
-        # A list of keys says itself what is wrong with it, without repeating one.
+        # The error of a list of keys says what is wrong without repeating a key.
         raise ValueError(str(error) if kind.words == "keys" else f"{name} must be {kind.words}, not {text!r}") from None
 
 
@@ -132,17 +141,16 @@ def _read_toml(name: str, kind: Kind, value: object) -> object:
         raise ValueError(f"{name} must be {kind.words}, not {value!r}") from None
 
 
-def _settings() -> Iterator[tuple[Field[Any], Kind, str]]:
-    """Every setting, its kind and its prose."""
-    hints = get_type_hints(ServerSettings, include_extras=True)
+def _settings() -> Iterator[tuple[Field[Any], Kind]]:
+    """Yield each setting and its kind."""
+    hints = get_type_hints(ServerSettings)
     for setting in fields(ServerSettings):
-        annotated, prose = get_args(hints[setting.name])
-        kind = KINDS.get(annotated) or next(KINDS[each] for each in get_args(annotated) if each in KINDS)
-        yield setting, kind, prose
+        hint = hints[setting.name]
+        yield setting, KINDS.get(hint) or next(KINDS[each] for each in get_args(hint) if each in KINDS)
 
 
-def _options() -> Iterator[tuple[Field[Any], Kind, str]]:
-    """Those that a command line or a file may have."""
+def _options() -> Iterator[tuple[Field[Any], Kind]]:
+    """Yield the settings that a command line or a file may have."""
     return (each for each in _settings() if each[1].in_toml)
 
 

@@ -1,4 +1,4 @@
-"""What is running: this project's version and what it computes with."""
+"""The version of this project, and what it computes with."""
 
 import torch
 
@@ -8,7 +8,13 @@ from thoughtbubbles.server.package_version import package_version
 VERSION = package_version()
 
 
-def build_info(device: str) -> dict[str, str]:
-    """Version, torch, and on `device` what sums over a token's streams: torch-scatter or torch."""
+def build_info(device: str, executor: str) -> dict[str, str]:
+    """Return versions, device and executor, and the library that sums over a token's streams on `device`."""
     backend = segments_backend(device)
-    return {"version": VERSION, "torch": torch.__version__, "device": device, "segments_backend": backend}
+    return {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "device": device,
+        "executor": executor,
+        "segments_backend": backend,
+    }

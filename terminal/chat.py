@@ -6,13 +6,12 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from pathlib import Path
 
 from rich.console import Console
 
-from thoughtbubbles.engine.engine import Engine
-from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import ChatTemplate
+from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.terminal import session
 from thoughtbubbles.terminal.interrupt import interrupts
 from thoughtbubbles.terminal.shading import TokenWriter
@@ -20,7 +19,7 @@ from thoughtbubbles.terminal.shading import TokenWriter
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, nargs="?", help=session.CHECKPOINT_HELP)
+    add_checkpoint_argument(parser)
     parser.add_argument("--system", help="system message before the conversation")
     session.add_arguments(parser, max_tokens=256)
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer each line of input until Ctrl-D. Raise `ValueError` if the checkpoint has no chat template."""
     with suppress(ImportError):  # readline, where it exists, makes the arrow keys edit the line and recall earlier ones
         importlib.import_module("readline")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this process with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start it with SIGINT ignored
     console = Console()
     checkpoint, engine = session.load(args)
     if checkpoint.chat_template is None:
@@ -38,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
             " `thoughtbubbles chat` needs; `thoughtbubbles generate` continues a text without one"
         )
     writer = TokenWriter(checkpoint.model.config.max_ratio, console)
-    params = session.sampling_params(args, return_fork_counts=writer.shaded)
+    half = engine.max_model_len // 2  # the other half is the conversation's
+    params = session.sampling_params(args, half, return_fork_counts=writer.shaded)
     chat = Chat(engine, ChatTemplate(checkpoint.chat_template), params, writer, args.system)
     writer.legend()
     writer.note("Ctrl-C stops an answer, Ctrl-D leaves.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from thoughtbubbles.engine.request import RequestUsage, TokenEvent
+from thoughtbubbles.engine import RequestUsage, TokenEvent
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.terminal import session
 from thoughtbubbles.terminal.interrupt import interrupts
@@ -16,28 +16,34 @@ from thoughtbubbles.terminal.shading import TokenWriter
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; those for sampling are fields of `SamplingParams`."""
-    parser.add_argument("prompt", nargs="?", default="", help="text to continue (none: the start of a document)")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[CHECKPOINT] PROMPT",
+        help="text to continue (none: the start of a document), and before it a checkpoint folder",
+    )
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="write each token when it is generated, not all at the end (on in a terminal)",
     )
-    parser.add_argument("--checkpoint", type=Path, help=session.CHECKPOINT_HELP)
+    parser.add_argument("--checkpoint", type=Path, help="the checkpoint folder as an option (the one in checkpoints/)")
     session.add_arguments(parser, max_tokens=128)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the prompt and its continuation, shaded by streams if the terminal has colours; return 130 after Ctrl-C."""
-    console = Console()
+    console, text = Console(), _words(args)
     checkpoint, engine = session.load(args)
     writer = TokenWriter(checkpoint.model.config.max_ratio, console)
-    params = session.sampling_params(args, return_fork_counts=writer.shaded)
-    prompt = checkpoint.tokenizer.encode(args.prompt)
+    prompt = checkpoint.tokenizer.encode(text)
+    context = engine.max_model_len - max(1, len(prompt))
+    params = session.sampling_params(args, context, return_fork_counts=writer.shaded)
     events = session.events(engine, prompt or [checkpoint.tokenizer.end_of_text], params)
     stream = console.is_terminal if args.stream is None else args.stream
     writer.legend()
     if not writer.shaded:
-        writer.write(args.prompt)
+        writer.write(text)
     with interrupts() as interrupted:
         uninterrupted = takewhile(lambda _: not interrupted(), events)
         usage = _show(uninterrupted if stream else list(uninterrupted), prompt, checkpoint.tokenizer, writer)
@@ -45,6 +51,16 @@ def run(args: argparse.Namespace) -> int:
     if usage:
         writer.note(_summary(usage))
     return 0 if usage else 130
+
+
+def _words(args: argparse.Namespace) -> str:
+    """Return the prompt, and set `args.checkpoint` to a folder before it; a folder alone is a checkpoint."""
+    words = list(args.words)
+    if words and args.checkpoint is None and (len(words) > 1 or Path(words[0]).is_dir()):
+        args.checkpoint = Path(words.pop(0))
+    if len(words) > 1:
+        args.parser.error(f"one prompt at a time: quote it; these are {len(words)} words")
+    return words[0] if words else ""
 
 
 def _show(

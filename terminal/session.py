@@ -4,21 +4,20 @@ import argparse
 from collections.abc import Generator, Sequence
 from typing import get_args
 
-from thoughtbubbles.engine.config import EngineConfig
-from thoughtbubbles.engine.engine import Engine
-from thoughtbubbles.engine.request import TokenEvent
-from thoughtbubbles.engine.sampling_params import ForkSelection, SamplingParams
+from thoughtbubbles.engine import Engine, EngineConfig, ForkSelection, SamplingParams, TokenEvent
 from thoughtbubbles.model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
 
 REQUEST_ID = "terminal"
-CHECKPOINT_HELP = "checkpoint folder (the one in checkpoints/)"
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
     """Add the arguments for device, sampling and forking; `max_tokens` is the default of its flag."""
     defaults = SamplingParams()
+    parser.set_defaults(usual_max_tokens=max_tokens)
     parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="most tokens to generate (%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, help=f"most tokens to generate ({max_tokens}, or fewer where the context ends)"
+    )
     parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy (%(default)s)")
     parser.add_argument("--top-p", type=float, default=defaults.top_p, help="share of probability kept (%(default)s)")
     parser.add_argument("--top-k", type=int, default=defaults.top_k, help="tokens kept, 0 keeps all (%(default)s)")
@@ -33,10 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
     )
 
 
-def sampling_params(args: argparse.Namespace, *, return_fork_counts: bool) -> SamplingParams:
-    """Return the sampling parameters of the arguments. Raise `ValueError` naming a value that is out of range."""
+def sampling_params(args: argparse.Namespace, context: int, *, return_fork_counts: bool) -> SamplingParams:
+    """Return the sampling parameters of the arguments, for a prompt after which `context` tokens fit.
+
+    Raise `ValueError` naming a value that is out of range.
+    """
     return SamplingParams(
-        max_tokens=args.max_tokens,
+        max_tokens=max(1, min(args.usual_max_tokens, context)) if args.max_tokens is None else args.max_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,

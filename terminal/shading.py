@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
 
-from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine import Detokenizer
 from thoughtbubbles.model import Tokenizer
 
 # From the 256 colours that nearly every terminal has, cool to warm. All are of medium lightness: black letters are

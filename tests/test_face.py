@@ -107,6 +107,41 @@ def test_a_command_line_that_makes_no_sense_ends_with_2(argv: list[str], capsys:
     assert "thoughtbubbles" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mistake", [["--prot", "1"], ["here", "there"]])
+def test_a_mistake_in_a_command_shows_the_usage_of_that_command(
+    mistake: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        thoughtbubbles.main(["serve", *mistake])
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: thoughtbubbles serve")
+    assert "thoughtbubbles serve: error: unrecognized arguments" in shown
+
+
+@pytest.mark.parametrize("form", [["{}"], ["--checkpoint", "{}"]])
+@pytest.mark.parametrize("command", ["inspect", "generate"])
+def test_every_command_takes_a_checkpoint_as_an_argument_and_as_an_option(
+    command: str, form: list[str], saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert thoughtbubbles.main([command, *(word.format(saved) for word in form)]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_text_is_continued_as_far_as_the_context_reaches(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The context has 16 tokens, and `--max-tokens` is 128 where it is not given."""
+    assert thoughtbubbles.main(["generate", str(saved), "hello", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.startswith("hello")
+    assert thoughtbubbles.main(["generate", str(saved), "hello", "--max-tokens", "12"]) == 2
+    assert "the context is 16 tokens" in capsys.readouterr().err
+
+
+def test_words_that_are_not_quoted_are_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        thoughtbubbles.main(["generate", str(saved), "two", "words"])
+    assert "quote it" in capsys.readouterr().err
+
+
 def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         thoughtbubbles.main(["--version"])

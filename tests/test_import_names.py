@@ -1,4 +1,4 @@
-"""What is ours has one name, which begins with `thoughtbubbles` and collides with nobody's."""
+"""Every module of ours has one name, which begins with `thoughtbubbles` and collides with no other."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A checkout serves without being installed: nothing asks for the metadata of an installation."""
+"""A checkout serves without being installed: nothing reads the metadata of an installation."""
 
 import os
 import re

@@ -202,7 +202,7 @@ def test_serve_does_not_wait_for_a_fifo(saved: Path, tmp_path: Path, refused: Re
 
 
 def test_what_a_shell_pipes_is_a_file_of_settings(saved: Path, tmp_path: Path) -> None:
-    """bash's <(command) is a pipe too, which somebody writes to."""
+    """bash's <(command) is a pipe too, but one with a writer."""
     line = f"{sys.executable} -m thoughtbubbles.server --config <(echo port = 99999)"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (

@@ -17,7 +17,7 @@ FLOORS = ("model", "engine", "server", "terminal", "training")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository, because a build writes beside the sources."""
+    """A copy of the repository, because a build writes into the source folder."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

@@ -1,9 +1,9 @@
-"""Thoughtbubbles: a transformer that forks its residual streams, its engine, server and training.
+"""Thoughtbubbles: a transformer that forks its residual streams, with its engine, server and training.
 
     import thoughtbubbles
     model, tokenizer = thoughtbubbles.load("checkpoints/…")
 
-The names below are imported when they are asked for, so that each use pays for what it needs and no more.
+The names below are imported on first access, so that nothing loads more than it needs.
 """
 
 import argparse
@@ -53,30 +53,30 @@ COMMANDS = {
         "thoughtbubbles.training.analyse",
         "look inside a checkpoint: figures of its forks, and the data behind them",
     ),
-    "inspect": ("thoughtbubbles.model.checkpoint.inspection", "tell what a checkpoint is"),
+    "inspect": ("thoughtbubbles.model.checkpoint.inspection", "describe a checkpoint"),
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
     "convert": ("thoughtbubbles.model.checkpoint.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 
 
 class Command(Protocol):
-    """What the module of a command offers."""
+    """The interface of a command's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Give `parser` the command's own arguments."""
+        """Add the command's arguments to `parser`."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it and return the exit status; `ValueError` or `OSError` when what was asked cannot be done."""
+        """Run the command and return its exit status. Raise `ValueError` or `OSError` with the reason if it cannot."""
 
 
 def load(
     path: str | Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
 ) -> "tuple[Thoughtbubbles, Tokenizer]":
-    """Read the checkpoint folder `path`: the model in evaluation mode on `device` as `dtype` (float32), the tokenizer.
+    """Return the model, in evaluation mode on `device` as `dtype` (float32), and the tokenizer of a checkpoint folder.
 
-    Raises `thoughtbubbles.model.CheckpointError`, a `ValueError`, with the reason when the folder is no checkpoint.
+    Raises `thoughtbubbles.model.CheckpointError`, a `ValueError`, with the reason if the folder is not a checkpoint.
     """
-    import torch  # noqa: PLC0415  (imported when asked for, like every name here)
+    import torch  # noqa: PLC0415  (imported on first use, like every name here)
 
     from thoughtbubbles.model import load_checkpoint  # noqa: PLC0415
 
@@ -99,46 +99,58 @@ def __dir__() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the console command: 0 when it did what was asked, 2 with the reason when that cannot be done.
+    """Run the console command and return its exit status: 0, or 2 with the reason on standard error.
 
-    1 when nobody reads the output any more, 130 after Ctrl-C.
+    1 if the reader of the output closed it, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = _parser(argv[0] if argv else "").parse_args(argv)
+        args = _parse(argv)
         return _module(args.command).run(args)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of the output has left, as `head` does; at exit Python would flush into it
+    except BrokenPipeError:  # the reader of the output closed it, as `head` does; Python would flush into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"thoughtbubbles: error: {error}", file=sys.stderr)
+        from thoughtbubbles.model.files.untrusted import explain  # noqa: PLC0415
+
+        print(f"thoughtbubbles: error: {explain(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         from thoughtbubbles.model.memory import lack_of_memory  # noqa: PLC0415
 
-        if (told := lack_of_memory(error)) is None:
+        if (message := lack_of_memory(error)) is None:
             raise
-        print(f"thoughtbubbles: error: {told}", file=sys.stderr)
+        print(f"thoughtbubbles: error: {message}", file=sys.stderr)
         return 2
 
 
 class _Version(argparse.Action):
-    """`--version`, which finds the version only when it is wanted."""
+    """The action of `--version`, which looks up the version only when it is used."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_args: object, **_options: object) -> None:
         print(parser.prog, __getattr__("__version__"))
         parser.exit()
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line; a mistake ends the process with the usage of the command that it is in."""
+    parser = _parser(argv[0] if argv else "")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # `parse_args` would print the usage of all commands
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
-    """The parser of all commands, of which only `command` is imported and knows its arguments."""
+    """Return the parser of all commands; only the module of `command` is imported, and has its arguments."""
     parser = argparse.ArgumentParser(prog="thoughtbubbles", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, line) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
+        subparser.set_defaults(parser=subparser)
         if name == command:
             _module(name).add_arguments(subparser)
     return parser
@@ -150,4 +162,4 @@ def _module(command: str) -> Command:
     except ModuleNotFoundError as missing:
         if missing.name != "thoughtbubbles_client":
             raise
-        raise ValueError(f"{command} is in a package of its own: pip install ./clients/python in a checkout") from None
+        raise ValueError(f"{command} is in a separate package: pip install ./clients/python in a checkout") from None

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a folder: Python looks for modules in it, not beside it
+if not __package__:  # run as a folder, in which Python would look for modules, instead of beside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from thoughtbubbles import main

@@ -1,4 +1,4 @@
-"""Data to checkpoint: prepare a corpus, train on it, evaluate the result. Imports `model` and nothing else of ours."""
+"""From data to a checkpoint: prepare a corpus, train on it, evaluate the result. Imports no floor but `model`."""
 
-if __name__ != "thoughtbubbles.training":  # in a checkout, which would have each module a second time
+if __name__ != "thoughtbubbles.training":  # imported by its folder in a checkout: each module would exist twice
     raise ImportError("import thoughtbubbles.training instead of training")

@@ -1,4 +1,4 @@
-"""`python -m thoughtbubbles.training prepare|train|evaluate|analyse`: the floor's commands alone."""
+"""`python -m thoughtbubbles.training prepare|train|evaluate|analyse`: the commands that need no engine or server."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ COMMANDS = {"prepare": prepare, "train": train, "evaluate": evaluate, "analyse":
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 2 and the reason on standard error when what was asked cannot be done."""
+    """Run a command and return its exit status; on an expected error, 2 with the reason on standard error."""
     parser = argparse.ArgumentParser(prog="python -m thoughtbubbles.training")
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -23,9 +23,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if (told := lack_of_memory(error)) is None:
+        if (message := lack_of_memory(error)) is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return status
 

@@ -1,4 +1,4 @@
-"""`analyse`: look inside a checkpoint: forks, entropy, attention, scores and budget, as figures and their data."""
+"""`analyse`: look inside a checkpoint; write figures and data of its forks, entropy, attention, scores and budget."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint
+from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.analysis.files import write_data
 from thoughtbubbles.training.analysis.study import fork_map, study
@@ -18,18 +19,18 @@ from thoughtbubbles.training.data.documents import read_documents
 from thoughtbubbles.training.measures import packed_windows
 
 MAP_TOKENS = 48
-"""Of the data's beginning, where no text is given for the fork map."""
+"""Tokens of the fork map without `--text`: the first ones of the data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `analyse`."""
-    parser.add_argument("checkpoint", type=Path)
+    """Add the command's arguments."""
+    add_checkpoint_argument(parser)
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE",
                         help="text to read: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--regular", type=Path, help="a regular model of the same vocabulary, for its entropy")
-    parser.add_argument("--text", help="text of the fork map (default: how the data begins)")
+    parser.add_argument("--text", help="text of the fork map (default: the start of the data)")
     parser.add_argument("--rule", choices=get_args(Rule), default="causal")
-    parser.add_argument("--ratio", type=float, help="streams per token that the budget allows (default: the model's)")
+    parser.add_argument("--ratio", type=float, help="streams per token in the budget (default: the model's)")
     parser.add_argument("--tokens", type=int, default=8192, help="how many tokens of the data to read")
     parser.add_argument("--length", type=int, help="tokens of a window (default: the model's block)")
     parser.add_argument("--bins", type=int, default=12, help="bins of entropy")
@@ -38,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write figures and data to `--out` and print the files; 0."""
+    """Write figures and data to `--out`, print the files, and return 0."""
     for name in ("tokens", "length", "bins"):
-        if (given := getattr(args, name)) is not None and given < 1:
-            raise ValueError(f"{name} must be at least 1, not {given}")
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     figures = _figures()
     checkpoint, regular = _load(args)
     config = checkpoint.model.config
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _figures() -> ModuleType:
-    """The module that draws, asked for first: without it nothing is computed."""
+    """Return the module that draws. Called before anything is computed, because it may be missing."""
     try:
         from thoughtbubbles.training.analysis import figures  # noqa: PLC0415  (matplotlib is in an extra)
     except ModuleNotFoundError as missing:
@@ -72,14 +73,15 @@ def _figures() -> ModuleType:
 
 
 def _load(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint | None]:
-    checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    folder = args.checkpoint or shipped_checkpoint()
+    checkpoint = load_checkpoint(folder, device=args.device)
     if not checkpoint.model.config.fork_layers:
-        raise ValueError(f"{args.checkpoint}: a model without fork layers has no forks to analyse; it may be --regular")
+        raise ValueError(f"{folder}: a model without fork layers has no forks to analyse; it may be --regular")
     return checkpoint, load_checkpoint(args.regular, device=args.device) if args.regular else None
 
 
 def _read(checkpoint: Checkpoint, regular: Checkpoint | None, args: argparse.Namespace) -> NDArray[np.int64]:
-    """End-of-text before each document, the first `--tokens` and one more, which is only predicted."""
+    """Return the first `--tokens` ids, with end-of-text before each document, and one more, which is only predicted."""
     texts = list(read_documents(args.data))
     ids: list[int] = []
     for text in texts:
@@ -96,7 +98,7 @@ def _read(checkpoint: Checkpoint, regular: Checkpoint | None, args: argparse.Nam
 
 def _about(args: argparse.Namespace, checkpoint: Checkpoint, selection: Selection) -> dict[str, Any]:
     return {
-        "checkpoint": args.checkpoint.name,
+        "checkpoint": (args.checkpoint or shipped_checkpoint()).name,
         "step": checkpoint.provenance.get("step"),
         "regular": args.regular.name if args.regular else None,
         "data": [path.name for path in args.data],

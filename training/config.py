@@ -1,4 +1,4 @@
-"""How a run is trained: everything that `ModelConfig` does not say."""
+"""The settings of a training run, apart from those of the model."""
 
 import reprlib
 from dataclasses import asdict, dataclass
@@ -10,62 +10,62 @@ Parallelism = Literal["ddp", "fsdp"]
 Precision = Literal["float32", "bfloat16"]
 
 MAX_BATCH_SIZE = 1 << 20
-"""Far above any that a device holds: what is more would fill the memory before it fails."""
+"""Far above what any device holds: a larger value would fill the memory before it fails."""
 _CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "parallelism": Parallelism}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Raises `ValueError` naming the setting for a value that cannot be used."""
+    """The settings of one training run. Raises `ValueError` naming the setting if a value is not allowed."""
 
     steps: int
-    """Optimizer steps from the first to the end of the decay."""
+    """Number of optimizer steps, decay included."""
     batch_size: int
-    """Sequences of L tokens that go through the model at once, those of all ranks together."""
+    """Sequences of L tokens per forward pass, over all ranks."""
     accumulation: int = 1
     """Batches whose gradients are averaged for one step."""
     learning_rate: float = 2.5e-4
-    """At its peak."""
+    """Peak learning rate."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises linearly to its peak."""
     schedule: Schedule = "wsd"
-    """What follows the warm-up: `wsd` stays at the peak and then falls linearly, `cosine` falls all the way."""
+    """Learning rate after the warm-up: `wsd` stays at the peak, then falls linearly; `cosine` falls all the way."""
     decay_fraction: float = 0.2
-    """The last part of the steps, in which `wsd` falls."""
+    """Fraction of the steps, at the end, in which `wsd` falls."""
     final_fraction: float = 0.0
-    """What the learning rate falls to, as a part of its peak; 0.1 is the paper's in mid-training."""
+    """Final learning rate, as a fraction of the peak; the paper's mid-training has 0.1."""
     optimizer: OptimizerName = "adamw"
-    """For the matrices of the blocks; `muon` leaves the embedding and the vectors to AdamW."""
+    """Optimizer of the blocks' matrices; with `muon`, AdamW trains the embedding and the vectors."""
     weight_decay: float = 0.1
-    """Decoupled, on everything of two dimensions or more."""
+    """Decoupled weight decay of parameters with two dimensions or more."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.95
     """AdamW's decay of the mean square."""
     clip: float = 1.0
-    """The gradient's norm is cut to this."""
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
     fork_noise: float = 0.0
-    """Scale of the Gumbel noise on the scores as selection compares them, falling linearly to zero over the run."""
+    """Scale of the Gumbel noise added to scores when selection compares them; falls linearly to zero over the run."""
     random_ratio: bool = False
-    """Whether every batch draws its ratio, of nine from 1 to the model's own, so that one model serves them all."""
+    """Whether every batch draws one of nine ratios from 1 to the model's own, so that one model serves all of them."""
     dropout: float = 0.0
-    """On the embeddings and both residual branches, in training alone."""
+    """Dropout of the embeddings and of both residual branches."""
     seed: int = 0
-    """Decides the initial weights, the order of the data and the dropout."""
+    """Seed of the initial weights, the order of the data and the dropout."""
     precision: Precision = "float32"
-    """Of the matrix products, on a CUDA device of the streams too; weights and optimizer are float32 always."""
+    """Of matrix products, and on CUDA of the streams; weights and optimizer state are always float32."""
     recompute: bool = False
-    """Activation checkpointing: a block's activations are computed again in the backward pass, not kept."""
+    """Activation checkpointing: recompute a block's activations in the backward pass instead of storing them."""
     parallelism: Parallelism = "ddp"
-    """Of several ranks: `ddp` keeps everything on each, `fsdp` (FSDP2) shards weights, gradients and moments."""
+    """With several ranks: `ddp` replicates the model, `fsdp` (FSDP2) shards weights, gradients and moments."""
     compile: bool = False
-    """Whether to run the step through `torch.compile`."""
+    """Whether to compile the step with `torch.compile`."""
     validate_every: int = 500
-    """Steps between two measurements of the validation loss; the last step always makes one."""
+    """Steps between validations; the last step always validates."""
     save_every: int = 500
-    """Steps between two writes of `checkpoint/`; the last step always makes one."""
+    """Steps between writes of `checkpoint/`; the last step always writes it."""
     log_every: int = 20
-    """Steps between two lines of the log. The device is waited for only then."""
+    """Steps between lines of the log. Only writing a line waits for the device."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "validate_every", "save_every", "log_every"):
@@ -87,18 +87,18 @@ class TrainConfig:
 
     @property
     def decay_steps(self) -> int:
-        """Steps of the decay: with `cosine` all that follow the warm-up."""
+        """Steps in which the learning rate falls: with `cosine`, all after the warm-up."""
         if self.schedule == "cosine":
             return self.steps - self.warmup_steps
         return round(self.decay_fraction * self.steps)
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences that one optimizer step learns from."""
+        """Sequences per optimizer step."""
         return self.batch_size * self.accumulation
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy."""
+        """Return a JSON-ready copy."""
         return asdict(self)
 
     def _require(self, ok: bool, name: str, wanted: str) -> None:

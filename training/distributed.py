@@ -1,4 +1,4 @@
-"""Several processes that train one model, started by torchrun: who this one is, and what they agree on."""
+"""The ranks of a distributed run, started by torchrun: their number, their collectives, FSDP and DDP."""
 
 import os
 import warnings
@@ -16,50 +16,50 @@ from torch.utils._pytree import register_dataclass
 from thoughtbubbles.model import Fork, ForkingBlock, Streams, Thoughtbubbles
 from thoughtbubbles.model.checkpoint.checks import check_device
 
-# FSDP2 finds the tensors that go into and out of a module by torch's registry of containers.
+# FSDP2 finds the tensors in a module's inputs and outputs by torch's registry of containers.
 register_dataclass(Streams)
 register_dataclass(Fork)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The processes that train together, as one of them sees it; one alone by default."""
+    """The processes that train together, as seen by one of them; by default a single process."""
 
     device: torch.device
-    """Where this one computes."""
+    """The device of this rank."""
     rank: int = 0
-    """Its number. The first one writes what is written once."""
+    """The number of this rank; rank 0 writes logs and checkpoints."""
     world_size: int = 1
-    """How many there are."""
+    """The number of ranks."""
     saving: dist.ProcessGroup | None = None
-    """What the threads that save talk over, so that they never mix with the training's own talk."""
+    """The group of the threads that save, so that their collectives do not interleave with those of training."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes logs and checkpoints."""
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
     def first_of_node(self) -> bool:
-        """Whether this is the one of its machine that does what is done once on each."""
+        """Whether this is the first rank of its machine."""
         return self.world_size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def any(self, asked: bool) -> bool:
-        """Whether any rank says so: all get the same answer, over the CPU, so that no device is waited for."""
+    def any(self, value: bool) -> bool:
+        """Return on all ranks whether `value` is true on any. Exchanged over the CPU, without waiting for a device."""
         if self.world_size == 1:
-            return asked
-        flag = torch.tensor(int(asked))
+            return value
+        flag = torch.tensor(int(value))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over the ranks of `values`, any shape, on the device or on the CPU, whose sum waits for no device."""
+        """Return the sum of `values`, of any shape, over the ranks. For a CPU tensor, no device is waited for."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def share(self, size: int) -> int:
-        """How many of `size` sequences are this one's. `ValueError` when they cannot be shared out evenly."""
+        """Return this rank's part of a batch of `size`. Raise `ValueError` if it cannot be divided evenly."""
         if size % self.world_size:
             raise ValueError(f"batch_size must be a multiple of the {self.world_size} ranks, not {size}")
         return size // self.world_size
@@ -67,9 +67,9 @@ class Ranks:
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun started, or one alone; `device` is a kind (with torchrun) or one device.
+    """Yield the ranks that torchrun started, or a single one; with torchrun, `device` is a device type.
 
-    `ValueError` for one alone whose device cannot be used.
+    Raises `ValueError` if a single process cannot use `device`.
     """
     if "WORLD_SIZE" not in os.environ:
         check_device(device)
@@ -88,14 +88,14 @@ def join(device: str) -> Iterator[Ranks]:
 
 
 def shard(model: Thoughtbubbles, ranks: Ranks) -> None:
-    """FSDP2: every block by itself, and what is left (embedding, last norm) as the root.
+    """Shard the model in place with FSDP2: each block separately, the rest (embedding, last norm) as the root.
 
-    A block's fork runs before its forward, so it gathers the block's weights too. They travel in float32 and autocast
-    rounds them for the matrix products alone, as for one device: norms and fork scores are computed in float32.
+    A block's fork runs before its forward, so `fork` gathers the block's weights too. Weights are gathered in float32,
+    and autocast rounds them for matrix products only, as on one device: norms and fork scores are computed in float32.
     """
-    # A fork returns views, which nobody changes in place.
+    # A fork returns views, which nothing changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))  # unasked, torch takes devices where there are any
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))  # by default torch would use any GPU it finds
     for block in model.transformer.h:
         fully_shard(block, mesh=mesh)
         if isinstance(block, ForkingBlock):
@@ -104,7 +104,7 @@ def shard(model: Thoughtbubbles, ranks: Ranks) -> None:
 
 
 def replicate(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """DDP around `module`; the module itself for one alone."""
+    """Return `module` wrapped in DDP, or the module itself if there is only one rank."""
     if ranks.world_size == 1:
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None

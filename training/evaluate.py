@@ -1,4 +1,4 @@
-"""`evaluate`: what a checkpoint makes of held-out text and of published sets, under each selection rule."""
+"""`evaluate`: score a checkpoint on held-out text and published sets, under each selection rule."""
 
 import argparse
 import json
@@ -11,7 +11,8 @@ from typing import NamedTuple, get_args
 import numpy as np
 import torch
 
-from thoughtbubbles.model import Checkpoint, load_checkpoint
+from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.data.documents import read_documents
 from thoughtbubbles.training.measures import (
@@ -30,7 +31,7 @@ _HEADER = f"{'measure':<8} {'rule':<10} {'loss':>8} {'perplexity':>11} {'bits/by
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """The score of one measure under one rule: a line of the table."""
 
     measure: str
     rule: Rule
@@ -38,30 +39,30 @@ class Row(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `evaluate`."""
-    parser.add_argument("checkpoint", type=Path)
+    """Add the command's arguments."""
+    add_checkpoint_argument(parser)
     parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="FILE",
                         help="held-out text: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--task", nargs="+", action="append", default=[], metavar=("NAME", "FILE"),
-                        help=f"a set ({', '.join(TASKS)}) and its published files; may be given again")  # fmt: skip
+                        help=f"a set ({', '.join(TASKS)}) and its published files; may be repeated")  # fmt: skip
     parser.add_argument("--rules", nargs="+", choices=get_args(Rule), default=get_args(Rule))
-    parser.add_argument("--ratio", type=float, help="streams per token that the budget allows (default: the model's)")
+    parser.add_argument("--ratio", type=float, help="streams per token in the budget (default: the model's)")
     parser.add_argument("--positions", type=int, default=0, help="positions of the prefix measure (default: none)")
     parser.add_argument("--limit", type=int, help="questions of each file of a task (default: all)")
     parser.add_argument("--shots", nargs=2, metavar=("COUNT", "FILE"),
-                        help="solved problems before each of gsm8k's: the first COUNT of FILE")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=8, help="windows that go through the model at once")
+                        help="solved problems in each prompt of gsm8k: the first COUNT of FILE")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true", help="JSON lines in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the scores, a line for each measure or set and each rule; 0."""
+    """Print the scores, a line for each measure or set and each rule, and return 0."""
     if not args.data and not args.task:
         raise ValueError("data: nothing to evaluate on; give --data FILE or --task NAME FILE")
     if args.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {args.batch_size}")
-    checkpoint = load_checkpoint(args.checkpoint, device=args.device)
+    checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
     if args.data:
         _run_texts(args, checkpoint)
     for name, *files in args.task:
@@ -88,10 +89,10 @@ def _run_task(args: argparse.Namespace, checkpoint: Checkpoint, name: str, files
             print((_json_outcome if args.json else _outcome_line)(name, rule, outcome), flush=True)
 
 
-def _shots(given: Sequence[str] | None) -> tuple[Problem, ...]:
-    if not given:
+def _shots(flag: Sequence[str] | None) -> tuple[Problem, ...]:
+    if not flag:
         return ()
-    count, file = given
+    count, file = flag
     if not count.isdecimal():
         raise ValueError(f"shots: {count!r} is not a number of problems")
     return tuple(islice(read_problems(Path(file)), int(count)))
@@ -106,10 +107,10 @@ def evaluate(
     *,
     ratio: float | None = None,
 ) -> Iterator[Row]:
-    """Score `texts` by every measure of `training.measures` under every rule.
+    """Yield the score of `texts` for every measure of `training.measures` and every rule.
 
-    The prefix measure is taken at `positions` positions (0: left out), of `blockwise` within whole windows; dividing by
-    bytes has no meaning for a sample.
+    The prefix measure scores `positions` positions (0: none), for `blockwise` within whole windows. It has no bits per
+    byte, because it is a sample.
     """
     size = sum(len(text.encode()) for text in texts)
     cut = _windows(checkpoint, texts, positions)
@@ -154,5 +155,5 @@ def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
 
 
 def _json_outcome(name: str, rule: Rule, outcome: Outcome) -> str:
-    told = {"task": name, "subset": outcome.subset, "rule": rule, "questions": outcome.questions}
-    return json.dumps({**told, **outcome.metrics})
+    labels = {"task": name, "subset": outcome.subset, "rule": rule, "questions": outcome.questions}
+    return json.dumps({**labels, **outcome.metrics})

@@ -1,4 +1,4 @@
-"""Command-line flags from the fields of a frozen config: one flag a field, and only those given change a recipe."""
+"""Command-line flags from the fields of a frozen config: one flag per field; a flag overrides the recipe's value."""
 
 import argparse
 import ast
@@ -12,8 +12,8 @@ Config = TypeVar("Config")
 
 
 def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
-    """A flag for every field of the dataclass `config`, left out of the namespace where it is not given."""
-    group = parser.add_argument_group(f"settings of {config.__name__}, in place of the recipe's")
+    """Add a flag for every field of the dataclass `config`; a flag that is not used is absent from the namespace."""
+    group = parser.add_argument_group(f"settings of {config.__name__} that override the recipe's")
     hints, prose = get_type_hints(config), field_prose(config)
     for field in fields(config):
         flag = "--" + field.name.replace("_", "-")
@@ -22,7 +22,7 @@ def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
 
 
 def field_prose(config: type[Any]) -> dict[str, str]:
-    """The line of prose under each field of the dataclass `config`, as argparse's help takes it."""
+    """Return the docstring of each field of the dataclass `config`, escaped for argparse's help."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     assert isinstance(definition, ast.ClassDef)
     return {
@@ -33,10 +33,10 @@ def field_prose(config: type[Any]) -> dict[str, str]:
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:
-    """`config` with the fields that `args` gives. Raises `ValueError` as the config's own validation does."""
+    """Return `config` with the fields that `args` has. Raise `ValueError` as the config's own validation does."""
     names = {field.name for field in fields(config)}  # type: ignore[arg-type]
-    given = {name: value for name, value in vars(args).items() if name in names}
-    return replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})  # type: ignore[type-var]
+    changes = {name: value for name, value in vars(args).items() if name in names}
+    return replace(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()})  # type: ignore[type-var]
 
 
 def _parsing(hint: object) -> dict[str, Any]:

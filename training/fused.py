@@ -1,10 +1,10 @@
-"""The training loss with kernels between its matrix products: `next_token_loss`, faster on a device.
+"""`next_token_loss` with Triton kernels between the matrix products: the same loss, faster on a GPU.
 
-The same function of the same weights as `Thoughtbubbles.forward` (SPEC.md, "Forward pass"), which is what tests hold it
-to; here the blocks are laid out flat, so that a residual update and the norm that follows it, of the next block too,
-are one kernel. Residual streams and their gradients stay float32, as scores, sums and weights do: attenuated updates
-are small against the stream, and bfloat16 rounds them away (docs/TRAINING_SPEED.md). What matrix products read and
-write has their type.
+It computes the same function of the same weights as `Thoughtbubbles.forward` (SPEC.md, "Forward pass"); tests compare
+the two. The blocks are written as one sequence of updates, so that a residual update and the following norm, also that
+of the next block, are one kernel. Residual streams and their gradients stay float32, like scores, sums and weights:
+attenuated updates are small compared with the stream, and bfloat16 would round them away (docs/TRAINING_SPEED.md).
+Inputs and outputs of matrix products have the products' dtype.
 Letters: B batch, T tokens, S streams, D model width.
 """
 
@@ -30,14 +30,14 @@ from thoughtbubbles.training.kernels.residual import update_and_norm
 
 
 class Update(NamedTuple):
-    """What a branch adds to the residual streams; its bias and its weight are left to the kernel that adds it."""
+    """An update of the residual streams; the kernel that adds it to the streams applies bias and score."""
 
     value: Tensor
-    """(B,S,D)."""
+    """(B,S,D), without the bias."""
     bias: Tensor | None
-    """(D), yet to be added."""
+    """(D)."""
     score: Tensor | None
-    """(B,S), by whose exp it is weighted; None: by 1."""
+    """(B,S): the update is multiplied by exp(score); None: by 1."""
 
 
 def fused_loss(
@@ -48,7 +48,7 @@ def fused_loss(
     *,
     padded: bool = False,
 ) -> Tensor:
-    """`next_token_loss`; of a model without dropout whose averaging is not `logit`."""
+    """Return `next_token_loss`, for a model without dropout whose averaging is not `logit`."""
     assert model.config.averaging != "logit"
     ids, expected = windows[:, :-1], windows[:, 1:]
     lengths = (expected != PADDING).sum(1) if padded else None
@@ -62,7 +62,7 @@ def fused_loss(
 
 
 def _streams(model: Thoughtbubbles, streams: Streams, selection: Selection) -> Streams:
-    """The residual streams after the last layer."""
+    """Return the residual streams after the last layer."""
     by, update, weighted = model.rotation(streams.token_index, streams.tokens), None, False
     for block in model.blocks:
         if isinstance(block, ForkingBlock):
@@ -77,7 +77,7 @@ def _streams(model: Thoughtbubbles, streams: Streams, selection: Selection) -> S
 
 
 def _fork(block: ForkingBlock, streams: Streams, update: Update | None, selection: Selection) -> Streams:
-    """The streams that survive the fork before this block, of those that the update leaves."""
+    """Return the streams that survive the fork before this block, after `update` is added."""
     if update is None:
         scores = block.candidate_scores(streams.x, streams.score)
     else:
@@ -88,7 +88,7 @@ def _fork(block: ForkingBlock, streams: Streams, update: Update | None, selectio
 
 
 def _update_and_norm(streams: Streams, update: Update | None, norm: nn.LayerNorm) -> tuple[Streams, Tensor]:
-    """The streams with the update added, and the norm of them."""
+    """Return the streams after `update` is added, and their norm."""
     if update is None:
         return streams, norm(streams.x)
     x, h = update_and_norm(streams.x, *update, norm.weight, norm.bias, norm.eps)
@@ -96,7 +96,7 @@ def _update_and_norm(streams: Streams, update: Update | None, norm: nn.LayerNorm
 
 
 def _finish(streams: Streams, update: Update | None) -> Streams:
-    """The streams with the last update added."""
+    """Return the streams after the last update is added."""
     if update is None:
         return streams
     value = update.value.float() if update.bias is None else update.value + update.bias.float()
@@ -106,18 +106,18 @@ def _finish(streams: Streams, update: Update | None) -> Streams:
 
 
 def _attend(block: Block, h: Tensor, score: Tensor, by: Rotation) -> tuple[Tensor, Tensor | None]:
-    """Attention over streams whose norm is `h` (B,S,D), (B,S,D), and the bias yet to be added."""
+    """Return the attention (B,S,D) of normalised streams `h` (B,S,D) without its bias, and the bias."""
     attn, qkv = block.attn, F.linear(h, block.attn.c_attn.weight)
     heads = attention_heads(
         qkv, attn.c_attn.bias, by.cos, by.sin, score, heads=attn.n_head, biased=attn.score_bias,
         attenuated=attn.value_attenuation,
     )  # fmt: skip
-    y = causal_attention(*heads)  # on an H100 torch takes cuDNN's, which is the fastest there
+    y = causal_attention(*heads)  # on an H100 torch chooses cuDNN's, the fastest there
     return F.linear(y.transpose(1, 2).flatten(2), attn.c_proj.weight), attn.c_proj.bias
 
 
 def _mlp(mlp: MLP, h: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The MLP of streams whose norm is `h` (B,S,D), (B,S,D), and the bias yet to be added."""
+    """Return the MLP (B,S,D) of normalised streams `h` (B,S,D) without its bias, and the bias."""
     y = biased_gelu(F.linear(h, mlp.c_fc.weight), mlp.c_fc.bias, tanh=mlp.approximate == "tanh")
     return F.linear(y, mlp.c_proj.weight), mlp.c_proj.bias
 
@@ -127,6 +127,6 @@ def _with(streams: Streams, x: Tensor) -> Streams:
 
 
 def _product_type(x: Tensor) -> torch.dtype:
-    """The type that matrix products of `x` have here."""
+    """Return the dtype of matrix products of `x`, which is autocast's if that is enabled."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,4 +1,4 @@
-"""The optimizers over a model's parameters: which of them decay, and which of them Muon steers."""
+"""Build the optimizers of a model: which parameters have weight decay, and which ones Muon updates."""
 
 from collections.abc import Iterable
 
@@ -9,26 +9,26 @@ from thoughtbubbles.training.config import TrainConfig
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters; with `optimizer = "muon"`, Muon for the layers' matrices and AdamW for the rest.
+    """Return AdamW for all parameters; with `optimizer = "muon"`, Muon for the layers' matrices, AdamW for the rest.
 
-    Only what has two dimensions or more decays: biases, norms and fork embeddings are scales and offsets.
+    Only parameters with two dimensions or more decay: biases, norms and fork embeddings are scales and offsets.
     """
     parameters = dict(model.named_parameters())
     matrices = [p for name, p in parameters.items() if config.optimizer == "muon" and _is_block_matrix(name, p)]
-    taken = {id(p) for p in matrices}
-    adamw = _adamw([p for p in parameters.values() if id(p) not in taken], config)
+    by_muon = {id(p) for p in matrices}
+    adamw = _adamw([p for p in parameters.values() if id(p) not in by_muon], config)
     return [adamw, _muon(matrices, config)] if matrices else [adamw]
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
-    """The same rate for every group of every optimizer."""
+    """Set the learning rate of every group of every optimizer."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
 
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    """A layer's matrix: neither the embedding nor the two rows of a fork score."""
+    """Return whether this is a matrix of a layer, but not the fork's projection, which has two rows."""
     return ".h." in name and parameter.dim() == 2 and not name.endswith("forking_score.weight")
 
 
@@ -41,7 +41,7 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.O
 
 
 def _muon(matrices: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Its steps are scaled to the size of AdamW's, so that one learning rate and one decay serve both."""
+    """Return Muon with updates scaled to the size of AdamW's, so that both can use one learning rate and decay."""
     return torch.optim.Muon(
         matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )

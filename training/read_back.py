@@ -1,8 +1,9 @@
-"""A barrier that torch's compiler leaves out of the kernels that it writes for a device.
+"""Add a barrier that torch's compiler omits from its Triton kernels.
 
-Such a kernel goes over a row in loops; what one loop stores, a later one may load again. Where the two lay the row out
-differently over the threads, a thread loads what another has not stored yet: the numbers are wrong, each time others,
-and nothing tells (github.com/pytorch/pytorch/issues/190517; torch 2.11 and 2.13 have it).
+Such a kernel processes a row in several loops, and a loop may load what an earlier one stored. If the two loops
+distribute the row differently over the threads, a thread can load a value that another thread has not stored yet. The
+results are then wrong and vary from run to run, without any error
+(github.com/pytorch/pytorch/issues/190517; in torch 2.11 and 2.13).
 """
 
 import inspect
@@ -15,12 +16,12 @@ BARRIER = "tl.debug_barrier()"
 
 
 def guard_read_backs() -> None:
-    """Have kernels that this process compiles from now on wait for their own stores before they load them again.
+    """Make kernels that this process compiles from now on wait for their stores before they load the values again.
 
-    Does nothing where torch does it. Warns where torch's compiler is not as it was when this was written.
+    Does nothing if torch already does so. Warns if torch's compiler differs from the one this was written for.
     """
     try:
-        from torch._inductor.codegen.common import CSE  # noqa: PLC0415 - takes seconds, where nothing may be compiled
+        from torch._inductor.codegen.common import CSE  # noqa: PLC0415 - takes seconds, needed for compiling only
         from torch._inductor.codegen.triton import TritonKernel  # noqa: PLC0415
 
         load: Any = TritonKernel.load
@@ -30,14 +31,14 @@ def guard_read_backs() -> None:
     except (ImportError, AttributeError, TypeError, OSError):
         known = False
     if not known:
-        warnings.warn("torch's compiler has changed: its kernels may read what they have not written yet", stacklevel=2)
+        warnings.warn("torch's compiler has changed: its kernels may load values before they are stored", stacklevel=2)
         return
 
-    def guarded_load(self: Any, name: str, index: Any) -> Any:  # noqa: ANN401 - of the compiler's own types
-        if name in self.cse.invalidated_stores:  # stored in a loop that is in the body already
+    def guarded_load(self: Any, name: str, index: Any) -> Any:  # noqa: ANN401 - types of the compiler
+        if name in self.cse.invalidated_stores:  # stored by an earlier loop of the body
             self.body.writeline(BARRIER)
         return load(self, name, index)
 
     guarded_load.guarded = True  # type: ignore[attr-defined]
     TritonKernel.load = guarded_load  # type: ignore[method-assign]
-    torch.compiler.config.cache_key_tag += "guarded read-backs"  # kernels kept on disk may be without it
+    torch.compiler.config.cache_key_tag += "guarded read-backs"  # cached kernels may lack the barrier

@@ -1,4 +1,4 @@
-"""Named runs: a model and how to train it. Any setting can be changed on the command line."""
+"""Recipes: named pairs of a model and training settings. The command line can override every setting."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ Recipe = tuple[ModelConfig, TrainConfig]
 
 
 def shipped() -> Recipe:
-    """The checkpoint in the repository: 11.6M parameters, 26 passes over 16M tokens, so regularised hard."""
+    """Return the recipe of the repository's checkpoint: 11.6M parameters, 26 epochs of 16M tokens, much regularised."""
     model = ModelConfig(
         vocab_size=8192, block_size=1024, max_block_size=2048, n_layer=12, n_head=4, n_embd=256, fork_layers=(3, 7, 11)
     )
@@ -25,7 +25,7 @@ def shipped() -> Recipe:
 
 
 def speed() -> Recipe:
-    """The shape that training speed is stated for."""
+    """Return the recipe whose training speed the documentation states."""
     model = ModelConfig(
         vocab_size=8192, block_size=512, max_block_size=1024, n_layer=12, n_head=6, n_embd=384, fork_layers=(3, 7, 11)
     )
@@ -33,7 +33,7 @@ def speed() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Half a million parameters: to see it work on a CPU within minutes."""
+    """Return a recipe with half a million parameters, which trains on a CPU within minutes."""
     model = ModelConfig(
         vocab_size=8192, block_size=128, max_block_size=256, n_layer=4, n_head=2, n_embd=64, fork_layers=(1, 2)
     )
@@ -41,12 +41,12 @@ def tiny() -> Recipe:
 
 
 def paper(size: str, variant: str = "2l") -> Recipe:
-    """A model of the paper and how it was trained; `size` is one of `SIZES`, `variant` one of `VARIANTS`.
+    """Return a model of the paper and its training; `size` is one of `SIZES`, `variant` one of `VARIANTS`.
 
-    Up to 772M as the paper's first version: 75,000 steps of 64 blocks of 512 tokens (2.5B), AdamW, warm-up, stable,
-    decay; forks before layers 3, 7, 11. 1.9B as its second: 480 blocks a step, and as many steps as the authors' launch
-    scripts gave before mid-training; forks before layers 2, 5, 8, GELU by tanh. 1.9B has the authors' shape.
-    Of the other sizes the paper tells the number of parameters alone: these shapes are ours.
+    Up to 772M as in the paper's first version: 75,000 steps of 64 blocks of 512 tokens (2.5B), AdamW, warm-up, stable,
+    decay; forks before layers 3, 7, 11. 1.9B as in the second: 480 blocks per step, as many steps as in the authors'
+    launch scripts before mid-training; forks before layers 2, 5, 8, GELU by tanh, the authors' shape. For the other
+    sizes the paper states only the number of parameters: these shapes are ours.
     """
     n_layer, n_head, n_embd, batch_size = SIZES[size]
     large = size == "1.9b"
@@ -64,17 +64,17 @@ def paper(size: str, variant: str = "2l") -> Recipe:
 
 
 def pretrain(train: TrainConfig) -> TrainConfig:
-    """The paper's first phase: as the recipe has it."""
+    """Return the settings of the paper's first phase, which are the recipe's."""
     return train
 
 
 def midtrain(train: TrainConfig) -> TrainConfig:
-    """The paper's second phase, on from a pretrained checkpoint: 8,500 steps, falling to a tenth all the way."""
+    """Return the settings of the second phase, from a pretrained checkpoint: 8,500 steps of decay to a tenth."""
     return replace(train, steps=8500, warmup_steps=0, decay_fraction=1.0, final_fraction=0.1, validate_every=250)
 
 
 def finetune(train: TrainConfig) -> TrainConfig:
-    """Its third: 3,250 steps at the tenth that the second ended with."""
+    """Return the settings of the third phase: 3,250 steps at the learning rate with which the second ended."""
     rate = train.learning_rate / 10
     return replace(train, steps=3250, learning_rate=rate, warmup_steps=325, decay_fraction=0.0, validate_every=250)
 
@@ -85,7 +85,7 @@ SIZES = {
     "772m": (36, 20, 1280, 16),
     "1.9b": (36, 16, 2048, 32),
 }
-"""Layers, heads, width, and blocks that go through the model at once, of the paper's models."""
+"""Layers, heads, width and `batch_size` of the paper's models."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "2l": {},
@@ -94,12 +94,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "copy-3": {"fork_layers": (), "max_block_size": 512, "copies": 3, "averaging": "rightmost"},
     "copy-5": {"fork_layers": (), "max_block_size": 512, "copies": 5, "averaging": "rightmost"},
 }
-"""What is changed of the model with κ = 2L: SPEC.md, "Baselines of the paper"."""
+"""Changes to the model with κ = 2L: SPEC.md, "Baselines of the paper"."""
 
 PHASES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "pretrain": pretrain, "midtrain": midtrain, "finetune": finetune
 }  # fmt: skip
-"""How each phase trains; what on, a file of its name in `MIXTURES` says."""
+"""The training settings of each phase; its data is the file of that name in `MIXTURES`."""
 
 MIXTURES = Path(__file__).parent / "mixtures"
 

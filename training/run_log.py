@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar in a terminal, JSON lines for programs, other tools' trackers."""
+"""Log a run: a progress bar in a terminal, JSON lines in a file, and trackers of other tools."""
 
 import json
 import time
@@ -16,9 +16,9 @@ from thoughtbubbles.training.tracking import Tracker
 
 
 class RunLog:
-    """Keeps losses on the device and reads them when a line is due; validation and saving stop its clock.
+    """Collects losses on the device and reads them when a line is due; validation and saving are not timed.
 
-    Every rank has one, since reading a loss is done together; the first alone writes.
+    Every rank has one, because reading a loss is a collective; only rank 0 writes.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class RunLog:
     ) -> None:  # fmt: skip
         self._ranks = ranks
         self._file = path.open("a", encoding="utf-8") if ranks.first else None
-        disable = None if ranks.first else True  # None: where there is a terminal
+        disable = None if ranks.first else True  # None: shown in a terminal only
         self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=disable)
         self._tokens_per_step = tokens_per_step
         self._peak = peak
@@ -42,15 +42,16 @@ class RunLog:
         if self._file is not None:
             self._file.close()
 
-    def learned(self, losses: Tensor, flops: float) -> None:
-        """One step is under way, of so many operations on all ranks; losses (accumulation,). Nothing is waited for."""
+    def add_step(self, losses: Tensor, flops: float) -> None:
+        """Record a step: its losses (accumulation,) and its operations on all ranks. Does not wait for the device."""
         self._losses.append(losses)
         self._flops += flops
         self._bar.update()
 
     def first_not_finite(self) -> tuple[int, int] | None:
-        """Which of the batches since the last line had a loss that is no number, as steps back from the last one and
-        the batch within it; None for none. Waits for the device and the ranks, which all get the same answer.
+        """Return the first batch since the last line whose loss is NaN or infinite, or None. All ranks get the same.
+
+        The batch is given as the number of steps back from now, and its index within the step. Waits for the device.
         """
         bad = (~self._read().isfinite()).nonzero()
         if not len(bad):
@@ -59,7 +60,7 @@ class RunLog:
         return len(self._losses) - at, index
 
     def write_train(self, step: int, learning_rate: float) -> None:
-        """A line for the steps since the last one. Waits for the device."""
+        """Write a line for the steps since the last line. Waits for the device."""
         loss = float(self._read().mean())
         seconds = time.perf_counter() - self._since
         rate = len(self._losses) * self._tokens_per_step / seconds
@@ -72,14 +73,14 @@ class RunLog:
         self._restart()
 
     def write_validation(self, step: int, losses: Mapping[str, float]) -> None:
-        """A line for a validation, `val_loss` and any others by name, which the clock leaves out."""
+        """Write a line for a validation: `val_loss` and further losses by name. Its time is not counted."""
         if self._ranks.first:
             self._bar.write(f"step {step}: validation loss {losses['val_loss']:.4f}")
         self._write(step, **{name: round(loss, 5) for name, loss in losses.items()})
         self._restart()
 
     def _read(self) -> Tensor:
-        """The losses since the last line, (steps,accumulation), their mean over the ranks."""
+        """Return the losses (steps,accumulation) since the last line, averaged over the ranks."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros((0, 1))
         return self._ranks.total(losses).cpu() / self._ranks.world_size
 

@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate, the noise on selection, the ratio of each batch."""
+"""Schedules over a run: the learning rate, the noise on selection, the ratio of each batch."""
 
 import math
 
@@ -8,14 +8,14 @@ from thoughtbubbles.model import ModelConfig
 from thoughtbubbles.training.config import TrainConfig
 
 RATIO_LEVELS = 9
-"""Ratios that a batch may draw. Few, since the compiled step has a graph for each."""
+"""Number of ratios that a batch may draw. Few, because the compiled step has a graph for each."""
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """What the peak learning rate is multiplied with at `step` (from 0): (0, 1].
+    """Return the factor of the peak learning rate at `step` (from 0), in (0, 1].
 
-    Rises linearly over the warm-up. Under `wsd` it stays at 1 and falls linearly over the decay, under `cosine` it
-    falls in half a wave from there; either reaches `final_fraction` one step after the last.
+    It rises linearly over the warm-up. Under `wsd` it then stays at 1 and falls linearly over the decay; under `cosine`
+    it falls along half a cosine wave. Both reach `final_fraction` one step after the last.
     """
     rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     left = min(1.0, (config.steps - step) / config.decay_steps) if config.decay_steps else 1.0
@@ -25,14 +25,14 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def fork_noise(step: int, config: TrainConfig) -> float:
-    """The noise on selection at `step`: falls linearly from `config.fork_noise` to zero one step after the last."""
+    """Return the noise on selection at `step`. It falls linearly from `fork_noise` to zero one step after the last."""
     return config.fork_noise * (config.steps - step) / config.steps
 
 
 def ratio(number: int, model: ModelConfig, config: TrainConfig) -> float | None:
-    """The ratio r of batch `number` (from 0), the same on every rank; None for the model's own.
+    """Return the ratio r of batch `number` (from 0), the same on every rank; None: the model's own.
 
-    With `random_ratio` drawn evenly among `RATIO_LEVELS` from 1 to κ / L, from the seed and the number alone.
+    With `random_ratio` it is one of `RATIO_LEVELS` ratios from 1 to κ / L, determined by the seed and the number.
     """
     if not config.random_ratio:
         return None

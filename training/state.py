@@ -1,8 +1,8 @@
-"""Everything that a run needs to go on exactly, on any number of ranks: weights, moments, and the facts beside them.
+"""Save and load the state of a run, so that it resumes exactly, on any number of ranks: weights, moments and facts.
 
-Written by torch.distributed.checkpoint while training goes on: every rank writes its part into `step-N/`, and the
-folder counts once its `.metadata` is there, which comes last. So a kill can never pair the weights of one step with
-the moments of another; until the new folder counts, the one before it is kept.
+torch.distributed.checkpoint writes the state while training continues. Every rank writes its part into `step-N/`.
+`.metadata` is written last, and only a folder that has it is complete. So a kill never pairs the weights of one step
+with the moments of another; the previous folder is kept until the new one is complete.
 """
 
 import json
@@ -24,7 +24,7 @@ from thoughtbubbles.model.files.untrusted import read_json_object
 from thoughtbubbles.training.distributed import Ranks
 
 Facts = dict[str, Any]
-"""What is no tensor: the step, the best loss, the settings. JSON."""
+"""The state apart from tensors: the step, the best loss, the settings. JSON-ready."""
 
 FACTS_FILE = "facts.json"
 _KINDS = {"model": dict, "training": dict, "data": dict, "step": int, "start": str | None,
@@ -43,17 +43,17 @@ class RunState:
         self._optimizers = list(optimizers)
         self._ranks = ranks
         self._writing: Future[Any] | None = None
-        # One process is what we mean; the writer's thread says so too, every time.
+        # Saving without a process group is intended; torch would warn every time.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
     def save(self, facts: Facts) -> None:
-        """Begin to write the state of step `facts["step"]`: it is copied before this returns, and written after.
+        """Start to write the state of step `facts["step"]`: copy it now, write it in the background.
 
-        A whole state of that step is kept: it is the same, and must not be lost while another is written.
+        A complete state of that step is kept: it is the same, and must not be lost while another is written.
         """
         self.wait()
         path = self._folder / f"step-{facts['step']}"
-        if self._ranks.any(path in _whole_states(self._folder)):
+        if self._ranks.any(path in _complete_states(self._folder)):
             return
         if self._ranks.first:
             if path.exists():
@@ -65,16 +65,16 @@ class RunState:
         self._writing = writing
 
     def wait(self) -> None:
-        """Until what is being written is there; then the states before it go.
+        """Wait until the state being written is complete, then remove older states.
 
-        `OSError` naming the folder when it could not be written; the states before it are then left.
+        Raises `OSError` naming the folder if it could not be written; older states are then kept.
         """
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
         try:
             writing.result()
-        except (CheckpointException, Exception) as error:  # the former is a BaseException alone
+        except (CheckpointException, Exception) as error:  # CheckpointException is not an Exception
             raise OSError(f"the state could not be written to {self._folder}: {reason(error)}") from error
         if self._ranks.first:
             for old in self._folder.glob("step-*"):
@@ -82,9 +82,9 @@ class RunState:
                     _delete(old)
 
     def load(self) -> Facts:
-        """Put the latest state's weights and moments back; its facts.
+        """Load the weights and moments of the latest state in place, and return its facts.
 
-        No code in a state is run. `ValueError` when there is none, and naming the file that is damaged or missing.
+        Runs no code from the state. Raises `ValueError` if there is no state, or naming a damaged or missing file.
         """
         path = latest_state(self._folder)
         tensors = self._tensors()
@@ -104,20 +104,20 @@ class RunState:
 
 
 def latest_state(folder: Path) -> Path:
-    """The last state in `folder` that was written to its end. `ValueError` when there is none."""
-    whole = _whole_states(folder)
-    if not whole:
+    """Return the latest complete state in `folder`. Raise `ValueError` if there is none."""
+    complete = _complete_states(folder)
+    if not complete:
         raise ValueError(f"resume: {folder} holds no state that was written to its end")
-    return max(whole, key=lambda path: int(path.name.removeprefix("step-")))
+    return max(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def has_state(folder: Path) -> bool:
-    """Whether a state in `folder` was written to its end."""
-    return bool(_whole_states(folder))
+    """Return whether `folder` has a complete state."""
+    return bool(_complete_states(folder))
 
 
 def read_facts(folder: Path) -> Facts:
-    """The facts of the latest state in `folder`. `ValueError` when there is none, or naming what is wrong with them."""
+    """Return the facts of the latest state in `folder`. Raise `ValueError` if there is none, or they are wrong."""
     path = latest_state(folder) / FACTS_FILE
     try:
         facts = read_json_object(path)
@@ -130,17 +130,17 @@ def read_facts(folder: Path) -> Facts:
 
 
 def delete_states(folder: Path) -> None:
-    """Delete every state in `folder` and the folder itself. A state that a kill leaves half deleted does not count."""
+    """Delete every state in `folder` and the folder. A kill meanwhile leaves no state that counts as complete."""
     for path in folder.glob("step-*"):
         _delete(path)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _delete(path: Path) -> None:
-    """Delete a state, first the file that makes it count."""
+    """Delete a state, first the file that makes it complete."""
     (path / INDEX).unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
-def _whole_states(folder: Path) -> list[Path]:
+def _complete_states(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if (path / INDEX).is_file()]

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, clip, update. Nothing here waits for the device."""
+"""One optimizer step: forward, backward, clip, update. It never waits for the device."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -31,10 +31,10 @@ def next_token_loss(
     *,
     padded: bool = False,
 ) -> Tensor:
-    """Mean negative log-likelihood (nats a token) of all but the first of windows (B,T+1), under the training rule.
+    """Return the mean negative log-likelihood (nats per token) of windows (B,T+1), but first tokens, under `blockwise`.
 
-    `ratio` and `noise` are those of `Thoughtbubbles.forward`. Where `padded`, windows may end in `PADDING`, which takes
-    no part: neither in the loss nor in the budget of its row; and some of their tokens may be inputs alone.
+    `ratio` and `noise` are those of `Thoughtbubbles.forward`. With `padded`, windows may end in `PADDING`, which counts
+    neither in the loss nor in the budget of its row, and may have prompt tokens, which are only inputs.
     """
     ids, expected = windows[:, :-1], windows[:, 1:]
     lengths = (expected != PADDING).sum(1) if padded else None
@@ -43,18 +43,18 @@ def next_token_loss(
 
 
 class LossFunction(Protocol):
-    """`next_token_loss`, or what computes the same."""
+    """The signature of `next_token_loss` and `fused_loss`."""
 
     def __call__(
         self, model: Thoughtbubbles, windows: Tensor, ratio: float | None, noise: Tensor | None, /, *, padded: bool
     ) -> Tensor:
-        """The mean loss (), of windows (B,T+1)."""
+        """Return the mean loss () of windows (B,T+1)."""
 
 
 def loss_function(model_config: ModelConfig, config: TrainConfig, ranks: Ranks) -> LossFunction:
-    """`fused_loss` wherever it computes what is asked for, `next_token_loss` elsewhere."""
+    """Return `fused_loss` if it supports these settings on this device, else `next_token_loss`."""
     kernels = ranks.device.type == "cuda" and find_spec("triton") is not None
-    blocks = config.recompute or _sharded(config, ranks)  # of which the fused loss calls none
+    blocks = config.recompute or _sharded(config, ranks)  # both wrap the blocks, which the fused loss does not call
     if not kernels or blocks or config.precision != "bfloat16" or config.dropout or model_config.averaging == "logit":
         return next_token_loss
     from thoughtbubbles.training.fused import fused_loss  # noqa: PLC0415 - needs Triton
@@ -63,12 +63,12 @@ def loss_function(model_config: ModelConfig, config: TrainConfig, ranks: Ranks) 
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """Matrix products in `precision`; weights stay float32."""
+    """Return a context in which matrix products have `precision`; weights stay float32."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 class NextTokenLoss(nn.Module):
-    """The loss as a module, which is what DDP wraps and the compiler takes whole."""
+    """The loss as a module, for DDP to wrap and the compiler to compile as one graph."""
 
     def __init__(
         self, model: Thoughtbubbles, *, padded: bool = False, function: LossFunction = next_token_loss
@@ -79,12 +79,12 @@ class NextTokenLoss(nn.Module):
         self._padded = padded
 
     def forward(self, windows: Tensor, ratio: float | None, noise: Tensor | None) -> Tensor:
-        """(), of windows (B,T+1)."""
+        """Return the mean loss () of windows (B,T+1)."""
         return self.function(self.model, windows, ratio, noise, padded=self._padded)
 
 
 class TrainStep:
-    """A model, its optimizers and what happens to them in a step; the model's weights are sharded in place."""
+    """A training step of a model, with its optimizers. Shards the model's weights in place if so configured."""
 
     def __init__(self, model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> None:
         self.model = model
@@ -95,9 +95,9 @@ class TrainStep:
         self.optimizers = build_optimizers(model, config)
 
     def __call__(self, step: int, batches: Iterable[Tensor]) -> Tensor:
-        """Learn from `config.accumulation` batches as step `step` (from 0); their losses, still on the device.
+        """Train on `config.accumulation` batches as step `step` (from 0); return their losses, still on the device.
 
-        Chance (dropout, noise) is a function of seed, step and rank alone, so that resuming needs no generator's state.
+        Random numbers (dropout, noise) depend only on seed, step and rank, so that resuming needs no generator state.
         """
         self.model.train()
         torch.manual_seed(((self._config.seed << 32) + step) * 4096 + self._ranks.rank & 2**63 - 1)
@@ -113,7 +113,7 @@ class TrainStep:
         return torch.stack(losses)
 
     def _weights(self, batches: list[Tensor]) -> list[float]:
-        """What each batch's loss is weighed with: all targets of a step count alike, on whatever number of ranks."""
+        """Return the weight of each batch's loss: all targets of a step count equally, on any number of ranks."""
         if not self._padded:
             return [1.0] * len(batches)
         counts = torch.tensor([int((windows[:, 1:] > PADDING).sum()) for windows in batches], dtype=torch.float64)
@@ -131,7 +131,7 @@ class TrainStep:
         return loss.detach()
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once a step, with the last batch's."""
+        """Return a context in which ranks exchange gradients only for the last batch of a step."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(last)
         if isinstance(self._loss, DistributedDataParallel) and not last:
@@ -141,11 +141,11 @@ class TrainStep:
     def _to_device(self, ids: Tensor) -> Tensor:
         if self._ranks.device.type != "cuda":
             return ids.to(self._ranks.device)
-        return ids.pin_memory().to(self._ranks.device, non_blocking=True)  # a copy from pageable memory would wait
+        return ids.pin_memory().to(self._ranks.device, non_blocking=True)  # a copy from pageable memory would block
 
 
 def _prepare(model: Thoughtbubbles, config: TrainConfig, ranks: Ranks, *, padded: bool = False) -> nn.Module:
-    """The loss of `model`, recomputing, compiled and spread over the ranks as `config` asks."""
+    """Return the loss of `model` as a module, with recomputation, compilation and parallelism as in `config`."""
     loss = NextTokenLoss(model, padded=padded, function=loss_function(model.config, config, ranks))
     sharded = _sharded(config, ranks)
     if config.compile:
@@ -166,15 +166,16 @@ def _sharded(config: TrainConfig, ranks: Ranks) -> bool:
 
 
 def _compile(loss: NextTokenLoss, config: TrainConfig, *, sharded: bool) -> None:
-    """Have the step compiled when it first runs, for the shapes it then has: no dimension varies from step to step."""
+    """Compile the step at its first run, for static shapes: no dimension varies from step to step."""
     if config.random_ratio:
-        compiler.recompile_limit = max(compiler.recompile_limit, 3 * RATIO_LEVELS)  # of a block, which may fork
+        compiler.recompile_limit = max(compiler.recompile_limit, 3 * RATIO_LEVELS)  # per block, which may fork
     if not sharded:
-        # Ranks run the graph of one alone. Cut at DDP's buckets it would be sent piece by piece, but fuse less.
+        # Every rank runs the graph of a single process. Splitting it at DDP's buckets would overlap communication, but
+        # fuse fewer operations.
         compiler.optimize_ddp = False
         loss.compile(dynamic=False)
         return
-    # What is sharded gathers its weights before each block: what runs after that is compiled, and not the gathering,
-    # which is no graph.
+    # A sharded model gathers weights before each block. Gathering cannot be part of a graph, so blocks are compiled
+    # separately.
     for block in loss.model.transformer.h:
         block.forward = torch.compile(block.forward, dynamic=False)

@@ -1,4 +1,4 @@
-"""Asking a run to end cleanly."""
+"""Stop a run cleanly on a signal."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT end nothing but are remembered: gives a function that says whether one came."""
+    """Record SIGTERM and SIGINT inside the block instead of ending; yield a function that returns whether one came."""
     received: list[int] = []
 
-    def remember(number: int, _frame: FrameType | None) -> None:
+    def record(number: int, _frame: FrameType | None) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(received)
     finally:

@@ -1,4 +1,4 @@
-"""Other people's logs beside ours: TensorBoard and Weights & Biases, each an extra."""
+"""Trackers for TensorBoard and Weights & Biases, each an optional extra."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """Where a line of the log goes besides the file."""
+    """A function that receives each line of the log."""
 
     def __call__(self, step: int, values: Mapping[str, float], /) -> None:
-        """Note `values` of step `step`."""
+        """Record `values` of step `step`."""
 
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Tracker]:
-    """Events in `folder`. `ValueError` when tensorboard is not installed."""
+    """Yield a tracker that writes events to `folder`. Raise `ValueError` if tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -31,9 +31,9 @@ def tensorboard(folder: Path) -> Iterator[Tracker]:
 
 @contextmanager
 def weights_and_biases(project: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[Tracker]:
-    """A run of `project`, its files in `folder`; a resumed training goes on in the same one.
+    """Yield a tracker for a run of `project`, its files in `folder`; resumed training continues the same run.
 
-    Its own environment says where it goes and whether (`WANDB_MODE`, `WANDB_API_KEY`). `ValueError` when wandb is not
+    wandb's own environment variables (`WANDB_MODE`, `WANDB_API_KEY`) apply. Raises `ValueError` if wandb is not
     installed.
     """
     try:

@@ -1,4 +1,4 @@
-"""`train`: a recipe, a prepared folder and changes on the command line in; checkpoints out."""
+"""`train`: train a model by a recipe on a prepared folder, and write checkpoints."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,28 +18,28 @@ from thoughtbubbles.training.trainer import Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `train`."""
+    """Add the command's arguments."""
     parser.add_argument("--recipe", choices=RECIPES, default="shipped", metavar="RECIPE",
-                        help=f"where settings come from (%(default)s): {', '.join(RECIPES)}")  # fmt: skip
+                        help=f"source of all settings (%(default)s): {', '.join(RECIPES)}")  # fmt: skip
     parser.add_argument("--phase", choices=PHASES, default="pretrain",
-                        help="of the recipe's training (%(default)s); a later one goes on from --start")  # fmt: skip
+                        help="phase of the curriculum (%(default)s); a later one continues from --start")  # fmt: skip
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--data", type=Path, help="a folder that `prepare` made, or a TOML of several")
+    data.add_argument("--data", type=Path, help="a prepared folder, or a TOML file that mixes several")
     data.add_argument("--sets", type=Path, metavar="FOLDER",
-                      help="where `prepare` made the sets of the phase's own mixture, each under its name")  # fmt: skip
+                      help="folder with the prepared sets of the phase's mixture, each under its name")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for best/, checkpoint/, state/ and the log")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly")
-    parser.add_argument("--start", type=Path, help="a checkpoint whose weights the run begins with")
-    parser.add_argument("--tensorboard", action="store_true", help="the log also as events in OUT/tensorboard")
-    parser.add_argument("--wandb", metavar="PROJECT", help="the log also to this project of Weights & Biases")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+    parser.add_argument("--start", type=Path, help="checkpoint whose weights the run starts from")
+    parser.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard, in OUT/tensorboard")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads that torch computes with (one fewer than torch would)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
     add_field_flags(parser, ModelConfig)
     add_field_flags(parser, TrainConfig)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as asked; 0, also when a signal asked for an early, clean end."""
+    """Train and return 0, also after a signal that stopped the run early and cleanly."""
     set_threads(args.threads)
     model_config, config = RECIPES[args.recipe]()
     model_config, config = override(model_config, args), override(PHASES[args.phase](config), args)

@@ -1,4 +1,4 @@
-"""A training run: learn, log, validate, save, stop, go on."""
+"""Run a training: step, log, validate, save, stop and resume."""
 
 import json
 import math
@@ -40,16 +40,15 @@ _LATER_SETTINGS = {"loops": 1}
 
 
 class LossNotFiniteError(ValueError):
-    """The loss of a batch is no number: the run stopped, its last saved state is from before."""
+    """The loss of a batch is NaN or infinite: the run stopped, and the last saved state is from before that."""
 
 
 class Trainer:
-    """Trains a model on a prepared folder, or a mixture of several, and leaves in `out`:
+    """Trains a model on a prepared folder, or a mixture of several; every rank has a Trainer.
 
-    `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state/`, what resuming reads;
-    `log.jsonl`. `start` is a checkpoint whose weights it begins with, `root` what the folders of a mixture are relative
-    to (None: its file). Every rank has a Trainer. Raises `ValueError` for data, sizes or a resumed run that do not fit
-    together.
+    It writes to `out`: `best/`, the checkpoint of the lowest validation loss; `checkpoint/`, the latest; `state/`, for
+    resuming; `log.jsonl`. `start` is a checkpoint whose weights the run starts from. The folders of a mixture are
+    relative to `root` (None: to its file). Raises `ValueError` if data, sizes or a resumed run do not fit together.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Trainer:
         self._config = config
         self._out = out
         self._ranks = ranks
-        self._share = ranks.share(config.batch_size)
+        self._rank_batch_size = ranks.share(config.batch_size)
         self._corpus = Corpus.open(data, model_config.block_size, config.seed, root)
         self._verification = Verification(self._corpus.unverified if ranks.first_of_node else [])
         _require_vocabulary(model_config, self._corpus.vocab_size)
@@ -80,8 +79,8 @@ class Trainer:
             _start_from(start, self._model)
         self._start = None if start is None else start.resolve().name
         self._model.to(ranks.device)
-        self._learn = TrainStep(self._model, config, ranks, padded=self._corpus.padded)
-        self._state = RunState(out / STATE_FOLDER, self._model, self._learn.optimizers, ranks)
+        self._train_step = TrainStep(self._model, config, ranks, padded=self._corpus.padded)
+        self._state = RunState(out / STATE_FOLDER, self._model, self._train_step.optimizers, ranks)
         self._best = math.inf
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
@@ -91,18 +90,18 @@ class Trainer:
             raise ValueError(f"out: {out} holds a run already; give --resume to go on with it, or another folder")
 
     def run(self, stopping: Callable[[], bool], trackers: Sequence[Tracker] = ()) -> None:
-        """Train until the last step, or until `stopping()` on any rank; either way what was learnt is saved.
+        """Train until the last step, or until `stopping()` is true on any rank, then save.
 
-        Raises `LossNotFiniteError`, with nothing saved since, for the first batch whose loss is no number, and
-        `ValueError` naming a data file that turns out not to be what its index says.
+        Raises `LossNotFiniteError` for the first batch whose loss is NaN or infinite, without saving its step, and
+        `ValueError` naming a data file that differs from its index.
         """
         with self._log(trackers) as log, self._verification:
             while self.step < self._config.steps and not self._ranks.any(stopping() or self._verification.failed):
-                log.learned(self._one_step(), self._flops())
+                log.add_step(self._one_step(), self._flops())
                 if self.step == self._config.steps:
                     self._verification.wait()
                     self._require_data()
-                self._tell(log)
+                self._report(log)
             self._require_data()
             if not self._due(self._config.save_every):
                 self._require_finite(log)
@@ -117,8 +116,8 @@ class Trainer:
             peak=None if peak is None else peak * self._ranks.world_size, ranks=self._ranks, trackers=trackers,
         )  # fmt: skip
 
-    def _tell(self, log: RunLog) -> None:
-        """What is due after a step: a line, a validation, a save, none of them of a loss that is no number."""
+    def _report(self, log: RunLog) -> None:
+        """Log, validate and save if due after this step; raise instead if a loss is NaN or infinite."""
         config = self._config
         if any(map(self._due, (config.log_every, config.validate_every, config.save_every))):
             self._require_finite(log)
@@ -132,24 +131,24 @@ class Trainer:
     def _one_step(self) -> Tensor:
         ranks = self._ranks
         batches = (
-            self._corpus.loader.batch(number * ranks.world_size + ranks.rank, self._share)
+            self._corpus.loader.batch(number * ranks.world_size + ranks.rank, self._rank_batch_size)
             for number in self._numbers(self.step)
         )
-        losses = self._learn(self.step, batches)
+        losses = self._train_step(self.step, batches)
         self.step += 1
         return losses
 
     def _numbers(self, step: int) -> range:
-        """The batches of all ranks together that `step` learns from."""
+        """Return the numbers of the batches, each over all ranks, of `step`."""
         return range(step * self._config.accumulation, (step + 1) * self._config.accumulation)
 
     def _flops(self) -> float:
-        """Operations of the step just made, on all ranks."""
+        """Return the operations of the last step, on all ranks."""
         ratios = (ratio(number, self._model_config, self._config) for number in self._numbers(self.step - 1))
         return sum(self._config.batch_size * flops_per_block(self._model_config, r) for r in ratios)
 
     def _require_data(self) -> None:
-        """Raise, on all ranks, what the verification of large files has found so far."""
+        """Raise on all ranks if the verification of large files has failed so far."""
         if self._ranks.any(self._verification.failed):
             self._state.wait()
             raise self._verification.failure or ValueError(
@@ -167,11 +166,13 @@ class Trainer:
         if self._ranks.first:
             self._write_batch(number, path)
         self._state.wait()
-        wrong = f"the loss of step {step + 1} is not finite: batch {number}, written to {path}"
-        raise LossNotFiniteError(f"{wrong}, to read in {path.with_suffix('.txt').name}")
+        raise LossNotFiniteError(
+            f"the loss of step {step + 1} is not finite: batch {number}, with token ids in {path} and"
+            f" text in {path.with_suffix('.txt').name}"
+        )
 
     def _write_batch(self, number: int, path: Path) -> None:
-        """A batch of all ranks as the token ids that were learned from, and beside it as text, a line a window."""
+        """Write a batch of all ranks to `path` as token ids, and beside it as text, a line per window."""
         windows = self._corpus.loader.batch(number, self._config.batch_size)
         save_tensors({"windows": windows}, path)
         decode = self._corpus.tokenizer.decode
@@ -182,9 +183,9 @@ class Trainer:
         return self.step % every == 0 or self.step == self._config.steps
 
     def _validate(self) -> dict[str, float]:
-        """The loss over each set's held-out text, by its name, and `val_loss`, their mean by weight.
+        """Return the loss on each set's held-out text by name, and `val_loss`, their weighted mean.
 
-        A new lowest mean is saved as `best/`.
+        A new lowest `val_loss` is saved as `best/`.
         """
         corpus = self._corpus
         losses = {name: self._held_out_loss(windows) for name, windows in corpus.validation.items()}
@@ -195,14 +196,14 @@ class Trainer:
         return {"val_loss": loss} | ({f"val_loss/{n}": x for n, x in losses.items()} if len(losses) > 1 else {})
 
     def _held_out_loss(self, windows: Sequence[Window]) -> float:
-        """Nats a token under the training rule, over all ranks; not compiled, since windows are of any length."""
+        """Return nats per token under the training rule, over all ranks. Not compiled, because window lengths vary."""
         with autocast(self._ranks.device, self._config.precision), torch.compiler.set_stance("force_eager"):
-            own = negative_log_likelihood(self._model, self._own(windows), "blockwise", self._share)
+            own = negative_log_likelihood(self._model, self._own(windows), "blockwise", self._rank_batch_size)
         nats = float(self._ranks.total(torch.tensor(own, dtype=torch.float64, device=self._ranks.device)))
         return nats / sum(int(window.counted.sum()) for window in windows)
 
     def _own(self, windows: Sequence[Window]) -> list[Window]:
-        """What this rank validates on: as many windows as every other, since sharded ranks go in step."""
+        """Return this rank's windows: as many as on every other rank, because sharded ranks run in lockstep."""
         own = windows[self._ranks.rank :: self._ranks.world_size]
         missing = -(-len(windows) // self._ranks.world_size) - len(own)
         return [*own, *[replace(windows[0], predicted=0)] * missing]
@@ -212,7 +213,7 @@ class Trainer:
         self._state.save(self._facts())
 
     def _save_checkpoint(self, name: str) -> None:
-        """Weights in the precision that the matrix products read them in; the state keeps them in float32."""
+        """Write a checkpoint with weights in the matrix products' precision; the state keeps them in float32."""
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(self._model, options=whole)
         if not self._ranks.first:
@@ -224,7 +225,7 @@ class Trainer:
 
     def _provenance(self) -> Facts:
         facts = self._facts()
-        del facts["model"]  # a checkpoint says that itself
+        del facts["model"]  # stored in the checkpoint's config.json itself
         tokens = self.step * self._config.sequences_per_step * self._model_config.block_size
         made = {"date": datetime.now(UTC).date().isoformat(), "device": _device_name(self._ranks.device)}
         return {"tokens": tokens, **facts, **made, "ranks": self._ranks.world_size, "torch": torch.__version__}
@@ -252,7 +253,7 @@ class Trainer:
 
 
 def _start_from(folder: Path, model: Thoughtbubbles) -> None:
-    """Give `model` the weights of a checkpoint, whose blocks may have been of another length and budget."""
+    """Load the weights of a checkpoint into `model`; block length and budget may differ."""
     checkpoint = load_checkpoint(folder)
     found, wanted = (m.config.to_dict() for m in (checkpoint.model, model))
     for name in wanted.keys() - {"block_size", "max_block_size"}:

@@ -1,4 +1,4 @@
-"""Decode of the engine beside transformers' regular GPT-2 and beside recomputing the whole sequence for each token.
+"""Decode speed of the engine, against transformers' regular GPT-2 and against recomputing the whole sequence.
 
     python -m benchmarks.engine.decode [CHECKPOINT] [--peers] [--batch-sizes 1 8] [--contexts 32 480]
     python -m benchmarks.engine.decode --device cuda --peers [--parts speed growth profile memory exactness]
@@ -99,7 +99,7 @@ def _speed(args: argparse.Namespace, bandwidth: float | None) -> None:
 def _by_turns(
     engine: Engine, prompts: list[list[int]], peer: torch.nn.Module | None, args: argparse.Namespace
 ) -> tuple[list[Decoded], float]:
-    """Return the engine's runs and the peer's tokens/s (NaN without one), each run beside one of the other."""
+    """Return the engine's runs and the peer's tokens/s (NaN without one), the two taking turns."""
     ids, runs, seconds = torch.tensor(prompts, device=args.device), list[Decoded](), list[float]()
     for _ in range(args.runs + 1):
         runs.append(_decode(engine, prompts, NEW, GREEDY, [NEW // 2]))
@@ -158,8 +158,8 @@ def _memory(args: argparse.Namespace, _: float | None) -> None:
     model, tokenizer = _model(args, args.dtypes[0], 512)
     engine = _engine(model, tokenizer, 1)
     run = _decode(engine, random_prompts(model.config, 1, 384), 128, {}, range(127))
-    ratios = [pages / live for pages, live in run.cached.values()]
-    pages, live = run.cached[126]
+    cached = [(pages, live) for pages, live in run.cached.values() if live]
+    ratios, (pages, live) = [each[0] / each[1] for each in cached], cached[-1]
     print(f"\na request of 512 tokens: {pages / 1e6:.2f} MB of pages for {live / 1e6:.2f} MB of keys and values, "
           f"{ratios[-1]:.3f} times; at most {max(ratios):.3f} times from 384 tokens on")  # fmt: skip
 

@@ -1,11 +1,11 @@
-"""The test-time dial: how well and how fast a checkpoint goes at each `fork_ratio`.
+"""The test-time dial: loss and decode speed of a checkpoint at each `fork_ratio`.
 
     python -m benchmarks.engine.dial [CHECKPOINT] [--text FILE] [--windows 24] [--batch-sizes 1 8]
 
-Loss is that of `evaluate`'s packed windows under the rule `causal`. Its distance from ratio 2, which the checkpoint was
-trained for, has the standard error of the windows' differences. Speed is the engine's, decoding on from prompts out of
-the same text: all ratios by turns, one run that does not count, then the median of the others. `docs.figures.dial`
-draws the result.
+Loss is that of `evaluate`'s packed windows under the rule `causal`. Its difference from the loss at ratio 2, which the
+checkpoint was trained with, has the standard error of the windows' differences. Speed is the engine's decode after
+prompts from the same text: all ratios take turns, the first run is left out, and the median is over the others.
+`docs.figures.dial` draws the result.
 """
 
 import argparse
@@ -30,17 +30,17 @@ RATIOS, PEER = (1, 1.25, 1.5, 2, 3, 4, 8), 2
 PROMPT = 128
 """Tokens of each prompt."""
 TOKEN_BYTES = 1 << 18
-"""Cache for a token of the shipped checkpoint at ratio 8, in pages shared out as for ratio 2."""
+"""Cache bytes for a token of the shipped checkpoint at ratio 8, with pages divided among segments as for ratio 2."""
 
 
 @dataclass
 class Row:
-    """What was measured at one ratio."""
+    """The measurements at one ratio."""
 
     nats: list[float] = field(default_factory=list)
     """Of each window."""
     streams: int = 0
-    """Of all windows, after the last fork layer."""
+    """After the last fork layer, of all windows."""
     speeds: dict[int, float] = field(default_factory=dict)
     """Tokens/s at each batch size."""
 
@@ -97,12 +97,12 @@ def _time(engine: Engine, ids: NDArray[np.int64], args: argparse.Namespace, rows
 
 
 def _decode(engine: Engine, prompts: list[list[int]], ratio: float, tokens: int) -> float:
-    """Tokens/s after the first."""
+    """Return the tokens/s after the first token."""
     params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=0, fork_ratio=ratio)
     for i, prompt in enumerate(prompts):
         engine.add(str(i), prompt, params)
-    told = engine.step()
-    assert len(told) == len(prompts), "one step takes in all prompts"
+    events = engine.step()
+    assert len(events) == len(prompts), "one step prefills all prompts"
     start = time.perf_counter()
     while engine.has_work:
         engine.step()
@@ -127,11 +127,13 @@ def _print(rows: dict[float, Row], tokens: int, size: int) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", nargs="?", help="checkpoint folder (the one that ships)")
-    parser.add_argument("--text", type=Path, default=Path("LICENSE"), help="what is scored and decoded (%(default)s)")
-    parser.add_argument("--windows", type=int, help="of the text, spread evenly, to score (all)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="to decode for each prompt (%(default)s)")
+    parser.add_argument(
+        "--text", type=Path, default=Path("LICENSE"), help="text to score and to take prompts from (%(default)s)"
+    )
+    parser.add_argument("--windows", type=int, help="number of windows to score, spread evenly over the text (all)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="decoded after each prompt (%(default)s)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--runs", type=int, default=5, help="times that each decodes (%(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each ratio and batch size (%(default)s)")
     parser.add_argument("--threads", type=int, help="(one fewer than torch would)")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()

@@ -1,11 +1,11 @@
-"""Rule `dynamic`: recomputing what a token changed against recomputing all, on real text.
+"""Rule `dynamic`: recomputing the streams that a token changed, against recomputing all, on real text.
 
     python -m benchmarks.engine.dynamic [CHECKPOINT] [--text FILE] [--contexts 256] [--batch-sizes 1 8] [--ratio 2]
 
-Texts are fed token by token through a window around each context. Each token is computed from what is kept of those
-before it; every few tokens the whole is computed too, and the logits of the two compared. Times are processor time of
-one thread: of a run the mean over tokens, since they differ much, and of the runs the median. Then, for each segment,
-how many streams a token has the model compute.
+Texts are fed token by token through a window around each context. Each token is computed from the cached state of the
+earlier ones; every few tokens the whole text is computed too, and the logits of both are compared. Times are processor
+time of one thread: the mean over the tokens of a run, since they vary much, and the median over runs. A second table
+has the number of streams that are computed for a token, by segment.
 """
 
 import argparse
@@ -37,14 +37,14 @@ Texts = list[list[int]]
 
 
 class Counting(PackedModel):
-    """Notes how many streams each layer is given."""
+    """Counts the streams that each layer computes."""
 
     def __init__(self, model: Thoughtbubbles) -> None:
         super().__init__(model)
         self.rows: list[int] = []
 
     def run(self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]) -> None:
-        """As that of every packed model."""
+        """Count the streams and run the layers."""
         self.rows += [len(x)] * len(layers)
         super().run(layers, x, positions, score, attend)
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _windows(ids: list[int], runs: int, batch_size: int, length: int) -> list[Texts]:
-    """For each run as many texts as its batch has, spread over all there is."""
+    """Return a batch of texts for each run, spread evenly over the whole text."""
     step = (len(ids) - length) // (runs * batch_size)
     texts = [ids[step * i : step * i + length] for i in range(runs * batch_size)]
     return [texts[run::runs] for run in range(runs)]
@@ -86,7 +86,7 @@ def _print_times(model: Thoughtbubbles, selection: Selection, batches: list[Text
 
 
 def _run(forward: RevisingForward, selection: Selection, texts: Texts, context: int) -> dict[str, list[float]]:
-    """Milliseconds of either way, and how far apart their logits came."""
+    """Return the milliseconds of both ways, and the largest difference of their logits."""
     run: dict[str, list[float]] = {"whole": [], "changed": [], "difference": []}
     for length, logits, ms in _feed(forward, selection, texts, context):
         run["changed"].append(ms)
@@ -101,7 +101,7 @@ def _run(forward: RevisingForward, selection: Selection, texts: Texts, context: 
 def _feed(
     forward: RevisingForward, selection: Selection, texts: Texts, context: int
 ) -> Iterator[tuple[int, Tensor, float]]:
-    """The tokens around a context, one of every text at a time: how many there are, their logits, milliseconds."""
+    """Feed the tokens around a context, one of each text at a time; yield length, logits and milliseconds of each."""
     config, like = forward.model.config, forward.model.transformer.wte.weight
     states = [RevisableState(config, selection, len(text), like) for text in texts]
     forward.extend(states, [text[: context - WINDOW] for text in texts])
@@ -113,7 +113,7 @@ def _feed(
 
 
 def _recompute(model: Thoughtbubbles, selection: Selection, texts: Texts) -> Tensor:
-    """Logits (B,V) of the last tokens: every stream of all texts, but no other token's logits."""
+    """Return the logits (B,V) of the last tokens, computed from every stream of all texts."""
     streams, _ = model.streams(torch.tensor(texts), selection)
     row = torch.arange(len(texts))[:, None]
     token = torch.where(streams.token_index == streams.tokens - 1, row, len(texts)).flatten()
@@ -122,12 +122,12 @@ def _recompute(model: Thoughtbubbles, selection: Selection, texts: Texts) -> Ten
 
 
 def _print_streams(model: Thoughtbubbles, selection: Selection, batches: list[Texts], context: int) -> None:
-    """How many streams of each segment a token has the model compute, and how many there are."""
+    """Print for each segment how many streams are computed for a token, and how many exist."""
     packed = Counting(model)
     forward, layers = RevisingForward(model, packed), model.config.n_layer
     tokens = [packed.rows[-layers:] for texts in batches for _ in _feed(forward, selection, texts, context)]
-    there = most_streams(model.config, selection, context)
-    for segment, streams in zip(segments(model.config), there, strict=True):
+    most = most_streams(model.config, selection, context)
+    for segment, streams in zip(segments(model.config), most, strict=True):
         if segment.layers:
             computed = [rows[segment.layers.start] for rows in tokens]
             alone = sum(n <= 1 << segment.index for n in computed) / len(computed)
@@ -138,7 +138,9 @@ def _print_streams(model: Thoughtbubbles, selection: Selection, batches: list[Te
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", nargs="?", help="checkpoint folder (the one that ships)")
-    parser.add_argument("--text", type=Path, default=Path("LICENSE"), help="what is fed, as in training (%(default)s)")
+    parser.add_argument(
+        "--text", type=Path, default=Path("LICENSE"), help="text to feed, read as in training (%(default)s)"
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--contexts", type=int, nargs="+", default=[256])
     parser.add_argument("--ratio", type=float, help="κ / L (the model's own)")

@@ -42,7 +42,8 @@ from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import save_checkpoint
 from thoughtbubbles.server.app import create_app
-from thoughtbubbles.server.bridge.loading import ServedModel, load_model
+from thoughtbubbles.server.bridge.loading import load_model
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.lifecycle import listen, serve
 from thoughtbubbles.server.observe.logs import writing
 from thoughtbubbles.server.service import Service

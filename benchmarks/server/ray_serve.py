@@ -1,10 +1,10 @@
-"""What Ray Serve costs: processor time between client and engine, by process, beside the server without it.
+"""Processor time that Ray Serve spends between client and engine, by process, against the server alone.
 
     python -m benchmarks.server.ray_serve [--haproxy] [--clients 8] [--max-tokens 256] [--requests 200]
 
-First streams, whose tokens are counted, then requests of one token, answered whole. Processor time, not the clock: it
-says how many cores a fleet needs, and is the same on a machine that has other work. A replica's and the server's own
-is mostly the model's.
+First come streams, for the time a token; then requests of one token that are not streamed, for the time a request.
+Processor time says how many cores a fleet needs, and other work on the machine changes it little. Most of a replica's
+and of the server's is the model's.
 """
 
 import argparse
@@ -27,12 +27,12 @@ PROCESSES: Mapping[str, str] = {
     "router's memory": "^ray::PrefixTreeActor",
     "replica": "^ray::ServeReplica:thoughtbubbles:Replica",
 }
-"""By their titles."""
+"""Patterns of process titles."""
 ALONE: Mapping[str, str] = {"the server without it": ""}
 ENVIRONMENT = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 CLOCK = "clock"
 IDLE_SECONDS = 10.0
-"""How long each process is watched without work: what it takes then is not the work's."""
+"""Seconds without requests, whose processor time is subtracted."""
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
@@ -53,7 +53,7 @@ def _measure(address: str, session: int, processes: Mapping[str, str], args: arg
     """Print a row for each process."""
 
     def busy(work: Coroutine[Any, Any, None]) -> dict[str, float]:
-        """What `work` takes of each process, and the clock."""
+        """Return the processor time of each process during `work`, and the wall-clock time."""
         before = _seconds(session, processes)
         asyncio.run(work)
         return {name: seconds - before[name] for name, seconds in _seconds(session, processes).items()}
@@ -82,17 +82,17 @@ async def _send(address: str, clients: int, requests: int, max_tokens: int) -> N
 
 
 def _seconds(session: int, processes: Mapping[str, str]) -> dict[str, float]:
-    """Processor time that the processes of a session have spent, and the clock's."""
+    """Return the processor time of each process of a session so far, and the wall clock."""
     ps = ["ps", "-o", "pid=,args=", "-s", str(session)]
     listed = [line.split(maxsplit=1) for line in subprocess.check_output(ps, text=True).splitlines()]  # noqa: S603
     return {CLOCK: time.monotonic()} | {
-        name: sum(_spent(int(pid)) for pid, *told in listed if re.search(title, "".join(told)))
+        name: sum(_spent(int(pid)) for pid, *command in listed if re.search(title, "".join(command)))
         for name, title in processes.items()
     }
 
 
 def _spent(pid: int) -> float:
-    """Seconds in the program and in the kernel for it."""
+    """Return user and system seconds of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -100,7 +100,7 @@ def _spent(pid: int) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--haproxy", action="store_true", help="Ray's HAProxy in place of its proxies, and its fast path"
+        "--haproxy", action="store_true", help="use Ray's HAProxy instead of its proxies, and its fast path"
     )
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=256)

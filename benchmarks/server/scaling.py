@@ -1,9 +1,9 @@
-"""The arithmetic of docs/SCALING.md: what a fleet carries and costs, from what was measured of one server.
+"""The arithmetic of docs/SCALING.md: throughput and costs of a fleet, from measurements of one server.
 
     python -m benchmarks.server.scaling [--tokens-per-second 708] [--answer-tokens 256] [--batch 32]
 
---tokens-per-second is what one replica streams: take yours from benchmarks/results (http-cpu.txt has one CPU thread's).
-The bytes of a token and of the metrics are counted on a real server; what Ray costs is read from ray-serve-….txt.
+--tokens-per-second is the throughput of one replica: take yours from benchmarks/results (http-cpu.txt has one CPU
+thread's). Bytes of tokens and metrics are counted on a real server; Ray's costs are read from ray-serve-….txt.
 """
 
 import argparse
@@ -24,7 +24,7 @@ REPLICAS = (1, 10, 100, 1000)
 SCRAPE_SECONDS = 15
 """As in deploy/prometheus.yml."""
 FAILURES_A_DAY = 419 / 54 / 16384
-"""Of one GPU with all around it: the unexpected interruptions of Llama 3's training, 54 days on 16,384 H100 (arXiv
+"""Of one GPU and its machine: the unexpected interruptions of Llama 3's training, 54 days on 16,384 H100 (arXiv
 2407.21783, section 3.3.4)."""
 RESULTS = Path(__file__).parents[1] / "results"
 LARGE = ModelConfig(
@@ -35,10 +35,10 @@ LARGE = ModelConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What one server was seen to send."""
+    """What one server sends."""
 
     token_bytes: float
-    """Of a streamed token, the event that brings it."""
+    """Of the event of a streamed token."""
     series: int
     """Samples in /metrics."""
     page_bytes: int
@@ -46,18 +46,18 @@ class Server:
 
 
 def cache_bytes(config: ModelConfig, element_size: int) -> int:
-    """Bytes that the fork-state cache holds of a token at most: over segments, streams of a token x bytes of one."""
+    """Return the most bytes of the fork-state cache a token: over segments, streams of a token × bytes of a stream."""
     tokens = config.block_size
     streams = most_streams(config, Selection.of(config, "causal"), tokens)
-    held = sum(n * each.slot_bytes(config, element_size) for n, each in zip(streams, segments(config), strict=True))
-    return held // tokens
+    total = sum(n * each.slot_bytes(config, element_size) for n, each in zip(streams, segments(config), strict=True))
+    return total // tokens
 
 
 def main() -> None:
     """Print the tables."""
     args = _arguments()
     print(header())
-    server = _seen()
+    server = _measured()
     print("\none server")
     print(f"  bytes of a streamed token  {server.token_bytes:6.0f}")
     print(f"  series in /metrics         {server.series:6}")
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _fleet(replicas: int, server: Server, args: argparse.Namespace) -> dict[str, float]:
-    """What so many replicas carry and cost."""
+    """Return throughput and costs of so many replicas, by the name of the row."""
     tokens = replicas * args.tokens_per_second
     answers = tokens / args.answer_tokens
     failures = replicas * FAILURES_A_DAY
@@ -94,7 +94,7 @@ def _fleet(replicas: int, server: Server, args: argparse.Namespace) -> dict[str,
 
 
 def _cores(mode: str, tokens: float, answers: float, costs: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """How many cores this many a second keep busy before the replicas."""
+    """Return the cores that so many tokens and answers a second keep busy before they reach the replicas."""
 
     def busy(process: str) -> float:
         token, request = costs[process]
@@ -104,23 +104,23 @@ def _cores(mode: str, tokens: float, answers: float, costs: Mapping[str, tuple[f
     return {
         f"{mode}, cores: proxies": busy("proxy"),
         f"{blank}         ingresses": busy("ingress"),
-        # Asked once a request; what it seems to take of a token is what it does beside.
+        # Used once a request; its time a token is background work.
         f"{blank}         router's memory": answers * costs["router's memory"][1] / 1000,
     }
 
 
 def _costs(result: str) -> dict[str, tuple[float, float]]:
-    """Milliseconds of processor time a streamed token and a request, by process."""
+    """Return milliseconds of processor time a streamed token and a request, by process."""
     rows = re.findall(r"^([a-z][a-z' ]*?) +([\d.]+) +([\d.]+)$", (RESULTS / result).read_text(), re.MULTILINE)
     return {name: (float(token), float(request)) for name, token, request in rows}
 
 
-def _seen() -> Server:
-    """What a real server sends: one stream and its metrics after it."""
+def _measured() -> Server:
+    """Return what a real server sends: bytes of a stream and of the metrics after it."""
     tokens = 256
-    asked = {"prompt": "The river", "max_tokens": tokens, "ignore_eos": True, "stream": True, "seed": 1}
+    body = {"prompt": "The river", "max_tokens": tokens, "ignore_eos": True, "stream": True, "seed": 1}
     with serving() as (address, _):
-        streamed = httpx.post(f"{address}/v1/completions", json=asked, timeout=600).content
+        streamed = httpx.post(f"{address}/v1/completions", json=body, timeout=600).content
         page = httpx.get(f"{address}/metrics").content
     series = len(re.findall(rb"^[^#\n]", page, re.MULTILINE))
     return Server(token_bytes=len(streamed) / tokens, series=series, page_bytes=len(page))

@@ -1,18 +1,18 @@
-"""What scoring prompts adds to the memory of a server, against a bound in bytes; it must hold, or this fails.
+"""Memory that scoring prompts adds to a server, checked against a bound in bytes.
 
     python -m benchmarks.server.scoring_memory [--clients 32] [--prompt-tokens 2048] [--vocabulary 50304] [--top 20]
 
-All clients ask a real server, at the same time, for the log-probabilities of a prompt of their own, each with the
-likeliest tokens beside it, and for a few tokens more, so that every prompt has been scored before an answer is written.
-What scoring adds is the server's peak of resident memory less the peak for the same prompts unscored. With C clients, P
-tokens in each prompt, K likeliest tokens and a vocabulary of V, the bound is the sum of
+All clients at once request the log-probabilities of a prompt of their own, with the likeliest tokens at each position,
+and a few new tokens, so that every prompt is scored before an answer is written. Scoring adds the server's peak of
+resident memory less the peak for the same prompts unscored. The command fails if that exceeds the bound. With C
+clients, P tokens in each prompt, K likeliest tokens and a vocabulary of V, the bound is the sum of
 
     logits      2 · 128 · V · 4           of one part of one prompt (engine/scoring.py)
     kept        C · P · (4 + 8K)          numbers, until the answer is written (engine/prompt_report.py)
-    written     P · (K + 1) · 320         Python's objects of the one answer that becomes JSON just now
-    on the way  C · P · (K + 1) · 64      JSON, and the copy that a socket keeps of what the client has not yet read
+    written     P · (K + 1) · 320         Python objects of the one answer that is being written as JSON
+    on the way  C · P · (K + 1) · 64      JSON, and a socket's copy of what the client has not read yet
 
-Beside it stands what one prompt adds, in a process of its own, when all its logits are made at once. Linux only.
+For comparison it prints what one prompt adds if all its logits are computed at once. Linux only.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokeniz
 
 WIDTH = 32
 ANSWER = 8
-"""Tokens that each client gets besides: no answer is written before all prompts have been scored."""
+"""New tokens of each request: no answer is written before all prompts have been scored."""
 MIB = 1 << 20
 ROUNDS = 3
 CACHE_BYTES = 256 * MIB
@@ -49,18 +49,18 @@ class Memory:
         self._folder = Path("/proc", str(process))
 
     def reset(self) -> None:
-        """Forget the peak so far."""
+        """Start a new peak."""
         (self._folder / "clear_refs").write_text("5")
 
     def peak(self) -> int:
-        """The most since `reset`."""
+        """Return the peak since `reset`."""
         found = re.search(r"VmHWM:\s*(\d+) kB", (self._folder / "status").read_text())
-        assert found, "Linux tells it of every process that lives"
+        assert found, "Linux reports VmHWM of every running process"
         return 1024 * int(found[1])
 
 
 def main() -> None:
-    """Print the table, and fail when the bound does not hold."""
+    """Print the table; exit with 1 if the bound does not hold."""
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         _make_checkpoint(folder, args.vocabulary, args.prompt_tokens + ANSWER)
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _bound(args: argparse.Namespace) -> dict[str, int]:
-    """The most that scoring may add, in bytes."""
+    """Return the parts of the bound, in bytes."""
     answer = args.prompt_tokens * (args.top + 1)
     return {
         "logits": 2 * TOKENS_AT_ONCE * args.vocabulary * 4,
@@ -97,7 +97,7 @@ def _bound(args: argparse.Namespace) -> dict[str, int]:
 
 
 def _make_checkpoint(folder: str, vocabulary: int, context: int) -> None:
-    """A small random model of a large vocabulary."""
+    """Write a small random model with a large vocabulary."""
     torch.manual_seed(0)
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [b"%04x" % number for number in range(vocabulary - 1 - len(tokens))]
@@ -125,7 +125,7 @@ def _peak(address: str, memory: Memory, args: argparse.Namespace, top: int | Non
 
 @torch.inference_mode()
 def _whole_logits(checkpoint: str, tokens: int, top: int) -> int:
-    """What one prompt adds when all its logits are made at once, in bytes."""
+    """Return the bytes that one prompt adds if all its logits are computed at once."""
     set_threads(1)
     loaded, memory = load_checkpoint(checkpoint), Memory()
     ids = torch.randint(loaded.tokenizer.vocab_size, (1, tokens))

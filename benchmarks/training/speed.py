@@ -98,7 +98,7 @@ def await_turn(windows: Tensor) -> Tensor:
     global _turn  # noqa: PLW0603 - the lock is the process's
     if _turn is None:
         compiled = time.monotonic()
-        lock = Path(os.environ["TURN"]).open("w")  # noqa: SIM115 - held until the process ends
+        lock = Path(os.environ["TURN"]).open("w")  # noqa: SIM115 - closed when the process exits
         fcntl.flock(lock, fcntl.LOCK_EX)
         _turn = _Turn(lock, compiled)
     return windows.clone()
@@ -261,7 +261,7 @@ def _profile(learn: TrainStep, windows: Tensor, device: torch.device) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--recipe", choices=RECIPES, help="whose shape and training (the 124M shape)")
+    parser.add_argument("--recipe", choices=RECIPES, help="recipe of model and training (the 124M shape)")
     parser.add_argument("--timed-steps", type=int, default=8, help="in one timing (%(default)s)")
     parser.add_argument("--case", help="run this one in this process; the command starts a process for each")
     parser.add_argument("--out", type=Path, default=Path("runs/train-cases"), help="folder for outputs (%(default)s)")

@@ -57,8 +57,8 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler is told of this replica beside Serve's own count of its requests."""
-        census = self._service.metrics.meter.census
-        return {} if census is None else {"num_requests_waiting": float(census.stats.num_requests_waiting)}
+        snapshot = self._service.metrics.meter.snapshot
+        return {} if snapshot is None else {"num_requests_waiting": float(snapshot.stats.num_requests_waiting)}
 
     async def __del__(self) -> None:
         await self._lifespan.shutdown()

@@ -1,4 +1,4 @@
-"""The figure of docs/FORK_STATE_CACHE.md: what the cache holds of a real text, and how a prefix of it is shared.
+"""Draw the figure of docs/FORK_STATE_CACHE.md: cached streams of a real text, and how a prefix is shared.
 
 python -m docs.figures.fork_state_cache [TEXT] [--out docs/fork-state-cache]     (needs matplotlib: the extra `plots`)
 """
@@ -23,7 +23,7 @@ RATIO = 1.5
 PAGE = 8
 """Streams of a page, in the figure."""
 CUT = 6
-"""Tokens that another request begins with."""
+"""Length of the prefix that another request shares."""
 THEMES = {
     "light": {"ink": "#1f2328", "faint": "#8c959f", "original": "#54749c", "fork": "#a9c5e8", "new": "#e8833a"},
     "dark": {"ink": "#e6edf3", "faint": "#848d97", "original": "#5b80b0", "fork": "#2f4a6d", "new": "#e8833a"},
@@ -36,9 +36,9 @@ class Row:
 
     layers: range
     tokens: list[int]
-    """The token of each stream, from left to right."""
+    """Token of each stream, from left to right."""
     survivors: set[int] | None
-    """Of the candidates 2i and 2i + 1 of each stream i those that live on; None where nothing forks after."""
+    """Surviving candidates, of 2i and 2i + 1 for each stream i; None if no fork follows."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def draw(texts: list[str], rows: list[Row], theme: dict[str, str]) -> Figure:
-    """Segments from top to bottom, tokens from left to right; below them the pages of the second segment."""
+    """Return the figure: segments from top to bottom, tokens from left to right, then pages of the second segment."""
     mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 8, "text.color": theme["ink"], "svg.hashsalt": "0"})
     figure, axes = plt.subplots(figsize=(10.5, 6.4))
     starts = _columns(rows, len(texts))
@@ -83,7 +83,7 @@ def _rows(tokens: int, forks: Sequence[Fork], layers: int) -> list[Row]:
 
 
 def _columns(rows: list[Row], tokens: int) -> list[float]:
-    """Where each token begins, and where the last ends: as wide as its widest bubble."""
+    """Return where each token begins and the last ends; a token is as wide as its widest bubble."""
     starts = [0.0]
     for token in range(tokens):
         starts.append(starts[-1] + max(row.tokens.count(token) for row in rows) + 0.8)
@@ -91,7 +91,7 @@ def _columns(rows: list[Row], tokens: int) -> list[float]:
 
 
 def _segment(axes: Axes, y: float, row: Row, starts: list[float], theme: dict[str, str]) -> None:
-    """A square for each stream; below it its two candidates, the fork copy and itself kept."""
+    """Draw a square for each stream; below it its two candidates, the fork copy and the original kept."""
     layers = f"layers {row.layers[0]}–{row.layers[-1]}" if len(row.layers) > 1 else f"layer {row.layers[0]}"
     axes.text(-1, y + 0.4, f"{layers}: keys, values\nof {len(row.tokens)} streams", ha="right", va="center")
     for i, token in enumerate(row.tokens):
@@ -119,7 +119,7 @@ def _legend(axes: Axes, y: float, theme: dict[str, str]) -> None:
 
 
 def _pages(axes: Axes, y: float, tokens: list[int], theme: dict[str, str]) -> None:
-    """Two requests' pages of one segment, of which the second has all but what differs from the first."""
+    """Draw one segment's pages of two requests, the second of which shares a prefix with the first."""
     cut = sum(token < CUT for token in tokens)
     whole = cut // PAGE * PAGE
     axes.text(-8, y + 0.2, "pages of one segment: where the second row's streams lie", fontsize=9)

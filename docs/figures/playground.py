@@ -1,8 +1,8 @@
-"""The pictures of the playground in the README, of the checkpoint that ships.
+"""Take the README's screenshots of the playground with the shipped checkpoint.
 
 python -m docs.figures.playground [--out docs/images]     (needs the extras `test` and `plots`, and Chromium)
 
-The page takes the fonts of the machine: with Debian's fonts-inter and fonts-noto-core it looks as in the repository.
+The page uses the fonts of the machine: the committed pictures have Debian's fonts-inter and fonts-noto-core.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from benchmarks.server.serving import serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOURS = 160
-"""Of a picture: enough for a page of few, and well under half of the bytes."""
+"""Colours of a picture: enough for this page, in less than half of the bytes."""
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
 def main() -> None:
-    """Open the page on four devices, ask for the same answer, and save what is seen."""
+    """Open the page on four devices, request the same completion, and save the screenshots."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     out = parser.parse_args().out
@@ -33,13 +33,13 @@ def main() -> None:
     with serving() as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path)
         for name, (device, look) in PICTURES.items():
-            seen = picture(browser, address, device, look).screenshot()
-            save(seen, out / f"playground-{name}.png")
+            screenshot = picture(browser, address, device, look).screenshot()
+            save(screenshot, out / f"playground-{name}.png")
         browser.close()
 
 
 def picture(browser: Browser, address: str, device: dict[str, Any], look: Callable[[Page], None]) -> Page:
-    """The page with its answer, after `look`."""
+    """Return the page after `look` has used it."""
     page = browser.new_page(device_scale_factor=2, reduced_motion="reduce", **device)
     page.goto(address)
     page.locator("#model", has_text="parameters").wait_for()
@@ -48,32 +48,32 @@ def picture(browser: Browser, address: str, device: dict[str, Any], look: Callab
 
 
 def save(png: bytes, path: Path) -> None:
-    """Write a picture small."""
+    """Write a picture with few colours."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def write(page: Page) -> None:
-    """Ask for an answer and wait for its end."""
+    """Request a completion and wait for its end."""
     page.click("text=Complete")
     page.locator("#status", has_text="Done").wait_for()
 
 
 def one(page: Page) -> None:
-    """One answer, and the card of a token with many streams."""
+    """Request a completion and open the card of the token with the most streams."""
     write(page)
     streams = page.locator("rect").evaluate_all("(bars) => bars.map((bar) => bar.height.baseVal.value)")
     page.locator(".token").nth(len(streams) - 1 - streams[::-1].index(max(streams))).focus()
 
 
 def short(page: Page) -> None:
-    """As `one`, of fewer words."""
+    """Do as `one`, with fewer tokens."""
     page.fill("#max_tokens", "30")
     one(page)
 
 
 def beside(page: Page) -> None:
-    """Without forks and with them."""
+    """Request completions without forks and with forks, side by side."""
     page.check("text=Two ratios side by side")
     page.fill("#ratio-1", "0")
     page.fill("#ratio-2", "4")

@@ -1,4 +1,4 @@
-"""The picture of `thoughtbubbles generate` in the README, from what the command really shows.
+"""Draw the terminal window of the README from the output of `thoughtbubbles generate`.
 
 python -m docs.figures.terminal [PROMPT] [--seed 3] [--out docs/terminal.svg]
 """
@@ -19,25 +19,25 @@ PROMPT = "The Congress shall have power to lay and collect taxes."
 
 
 def main() -> None:
-    """Run the command and draw its window."""
+    """Run the command and write the picture."""
     args = _arguments()
-    asked = ["generate", args.prompt, "--temperature", "0.8", "--seed", str(args.seed), "--max-tokens", "100"]
+    words = ["generate", args.prompt, "--temperature", "0.8", "--seed", str(args.seed), "--max-tokens", "100"]
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="256")
-    console.print(Text.from_ansi(f"$ {shlex.join(['thoughtbubbles', *asked])}\n{_shown(asked)}"))
-    args.out.write_text(_alone(console.export_svg(title="thoughtbubbles")), encoding="utf-8")
+    console.print(Text.from_ansi(f"$ {shlex.join(['thoughtbubbles', *words])}\n{_output(words)}"))
+    args.out.write_text(_without_fonts(console.export_svg(title="thoughtbubbles")), encoding="utf-8")
 
 
-def _shown(asked: list[str]) -> str:
-    """What the command writes to a terminal with 256 colours."""
+def _output(words: list[str]) -> str:
+    """Return what the command prints to a terminal with 256 colours."""
     terminal = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | terminal
-    command = [sys.executable, "-m", "thoughtbubbles", *asked]
+    command = [sys.executable, "-m", "thoughtbubbles", *words]
     done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)  # noqa: S603 (our own)
     return done.stdout
 
 
-def _alone(svg: str) -> str:
-    """The picture without the fonts that it would fetch from elsewhere."""
+def _without_fonts(svg: str) -> str:
+    """Return the picture without links to web fonts."""
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")
 
 

@@ -1,1 +1,1 @@
-"""The fork-state cache: pages, the ledger of who holds them, and the index of cached prefixes. Knows no request."""
+"""The fork-state cache: pages, the ledger of sequences, and the index of cached prefixes. It knows no request."""

@@ -1,10 +1,11 @@
-"""The fork-state cache: all that the causal rule lets a request keep of the tokens it has seen.
+"""The fork-state cache: what later tokens of a request need of its earlier ones under the causal rule.
 
-For each request and segment the cache holds, in pages of a fixed pool, the keys and values of its live streams at
-every layer of the segment, and the grid scores of the two candidates that each stream made at the fork which ends the
-segment, the deleted ones too. What `causal` gives a token never changes afterwards (SPEC.md, "Selection rules"), so
-nothing here is ever revised, and what one request leaves serves any other that begins with the same tokens under the
-same budget: whole pages are shared by count, and of one that is cut a copy is made.
+For each request and segment the cache has pages from a fixed pool. They store the keys and values of its live streams
+at every layer of the segment, and the grid scores of both candidates that each stream made at the fork after the
+segment; scores of deleted candidates are kept as well, hence *fork-state* cache. The streams of a token never change
+under `causal` (SPEC.md, "Selection rules"), so nothing here is revised, and a request can start from the cached prefix
+of any other with the same first tokens and the same budget: whole pages are shared by reference count, a page that the
+prefix ends in is copied.
 
 Letters: R requests, G segments, U tokens.
 """
@@ -27,14 +28,14 @@ from thoughtbubbles.model import ModelConfig, Selection, budget
 
 
 def segments(config: ModelConfig) -> list[Segment]:
-    """The segments of a model, one more than it has fork layers."""
+    """Return the segments of a model, one more than it has fork layers."""
     bounds = [0, *config.fork_layers, config.n_layer]
     last = len(config.fork_layers)
     return [Segment(i, range(a, b), forks_after=i < last) for i, (a, b) in enumerate(pairwise(bounds))]
 
 
 def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list[int]:
-    """The most streams that `tokens` tokens have in each segment: every fork doubles them, under the rule's budget."""
+    """Return the most streams of `tokens` tokens in each segment: every fork doubles them, up to the rule's budget."""
     streams = [tokens * config.copies]
     for _ in config.fork_layers:
         streams.append(selection.capacity(tokens, streams[-1]))
@@ -43,29 +44,29 @@ def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list
 
 @dataclass(frozen=True)
 class Prefix:
-    """The beginning of a cached state that a request may start from."""
+    """A prefix of a cached state that a request may start from."""
 
     source: ForkState
     state: ForkState
-    """What of it would be shared: its tokens and streams up to the cut, and its whole pages."""
+    """The part of it to share: tokens and streams up to the cut, and whole pages."""
 
 
 @dataclass(frozen=True)
 class CacheUse:
-    """How full the cache is with what running requests hold; the rest is free, or can be had for the asking."""
+    """How much of the cache running requests use; the rest is free or evictable."""
 
     streams: int
-    """Live streams held, over all segments."""
+    """Live streams cached for running requests, over all segments."""
     bytes: int
-    """Bytes of the pages that are held."""
+    """Bytes of their pages."""
     ratio: float
-    """Share of its pages that the fullest segment has given out, 0 … 1."""
+    """Share of pages in use in the fullest segment, 0 … 1."""
 
 
 class ForkCache:
-    """Pages for every running request. Where `fits` says yes and `evict` has run, `open`, `reserve` and `grow` succeed.
+    """Pages for every running request. After `fits` was true and `evict` ran, `open`, `reserve` and `grow` succeed.
 
-    What requests leave is retained as prefixes for others, until its pages are needed.
+    States of finished requests are retained as prefixes for others until their pages are needed.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class ForkCache:
         requests: int = 32,
         retain: bool = True,
     ) -> None:
-        """Pages of `total_bytes` together, on the device and in the type of `like`; `retain` whether to share prefixes.
+        """Allocate pages of `total_bytes` together, on the device and with the dtype of `like`.
 
-        At most so many `requests` run at once, each of at most `max_tokens`.
+        At most `requests` requests run at once, each of at most `max_tokens` tokens. `retain` turns on prefix caching.
 
-        `ValueError` naming `cache_bytes` when not one request of `max_tokens` at the model's ratio would fit.
+        Raises `ValueError` naming `cache_bytes` if one request of `max_tokens` at the model's ratio does not fit.
         """
         self.config = config
         self.total_bytes = total_bytes
@@ -101,16 +102,16 @@ class ForkCache:
         widest = [min(segment.pages, -(-(max_tokens * config.copies << i) // page_size))
                   for i, segment in enumerate(self.segments)]  # fmt: skip
         self.ledger = Ledger.empty(requests, max_tokens, widest)
-        """Of the requests that run."""
+        """One row for each running request."""
         self._vacant = list(range(requests))
         self._open: dict[int, ForkState] = {}  # by row
-        self._openings = count(1)
+        self._generations = count(1)
         self._retain = retain
-        self._retained: dict[ForkState, None] = {}  # the longest unused first
+        self._retained: dict[ForkState, None] = {}  # least recently used first
         self._index: PrefixIndex[ForkState] = PrefixIndex()
 
     def find(self, selection: Selection, ids: Sequence[int]) -> Prefix | None:
-        """The longest beginning of `ids` that a state holds under this budget."""
+        """Return the longest cached prefix of `ids` under this budget, or None."""
         found = self._index.find(selection.max_block_size, ids)
         if found is None:
             return None
@@ -119,25 +120,25 @@ class ForkCache:
         return Prefix(source, ForkState(source.ledger.cut(source.row, tokens, whole)))
 
     def open(self, selection: Selection, prefix: Prefix | None = None) -> ForkState:
-        """A state to extend: empty, or with the tokens of a prefix, for which the pages must be there."""
+        """Return a new state: empty, or with the tokens of a prefix, for which pages must be free."""
         state = ForkState(self.ledger, self._vacant.pop())
         self._open[state.row] = state
-        self.ledger.opening[state.row] = next(self._openings)
+        self.ledger.generation[state.row] = next(self._generations)
         self.ledger.kappa[state.row] = selection.max_block_size
         if prefix:
             self._share(prefix, state)
         return state
 
     def close(self, states: Sequence[ForkState]) -> None:
-        """Their requests run no more. Others can have the pages from now on; until then the tokens can be found."""
+        """Close the states of requests that no longer run. Retain them as prefixes until their pages are evicted."""
         assert all(self._open.get(state.row) is state for state in states), "closed twice"
         ledger, rows = self.ledger, _rows(states)
-        held = ledger.pages[rows]
+        allocated = ledger.pages[rows]
         retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
-        used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were but reserved
-        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(held), held), strict=True):
+        used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were reserved only
+        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), allocated), strict=True):
             segment.retire(pages)
-        for segment, pages in zip(self.segments, self._pages(rows, used, held), strict=True):
+        for segment, pages in zip(self.segments, self._pages(rows, used, allocated), strict=True):
             segment.release(pages)
         ledger.pages[rows] = used
         for state, kept in zip(states, retained.tolist(), strict=True):
@@ -151,25 +152,25 @@ class ForkCache:
         ledger.vacate(rows)
 
     def clear(self) -> None:
-        """Evict all that is retained."""
+        """Evict every retained state."""
         for state in list(self._retained):
             self._drop(state)
 
     def pages_needed(self, selection: Selection, tokens: int, state: ForkState | None = None) -> list[int]:
-        """The pages of each segment that a request may take to grow to `tokens` tokens, beyond those of `state`."""
+        """Return the pages of each segment that a request may need up to `tokens` tokens, beyond those of `state`."""
         if state is None:
             return [-(-n // self.page_size) for n in most_streams(self.config, selection, tokens)]
         needed: list[list[int]] = self._lacking(state.ledger, _rows([state]), [tokens]).tolist()
         return needed[0]
 
     def all_needed(self, states: Sequence[ForkState], tokens: Sequence[int]) -> Indices:
-        """(R,G) `pages_needed` of states that run, each to grow to so many tokens."""
+        """Return `pages_needed` of open states (R,G), each up to its number of tokens (R,)."""
         return self._lacking(self.ledger, _rows(states), tokens)
 
     def reserve(self, states: Sequence[ForkState], tokens: ArrayLike) -> Indices:
-        """Take the pages that states may need to grow to so many `tokens` (R,) each, before it is known how many do.
+        """Allocate the pages that states may need up to `tokens` tokens (R,) each, before their streams are known.
 
-        Returns (R,G) the streams that they are taken for.
+        Returns the most streams (R,G) that those tokens may have.
         """
         rows = _rows(states)
         most = self._may_have(self.ledger, rows, tokens)
@@ -177,19 +178,19 @@ class ForkCache:
         return most
 
     def most_needed(self, requests: int, tokens: int = 2) -> list[int]:
-        """Return pages of each segment that are enough for `tokens` more tokens of any so many requests."""
+        """Return pages of each segment that suffice for `tokens` more tokens of any `requests` requests."""
         most = [tokens * self.config.copies << i for i in range(len(self.segments))]
         return [requests * (-(-n // self.page_size) + 1) for n in most]  # each request's last page may be full
 
     def fits(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> bool:
-        """Return whether all these needs of pages can be met together, once `evict` with the same arguments has run."""
+        """Return whether all these needs of pages can be met at once, after `evict` with the same arguments."""
         available = [pages.pages - pages.live for pages in self.segments]
         if keep:
             available = [n - kept for n, kept in zip(available, self._idle(keep.source), strict=True)]
         return all(map(le, _sum(needs), available))
 
     def evict(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> None:
-        """Evict what is longest unused, but not the source of `keep`, until the pages of all these needs are free."""
+        """Evict the least recently used states, but not the source of `keep`, until pages for all needs are free."""
         needed = _sum(needs)
         if self._free(needed):
             return
@@ -200,12 +201,12 @@ class ForkCache:
         raise AssertionError("evicted without asking whether it fits")
 
     def ever_fits(self, selection: Selection, tokens: int) -> bool:
-        """Whether an empty cache could hold so many tokens of a request."""
+        """Return whether an empty cache has enough pages for `tokens` tokens of one request."""
         most = most_streams(self.config, selection, tokens)
         return all(n <= pages.pages * self.page_size for pages, n in zip(self.segments, most, strict=True))
 
     def grow(self, state: ForkState, segment: int, ends: Sequence[int]) -> None:
-        """Make room in a segment for the streams of more tokens, told as streams up to each token."""
+        """Allocate pages in a segment for the streams of more tokens; `ends` are the streams up to each token."""
         ledger, row, tokens = self.ledger, state.row, state.tokens
         if ledger.pages[row, segment] * self.page_size < ends[-1]:
             self._grow(_rows([state]), ends[-1] * (np.arange(len(self.segments)) == segment))
@@ -213,9 +214,9 @@ class ForkCache:
         ledger.streams[row, segment] = ends[-1]
 
     def extend(self, state: ForkState, ids: Sequence[int], ends: Numbers | None = None) -> None:
-        """Note U tokens whose streams every segment now holds; from here on they can be found.
+        """Append U tokens whose streams are stored in every segment. From now on they can be found as a prefix.
 
-        The streams up to each were told to `grow`, or are `ends` (G,U), whose pages were reserved.
+        The streams up to each token were passed to `grow`, or are `ends` (G,U) if the pages were reserved.
         """
         tokens = state.tokens
         if ends is not None:
@@ -227,12 +228,12 @@ class ForkCache:
             self._index.grow(state.kappa, state)
 
     def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
-        """Note a token of each open state, told by rows (R,), and the streams (R,G) that it then has in each segment.
+        """Append a token to each open state, given by ledger row (R,), with its streams up to that token, `ends` (R,G).
 
-        The pages were reserved. Returns (R,) the streams of each token after the last fork layer.
+        The pages were reserved. Returns the streams (R,) of each token after the last fork layer.
         """
         before = self.ledger.streams[rows, -1]
-        self.ledger.note(rows, ids, ends)
+        self.ledger.append(rows, ids, ends)
         if self._retain:
             for row in rows[self.ledger.tokens[rows] % BLOCK == 0].tolist():
                 self._index.grow(self._open[row].kappa, self._open[row])
@@ -240,7 +241,7 @@ class ForkCache:
         return computed
 
     def use(self) -> CacheUse:
-        """How full the cache is now."""
+        """Return how much of the cache running requests use."""
         return CacheUse(
             streams=int(self.ledger.streams.sum()),
             bytes=sum(pages.live * pages.page_bytes for pages in self.segments),
@@ -248,20 +249,22 @@ class ForkCache:
         )
 
     def check_integrity(self) -> None:
-        """Assert that pages are held by open and retained states, and by each no more than its streams need."""
+        """Assert that every page is counted for the states that have it, and that no state has more than it needs."""
         running = self._open.values()
-        assert sorted([*self._open, *self._vacant]) == list(range(len(self.ledger.opening))), "rows lost or held twice"
-        assert np.flatnonzero(self.ledger.opening).tolist() == sorted(self._open), "rows that nobody has"
+        rows = list(range(len(self.ledger.generation)))
+        assert sorted([*self._open, *self._vacant]) == rows, "rows lost or used twice"
+        assert np.flatnonzero(self.ledger.generation).tolist() == sorted(self._open), "rows without a state"
         for i, pages in enumerate(self.segments):
             pages.check([state.pages(i) for state in running], [state.pages(i) for state in self._retained])
             for state in (*running, *self._retained):
                 unused = len(state.pages(i)) - -(-state.streams(i) // self.page_size)
-                assert unused == 0 or (unused > 0 and state in running), f"segment {i}: pages without streams"
-                ends = [0, *state.ledger.ends[state.row, i, : state.tokens]]
-                assert ends[-1] == state.streams(i), f"segment {i}: tokens missing"
+                reserved = self._open.get(state.row) is state
+                assert unused == 0 or (unused > 0 and reserved), f"segment {i}: pages without streams"
+                last = state.ledger.ends[state.row, i, state.tokens - 1] if state.tokens else 0
+                assert last == state.streams(i), f"segment {i}: tokens missing"
 
     def _may_have(self, ledger: Ledger, rows: Indices, tokens: ArrayLike) -> Indices:
-        """(R,G) the most streams that these rows have once they have grown to so many tokens (R,)."""
+        """Return the most streams (R,G) that these rows can have at `tokens` tokens (R,)."""
         copies = np.multiply(tokens, self.config.copies)
         limit = np.maximum(copies, budget(np.asarray(tokens), ledger.kappa[rows], self.config.block_size))
         added = copies - ledger.tokens[rows] * self.config.copies
@@ -270,7 +273,7 @@ class ForkCache:
         return most
 
     def _lacking(self, ledger: Ledger, rows: Indices, tokens: ArrayLike) -> Indices:
-        """(R,G) the pages that these rows may take to grow to so many tokens (R,)."""
+        """Return the pages (R,G) that these rows may need beyond their own up to `tokens` tokens (R,)."""
         lacking: Indices = self._pages_for(self._may_have(ledger, rows, tokens)) - ledger.pages[rows]
         return lacking.clip(0)
 
@@ -278,49 +281,49 @@ class ForkCache:
         return -(-streams // self.page_size)
 
     def _pages(self, rows: Indices, since: Indices, until: Indices) -> list[Numbers]:
-        """The pages of each segment that these rows have from `since` (R,G) on, before `until` (R,G)."""
-        row, column, ends = self.ledger.places(rows, since, until)
+        """Return, for each segment, pages number `since` (R,G) to `until` (R,G) of these rows."""
+        row, column, ends = self.ledger.cells(rows, since, until)
         pages = self.ledger.table[row, column]
         return [pages[begin:end] for begin, end in pairwise([0, *ends])]
 
     def _grow(self, rows: Indices, streams: Indices) -> None:
-        """Add pages to those of these rows (R,), until they hold so many streams (R,G)."""
+        """Allocate pages to these rows (R,) until they have enough for `streams` streams (R,G)."""
         ledger = self.ledger
-        held = ledger.pages[rows]
-        until = np.maximum(held, self._pages_for(streams))
-        row, column, ends = ledger.places(rows, held, until)
+        allocated = ledger.pages[rows]
+        until = np.maximum(allocated, self._pages_for(streams))
+        row, column, ends = ledger.cells(rows, allocated, until)
         for segment, first, begin, end in zip(self.segments, ledger.begin, [0, *ends], ends, strict=False):
             if end > begin:
-                segment.take(ledger.table, row[begin:end], column[begin:end], first)
+                segment.allocate(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
 
     def _free(self, needed: Sequence[int]) -> bool:
-        """Return whether so many pages of each segment are free now."""
+        """Return whether `needed` pages of each segment are free now."""
         return all(map(le, needed, [pages.free for pages in self.segments]))
 
     def _idle(self, state: ForkState) -> list[int]:
-        """Return the number of a state's pages in each segment that no running request has."""
-        return [pages.count_idle(state.ledger.held(state.row, i)) for i, pages in enumerate(self.segments)]
+        """Return the number of a state's pages in each segment that no running request uses."""
+        return [pages.count_idle(state.ledger.pages_of(state.row, i)) for i, pages in enumerate(self.segments)]
 
     def _share(self, prefix: Prefix, state: ForkState) -> None:
-        """Begin a state with a prefix's streams: whole pages shared, the one that was cut copied."""
+        """Start a state from a prefix: share its whole pages, and copy the page that the prefix ends in."""
         self.ledger.paste(state.row, prefix.state.ledger)
         for i, segment in enumerate(self.segments):
-            segment.share(prefix.state.ledger.held(0, i))
+            segment.share(prefix.state.ledger.pages_of(0, i))
         self._grow(_rows([state]), self.ledger.streams[[state.row]])
         for i, segment in enumerate(self.segments):
             whole, own = len(prefix.state.pages(i)), state.pages(i)
             if len(own) > whole:
                 segment.copy(prefix.source.pages(i)[whole], to=own[whole])
         self._index.grow(state.kappa, state)
-        if prefix.source in self._retained:  # used again, so the last to be evicted
+        if prefix.source in self._retained:  # most recently used
             self._retained[prefix.source] = self._retained.pop(prefix.source)
 
     def _drop(self, state: ForkState) -> None:
         del self._retained[state]
         self._index.remove(state)
         for i, segment in enumerate(self.segments):
-            segment.release(state.ledger.held(state.row, i))
+            segment.release(state.ledger.pages_of(state.row, i))
 
 
 def _rows(states: Sequence[ForkState]) -> Indices:
@@ -328,5 +331,5 @@ def _rows(states: Sequence[ForkState]) -> Indices:
 
 
 def _sum(needs: Sequence[Sequence[int]]) -> list[int]:
-    """Return the pages of each segment that all of these need together."""
+    """Return the sum of needs for each segment."""
     return [sum(need) for need in zip(*needs, strict=True)]

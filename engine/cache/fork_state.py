@@ -1,4 +1,4 @@
-"""What the fork-state cache holds of one sequence."""
+"""The state of one sequence in the fork-state cache."""
 
 from dataclasses import dataclass
 
@@ -7,34 +7,34 @@ from thoughtbubbles.engine.cache.ledger import Ledger
 
 @dataclass(eq=False)
 class ForkState:
-    """A row of a ledger: the running requests' while its request runs, one of its own from then on."""
+    """A row of a ledger: the cache's while its request runs, its own ledger of one row from then on."""
 
     ledger: Ledger
     row: int = 0
     spoilt: bool = False
-    """Whether it has what no other request may start from."""
+    """Whether no other request may start from it, as its values are NaN or infinite."""
 
     @property
     def kappa(self) -> int:
-        """κ of the budget that chose its streams; under another they would be others."""
+        """κ of the budget that its streams were selected under."""
         return int(self.ledger.kappa[self.row])
 
     @property
     def tokens(self) -> int:
-        """Tokens held."""
+        """Cached tokens."""
         return int(self.ledger.tokens[self.row])
 
     @property
     def ids(self) -> list[int]:
-        """Its tokens."""
+        """Ids of the cached tokens."""
         ids: list[int] = self.ledger.ids[self.row, : self.tokens].tolist()
         return ids
 
     def pages(self, segment: int) -> list[int]:
-        """Its pages in a segment, in stream order."""
-        pages: list[int] = self.ledger.held(self.row, segment).tolist()
+        """Return its pages in a segment, in stream order."""
+        pages: list[int] = self.ledger.pages_of(self.row, segment).tolist()
         return pages
 
     def streams(self, segment: int) -> int:
-        """Live streams held in a segment."""
+        """Return the number of its streams in a segment."""
         return int(self.ledger.streams[self.row, segment])

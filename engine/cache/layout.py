@@ -1,4 +1,4 @@
-"""Rows of several groups, laid end to end: the streams of requests, or of tokens. The host keeps count of them.
+"""Rows of several groups laid end to end, such as the streams of requests or of tokens, counted on the host.
 
 Letters: G groups, S rows of all of them, M rows of the largest.
 """
@@ -20,22 +20,22 @@ class Layout:
     counts: Indices
     """(G,) rows of each group."""
     ends: Indices
-    """(G,) where each group's rows end."""
+    """(G,) end of each group's rows."""
     group: Indices
     """(S,) the group of each row."""
     place: Indices
-    """(S,) its place among the group's rows."""
+    """(S,) its index among the group's rows."""
 
     @classmethod
     def of(cls, counts: Sequence[int] | Indices) -> "Layout":
-        """The layout of so many rows for each group."""
+        """Return the layout of groups with these numbers of rows."""
         sizes = np.asarray(counts)
         ends = sizes.cumsum()
         group = np.arange(len(sizes)).repeat(sizes)
         return cls(sizes, ends, group, np.arange(len(group)) - (ends - sizes)[group])
 
     def pad(self, packed: NDArray[Any], fill: int) -> NDArray[Any]:
-        """(G,M,…) side by side from (S,…) end to end; `fill` where a group has no row."""
+        """Return (G,M,…) from (S,…), padded with `fill`."""
         if len(self.counts) == 1:
             return packed[None]
         padded = np.full((len(self.counts), self.counts.max(), *packed.shape[1:]), fill, packed.dtype)
@@ -43,6 +43,6 @@ class Layout:
         return padded
 
     def pack(self, padded: NDArray[Any]) -> NDArray[Any]:
-        """(S,…) end to end from (G,M,…) side by side."""
+        """Return (S,…) from padded (G,M,…)."""
         packed: NDArray[Any] = padded[0] if len(self.counts) == 1 else padded[self.group, self.place]
         return packed

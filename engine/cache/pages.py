@@ -1,6 +1,6 @@
-"""The pages of one segment: where keys, values and candidate scores of live streams are kept.
+"""The pages of one segment: keys, values and candidate scores of live streams.
 
-A slot is the place of one stream; page p has slots p·page_size … (p+1)·page_size - 1.
+A slot stores one stream; page p has slots p·page_size … (p+1)·page_size - 1.
 Letters: S streams, N heads, H head width, K slots of one request.
 """
 
@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thoughtbubbles.engine.cache.huge_pages import huge_zeros
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.model import ModelConfig
 
 NO_CANDIDATE = torch.iinfo(torch.int32).min
-"""A score below every real one, where a forced candidate stands or none: it never counts as higher."""
+"""A score below every real one, for forced candidates and padding: it never counts as higher."""
 
 
 Slots = slice | Tensor
-"""Slots of one request: a slice where its pages lie side by side, else one index a stream."""
+"""Slots of one request: a slice if its pages are adjacent, else one index a stream."""
 
 
 @dataclass(frozen=True)
@@ -29,113 +30,112 @@ class Segment:
     """A run of layers between forks, over which the set of streams is the same."""
 
     index: int
-    """The forks before it."""
+    """Number of forks before it."""
     layers: range
-    """Its layers; none where layer 0 forks."""
+    """Its layers; none if layer 0 forks."""
     forks_after: bool
-    """Whether its streams become candidates of another fork."""
+    """Whether another fork follows, of which its streams make candidates."""
 
     def slot_bytes(self, config: ModelConfig, element_size: int) -> int:
-        """Bytes that one stream takes: its keys and values, and its two candidate scores."""
+        """Return the bytes of one stream: its keys and values, and its two candidate scores."""
         return 2 * len(self.layers) * config.n_embd * element_size + 2 * 4 * self.forks_after
 
 
 class SegmentPages:
-    """A fixed pool of pages, which requests share by count where their tokens begin alike.
+    """A fixed pool of pages with reference counts, for requests that share a prefix.
 
-    A page has holders, who keep it, and among them runners, whose requests are being served.
+    A page is counted twice: for all states that have it, and for those among them whose requests run.
 
-    On a CPU a request's pages lie side by side where that can be had: then its keys are one slice, and not picked
-    stream by stream.
+    On a CPU the pages of a request are adjacent if possible: then its keys are one slice and need no gathering.
     """
 
     def __init__(self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, like: Tensor) -> None:
-        """Room for `pages` pages, on the device and in the type of `like`."""
+        """Allocate `pages` pages on the device and with the dtype of `like`."""
         self.segment = segment
         self.page_size = page_size
         self.pages = pages
         shape = (2, len(segment.layers), config.n_head, pages * page_size, config.head_width)
-        self._stored = like.new_zeros(shape)  # zeros, since what a mask hides is still multiplied, by 0
+        self._stored = huge_zeros(shape, like)  # zeros: masked values are still multiplied, by 0
         self._by_layer = [self._stored[:, at] for at in range(len(segment.layers))]
         self.keys = self._stored[0]
-        """(layers, N, slots, H): head by head, so that a request whose pages lie side by side is a slice of each."""
+        """(layers, N, slots, H): heads outside, so that a request with adjacent pages is a slice of each head."""
         self.values = self._stored[1]
         """As `keys`."""
         self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
         """(slots, 2) grid scores of the two candidates that each stream made."""
-        self._holders = np.zeros(pages, np.int32)
-        self._runners = np.zeros(pages, np.int32)
+        self._references = np.zeros(pages, np.int32)
+        self._running = np.zeros(pages, np.int32)
         self._idle = None if like.device.type == "cpu" else np.arange(pages, dtype=np.int32)
         self.free = pages
-        """Pages that nobody holds; on a device the first so many of those that are idle."""
+        """Number of pages without a reference; on a device they are the first entries of `_idle`."""
         self.live = 0
-        """Pages that some running request holds."""
+        """Number of pages that running requests use."""
         self.page_bytes = page_size * segment.slot_bytes(config, like.element_size())
 
-    def take(self, table: Numbers, rows: Indices, columns: Indices, first: int) -> None:
-        """Have a free page at each of these places in a table of pages, for the running request that has the row.
+    def allocate(self, table: Numbers, rows: Indices, columns: Indices, first: int) -> None:
+        """Write a free page to each of these cells of a page table, for the running request of the row.
 
-        On the left of each, but for column `first`, stands another page of the same request.
-        A device's kernels read by the page, wherever it lies: any page does there, and none is looked for.
+        The cell left of it has the request's previous page, unless it is in column `first`. On a device any free page
+        will do, since its kernels read page by page.
         """
         assert len(rows) <= self.free, f"segment {self.segment.index}: pages taken that were not free"
         if self._idle is not None:
-            table[rows, columns] = self._hold(self._idle[self.free - len(rows) : self.free])
+            table[rows, columns] = self._claim(self._idle[self.free - len(rows) : self.free])
             return
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            table[row, column] = self._hold(self._next(table[row, column - 1] if column > first else self.pages))
+            table[row, column] = self._claim(self._next(table[row, column - 1] if column > first else self.pages))
 
     def share(self, pages: Numbers) -> None:
-        """Let one more running request hold these pages, which others hold."""
+        """Count one more running request for these pages, which others have already."""
         self.live += self.count_idle(pages)
-        self._holders[pages] += 1
-        self._runners[pages] += 1
+        self._references[pages] += 1
+        self._running[pages] += 1
 
     def count_idle(self, pages: Numbers) -> int:
-        """Return how many of these pages no running request holds."""
-        return int(np.count_nonzero(self._runners[pages] == 0))
+        """Return how many of these pages no running request uses."""
+        return int(np.count_nonzero(self._running[pages] == 0))
 
     def retire(self, pages: Numbers) -> None:
-        """Requests that hold these pages, a page as often as it is told, run no more."""
+        """Count these pages as no longer running, once for each time that a page is listed."""
         each, times = np.unique(pages, return_counts=True)
-        self._runners[each] -= times
-        self.live -= int(np.count_nonzero(self._runners[each] == 0))
+        self._running[each] -= times
+        self.live -= int(np.count_nonzero(self._running[each] == 0))
 
     def release(self, pages: Numbers) -> None:
-        """A holder that has retired, or several with none in common, let these pages go."""
-        self._holders[pages] -= 1
-        gone = pages[self._holders[pages] == 0]
+        """Drop one reference of each of these pages, after `retire`. No page is listed twice."""
+        self._references[pages] -= 1
+        freed = pages[self._references[pages] == 0]
         if self._idle is not None:
-            self._idle[self.free : self.free + len(gone)] = gone
-        self.free += len(gone)
+            self._idle[self.free : self.free + len(freed)] = freed
+        self.free += len(freed)
 
     def copy(self, page: int, to: int) -> None:
-        """Copy what a page holds."""
+        """Copy the contents of a page."""
         source, target = (slice(p * self.page_size, (p + 1) * self.page_size) for p in (page, to))
         self._stored[..., target, :] = self._stored[..., source, :]
         self.scores[target] = self.scores[source]
 
-    def slots(self, held: list[int], streams: int) -> Slots:
-        """Where the first `streams` streams lie in these pages."""
-        first = held[0] * self.page_size
-        if held[-1] - held[0] == len(held) - 1 and held == sorted(held):
+    def slots(self, pages: list[int], streams: int) -> Slots:
+        """Return the slots of the first `streams` streams in these pages."""
+        first = pages[0] * self.page_size
+        if pages[-1] - pages[0] == len(pages) - 1 and pages == sorted(pages):
             return slice(first, first + streams)
         within = torch.arange(self.page_size, device=self.keys.device)
-        pages = torch.tensor(held, device=self.keys.device)[:, None]
-        return (pages * self.page_size + within).flatten()[:streams]
+        starts = torch.tensor(pages, device=self.keys.device)[:, None] * self.page_size
+        return (starts + within).flatten()[:streams]
 
-    def _hold(self, pages: Numbers) -> Numbers:
-        """Note the one running holder of pages that had none."""
-        self._holders[pages] = self._runners[pages] = 1
+    def _claim(self, pages: Numbers) -> Numbers:
+        """Count one running request for free pages, and return them."""
+        self._references[pages] = self._running[pages] = 1
         self.free -= pages.size
         self.live += pages.size
         return pages
 
     def _next(self, last: int) -> Numbers:
-        """The page after a request's last, if free; else the middle of the widest gap, to leave all room to grow."""
-        if last + 1 < self.pages and self._holders[last + 1] == 0:
+        """Return the page after a request's last, if free, else the middle of the widest gap, so that all can grow."""
+        if last + 1 < self.pages and self._references[last + 1] == 0:
             return np.array(last + 1)
-        idle = np.flatnonzero(self._holders == 0)
+        idle = np.flatnonzero(self._references == 0)
         widest = max(np.split(idle, np.flatnonzero(np.diff(idle) > 1) + 1), key=len)
         return np.array(widest[0 if len(widest) == self.pages else len(widest) // 2])
 
@@ -144,11 +144,11 @@ class SegmentPages:
         self._by_layer[layer - self.segment.layers.start].index_copy_(2, slots, keys_and_values)
 
     def read(self, layer: int, slots: Slots) -> Tensor:
-        """Keys and values (2,N,K,H) of a layer at K slots; not a copy where these lie side by side."""
+        """Return keys and values (2,N,K,H) of a layer at K slots, as a view if these are a slice."""
         return _at(self._by_layer[layer - self.segment.layers.start], slots, dim=2)
 
     def in_place(self, slots: Slots) -> tuple[Tensor, ...] | None:
-        """What `read` gives for each layer where the slots lie side by side: views, all at once."""
+        """Return what `read` returns for each layer, as views, if the slots are a slice."""
         return _at(self._stored, slots, dim=3).unbind(1) if isinstance(slots, slice) else None
 
     def write_scores(self, slots: Tensor, scores: Tensor) -> None:
@@ -156,21 +156,21 @@ class SegmentPages:
         self.scores.index_copy_(0, slots, scores)
 
     def read_scores(self, slots: Slots) -> Tensor:
-        """Grid scores (2K,) of the candidates that streams at K slots made."""
+        """Return the grid scores (2K,) of the candidates that streams at K slots made."""
         return _at(self.scores, slots, dim=0).flatten()
 
-    def check(self, running: Sequence[Sequence[int]], retired: Sequence[Sequence[int]]) -> None:
-        """Assert that pages are held by just these holders, whose pages are given."""
+    def check(self, running: Sequence[Sequence[int]], retained: Sequence[Sequence[int]]) -> None:
+        """Assert that pages are counted right, given the pages of each running and each retained state."""
         name = f"segment {self.segment.index}"
-        runners, others = (np.bincount([*chain(*each)], minlength=self.pages) for each in (running, retired))
-        holders = runners + others
-        assert np.array_equal(runners, self._runners), f"{name}: pages lost or held twice"
-        assert np.array_equal(holders, self._holders), f"{name}: pages lost or held twice"
-        assert self.live == np.count_nonzero(runners), f"{name}: pages miscounted"
-        assert self.free == np.count_nonzero(holders == 0), f"{name}: pages miscounted"
+        used, others = (np.bincount([*chain(*each)], minlength=self.pages) for each in (running, retained))
+        references = used + others
+        assert np.array_equal(used, self._running), f"{name}: pages lost or used twice"
+        assert np.array_equal(references, self._references), f"{name}: pages lost or used twice"
+        assert self.live == np.count_nonzero(used), f"{name}: pages miscounted"
+        assert self.free == np.count_nonzero(references == 0), f"{name}: pages miscounted"
         if self._idle is not None:
             idle = np.sort(self._idle[: self.free])
-            assert np.array_equal(idle, np.flatnonzero(holders == 0)), f"{name}: held pages would be given out"
+            assert np.array_equal(idle, np.flatnonzero(references == 0)), f"{name}: pages in use counted as free"
 
 
 def _at(stored: Tensor, slots: Slots, dim: int) -> Tensor:

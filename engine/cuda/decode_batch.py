@@ -1,10 +1,9 @@
-"""Running requests on the device, which decodes one step ahead of the host.
+"""Decode steps on the device: the lanes of running requests, and what the host uploads before a step.
 
-A step is asked for before the tokens of the last one are known: they are on the device, where they are needed. The host
-meanwhile reads the step before. What it must know beforehand is how many pages a step can need, and that it knows from
-the budget, not from the tokens.
+A step is launched before the tokens of the last one are known to the host. What the host has to know beforehand is how
+many pages the step may need, and that follows from the budget, not from the tokens.
 
-Letters: B places of the batch, G segments, V vocabulary.
+Letters: B batch slots, L lanes, G segments, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -20,114 +19,103 @@ from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
-from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+from thoughtbubbles.engine.cuda.lanes import Lanes
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.portable.forward import ForkTally
+from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.transfer import to_device, to_host
 from thoughtbubbles.model import Thoughtbubbles
 
 SPARE = 15
-"""Tokens that pages are taken for ahead of those that must be, where there are plenty: it is asked less often then."""
+"""Tokens beyond the next one that pages are reserved for if enough are free, so that most steps upload nothing."""
 
 Words = tuple[Indices, Numbers]
-"""Places in `Lanes.memory`, and what goes there."""
+"""Offsets in `Lanes.memory`, and the 32-bit words to write there."""
 
 
 @dataclass(frozen=True)
 class Flight:
-    """A step that the device was asked for."""
+    """A decode step that was launched."""
 
     requests: list[Request]
     lanes: Indices
     """(B,)"""
-    openings: Indices
-    """(B,) of the states that had the lanes: who has since lost or left his takes no part in it any more."""
-    logits: Tensor
-    """(B,V), theirs until the next step is asked for."""
-    drawn: bool
-    """Whether the device draws the tokens."""
+    generations: Indices
+    """(B,) of the lanes at launch: a request whose lane has another generation now was aborted or preempted since."""
     step: DecodeStep
     told: Tensor
-    """`DecodeStep.told` on the host, once it has landed."""
+    """`DecodeStep.output` on the host, valid once `landed` has happened."""
+    logprobs: Tensor | None
+    """The rows of `DeviceSampler.report` on the host, valid once `landed` has happened; None if no request asks."""
     landed: torch.cuda.Event | None
 
 
 class DeviceBatch:
-    """The lanes of running requests, and a step for each size of batch, captured beforehand where that can be."""
+    """The lanes of running requests, and a decode step for each batch size, captured on a CUDA device."""
 
     def __init__(
         self,
         model: Thoughtbubbles,
         cache: ForkCache,
         tally: ForkTally,
-        *,
-        vocabulary: int,
+        sampler: DeviceSampler,
     ) -> None:
-        """For as many requests at once as the cache is for, that draw from the first `vocabulary` tokens."""
+        """Make a lane for each row of the cache's ledger. `sampler` draws for the lanes."""
         device = model.transformer.wte.weight.device
         lanes, columns = cache.ledger.table.shape
-        pages = np.diff(cache.ledger.begin, append=columns).tolist()
-        self.lanes = Lanes.empty(lanes, pages, device)
+        segments = len(cache.segments)
+        self.lanes = Lanes.zeros(device, L=lanes, G=segments, P=columns)
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
-        self._column_at = np.concatenate([self.lanes.place(table, 0) + np.arange(n)
-                                          for table, n in zip(self.lanes.tables, pages, strict=True)])  # fmt: skip
-        """(ΣP,) where in `Lanes.memory` lane 0 has what stands in a column of `Ledger.table`; the others follow."""
-        self._column_stride = np.repeat(pages, pages)
-        """(ΣP,) after so many words."""
-        self._steps = {n: DecodeStep(model, cache, self.lanes, places=n, vocabulary=vocabulary) for n in sizes}
+        self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, batch_size=n) for n in sizes}
         self._tally = tally
-        self._counted = {step: np.zeros((len(pages), 2), np.int64) for step in self._steps.values()}
-        """What of each step's tally is in ours."""
+        self._counted = {step: np.zeros((segments, 2), np.int64) for step in self._steps.values()}
+        """The part of each step's tally that is counted in `_tally`."""
         self._fork_layers = model.config.fork_layers
         self._cache = cache
+        self._sampler = sampler
         self._launches = 0
-        self._quiet_until = 0
-        """The launch before which those who have places need be told nothing."""
-        self._seated: list[ForkState] = []
+        self._next_upload = 0
+        """The launch before which the present batch needs no upload."""
+        self._batch: list[ForkState] = []
         self._lanes = np.zeros(0, np.int64)
-        """(B,) of those who have places."""
-        self._openings = np.zeros(lanes, np.int64)
-        """(L,) of the states that the device was told of."""
-        self._told = np.zeros((lanes, len(pages)), np.int64)
+        """(B,) of the present batch."""
+        self._generations = np.zeros(lanes, np.int64)
+        """(L,) of the states that were uploaded."""
+        self._uploaded_pages = np.zeros((lanes, segments), np.int64)
         """(L,G) pages in the device's tables."""
-        self._enough_until = np.zeros(lanes, np.int64)
-        """(L,) the launch before which their pages are enough, whatever streams come."""
-        self._draws = np.zeros(lanes, np.bool_)
-        """(L,) whether the device has drawn the newest token, and so has it."""
+        self._reserved_until = np.zeros(lanes, np.int64)
+        """(L,) the launch before which the uploaded pages suffice, whatever streams come."""
         if device.type == "cuda":
             stream = torch.cuda.Stream(device)
             for step in self._steps.values():
                 step.capture(stream)
 
-    def launch(self, requests: list[Request], *, drawing: bool) -> Flight:
-        """Ask for the logits that follow these requests' tokens, and where `drawing` for a token of each.
+    def launch(self, requests: list[Request]) -> Flight:
+        """Launch the computation of each request's newest token, and the draw of the next ones.
 
-        They have a state, and the scheduler has seen to it that there are pages for all that the step may give them.
+        The scheduler has freed the pages that the step may need.
         """
         states = [request.state for request in requests if request.state]
-        assert len(states) == len(requests), "a cached request runs with a state"
+        assert len(states) == len(requests), "a request with pages runs with a state"
         step = self._steps[1 << (len(requests) - 1).bit_length()]
-        if states != self._seated:
-            self._seat(states, step)
+        if states != self._batch:
+            self._set_batch(states, step)
         lanes = self._lanes
-        if self._launches == self._quiet_until:
-            self._inform(requests, lanes)
-        step.run(drawing=drawing)
-        for request in requests:
-            request.asked += 1
+        if self._launches == self._next_upload:
+            self._upload(requests, lanes)
+        step.run(plain=all(request.draws_alone for request in requests))
         self._launches += 1
-        self._draws[lanes] = drawing
-        if not drawing:
-            self._quiet_until = self._launches
-        told, landed = to_host(step.told), None
+        reports = any(request.params.logprobs is not None for request in requests)
+        logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
+        told, landed = to_host(step.output), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
             landed.record()
-        openings = self._openings[lanes]
-        return Flight(requests, lanes, openings, step.logits[: len(requests)], drawing, step, told, landed)
+        return Flight(requests, lanes, self._generations[lanes], step, told, logprobs, landed)
 
-    def land(self, flight: Flight) -> tuple[Numbers, Numbers]:
-        """Wait for a flight. Each request's token (B,), and the streams (B,G) that it then has."""
+    def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
+        """Wait for a flight. Return each request's token (B,), its streams (B,G) after the step, log-probabilities."""
         if flight.landed is not None:
             flight.landed.synchronize()
         tally, report = flight.step.read(flight.told)
@@ -138,63 +126,58 @@ class DeviceBatch:
             self._tally.deletions[layer] += deletions
         self._counted[flight.step] = tally
         report = report[:, : len(flight.requests)]
-        return report[0], report[1:].T
+        logprobs = None
+        if flight.logprobs is not None:
+            logprobs = scored(flight.logprobs, [request.params.logprobs for request in flight.requests],
+                              self._sampler.vocabulary)  # fmt: skip
+        return report[0], report[1:].T, logprobs
 
-    def _seat(self, states: list[ForkState], step: DecodeStep) -> None:
-        """Give these, and nobody else, the places of a step."""
+    def _set_batch(self, states: list[ForkState], step: DecodeStep) -> None:
+        """Assign the batch slots of a step to these states."""
         rows = [state.row for state in states]
-        step.lane.copy_(to_device(rows + [-1] * (step.places - len(rows)), step.lane.device))
-        self._seated, self._lanes, self._quiet_until = states, np.array(rows, np.int64), self._launches
+        step.lane.copy_(to_device(rows + [-1] * (step.batch_size - len(rows)), step.lane.device))
+        self._batch, self._lanes, self._next_upload = states, np.array(rows, np.int64), self._launches
 
-    def _inform(self, requests: list[Request], lanes: Indices) -> None:
-        """Take the pages that the next step may need, and tell the device what it does not know of these requests."""
-        openings = self._cache.ledger.opening[lanes]
-        new = self._openings[lanes] != openings
-        undrawn = new | ~self._draws[lanes]
-        short = new | (self._enough_until[lanes] <= self._launches + SPARE // 2)  # and who soon would be
-        self._openings[lanes] = openings
-        self._told[lanes[new]] = 0
+    def _upload(self, requests: list[Request], lanes: Indices) -> None:
+        """Reserve the pages that the next steps may need, and upload what the device lacks of these requests."""
+        generations = self._cache.ledger.generation[lanes]
+        new = self._generations[lanes] != generations
+        short = new | (self._reserved_until[lanes] <= self._launches + SPARE // 2)  # of pages, now or soon
+        self._generations[lanes] = generations
+        self._uploaded_pages[lanes[new]] = 0
         words: list[Words] = []
-        for mask, facts in ((new, self._of_requests), (undrawn, self._of_outputs), (short, self._of_pages)):
+        for mask, words_of in ((new, self._requests), (short, self._pages)):
             if mask.any():
-                words += facts([requests[i] for i in mask.nonzero()[0].tolist()], lanes[mask])
+                words += words_of([requests[i] for i in mask.nonzero()[0].tolist()], lanes[mask])
         if words:
             self.lanes.write(*map(np.concatenate, zip(*words, strict=True)))
-        self._quiet_until = int(self._enough_until[lanes].min())
+        self._next_upload = int(self._reserved_until[lanes].min())
 
-    def _of_requests(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
+    def _requests(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
         ledger, lanes = self._cache.ledger, self.lanes
+        self._sampler.assign(rows, requests)
         yield self._words(lanes.tokens, rows, ledger.tokens[rows].astype(np.int32))
         yield self._words(lanes.kappa, rows, ledger.kappa[rows].astype(np.int32))
-        yield self._words(
-            lanes.temperature, rows, np.array([r.params.effective_temperature for r in requests], np.float32)
-        )
-        yield self._words(lanes.seed, rows, np.array([request.seed for request in requests], np.int64))
         for field, streams in zip(lanes.streams, ledger.streams[rows].T, strict=True):
             yield self._words(field, rows, streams.astype(np.int32))
 
-    def _of_outputs(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        yield self._words(self.lanes.token, rows, np.array([request.newest for request in requests], np.int32))
-        yield self._words(self.lanes.drawn, rows, np.array([len(request.output) for request in requests], np.int64))
-
-    def _of_pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        """Pages for the next step and, where there is room, for some more."""
+    def _pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
+        """Reserve pages for the next step and, if enough are free, for `SPARE` more; yield them."""
         ledger = self._cache.ledger
-        most = [self._cache.most_needed(len(self._seated), SPARE + 2)]
+        most = [self._cache.most_needed(len(self._batch), SPARE + 2)]
         spare = SPARE * self._cache.fits(most)
         if spare:
             self._cache.evict(most)
-        tokens = np.array([len(request.prompt) + request.asked for request in requests], np.int64)
+        tokens = np.array([len(request.prompt) + request.num_scheduled - 1 for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
         ahead = np.minimum(np.maximum(left, 0), spare)
         self._cache.reserve([r.state for r in requests if r.state], tokens + ahead)
-        self._enough_until[rows] = self._launches + 1 + ahead
-        lane, column, _ = ledger.places(rows, self._told[rows], ledger.pages[rows])
-        self._told[rows] = ledger.pages[rows]
-        yield self._column_at[column] + self._column_stride[column] * lane, ledger.table[lane, column]
+        self._reserved_until[rows] = self._launches + 1 + ahead
+        lane, column, _ = ledger.cells(rows, self._uploaded_pages[rows], ledger.pages[rows])
+        self._uploaded_pages[rows] = ledger.pages[rows]
+        table = self.lanes.table
+        yield int(table.storage_offset()) + lane * table.stride(0) + column, ledger.table[lane, column]
 
-    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.generic]) -> Words:
-        """What a field is to have of lanes, in words of 32 bits."""
-        start, width = self.lanes.place(field, 0), values.itemsize // 4
-        at = start + width * rows[:, None] + np.arange(width)
-        return at.ravel(), values.view(np.int32)
+    def _words(self, field: Tensor, rows: Indices, values: NDArray[np.int32]) -> Words:
+        """Return the words that set a field of these lanes to `values`."""
+        return int(field.storage_offset()) + rows, values

@@ -1,6 +1,6 @@
 """The attenuated block on a device, for prefill and decode alike (SPEC.md, "Attenuated block").
 
-Letters: M streams that there may be, D model width, N heads, H head width.
+Letters: M rows that there may be, D model width, N heads, H head width.
 """
 
 from dataclasses import dataclass, replace
@@ -17,19 +17,19 @@ from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PA
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 MOST_STREAMS = 32
-"""The most streams that a token may have for these kernels: its candidates are one program's."""
+"""The most streams of a token that the kernels support: one program handles all its candidates."""
 
 
 def has_kernels(config: ModelConfig) -> bool:
-    """Whether the kernels compute what a model of this kind does; what they do not, `CachedForward` does anywhere."""
+    """Return whether the kernels support models of this kind; `CachedForward` supports all."""
     return config.copies == 1 and 1 << len(config.fork_layers) <= MOST_STREAMS and not config.ablated
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """What a layer writes, for the next to write over.
+    """Memory that each layer overwrites.
 
-    Rows beyond the live ones mean nothing, but are finite: products are computed with them, and then not written.
+    Rows beyond the live ones have no meaning, but are finite: products read them, and their results are not written.
     """
 
     normed: Tensor
@@ -42,13 +42,16 @@ class Scratch:
     """(M,4D)."""
     parts: Parts
     sums: Tensor
-    """float32, of products whose inputs are shared out."""
+    """float32, partial sums of products whose inputs several programs share."""
 
     @classmethod
-    def zeros(cls, config: ModelConfig, like: Tensor, *, places: int, rows: int, usual: int, splits: int = 1) -> Self:
-        """For so many places and rows, of which `usual` are to be expected in the segment that has the fewest.
+    def zeros(
+        cls, config: ModelConfig, like: Tensor, *, batch_size: int, rows: int, usual: int, splits: int = 1
+    ) -> Self:
+        """Return memory for `rows` rows in the dtype of `like`.
 
-        In the type of `like`; so many programs, `splits`, share out the keys of each place.
+        `usual` is the usual number of rows in the segment that has the fewest. `splits` programs share the keys of each
+        batch slot.
         """
         sums = MOST_PARTS * rows * config.n_embd if usual <= MOST_ROWS_OF_PARTS else 0
         return cls(
@@ -56,12 +59,12 @@ class Scratch:
             like.new_zeros((rows, config.n_head, config.head_width)),
             like.new_zeros((rows, config.n_embd)),
             like.new_zeros((rows, 4 * config.n_embd)),
-            Parts.empty(places, rows, config.n_head, config.head_width, splits, like.device),
+            Parts.empty(batch_size, rows, config.n_head, config.head_width, splits, like.device),
             torch.empty(sums, device=like.device),
         )
 
     def of(self, rows: int) -> Self:
-        """The same for fewer rows."""
+        """Return the same for fewer rows."""
         return replace(self, normed=self.normed[:rows], queries=self.queries[:rows], attended=self.attended[:rows],
                        hidden=self.hidden[:rows])  # fmt: skip
 
@@ -69,20 +72,24 @@ class Scratch:
 def run_layers(
     model: Thoughtbubbles, pages: SegmentPages, x: Tensor, rows: Rows, scratch: Scratch, *, normed: bool = False
 ) -> None:
-    """The layers of a segment, in place on x (M,D); the cache then holds the keys and values of the live rows.
+    """Run the layers of a segment on x (M,D) in place, and write the keys and values of its live rows to the cache.
 
-    `normed` where `scratch.normed` has LN_1 of x already.
+    `normed`: `scratch.normed` already has LN_1 of x.
     """
-    owed = None
+    update = None
     for at, layer in enumerate(pages.segment.layers):
         block, keys, values = model.blocks[layer], pages.keys[at], pages.values[at]
         if at or not normed:
-            normalise(x, block.ln_1, scratch.normed, rows, owed)
-        project_heads(scratch.normed, block.attn.c_attn, scratch.queries, keys, values, rows, scored=block.attn.scored)
-        paged_attention(scratch.queries, keys, values, rows, scratch.attended, scratch.parts, most=rows.most)
-        owed = residual_linear(scratch.attended, block.attn.c_proj, x, rows, scratch.sums)
-        normalise(x, block.ln_2, scratch.normed, rows, owed)
-        gelu_linear(scratch.normed, block.mlp.c_fc, scratch.hidden, rows, tanh=block.mlp.approximate == "tanh")
-        owed = residual_linear(scratch.hidden, block.mlp.c_proj, x, rows, scratch.sums)
-    if owed:
-        normalise(x, None, scratch.normed, rows, owed)
+            normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
+        project_heads(x=scratch.normed, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
+                      rows=rows, scored=block.attn.scored)  # fmt: skip
+        paged_attention(queries=scratch.queries, keys=keys, values=values, span=rows, out=scratch.attended,
+                        parts=scratch.parts, most=rows.most)  # fmt: skip
+        update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
+                                 scratch=scratch.sums)  # fmt: skip
+        normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)
+        gelu_linear(x=scratch.normed, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
+                    tanh=block.mlp.approximate == "tanh")  # fmt: skip
+        update = residual_linear(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows, scratch=scratch.sums)
+    if update:
+        normalise(x=x, norm=None, out=scratch.normed, rows=rows, update=update)

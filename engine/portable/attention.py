@@ -17,43 +17,43 @@ from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE, SegmentPages, Slots
 from thoughtbubbles.engine.portable.attention_groups import FEW_STREAMS, Group, Masks, groups
 from thoughtbubbles.engine.portable.block import Attend
-from thoughtbubbles.engine.portable.gathering import Gathering, Room
+from thoughtbubbles.engine.portable.gathering import GatherBuffer, Gathering
 
 
 @dataclass(frozen=True)
 class SegmentView:
-    """The new streams of one step in one segment, laid end to end, and where they lie in the cache."""
+    """The new streams of one step in one segment, laid end to end, and their slots in the cache."""
 
     pages: SegmentPages
-    held: list[int]
-    """(R,) streams of each request that were there before this step."""
+    cached: list[int]
+    """(R,) streams of each request before this step."""
     new: list[int]
     """(R,) new streams of each request."""
     slots: list[Slots]
-    """(R,) where each request's streams lie, the new ones last."""
+    """(R,) slots of each request's streams, the new ones last."""
     new_slots: Tensor
-    """(S,) where the new streams' keys and values go."""
+    """(S,) slots of the new streams."""
     groups: list[tuple[Group, Gathering | None]]
-    """Who attends together, and where they attend to more than their new streams, to what."""
+    """Requests that attend together, and the gathering of their cached keys, if they have any."""
     dtype: torch.dtype
-    """What attention computes in."""
+    """The dtype that attention computes in."""
 
     @classmethod
     def of(
-        cls, pages: SegmentPages, states: list[ForkState], held: list[int], masks: Masks, room: Room
+        cls, pages: SegmentPages, states: list[ForkState], cached: list[int], masks: Masks, buffer: GatherBuffer
     ) -> "SegmentView":
-        """The view for requests that held so many streams before and have grown since."""
+        """Return the view for requests that had `cached` streams before and have grown since."""
         index = pages.segment.index
         totals = [state.streams(index) for state in states]
-        new = [total - before for total, before in zip(totals, held, strict=True)]
+        new = [total - before for total, before in zip(totals, cached, strict=True)]
         slots = [pages.slots(state.pages(index), total) for state, total in zip(states, totals, strict=True)]
-        new_slots = np.concatenate([_from(at, before) for at, before in zip(slots, held, strict=True)])
+        new_slots = np.concatenate([_from(at, before) for at, before in zip(slots, cached, strict=True)])
         together: list[tuple[Group, Gathering | None]] = []
-        for group in groups(held, new, masks):
+        for group in groups(cached, new, masks):
             own, counts = zip(*((slots[i], totals[i]) for i in group.requests), strict=True)
-            together.append((group, None if group.fresh else Gathering(pages, own, counts, room)))
+            together.append((group, None if group.fresh else Gathering(pages, own, counts, buffer)))
         return cls(
-            pages, held, new, slots, torch.from_numpy(new_slots).to(pages.keys.device), together, room.like.dtype
+            pages, cached, new, slots, torch.from_numpy(new_slots).to(pages.keys.device), together, buffer.like.dtype
         )
 
     def write_scores(self, grid: Tensor) -> None:
@@ -61,19 +61,19 @@ class SegmentView:
         self.pages.write_scores(self.new_slots, grid)
 
     def prior_scores(self) -> Tensor | None:
-        """On the host the grid scores of all earlier candidates, (R,P), `NO_CANDIDATE` where there is none."""
-        if not any(self.held):
+        """Return the grid scores of all earlier candidates (R,P) on the host, padded with `NO_CANDIDATE`."""
+        if not any(self.cached):
             return None
-        held = zip(self.slots, self.held, strict=True)
-        scores = [self.pages.read_scores(_first(at, n)).cpu() for at, n in held]
+        slots = zip(self.slots, self.cached, strict=True)
+        scores = [self.pages.read_scores(_first(at, n)).cpu() for at, n in slots]
         return scores[0][None] if len(scores) == 1 else pad_sequence(scores, True, NO_CANDIDATE)
 
     def attend(self, layer: int) -> Attend:
-        """The attention of one layer: store the new keys and values, then look at all that came before."""
+        """Return the attention of one layer: store the new keys and values, then attend to all up to each stream."""
 
         def attend(heads: Tensor) -> Tensor:
             queries, new = heads.select(1, 0).to(self.dtype), heads[:, 1:].to(self.pages.keys.dtype)
-            if len(self.new) > 1:  # under a mask NaN is multiplied by 0, and would spoil whoever is gathered beside it
+            if len(self.new) > 1:  # NaN times 0, the weight of masked keys, would spread to other requests
                 new = new.nan_to_num(0.0, 0.0, 0.0)
             self.pages.write(layer, self.new_slots, new.permute(1, 2, 0, 3))
             parts = [self._attend(layer, group, gathering, queries, new) for group, gathering in self.groups]
@@ -101,23 +101,23 @@ class SegmentView:
 
 
 def _by_products(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """What `scaled_dot_product_attention` gives, (G,N,M,H), by two products of all requests' heads at once.
+    """Return what `scaled_dot_product_attention` returns, (G,N,M,H), by two products over all requests' heads at once.
 
-    On a CPU torch's own multiplies head by head, each on one thread: with two queries of 8 requests that takes twice
-    the time on two threads, and no less on one.
+    On a CPU torch's own multiplies head by head, each on one thread. For two queries of 8 requests that takes twice the
+    time on two threads, and no less on one.
     """
     scores, scale = queries @ keys.mT, queries.shape[-1] ** -0.5
     scores = scores.mul_(scale) if mask is None else torch.add(mask, scores, alpha=scale)
     return scores.softmax(-1) @ values
 
 
-def _first(slots: Slots, held: int) -> Slots:
-    """The slots of the first `held` streams."""
-    return slice(slots.start, slots.start + held) if isinstance(slots, slice) else slots[:held]
+def _first(slots: Slots, count: int) -> Slots:
+    """Return the first `count` slots."""
+    return slice(slots.start, slots.start + count) if isinstance(slots, slice) else slots[:count]
 
 
-def _from(slots: Slots, held: int) -> Indices:
-    """The slots after the first `held`, one index a stream."""
+def _from(slots: Slots, count: int) -> Indices:
+    """Return the slots after the first `count`, one index a stream."""
     if isinstance(slots, slice):
-        return np.arange(slots.start + held, slots.stop)
-    return slots[held:].numpy(force=True)
+        return np.arange(slots.start + count, slots.stop)
+    return slots[count:].numpy(force=True)

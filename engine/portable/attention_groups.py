@@ -1,4 +1,4 @@
-"""Which requests attend together: those with few new streams or as many, while their keys and values are few.
+"""Grouping of requests for attention: by number of new streams, and while their keys and values are few.
 
 Letters: R requests, S new streams of all of them; G requests of a group, M new streams of one, K keys of the longest.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 from thoughtbubbles.engine.cache.layout import Indices
 
 KEYS_AT_ONCE = 2048
-"""Most keys of a group, the shorter requests' padded: what is gathered should be in the processor's cache when it is
-used. A request that has more is a group of its own."""
+"""Most keys of a group, padding included, so that gathered keys are still in the processor's cache when they are used.
+A request that has more is a group of its own."""
 
 FEW_STREAMS = 8
-"""New streams of a request up to which it attends with others that get fewer, whose last then stands several times."""
+"""Requests with at most this many new streams attend together; the last stream of those with fewer is repeated."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +28,34 @@ class Group:
     """Requests whose new streams attend in one operation."""
 
     requests: list[int]
-    """Which G of the R."""
+    """Indices of the G requests among R."""
     new: int
-    """M, the most that one has."""
+    """M, the most new streams of one."""
     keys: int
     """K"""
     fresh: bool
-    """Whether they attend to nothing but their new streams."""
+    """Whether they attend to their new streams only."""
     rows: Tensor | None
-    """(G·M,) where these are among all S, a request's last again where it has fewer than M; None where they are all of
-    them, in order."""
+    """(G·M,) indices of their new streams among all S, the last one repeated if a request has fewer than M; None if
+    they are all S in order."""
     mask: Tensor | None
-    """(G,1,M,K) what is added to each new stream's score of each key, 0 or -inf; None where that is causal, or 0."""
+    """(G,1,M,K) summand of the attention scores, 0 or -inf; None if attention is causal or sees all keys."""
 
     def own(self, heads: Tensor) -> Tensor:
-        """(G,N,M,H) of (S,N,H)."""
+        """Return the group's heads (G,N,M,H) of all (S,N,H)."""
         own = heads if self.rows is None else heads.index_select(0, self.rows)
         return own.view(len(self.requests), self.new, *own.shape[1:]).transpose(1, 2)
 
 
 class Masks:
-    """Makes masks on the device and in the type of a tensor. A row is a window of one vector: zeros, and then -inf."""
+    """Makes masks on the device and with the dtype of a tensor. A row is a window of one vector: zeros, then -inf."""
 
     def __init__(self, like: Tensor) -> None:
         self.device = like.device
         self._vector = like.new_empty(0)
 
     def of(self, visible: Indices, keys: int) -> Tensor:
-        """(G,1,M,K), where new streams see the first `visible` (G,M) of K keys."""
+        """Return the mask (G,1,M,K) of new streams that see the first `visible` (G,M) of K keys."""
         most = len(self._vector) // 2
         if most < keys:
             most = 2 * keys
@@ -65,30 +65,30 @@ class Masks:
         return windows.index_select(0, rows).view(len(visible), 1, -1, keys)
 
 
-def groups(held: Sequence[int], new: Sequence[int], masks: Masks) -> list[Group]:
-    """The groups of R requests that held so many streams and get so many new ones."""
+def groups(cached: Sequence[int], new: Sequence[int], masks: Masks) -> list[Group]:
+    """Return the groups of R requests with `cached` streams before the step, and `new` ones in it."""
     alike: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
-    for request, (before, count) in enumerate(zip(held, new, strict=True)):
+    for request, (before, count) in enumerate(zip(cached, new, strict=True)):
         fresh = before == 0
         alike[count if fresh else max(count, FEW_STREAMS), fresh].append(request)
-    parts = [part for some in alike.values() for part in _split(some, held)]
+    parts = [part for some in alike.values() for part in _split(some, cached)]
     ends = list(accumulate(new))
-    return [_group(part, held, new, ends, masks) for part in parts]
+    return [_group(part, cached, new, ends, masks) for part in parts]
 
 
-def _split(requests: list[int], held: Sequence[int]) -> Iterator[list[int]]:
-    """Parts of these requests in which the keys, with padding, are few and at least half of them no padding."""
+def _split(requests: list[int], cached: Sequence[int]) -> Iterator[list[int]]:
+    """Yield parts of these requests with few keys, at most half of which are padding."""
     part: list[int] = []
-    for request in sorted(requests, key=held.__getitem__, reverse=True):
-        if part and (held[part[0]] * (len(part) + 1) > KEYS_AT_ONCE or held[part[0]] > 2 * held[request]):
+    for request in sorted(requests, key=cached.__getitem__, reverse=True):
+        if part and (cached[part[0]] * (len(part) + 1) > KEYS_AT_ONCE or cached[part[0]] > 2 * cached[request]):
             yield sorted(part)
             part = []
         part.append(request)
     yield sorted(part)
 
 
-def _group(requests: list[int], held: Sequence[int], new: Sequence[int], ends: list[int], masks: Masks) -> Group:
-    before, counts = [held[i] for i in requests], [new[i] for i in requests]
+def _group(requests: list[int], cached: Sequence[int], new: Sequence[int], ends: list[int], masks: Masks) -> Group:
+    before, counts = [cached[i] for i in requests], [new[i] for i in requests]
     totals, most = list(map(add, before, counts)), max(counts)
     keys, fresh = max(totals), not any(before)
     in_order = len(requests) == len(ends) and min(counts) == most

@@ -1,4 +1,4 @@
-"""The attenuated block of `model.transformer`, for rows of streams over a cache, in as few operations as torch allows.
+"""The attenuated block of `model.transformer` for rows of streams over a cache, in as few torch operators as possible.
 
 Letters: S streams, N heads, H head width, D model width.
 """
@@ -14,14 +14,14 @@ from thoughtbubbles.model.transformer import Block
 
 
 class Attend(Protocol):
-    """How new queries meet the keys of a cache, to which the new keys are added."""
+    """Attention of new queries to cached and new keys."""
 
     def __call__(self, heads: Tensor, /) -> Tensor:
-        """(S,D) from queries, keys and values (S,3,N,H), float32: causal in stream order, scaled by 1/sqrt(H)."""
+        """Return (S,D) from new queries, keys and values (S,3,N,H), float32: causal in stream order, scale 1/√H."""
 
 
 class CachedBlock:
-    """One layer. It reads the weights of the model's block once, when it is made; held to it by the engine's tests."""
+    """One layer. Reads the weights of the model's block once, when it is made."""
 
     def __init__(self, block: Block) -> None:
         self._n_head = block.attn.n_head
@@ -39,5 +39,5 @@ class CachedBlock:
 
 
 def layer_norm(x: Tensor, module: nn.LayerNorm) -> Tensor:
-    """A module's norm of rows (S,D)."""
+    """Return a module's norm of rows (S,D)."""
     return torch.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)

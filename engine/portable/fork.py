@@ -1,6 +1,6 @@
-"""The fork of new tokens' streams (SPEC.md, "Fork"): what their candidates score, and what the survivors are.
+"""The fork of new tokens' streams (SPEC.md, "Fork"): scores of their candidates, and vectors of the survivors.
 
-Letters: S streams that arrive, S' that leave, D model width.
+Letters: S streams before the fork, S' after it, D model width.
 """
 
 from torch import Tensor
@@ -20,11 +20,11 @@ class CachedFork:
         self._embedding = block.fork_embedding
 
     def candidate_scores(self, x: Tensor, score: Tensor) -> Tensor:
-        """(S,2) float32: of each stream's fork copy and of itself kept; x (S,D), score (S,)."""
+        """Return the scores (S,2), float32, of each stream's fork copy and of itself kept; x (S,D), score (S,)."""
         log_p = F.logsigmoid(F.linear(layer_norm(x, self._norm).float(), self._projection))
         return log_p.clamp_(min=LOWEST_LOG_P).add_(score[:, None])
 
     def survivors(self, x: Tensor, candidate: Tensor) -> Tensor:
-        """(S',D) from x (S,D), for the candidates (S',) among 2S: a fork copy is its parent and the fork embedding."""
+        """Return (S',D) from x (S,D) for surviving candidates (S',): a fork copy is its parent plus fork embedding."""
         is_fork = (candidate & 1 == 0)[:, None]
         return x.index_select(0, candidate >> 1).addcmul_(is_fork, self._embedding)

@@ -1,13 +1,11 @@
 """The forward pass of new tokens over the fork-state cache: prefill and decode are the same, many tokens or one.
 
-The host keeps count of the streams, in numpy, whose operations cost less than torch's where the numbers are few; torch
-computes with them.
+The host counts streams in numpy, whose operations cost less than torch's on few numbers; torch computes with them.
 
 Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -24,34 +22,39 @@ from thoughtbubbles.engine.cache.pages import NO_CANDIDATE, Segment, SegmentPage
 from thoughtbubbles.engine.portable.attention import SegmentView
 from thoughtbubbles.engine.portable.attention_groups import Masks
 from thoughtbubbles.engine.portable.fork import CachedFork
-from thoughtbubbles.engine.portable.gathering import Room
+from thoughtbubbles.engine.portable.gathering import GatherBuffer
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.portable.selection import Grid, Keep, SelectionFacts, select
+from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.engine.transfer import to_device
 from thoughtbubbles.model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
 from thoughtbubbles.model.selection import GRID
 
 LOWEST_SCORE = -32000.0
-"""What stands for a score that is NaN: below every real one, and on the grid within int32."""
+"""Replaces a score that is NaN: below every real one, and on the grid within int32."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens that one request goes on by."""
+    """The next tokens of one request."""
 
     ids: list[int]
     state: ForkState
     selection: Selection
+    draws: bool = False
+    """Whether a token is to be drawn after them."""
+    logprobs: int | None = None
+    """`SamplingParams.logprobs`."""
     seed: int = 0
     drawn: int = 0
-    """Tokens that the request has drawn before."""
+    """Number of tokens that the request has drawn before."""
     temperature: float = 0.0
 
 
 @dataclass(frozen=True)
 class Extended:
-    """What came of chunks, their tokens laid end to end."""
+    """What a forward pass computed of chunks, whose tokens are laid end to end."""
 
     x: Tensor
     """(S,D) after the last layer."""
@@ -62,50 +65,52 @@ class Extended:
     logits: Tensor
     """(R,V) of the token that follows each chunk."""
     drawn: list[int] | None = None
-    """(R,) a draw of it by seed and temperature alone, where a device has drawn."""
+    """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any if `draws` is false."""
+    logprobs: list[Scored | None] | None = None
+    """(R,) its log-probability, where requested and where the device draws."""
 
     @property
     def streams(self) -> Streams:
-        """Of all tokens (B = 1)."""
+        """The streams of all tokens (B = 1)."""
         return lay_out(self.x, self.score, self.counts)
 
 
 def lay_out(x: Tensor, score: Tensor, counts: Indices) -> Streams:
-    """Streams x (S,D) with their scores (S,), so many of each token (T,)."""
+    """Return streams x (S,D) with scores (S,) as one row; `counts` are the streams of each token (T,)."""
     token_index = to_device(np.arange(len(counts)).repeat(counts), x.device)
     return Streams(x[None], score[None], token_index[None], len(counts))
 
 
 @dataclass
 class ForkTally:
-    """What forks did, for each fork layer."""
+    """Counts of forks and deletions, for each fork layer."""
 
     forks: Counter[int] = field(default_factory=Counter)
     """Fork copies that survived their own layer."""
     deletions: Counter[int] = field(default_factory=Counter)
-    """Streams that arrived and were not kept."""
+    """Streams that were deleted."""
 
     def add(self, layer: int, keep: Keep) -> None:
-        """Count a fork layer's survivors, (S,2): fork copies and kept streams."""
+        """Count the survivors of a fork layer (S,2): fork copies and kept streams."""
         forks, kept = keep.sum(0).tolist()
         self.forks[layer] += forks
         self.deletions[layer] += len(keep) - kept
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset the counts."""
         self.forks.clear()
         self.deletions.clear()
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What the chunks of one step have in common."""
+    """The chunks of one step, and what follows from their sizes."""
 
     chunks: list[Chunk]
     layout: Layout
-    """Of the T new tokens among R requests."""
+    """Layout of the T new tokens among R requests."""
     first: Indices
-    """(R,) tokens that were there before."""
+    """(R,) cached tokens before the step."""
     slots: Indices
     """(R,U) budget(t+1) - (t+1) at each new token t."""
 
@@ -125,13 +130,13 @@ class _Step:
         return torch.from_numpy(token.astype(np.float32) + fraction.astype(np.float32))
 
     def broken(self, rows: "_Rows") -> list[int]:
-        """Which requests have a stream that is NaN or infinite: of a token before the last, no logit need show it."""
+        """Return the requests with a stream that is NaN or infinite; logits show it only of the last token."""
         streams = (~rows.x.sum(1).isfinite()).nonzero()[:, 0].numpy(force=True)
         requests: list[int] = np.unique(self.layout.group[rows.bubbles.group[streams]]).tolist()
         return requests
 
-    def held(self, segment: Segment) -> list[int]:
-        """The streams that each request has in a segment."""
+    def num_cached(self, segment: Segment) -> list[int]:
+        """Return the cached streams of each request in a segment."""
         return [chunk.state.streams(segment.index) for chunk in self.chunks]
 
 
@@ -144,14 +149,14 @@ class _Rows:
     score: Tensor
     """(S,) float32, the cumulative scores c."""
     bubbles: Layout
-    """Of the S streams among T tokens."""
+    """Layout of the S streams among T tokens."""
 
 
 class CachedForward:
-    """Runs a model under the causal rule, keeping in a cache what later tokens need. The weights are read once."""
+    """Runs a model under the causal rule over the fork-state cache. Reads the weights once, when it is made."""
 
     max_prefill_tokens = 512
-    """Tokens of prompts that a step does well to take in at most: more would hold those who run up for long."""
+    """Most prompt tokens of a step: more would delay the requests that decode."""
 
     def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally) -> None:
         self.model = model
@@ -159,26 +164,20 @@ class CachedForward:
         self.tally = tally
         self._embedding = model.transformer.wte.weight.detach()
         self.packed = PackedModel(model)
-        """The layers, for other passes too."""
+        """The layers, which other forward passes share."""
         self._forks = {i: CachedFork(block) for i, block in enumerate(model.blocks) if isinstance(block, ForkingBlock)}
-        self._room = Room(self._embedding)
-        self._masks = Masks(self._room.like)
+        self._gathered = GatherBuffer(self._embedding)
+        self._masks = Masks(self._gathered.like)
 
     def prepare(self) -> None:
-        """Do what the first tokens would wait for."""
+        """Do what the first tokens would otherwise wait for: nothing here."""
 
-    def clear_room(self) -> None:
-        """Forget what was gathered of requests whose keys and values may not have been finite."""
-        self._room.clear()
+    def clear_gathered(self) -> None:
+        """Zero the keys and values that were gathered last, since some of them may be NaN or infinite."""
+        self._gathered.clear()
 
-    def extend(self, chunks: list[Chunk], meanwhile: Callable[[], None] | None = None) -> Extended:
-        """Compute the chunks' tokens; the cache then holds their streams.
-
-        The caller has made sure that the pages are there. `meanwhile` is called once, where there is a device when it
-        was asked for them and nobody waits for it yet.
-        """
-        if meanwhile:
-            meanwhile()
+    def extend(self, chunks: list[Chunk]) -> Extended:
+        """Compute the chunks' tokens and cache their streams. The caller has freed the pages that they need."""
         step = _Step.of(chunks)
         rows, view = self._embed(chunks), None
         for pages in self.cache.segments:
@@ -197,47 +196,47 @@ class CachedForward:
     def _embed(self, chunks: list[Chunk]) -> _Rows:
         bubbles = Layout.of([self.model.config.copies for chunk in chunks for _ in chunk.ids])
         ids = np.array([i for chunk in chunks for i in chunk.ids])[bubbles.group]
-        x = self._embedding.index_select(0, self._told(ids))
+        x = self._embedding.index_select(0, self._to_device(ids))
         return _Rows(x, torch.zeros(len(x), device=x.device), bubbles)
 
     def _grow(self, pages: SegmentPages, step: _Step, bubbles: Layout) -> SegmentView:
-        """Take pages for the new tokens' streams in a segment."""
-        held, sizes = step.held(pages.segment), iter(bubbles.counts.tolist())
-        for chunk, before in zip(step.chunks, held, strict=True):
+        """Allocate pages for the new tokens' streams in a segment."""
+        cached, sizes = step.num_cached(pages.segment), iter(bubbles.counts.tolist())
+        for chunk, before in zip(step.chunks, cached, strict=True):
             _, *ends = accumulate(islice(sizes, len(chunk.ids)), initial=before)
             self.cache.grow(chunk.state, pages.segment.index, ends)
-        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], held, self._masks, self._room)
+        return SegmentView.of(pages, [chunk.state for chunk in step.chunks], cached, self._masks, self._gathered)
 
     def _run(self, segment: Segment, rows: _Rows, step: _Step, view: SegmentView) -> None:
-        """The layers of a segment, over the rows in place."""
+        """Run the layers of a segment over the rows, in place."""
         positions = step.positions(rows.bubbles).to(rows.x.device)
         self.packed.run(segment.layers, rows.x, positions, rows.score, view.attend)
 
     def _fork(self, into: Segment, rows: _Rows, step: _Step, view: SegmentView) -> _Rows:
-        """Fork into a segment: the streams that survive."""
+        """Fork into a segment; return the streams that survive."""
         fork, originals = self._forks[into.layers.start], rows.bubbles.ends - 1
         scores = fork.candidate_scores(rows.x, rows.score).numpy(force=True)
         grid = np.rint(np.fmax(scores, LOWEST_SCORE) * GRID).astype(np.int32)
         grid[originals, 1] = NO_CANDIDATE
-        view.write_scores(self._told(grid))
+        view.write_scores(self._to_device(grid))
         keep = select(self._facts(grid, into, rows.bubbles, step, view), view.prior_scores)
         keep[originals, 1] = True
         self.tally.add(into.layers.start, keep)
         candidate = keep.ravel().nonzero()[0]
         sizes = np.bincount(rows.bubbles.group[candidate // 2], minlength=len(rows.bubbles.counts))
-        score = self._told(scores.ravel()[candidate])
-        return _Rows(fork.survivors(rows.x, self._told(candidate)), score, Layout.of(sizes))
+        score = self._to_device(scores.ravel()[candidate])
+        return _Rows(fork.survivors(rows.x, self._to_device(candidate)), score, Layout.of(sizes))
 
     def _facts(self, grid: Grid, into: Segment, bubbles: Layout, step: _Step, view: SegmentView) -> SelectionFacts:
-        streams = np.array(view.held, np.int64) + np.array(view.new, np.int64)
+        streams = np.array(view.cached, np.int64) + np.array(view.new, np.int64)
         return SelectionFacts(
             grid=grid,
             layout=bubbles if step.slots.shape[1] == 1 else Layout.of(view.new),
             token=step.layout.place[bubbles.group],
             slots=step.slots,
             candidates=2 * streams - step.first - step.layout.counts,
-            alive=np.array(step.held(into)) - step.first,
+            alive=np.array(step.num_cached(into)) - step.first,
         )
 
-    def _told(self, numbers: NDArray[Any]) -> Tensor:
+    def _to_device(self, numbers: NDArray[Any]) -> Tensor:
         return torch.from_numpy(numbers).to(self._embedding.device)

@@ -1,8 +1,8 @@
-"""Products in float32 with weights of 16 bits, where 16 bits hold the weights.
+"""Products in float32 with weights stored in 16 bits, if 16 bits represent them.
 
-Decoding waits for weights, and these are half the bytes. A checkpoint stored in bfloat16 has weights of 8 significant
-bits, and float16 has 11: it has them as they are, but for the least bits of the very smallest. FBGEMM widens them again
-as it multiplies, so products and sums are those of float32.
+Decoding is bound by reading weights, and these are half the bytes. A checkpoint stored in bfloat16 has weights of 8
+significant bits, and float16 has 11, so it represents them exactly but for the least bits of the smallest. FBGEMM
+widens them as it multiplies, so products and sums are those of float32.
 """
 
 import warnings
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 LOST = 2.0**-25
-"""The most that a weight may lose, which only one below 2^-14 can: as much as float32 loses of a number near one."""
+"""Largest rounding error of a weight, possible only below 2^-14: as much as float32 has for a number near one."""
 
 
 def halves_hold(weight: Tensor) -> bool:
-    """Whether float16 has these weights (out,in), float32 on a CPU, and FBGEMM is there to multiply with them."""
+    """Return whether float16 represents these weights (out,in), float32 on a CPU, and FBGEMM is available."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     if "fbgemm" not in torch.backends.quantized.supported_engines or not hasattr(torch, "fbgemm_pack_gemm_matrix_fp16"):
@@ -24,10 +24,10 @@ def halves_hold(weight: Tensor) -> bool:
 
 
 class HalfWeights:
-    """`x · weightᵀ + bias` for rows x (…,in), on one thread however many there are."""
+    """`x · weightᵀ + bias` for rows x (…,in), always on one thread."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """A copy of weights (out,in) that `halves_hold`."""
+        """Copy weights (out,in) for which `halves_hold`."""
         self._bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         with warnings.catch_warnings():  # torch warns once that a later one may lack the two operators
             warnings.simplefilter("ignore")
@@ -35,5 +35,5 @@ class HalfWeights:
             self(weight[:1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(…,in) → (…,out), float32."""
+        """Return (…,out) from (…,in), float32."""
         return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self._weight, self._bias)

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from thoughtbubbles.model import ModelConfig
-from thoughtbubbles.model.rotary import BASE
+from thoughtbubbles.model.rotary import rotary_frequencies
 
 
 @dataclass(frozen=True)
 class HeadMap:
-    """What a set of streams has in common in every layer of a segment, for queries, keys and values side by side."""
+    """Rotation and score factors of a stream set, shared by all layers of a segment; for queries, keys and values."""
 
     scale: Tensor
-    """(S,3,1,H) what each channel is multiplied by: the angle's cosine; for values P."""
+    """(S,3,1,H) factor of each channel: the angle's cosine; for values P."""
     turn: Tensor
-    """(S,3,1,H) what each channel takes of the other half's: plus or minus the angle's sine; for values 0."""
+    """(S,3,1,H) factor of the other half's channel: plus or minus the angle's sine; for values 0."""
     shift: Tensor
-    """(S,3,1,H) what is added: all of the score channel, which the other two leave 0."""
+    """(S,3,1,H) summand: the score channel, whose two factors are 0."""
     weight: Tensor
-    """(S,1) what both residual updates are multiplied by: P = exp(c)."""
+    """(S,1) factor of both residual updates: P = exp(c)."""
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """(S,3,N,H) as they are projected → as attention takes them, float32."""
+        """Return heads (S,3,N,H) as attention takes them, float32, from the projected ones."""
         mapped = torch.addcmul(self.shift, heads, self.scale)
         return mapped.addcmul_(heads.roll(heads.shape[-1] // 2, -1), self.turn)
 
@@ -37,7 +37,7 @@ class HeadMaps:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         H = config.head_width
         self._config = config
-        self._frequency = BASE ** -(torch.arange(0, H, 2, dtype=torch.float32, device=device) / H).repeat(2)
+        self._frequencies = rotary_frequencies(H, device).repeat(2)
         self._cosine, self._sine, self._one, self._score, self._weight = torch.zeros(5, 3, 1, H, device=device)
         self._cosine[:2] = self._sine[:2] = self._weight[2] = 1
         self._sine[..., : H // 2] *= -1
@@ -46,8 +46,8 @@ class HeadMaps:
             self._one[0, :, -1] = self._score[1, :, -1] = 1
 
     def of(self, positions: Tensor, score: Tensor) -> HeadMap:
-        """The map for streams at positions (S,) with cumulative scores c (S,), float32 both."""
-        angle = (positions[:, None] * self._frequency)[:, None, None]
+        """Return the map of streams at positions (S,) with cumulative scores c (S,), both float32."""
+        angle = (positions[:, None] * self._frequencies)[:, None, None]
         c = score[:, None]
         p = c.exp()
         of_values, of_updates = (

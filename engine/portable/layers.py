@@ -1,4 +1,4 @@
-"""A model's layers for rows of streams laid end to end, with weights laid out once for the processor at hand.
+"""A model's layers for rows of streams laid end to end, with weights packed once for the processor.
 
 Letters: S streams, D model width, V vocabulary.
 """
@@ -14,7 +14,7 @@ from thoughtbubbles.model import Thoughtbubbles
 
 
 class PackedModel:
-    """What every forward pass over kept keys and values computes with. The weights are read once, when it is made."""
+    """The layers that forward passes over cached keys and values share. Reads the weights once, when it is made."""
 
     def __init__(self, model: Thoughtbubbles) -> None:
         embedding = model.transformer.wte.weight.detach()
@@ -24,9 +24,9 @@ class PackedModel:
         self._maps = HeadMaps(model.config, embedding.device)
 
     def run(self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]) -> None:
-        """The layers of a segment, over x (S,D) in place: streams at positions (S,) with scores (S,), float32 both.
+        """Run the layers of a segment over x (S,D), in place: streams at positions (S,) with scores (S,), both float32.
 
-        `attend` tells how the new queries of a layer meet keys.
+        `attend` returns the attention of a layer.
         """
         by = self._maps.of(positions, score)
         for layer in layers:

@@ -1,5 +1,5 @@
 # ruff: noqa: SLF001  (oneDNN is reached through operators that torch keeps for its own compiler)
-"""A linear layer whose weights are laid out once, for the processor that will multiply with them."""
+"""A linear layer whose weights are packed once, for the processor that multiplies with them."""
 
 import sys
 from typing import Literal, Self
@@ -13,19 +13,19 @@ from thoughtbubbles.engine.portable.half_weights import HalfWeights, halves_hold
 Activation = Literal["none", "gelu", "gelu_tanh"]
 
 FEW_ROWS = 32
-"""Rows, divided by the threads there are, up to which one thread with weights of 16 bits outruns all with 32."""
+"""Rows up to which one thread with 16-bit weights is faster than all with 32 bits, to be divided by the threads."""
 
 _FUSED = {"none": ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
-"""oneDNN's names of the activations that it applies to a product while that is at hand."""
+"""oneDNN's names of the activations that it fuses with a product."""
 
 
 class PackedLinear:
-    """`activation(x · weightᵀ + bias)` for rows x (…,in): (…,out), in the type of the weights.
+    """`activation(x · weightᵀ + bias)` for rows x (…,in): (…,out), in the dtype of the weights.
 
-    On a CPU weights that 16 bits hold are multiplied as such (`half_weights.py`), where one thread is all there is or
-    rows are few. Otherwise oneDNN multiplies with weights in its own blocked layout: with the few rows of a decode step
-    that takes half the time of torch's `linear`, which brings weights into such an order again at every call. Either
-    is a copy, made once. On a device, and where torch was built without the two, this is torch's `linear`.
+    On a CPU, weights that 16 bits represent are stored so (`half_weights.py`) and used if there is one thread or rows
+    are few. Otherwise oneDNN multiplies with weights in its blocked layout: for the few rows of a decode step that
+    takes half the time of torch's `linear`, which packs the weights at every call. Each is a copy, made once. On a
+    device, and if torch was built without the two, this is torch's `linear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
@@ -39,7 +39,7 @@ class PackedLinear:
 
     @classmethod
     def of(cls, linear: nn.Linear, activation: Activation = "none") -> Self:
-        """The layer that a module's weights make."""
+        """Return the layer with a module's weights."""
         return cls(linear.weight, linear.bias, activation)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class PackedLinear:
 
 
 def _packs(weight: Tensor) -> bool:
-    """Whether oneDNN is there and computes in this type."""
+    """Return whether oneDNN is available and computes in this dtype."""
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     native: bool = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

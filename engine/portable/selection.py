@@ -1,4 +1,4 @@
-"""Who survives a fork over the fork-state cache (SPEC.md, "Selection rules"): `causal`, on from what is cached.
+"""Selection of the survivors of a fork under `causal`, given the cached prefix (SPEC.md, "Selection rules").
 
 Letters: R requests, U new tokens of one, S the new streams of all, C candidates of one request, P those of its prefix.
 """
@@ -13,39 +13,39 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
-from thoughtbubbles.model.selection import select_causal
+from thoughtbubbles.model.selection import count_earlier, select_causal
 
 Grid = NDArray[np.int32]
 Keep = NDArray[np.bool_]
 
 
 class SelectionFacts(NamedTuple):
-    """What selection goes by."""
+    """The inputs of selection."""
 
     grid: Grid
-    """(S,2) the candidates' scores on the grid, `NO_CANDIDATE` where one is forced."""
+    """(S,2) the candidates' scores on the grid, `NO_CANDIDATE` for forced ones."""
     layout: Layout
-    """Of the S streams among R requests."""
+    """Layout of the S streams among R requests."""
     token: Indices
-    """(S,) which of its request's new tokens each belongs to."""
+    """(S,) index of each stream's token among the new tokens of its request."""
     slots: Indices
     """(R,U) budget(t+1) - (t+1) at each new token t."""
     candidates: Indices
-    """(R,) the free candidates there have been, the new ones among them."""
+    """(R,) number of free candidates so far, the new ones included."""
     alive: Indices
-    """(R,) how many of the earlier have survived."""
+    """(R,) how many of the earlier ones have survived."""
 
     @property
     def padded(self) -> Grid:
-        """(R,C) the scores side by side, `NO_CANDIDATE` where there is none."""
+        """(R,C) the scores, padded with `NO_CANDIDATE`."""
         return self.layout.pad(self.grid, NO_CANDIDATE).reshape(len(self.slots), -1)
 
 
 def select(facts: SelectionFacts, read_prior: Callable[[], Tensor | None]) -> Keep:
-    """The free candidates that survive, (S,2).
+    """Return which free candidates survive (S,2).
 
-    `read_prior` gives (R,P) the grid scores of all earlier candidates, `NO_CANDIDATE` where one was forced or there is
-    none. It is not asked where there never were more than may stay.
+    `read_prior` returns the grid scores (R,P) of all earlier candidates, `NO_CANDIDATE` for forced ones and padding. It
+    is not called if no request ever had more candidates than may survive.
     """
     if facts.slots.shape[1] > 1:
         keep = _select_many(facts, read_prior())
@@ -68,18 +68,12 @@ def _select_many(facts: SelectionFacts, prior: Tensor | None) -> Keep:
     return kept
 
 
-def count_earlier(grid: Tensor, prior: Tensor) -> Tensor:
-    """For each of R requests' candidates (R,C), how many candidates of earlier tokens (R,P) are not lower: (R,C)."""
-    higher = grid.new_empty(*grid.shape, prior.shape[1])  # int32, which torch sums much faster than bool
-    return torch.ge(prior[:, None], grid[:, :, None], out=higher).sum(2, dtype=torch.int32)
-
-
 def select_next(grid: Grid, earlier: Grid | int, slots: Indices, alive: Indices) -> Keep:
-    """`causal(r)` for one new token of each request, which needs no walk over tokens: the free survivors (R,C).
+    """Return which free candidates (R,C) of one new token of each request survive `causal(r)`.
 
-    `grid` (R,C) are the scores of its candidates on the grid, `NO_CANDIDATE` where one is forced or there is none, and
-    `earlier` (R,C) how many candidates of earlier tokens are not lower. `slots` (R,) is budget(t+1) - (t+1), `alive`
-    (R,) how many of the earlier have survived.
+    `grid` (R,C) are the scores of the candidates on the grid, `NO_CANDIDATE` for forced ones and padding, and `earlier`
+    (R,C) how many candidates of earlier tokens are not lower. `slots` (R,) is budget(t+1) - (t+1), `alive` (R,) how
+    many earlier candidates have survived.
     """
     C = grid.shape[1]
     key = grid.astype(np.int64) * C + np.arange(C)[::-1]  # of equals the one further left is the higher

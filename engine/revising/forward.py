@@ -1,8 +1,8 @@
-"""The forward pass under the rules that revise: all forks are chosen anew, and what that changes is recomputed.
+"""The forward pass under the rules that revise: every fork selects again, and what that changes is recomputed.
 
-A stream is made of what stands left of it and of its place in its bubble. So in each segment everything before the
-first token whose streams changed is as it was. From segment to segment that token only moves to the left; before the
-first fork, and after one that keeps every candidate, it is the new token itself.
+A stream depends on the streams left of it and on its index in its bubble. So in each segment nothing changes before the
+first token whose streams changed. From segment to segment that token only moves to the left. Before the first fork, and
+after forks that keep every candidate, it is the new token.
 
 Letters: R requests, T tokens that are computed of all of them, S their streams, V vocabulary.
 """
@@ -29,14 +29,14 @@ from thoughtbubbles.model.segments import segment_counts
 
 @dataclass(frozen=True)
 class Revised:
-    """What a step made of one request."""
+    """What a step computed of one request."""
 
     logits: Tensor
     """(V,) float32 of its last token."""
     fork_counts: list[int]
-    """The streams after the last fork layer of each token that was computed there; these are its last tokens."""
+    """Streams after the last fork layer of each token computed there, which are the last tokens of the request."""
     streams: int
-    """The streams after the last fork layer of all its tokens."""
+    """Streams after the last fork layer of all its tokens."""
 
 
 @dataclass
@@ -45,29 +45,29 @@ class _Revision:
 
     state: RevisableState
     tokens: int
-    """All that it has."""
+    """Number of its tokens."""
     first: int
-    """The first whose streams are computed in the present segment."""
+    """The first token whose streams are computed in the present segment."""
     streams: Streams
-    """The streams of the tokens from there on."""
+    """The streams of the tokens from `first` on."""
 
     @property
     def computed(self) -> int:
-        """Tokens whose streams are computed in the present segment."""
+        """Number of tokens whose streams are computed in the present segment."""
         return self.tokens - self.first
 
 
 class RevisingForward:
-    """Runs a model under `dynamic` and `fixed`, overwriting what is kept of each request where it changed."""
+    """Runs a model under `dynamic` and `fixed`, overwriting the state of each request where it changes."""
 
     def __init__(self, model: Thoughtbubbles, packed: PackedModel) -> None:
-        """`packed` are the model's layers."""
+        """`packed` has the model's layers."""
         self.model = model
         self._packed = packed
         self._segments = segments(model.config)
 
     def extend(self, states: Sequence[RevisableState], sequences: Sequence[Sequence[int]]) -> list[Revised]:
-        """Take each state, which holds the beginning of its sequence but not all of it, to the whole."""
+        """Extend each state, which has a proper prefix of its sequence, to the whole sequence."""
         revisions = [self._begin(state, ids) for state, ids in zip(states, sequences, strict=True)]
         for segment in self._segments:
             if segment.index:
@@ -77,7 +77,7 @@ class RevisingForward:
         return self._finish(revisions, streams)
 
     def _begin(self, state: RevisableState, ids: Sequence[int]) -> _Revision:
-        """The new tokens' streams before the first layer."""
+        """Append the new tokens' streams before the first layer."""
         new = torch.tensor([ids[state.tokens :]], device=self.model.transformer.wte.weight.device)
         embedded = self.model.embed(new)
         streams = Streams(embedded.x, embedded.score, embedded.token_index + state.tokens, len(ids))
@@ -85,7 +85,7 @@ class RevisingForward:
         return _Revision(state, len(ids), state.tokens, streams)
 
     def _fork(self, into: Segment, revision: _Revision) -> None:
-        """Choose the streams of a segment among all candidates, and go on from the first token that this changes."""
+        """Select the streams of a segment among all candidates, and start from the first token that this changes."""
         before, after = revision.state.segments[into.index - 1 : into.index + 1]
         parents, scores = before.parents(revision.tokens)
         embedding = self._forking_block(into.layers.start).fork_embedding
@@ -95,27 +95,27 @@ class RevisingForward:
         revision.streams = _from_token(streams, revision.first)
 
     def _run(self, segment: Segment, revisions: list[_Revision]) -> Streams:
-        """What is computed of all requests, end to end, after the segment's layers, which change it in place."""
+        """Run the segment's layers over the computed streams of all requests, and return these end to end."""
         streams = _end_to_end(revisions)
         token = torch.cat([each.streams.token_index for each in revisions], dim=1)
         positions = token + fractions(streams.token_index, streams.tokens)
-        held = [each.state.segments[segment.index] for each in revisions]
+        own = [each.state.segments[segment.index] for each in revisions]
         rows = [each.streams.x.shape[1] for each in revisions]
-        attend = partial(_attention, held, rows)
+        attend = partial(_attention, own, rows)
         self._packed.run(segment.layers, streams.x[0], positions[0], streams.score[0], attend)
         if segment.forks_after:
-            self._keep(segment, streams, held, rows)
+            self._keep(segment, streams, own, rows)
         return streams
 
-    def _keep(self, segment: Segment, streams: Streams, held: list[RevisableSegment], rows: list[int]) -> None:
-        """Let each request keep what the fork after a segment will choose from."""
+    def _keep(self, segment: Segment, streams: Streams, states: list[RevisableSegment], rows: list[int]) -> None:
+        """Store in each request's state the candidates of the fork after a segment."""
         block = self._forking_block(segment.layers.stop)
         scores = block.candidate_scores(streams.x, streams.score).unflatten(1, (-1, 2))
-        for each, x, own in zip(held, streams.x.split(rows, dim=1), scores.split(rows, dim=1), strict=True):
+        for each, x, own in zip(states, streams.x.split(rows, dim=1), scores.split(rows, dim=1), strict=True):
             each.keep(x, own)
 
     def _finish(self, revisions: list[_Revision], streams: Streams) -> list[Revised]:
-        """Read the logits off the streams that were computed in the last segment."""
+        """Return the logits of each request's last token, from the streams of the last segment."""
         for each in revisions:
             each.state.tokens = each.tokens
         computed = [each.computed for each in revisions]
@@ -131,13 +131,13 @@ class RevisingForward:
 
 
 def _from_token(streams: Streams, first: int) -> Streams:
-    """The streams of a token and of all that follow."""
+    """Return the streams of a token and of all after it."""
     start = int(torch.searchsorted(streams.token_index[0], first))
     return Streams(streams.x[:, start:], streams.score[:, start:], streams.token_index[:, start:], streams.tokens)
 
 
 def _end_to_end(revisions: list[_Revision]) -> Streams:
-    """The streams that are computed of all requests as one row (B = 1), their tokens numbered from 0."""
+    """Return the computed streams of all requests as one row (B = 1), their tokens numbered from 0."""
     ends = accumulate(each.computed for each in revisions)
     number = [each.streams.token_index + (end - each.tokens) for each, end in zip(revisions, ends, strict=True)]
     x = torch.cat([each.streams.x for each in revisions], dim=1)
@@ -145,12 +145,12 @@ def _end_to_end(revisions: list[_Revision]) -> Streams:
     return Streams(x, score, torch.cat(number, dim=1), sum(each.computed for each in revisions))
 
 
-def _attention(held: list[RevisableSegment], rows: list[int], layer: int) -> Attend:
-    """The attention of one layer: each request's streams over all that it has."""
+def _attention(states: list[RevisableSegment], rows: list[int], layer: int) -> Attend:
+    """Return the attention of one layer: computed streams of each request to all of its streams."""
 
     def attend(heads: Tensor) -> Tensor:
-        each = heads.to(held[0].keys.dtype).permute(1, 2, 0, 3)[:, None].split(rows, dim=3)  # (3,1,N,M,H)
-        parts = [segment.attend(layer, *qkv) for segment, qkv in zip(held, each, strict=True)]
+        each = heads.to(states[0].keys.dtype).permute(1, 2, 0, 3)[:, None].split(rows, dim=3)  # (3,1,N,M,H)
+        parts = [segment.attend(layer, *qkv) for segment, qkv in zip(states, each, strict=True)]
         return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)[0]
 
     return attend

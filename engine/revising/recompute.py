@@ -1,9 +1,10 @@
-"""Requests under the rules that revise, `dynamic` and `fixed`: whose state is kept from token to token.
+"""Steps of requests under the rules that revise, `dynamic` and `fixed`, and the states kept between them.
 
-A state is only ever a shortcut: without it the whole sequence is computed again. So their memory can be bounded.
+A state only saves time: without it the whole sequence is computed again. So the memory of states can be limited.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from thoughtbubbles.engine.portable.layers import PackedModel
@@ -16,25 +17,32 @@ from thoughtbubbles.model import Selection, Thoughtbubbles
 
 
 class Recompute:
-    """Runs requests, each on from its state: kept until the request ends, while all together take `limit_bytes`.
+    """Computes requests from their states, which live until the requests end and take at most `limit_bytes` together.
 
-    A request that has no room computes its whole sequence for every token, one such request after the other.
+    A request without a state has its whole sequence computed for every token, one such request after the other.
     """
 
-    def __init__(self, model: Thoughtbubbles, packed: PackedModel, *, vocabulary: int, limit_bytes: int) -> None:
+    def __init__(
+        self, model: Thoughtbubbles, packed: Callable[[], PackedModel], *, vocabulary: int, limit_bytes: int
+    ) -> None:
+        """`packed` returns the model's layers; it is called for the first request."""
         self.model = model
         self.vocabulary = vocabulary
         self.limit_bytes = limit_bytes
-        self._forward = RevisingForward(model, packed)
-        self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # forgets a request that is gone
+        self._packed = packed
+        self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # drops finished requests
+
+    @cached_property
+    def _forward(self) -> RevisingForward:
+        return RevisingForward(self.model, self._packed())
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the states that are kept."""
+        """Bytes of the kept states."""
         return sum(state.nbytes for state in self._kept.values())
 
     def step(self, requests: Sequence[Request]) -> list[Revised]:
-        """Compute the tokens that each request has and its state has not."""
+        """Compute the tokens of each request that its state lacks."""
         revised = {request: self._alone(request) for request in requests if not self._keep(request)}
         if kept := [request for request in requests if request not in revised]:
             states = [self._kept[request] for request in kept]
@@ -43,8 +51,9 @@ class Recompute:
         return [revised[request] for request in requests]
 
     def score(self, prompt: Sequence[int], selection: Selection, top: int) -> Scores:
-        """The log-probabilities of the prompt's second and later tokens, each from the prefix before it alone: what it
-        would have been drawn from, since a later token may change what these rules chose before.
+        """Return the log-probabilities of the prompt's second and later tokens, each given the prefix before it alone.
+
+        That is the distribution that the token would be drawn from; a later token may change earlier selections.
         """
         scores, state = Scores(), self._open(selection, len(prompt))
         for length in range(1, len(prompt)):
@@ -53,7 +62,7 @@ class Recompute:
         return scores
 
     def _keep(self, request: Request) -> bool:
-        """Whether the state of a request is kept: it was before, or it fits now."""
+        """Return whether the request has a kept state. Keep a new one if it fits."""
         if request not in self._kept:
             state = self._open(request.selection, request.max_tokens)
             if self.kept_bytes + state.nbytes <= self.limit_bytes:

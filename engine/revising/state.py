@@ -1,7 +1,7 @@
-"""What is kept of a request under the rules that revise, `dynamic` and `fixed`: its streams as they were last chosen.
+"""The state of a request under the rules that revise, `dynamic` and `fixed`: its streams as they were last selected.
 
-A later token may push out, or bring back, a fork of an earlier one. So this serves no other request and lies in no
-pages: it is the request's own, overwritten in place from the first token on whose streams changed.
+A later token may remove or restore a fork of an earlier one. So a state is not shared between requests and has no
+pages: it is overwritten in place, from the first token whose streams changed.
 
 Letters: S streams of one segment, M of them computed, N heads, H head width, D model width.
 """
@@ -15,28 +15,28 @@ from thoughtbubbles.engine.cache.pages import Segment
 from thoughtbubbles.model import ModelConfig, Selection, Streams
 
 ROWS_AT_ONCE = 128
-"""Queries that meet their keys together, lest a mask for all of them be large and hide much of what it spans."""
+"""Queries that attend in one operation: a mask for all of them would be large, and most of it masked."""
 
 
 class RevisableSegment:
-    """One request's streams in one segment, in their order, in buffers with room for all that there may ever be."""
+    """The streams of one request in one segment, in order, in buffers for as many as it may have."""
 
-    def __init__(self, config: ModelConfig, segment: Segment, room: int, like: Tensor) -> None:
-        shape = (len(segment.layers), config.n_head, room, config.head_width)
-        parents = room if segment.forks_after else 0
+    def __init__(self, config: ModelConfig, segment: Segment, capacity: int, like: Tensor) -> None:
+        shape = (len(segment.layers), config.n_head, capacity, config.head_width)
+        parents = capacity if segment.forks_after else 0
         self.segment = segment
         self.keys = like.new_empty(shape)
         self.values = like.new_empty(shape)
         self.x = like.new_empty((1, parents, config.n_embd))
-        """(1,S,D) after the segment's layers, where a fork follows."""
+        """(1,S,D) after the segment's layers, if a fork follows."""
         self.candidate_scores = torch.empty((1, parents, 2), device=like.device)
-        """(1,S,2) of the two candidates that each stream makes at that fork, the deleted too."""
+        """(1,S,2) of the two candidates that each stream makes at that fork, deleted ones included."""
         self.token_index = torch.empty((1, 0), dtype=torch.int64, device=like.device)
         """(1,S)"""
         self.score = torch.empty((1, 0), device=like.device)
         """(1,S)"""
         self.candidate = self.token_index
-        """(1,S) which candidate of the segment before each stream is."""
+        """(1,S) index of each stream among the candidates of the segment before."""
 
     @property
     def nbytes(self) -> int:
@@ -49,22 +49,22 @@ class RevisableSegment:
         return self.token_index.shape[1]
 
     def first_change(self, token_index: Tensor, candidate: Tensor, first: int) -> int:
-        """The first token, `first` at the latest, of which other candidates (1,S) were chosen than before."""
+        """Return the first token whose survivors differ from the present ones, at most `first`; candidate (1,S)."""
         both = min(self.count, token_index.shape[1])
         differs = (candidate[0, :both] != self.candidate[0, :both]).nonzero()
         return min(first, int(token_index[0, differs[0]])) if len(differs) else first
 
     def append(self, streams: Streams) -> None:
-        """More streams on the right, of new tokens."""
+        """Append the streams of new tokens."""
         self.token_index = torch.cat((self.token_index, streams.token_index), dim=1)
         self.score = torch.cat((self.score, streams.score), dim=1)
 
     def choose(self, streams: Streams, candidate: Tensor) -> None:
-        """Let these be the streams; what the layers make of those that changed is told by `attend` and `keep`."""
+        """Replace the selection. `attend` and `keep` then store what the layers compute of the streams that changed."""
         self.token_index, self.score, self.candidate = streams.token_index, streams.score, candidate
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep the keys and values of the M rightmost streams, and let these look at all: (1,N,M,H) each."""
+        """Store keys and values of the M rightmost streams, and return their attention to all; each (1,N,M,H)."""
         at, first = layer - self.segment.layers.start, self.count - q.shape[2]
         self.keys[at, :, first : self.count] = k[0]
         self.values[at, :, first : self.count] = v[0]
@@ -78,27 +78,29 @@ class RevisableSegment:
         return torch.cat(seen, dim=2)
 
     def keep(self, x: Tensor, candidate_scores: Tensor) -> None:
-        """Keep what the M rightmost streams came to, (1,M,D), and the scores of their candidates, (1,M,2)."""
+        """Store the M rightmost streams after the layers (1,M,D), and the scores of their candidates (1,M,2)."""
         changed = slice(self.count - x.shape[1], self.count)
         self.x[:, changed] = x
         self.candidate_scores[:, changed] = candidate_scores
 
     def parents(self, tokens: int) -> tuple[Streams, Tensor]:
-        """The streams of all `tokens` as they come to the next fork, and the scores (1,2S) of their candidates."""
+        """Return the streams of all `tokens` before the next fork, and the scores (1,2S) of their candidates."""
         scores = self.candidate_scores[:, : self.count].flatten(1)
         return Streams(self.x[:, : self.count], self.score, self.token_index, tokens), scores
 
 
 class RevisableState:
-    """What is kept of one request, segment by segment."""
+    """The state of one request, segment by segment."""
 
     def __init__(self, config: ModelConfig, selection: Selection, max_tokens: int, like: Tensor) -> None:
-        """Room for `max_tokens` tokens, on the device and in the type of `like`."""
-        rooms = most_streams(config, selection, max_tokens)
+        """Allocate buffers for `max_tokens` tokens, on the device and with the dtype of `like`."""
+        capacities = most_streams(config, selection, max_tokens)
         self.selection = selection
-        self.segments = [RevisableSegment(config, s, n, like) for s, n in zip(segments(config), rooms, strict=True)]
+        self.segments = [
+            RevisableSegment(config, s, n, like) for s, n in zip(segments(config), capacities, strict=True)
+        ]
         self.tokens = 0
-        """Tokens held."""
+        """Tokens computed."""
 
     @property
     def nbytes(self) -> int:
@@ -107,5 +109,5 @@ class RevisableState:
 
 
 def _mask(first: int, end: int, device: torch.device) -> Tensor | None:
-    """(M,K) which of the keys before `end` the streams from `first` on see; None where one sees all."""
+    """Return which keys before `end` the streams from `first` on may attend to (M,K); None if there is one stream."""
     return None if end - first == 1 else torch.ones(end - first, end, dtype=torch.bool, device=device).tril(first)

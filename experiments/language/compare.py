@@ -1,4 +1,4 @@
-"""Compare a study's arms as docs/experiments/language.md plans: intervals of each pair's own, documents, Holm."""
+"""Compare the study's arms as docs/experiments/language.md plans: intervals for each pair, by documents, Holm."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ SAMPLES = 10_000
 
 
 class Comparison(NamedTuple):
-    """What the results say of a claim that one arm's loss is below another's."""
+    """The verdict on a claim that one arm's loss is below another's."""
 
     claim: Claim
     apart: list[float]
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean difference; seeds must be there."""
+        """The mean difference; `apart` must not be empty."""
         return statistics.mean(self.apart)
 
 

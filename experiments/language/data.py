@@ -1,4 +1,4 @@
-"""Make the data of `experiments.language.study`: prepared folders, and one archive of them that travels.
+"""Prepare the study's data: token folders, and one archive of them to copy to another machine.
 
     python -m experiments.language.data --english FOLDER --code FOLDER --tokenizer FILE [--out data/language]
 
@@ -9,7 +9,7 @@ FOLDER holds `train.jsonl.gz` and `val.jsonl.gz`; that of the code also `ood.jso
 - `english/val` is the corpus's own held-out text, which results are reported on,
 - `code/val` is text of another domain: Python files of packages that no training file is from.
 
-OUT.tar.xz beside OUT has what a run reads; `tar -xJf` unpacks it where OUT should be.
+OUT.tar.xz beside OUT has the files that a run reads; unpack it with `tar -xJf` in the parent of OUT.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The figures of a study's page. Needs matplotlib."""
+"""Draw the figures of the study's page. Needs matplotlib."""
 
 import statistics
 from collections.abc import Iterator, Mapping

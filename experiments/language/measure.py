@@ -1,4 +1,4 @@
-"""Measure a trained model of the study: losses by document, the rules, the dial, and what it forks."""
+"""Measure a trained model of the study: losses by document, the rules, the dial, its forks and scores."""
 
 import math
 from collections.abc import Sequence
@@ -145,7 +145,7 @@ def _loss(model: Thoughtbubbles, ids: NDArray[np.integer[Any]], ratio: float) ->
 
 
 def _rules(model: Thoughtbubbles, windows: Sequence[Window], positions: int) -> dict[str, float]:
-    """Return the loss under each rule at the same positions, each predicted from what stands before it.
+    """Return the loss under each rule at the same positions, each predicted from the tokens before it.
 
     `blockwise`, which is defined over a whole block, reads whole windows.
     """
@@ -193,6 +193,6 @@ def _digits(fork: Fork, tokens: int) -> list[int]:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without what is NaN, rounded: of no streams there is no mean."""
+    """Return a row rounded and without NaN: no streams have no mean."""
     values = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
     return {key: value for key, value in values.items() if not (isinstance(value, float) and math.isnan(value))}

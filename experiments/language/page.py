@@ -1,4 +1,4 @@
-"""The page of what a study found: tables in Markdown, one section a size."""
+"""Write the page of the study's results in Markdown: tables, one section a size."""
 
 import statistics
 from collections import Counter
@@ -10,7 +10,7 @@ from experiments.runner.intervals import Interval
 from experiments.runner.plan import Result, Study
 
 REGULAR = "regular"
-"""The arm that every other is set beside."""
+"""The arm that every other is compared with."""
 
 
 class Made(NamedTuple):
@@ -68,11 +68,11 @@ def page(
 
 
 def _section(study: Study, size: str, found: Found, results: Sequence[Result], figures: Sequence[str]) -> list[str]:
-    told = next(iter(next(iter(found.values())).values()))
-    model = told["settings"]["model"]
+    first = next(iter(next(iter(found.values())).values()))
+    model = first["settings"]["model"]
     shape = (
         f"{model['n_layer']} layers of width {model['n_embd']}, blocks of {model['block_size']} tokens,"
-        f" {told['tokens'] / 1e6:.1f}M tokens of {told['settings']['data']} a run. {_unfinished(study, size, found)}"
+        f" {first['tokens'] / 1e6:.1f}M tokens of {first['settings']['data']} a run. {_unfinished(study, size, found)}"
     )
     claims = compare(study, found)
     parts = [

@@ -1,4 +1,4 @@
-"""Write what `experiments.language.study` found, as a page with tables and figures.
+"""Write the results of the study as a page with tables and figures.
 
     python -m experiments.language.report RESULTS.jsonl [--study FILE] [--page docs/RESULTS.md]
 

@@ -3,7 +3,7 @@
     python -m experiments.language.study [--study FILE] [--data data/language] [--out runs/language]
                                          [--results benchmarks/results/language.jsonl] [--jobs 6] [--seconds 540]
 
-`experiments.language.study` says what is run, stopped and resumed.
+`experiments.runner.study` says what is run, stopped and resumed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Runs of the study as processes: distributed over the devices, ended in time, none of them left running."""
+"""Run the study's processes: share them among the devices, end them in time, leave none running."""
 
 import os
 import subprocess

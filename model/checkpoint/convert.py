@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from thoughtbubbles.model.checkpoint.read import empty_model
-from thoughtbubbles.model.checkpoint.release import Release, read_release
+from thoughtbubbles.model.checkpoint.release import Release, read_release, read_settings
 from thoughtbubbles.model.checkpoint.weights import DTYPES, check_shapes
 from thoughtbubbles.model.checkpoint.write import save_checkpoint
 from thoughtbubbles.model.text.tokenizer import Tokenizer
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; print what was written and what was left out."""
+    read_settings(args.source)  # a mistake in them is reported before GPT-2's tokenizer is downloaded
     tokenizer = Tokenizer.from_name_or_file(args.tokenizer)
     release = convert(args.source, args.out, tokenizer, norm_before_averaging=args.norm_before_averaging)
     config = release.config

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thoughtbubbles.model.checkpoint.read import Checkpoint, open_checkpoint
+from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
+from thoughtbubbles.model.checkpoint.read import Checkpoint, open_checkpoint, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.weights import Header
 from thoughtbubbles.model.config import ModelConfig
 
@@ -36,13 +37,13 @@ def inspect_checkpoint(folder: str | Path) -> Facts:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
-    parser.add_argument("--json", action="store_true", help="JSON, with every tensor, in place of the page")
+    add_checkpoint_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with every tensor, instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts and return 0."""
-    facts = inspect_checkpoint(args.checkpoint)
+    facts = inspect_checkpoint(args.checkpoint or shipped_checkpoint())
     print(json.dumps(facts, indent=1, ensure_ascii=False) if args.json else page(facts))
     return 0
 

@@ -23,7 +23,7 @@ from thoughtbubbles.model.checkpoint.checks import (
 from thoughtbubbles.model.checkpoint.weights import Header, read_headers, read_weights
 from thoughtbubbles.model.config import ModelConfig
 from thoughtbubbles.model.files.atomic import latest_folder
-from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
+from thoughtbubbles.model.files.untrusted import explain, read_json_object, require_present, require_regular
 from thoughtbubbles.model.text.tokenizer import Tokenizer
 from thoughtbubbles.model.transformer import Thoughtbubbles
 
@@ -89,8 +89,11 @@ def empty_model(config: ModelConfig) -> Thoughtbubbles:
 @contextmanager
 def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
     """Yield the folder to read and its checkpoint without weights. Errors of the block become `CheckpointError` too."""
-    folder = latest_folder(Path(folder).resolve())
+    given = Path(folder)
+    folder = latest_folder(given.resolve())
     try:
+        if not folder.is_dir():
+            _refuse_other(given)
         config = _read_config(folder)
         tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
         if config["tokenizer"] != describe(tokenizer):
@@ -107,12 +110,18 @@ def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
             ),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(f"{folder}: {explain(error)}") from error
+
+
+def _refuse_other(path: Path) -> None:
+    """Raise `OSError` or `ValueError` that says what `path` is, which is not a folder."""
+    if not path.exists() and not path.is_symlink():
+        raise ValueError("no such folder")
+    require_present(path)
+    raise ValueError("not a folder: a checkpoint is a folder with config.json, a tokenizer and weights")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ValueError("no such folder")
     config = read_json_object(folder / CONFIG_FILE)
     if "format_version" not in config:
         raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: it has no format_version")
@@ -126,7 +135,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_template(folder: Path) -> str | None:
     file = folder / CHAT_TEMPLATE_FILE
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         return None
     template = require_regular(file).read_bytes()
     check_template(template)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thoughtbubbles.model.checkpoint.release_files import read_tensors
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.files.untrusted import read_json_object
+from thoughtbubbles.model.files.untrusted import read_json_object, require_present
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
@@ -47,8 +47,8 @@ def read_release(source: Path, *, norm_before_averaging: bool | None = None) -> 
     authors' first PyTorch release (SPEC.md, "Output averaging"). Raises `OSError` for a missing file, `ValueError` for
     contents that are not a release.
     """
-    config_file = (source if source.is_dir() else source.parent) / "config.json"
-    settings = _read_settings(config_file)
+    settings = read_settings(source)
+    config_file = _config_file(source)
     try:
         config = _read_config(settings)
     except (TypeError, ValueError) as error:
@@ -60,12 +60,22 @@ def read_release(source: Path, *, norm_before_averaging: bool | None = None) -> 
     return Release(config=config, state=state, dropped=dropped, settings=settings)
 
 
-def _read_settings(config_file: Path) -> dict[str, Any]:
+def read_settings(source: Path) -> dict[str, Any]:
+    """Return the authors' settings of a release, which `read_release` reads with its weights, and raises the same."""
+    if not require_present(source).is_dir() and not source.is_file():
+        raise OSError(f"{source} is neither a folder nor a regular file")
+    config_file = _config_file(source)
     content = read_json_object(config_file)
+    if "format_version" in content:
+        raise ValueError(f"{config_file.parent} is already a Thoughtbubbles checkpoint: nothing is to be converted")
     settings = content.get("config", content)
     if not isinstance(settings, dict):
         raise ValueError(f"{config_file}: it is not a JSON object of settings")
     return settings
+
+
+def _config_file(source: Path) -> Path:
+    return (source if source.is_dir() else source.parent) / "config.json"
 
 
 def _read_config(settings: Mapping[str, Any]) -> ModelConfig:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from thoughtbubbles.model.checkpoint.distributed import INDEX, SafeReader, load_distributed, reason
+from thoughtbubbles.model.files.untrusted import require_regular
 
 WEIGHTS = ("model.safetensors", "weights.safetensors", "model.pt", "model.pth")
 Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
@@ -49,18 +50,20 @@ def _find(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ValueError(f"{path} is no distributed checkpoint and has none of {', '.join(WEIGHTS)}: name the weights file")
+    raise ValueError(
+        f"{path} is not a distributed checkpoint and has none of {', '.join(WEIGHTS)}: name the weights file"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return load_file(require_regular(path))
     except SafetensorError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:
+    with require_regular(path).open("rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can raise anything

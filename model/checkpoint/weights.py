@@ -118,10 +118,10 @@ def _shard_name(i: int, count: int) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
         return [require_regular(folder / SINGLE)]
     if not (folder / INDEX).exists():
-        raise ValueError(f"neither {SINGLE} nor {INDEX} is there")
+        raise ValueError(f"neither {SINGLE} nor {INDEX} exists")
     try:
         names = set(read_json_object(folder / INDEX)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:

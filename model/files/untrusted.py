@@ -8,9 +8,25 @@ MAX_DEPTH = 100
 """Deepest nesting of objects and arrays: code that reads or writes them may recurse once per level."""
 
 
+def explain(error: BaseException) -> str:
+    """Return what went wrong, without the number of an `OSError` and with its file first."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror.lower()}" if error.filename else error.strerror
+
+
+def require_present(path: Path) -> Path:
+    """Return `path`. Raise `OSError` naming it if there is nothing, or a symbolic link to nothing."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a symbolic link to {path.readlink()}, which does not exist")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return path
+
+
 def require_regular(path: Path) -> Path:
-    """Return `path`. Raise `OSError` naming it if it is a FIFO, a device or a folder, which may block or never end."""
-    if path.exists() and not path.is_file():
+    """Return `path`. Raise `OSError` naming it if it is absent, or a FIFO, device or folder, which may never end."""
+    if not require_present(path).is_file():
         raise OSError(f"{path} is not a regular file")
     return path
 

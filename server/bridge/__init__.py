@@ -1,1 +1,1 @@
-"""The event loop's side and the engine's side, and what passes between them."""
+"""Between event loop and engine: requests go to the engine's thread or process, events come back. No HTTP in here."""

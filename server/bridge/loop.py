@@ -1,48 +1,54 @@
-"""Where the engine lives: commands are carried out between its steps, and what happens is told.
+"""The engine's loop: it executes commands between steps, and reports what happens.
 
-A loop runs on a thread of the server, or in a process of its own (`process.py`). Either way it hears of commands
-and tells of what happens in the same words, and neither side waits for the other.
+A loop runs on a thread of the server, or in a process of its own (`process.py`). Commands and reports are the same, and
+neither side waits for the other.
 """
 
 import gc
+import logging
+import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from thoughtbubbles.engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
-from thoughtbubbles.server.bridge.generation import EngineRequest
-from thoughtbubbles.server.bridge.loading import ServedModel
 from thoughtbubbles.server.bridge.trimming import Trimmer
+from thoughtbubbles.server.core import EngineRequest, ServedModel
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 5.0
+"""How long an engine has no work before it checks the cache."""
 
 Load = Callable[[], tuple[Engine, ServedModel]]
 
 
 @dataclass(frozen=True)
-class Admit:
-    """Take all of these requests, or none."""
+class Add:
+    """Add all of these requests to the engine, or none."""
 
     requests: Sequence[EngineRequest]
     arrived: float
-    """When their client asked, in monotonic seconds."""
+    """When the client's request arrived, in monotonic seconds."""
     client: str = ""
-    """Whose share of the queue they count for."""
+    """The client whose share of the queue they count against."""
 
 
 @dataclass(frozen=True)
 class Abort:
-    """Free what these hold, and tell nothing more of them."""
+    """Abort these requests; no more events are reported for them."""
 
     request_ids: Sequence[str]
     reason: str
 
 
-Command = Admit | Abort | None
+Command = Add | Abort | None
 """None ends the loop."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The engine is there."""
+    """The engine is loaded."""
 
     model: ServedModel
     stats: EngineStats
@@ -50,7 +56,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The engine took these."""
+    """The engine accepted these requests."""
 
     request_ids: Sequence[str]
     arrived: float
@@ -58,7 +64,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    """The engine took none of these."""
+    """The engine refused these requests."""
 
     request_ids: Sequence[str]
     refusal: InvalidRequest | QueueFull
@@ -67,77 +73,88 @@ class Refused:
 
 @dataclass(frozen=True)
 class Aborted:
-    """These were there, and are no more."""
+    """The engine had these requests and aborted them."""
 
     request_ids: Sequence[str]
     reason: str
 
 
 @dataclass(frozen=True)
-class Obeyed:
-    """All commands that had come together are carried out."""
+class CommandsDone:
+    """All queued commands are executed, or the idle engine has checked its cache."""
 
     stats: EngineStats
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """The engine took a step, or without a report found nothing that it could do."""
+    """The engine took a step; without a report it could compute nothing."""
 
     events: Sequence[TokenEvent]
     report: StepReport | None
     stats: EngineStats
 
 
-News = Loaded | Accepted | Refused | Aborted | Obeyed | Stepped
-Tell = Callable[[News], None]
+Report = Loaded | Accepted | Refused | Aborted | CommandsDone | Stepped
+OnReport = Callable[[Report], None]
 
 
 class Commands(Protocol):
-    """What commands come through: a queue, or a pipe."""
+    """The reading end of a queue or pipe of commands."""
 
     def empty(self) -> bool:
-        """Whether none waits."""
+        """Return whether no command is queued."""
 
-    def get(self) -> Command:
-        """The next one, waited for."""
+    def get(self, *, timeout: float | None = None) -> Command:
+        """Return the next command. Raise `queue.Empty` if none comes within `timeout` seconds."""
 
 
-def run_engine(load: Load, commands: Commands, tell: Tell) -> None:
-    """Load an engine and step it while it has work, until told to end. Raises what loading or a step raises."""
+def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
+    """Load an engine, and step it while it has work, until a command ends the loop. Exceptions are not caught."""
     engine, model = load()
-    gc.freeze()  # what has been loaded stays: to look through it for garbage takes as long as many steps
-    tell(Loaded(model, engine.stats()))
+    gc.freeze()  # what is loaded stays: each search of it for garbage takes as long as many steps
+    on_report(Loaded(model, engine.stats()))
     trimmer = Trimmer()
-    while _obey(engine, commands, tell):
+    while _execute_commands(engine, commands, on_report):
         events = engine.step()
-        tell(Stepped(events, engine.last_step, engine.stats()))
+        on_report(Stepped(events, engine.last_step, engine.stats()))
         trimmer.trim()
 
 
-def _obey(engine: Engine, commands: Commands, tell: Tell) -> bool:
-    """Carry out the commands that wait; with nothing to compute, sleep until one comes. False means end."""
+def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -> bool:
+    """Execute the queued commands; if the engine has no work, wait for one. Return False at the command to end."""
     while not engine.has_work or not commands.empty():
-        match commands.get():
-            case Admit() as admission:
-                tell(_admit(engine, admission))
+        match _next_command(engine, commands, on_report):
+            case Add() as command:
+                on_report(_add(engine, command))
             case Abort(request_ids, reason):
-                tell(Aborted(engine.abort(*request_ids), reason))
+                on_report(Aborted(engine.abort(*request_ids), reason))
             case None:
                 return False
-        if commands.empty():  # one census for all that came together, as clients do
-            tell(Obeyed(engine.stats()))
+        if commands.empty():  # one report of the engine's numbers for commands that arrive together
+            on_report(CommandsDone(engine.stats()))
     return True
 
 
-def _admit(engine: Engine, admission: Admit) -> Accepted | Refused:
+def _next_command(engine: Engine, commands: Commands, on_report: OnReport) -> Command:
+    """Return the next command. If the engine is idle for a while before it comes, check the cache once."""
+    try:
+        return commands.get(timeout=IDLE_SECONDS)
+    except queue.Empty:
+        if failure := engine.check_integrity():
+            logger.error("the fork-state cache has wrong page counts: %s", failure)
+        on_report(CommandsDone(engine.stats()))
+        return commands.get()
+
+
+def _add(engine: Engine, command: Add) -> Accepted | Refused:
     added: list[str] = []
     try:
-        for request in admission.requests:
-            engine.add(request.request_id, request.prompt, request.params, client=admission.client)
+        for request in command.requests:
+            engine.add(request.request_id, request.prompt, request.params, client=command.client)
             added.append(request.request_id)
     except (InvalidRequest, QueueFull) as refusal:
         stats = engine.stats()
         engine.abort(*added)
-        return Refused([request.request_id for request in admission.requests], refusal, stats)
-    return Accepted(added, admission.arrived)
+        return Refused([request.request_id for request in command.requests], refusal, stats)
+    return Accepted(added, command.arrived)

@@ -1,4 +1,4 @@
-"""When streams write: as soon as there is something, as long as writing leaves time for the rest."""
+"""When streams write: at once, as long as writing leaves time for the rest."""
 
 import asyncio
 import time
@@ -7,26 +7,26 @@ from collections.abc import Iterable
 from thoughtbubbles.server.bridge.generation import Generation
 
 SHORT_SECONDS = 0.001
-"""A turn of writing that takes no longer than this is never followed by a pause."""
+"""Writing that takes at most this long is followed by no pause."""
 PAUSE = 4
-"""After a longer one streams pause for so many times as long, and then have the more to write at once."""
+"""The pause after longer writing, as a multiple of its time; events that come meanwhile are written together."""
 LONGEST_PAUSE_SECONDS = 0.05
-"""But for no longer than this: a reader does not see it."""
+"""Longest pause: readers do not notice it."""
 
 
 class Pacing:
-    """Wakes generations to be written, so that writing takes no more than a fifth of the event loop's time.
+    """Wakes the readers of generations, so that writing takes at most a fifth of the event loop's time.
 
-    A chunk costs the same for one token and for ten. And what the event loop takes, new requests wait for, and the
-    engine's thread too, on which an engine steps or is heard: there is one interpreter lock.
+    A chunk costs the same for one token and for ten. New requests wait for what the event loop does, and so does the
+    engine's thread: both need the interpreter lock.
     """
 
     def __init__(self) -> None:
         self._due: dict[Generation, None] = {}
-        self._busy = False  # writing, or pausing after it
+        self._busy = False  # writing, or in the pause after it
 
     def write(self, generations: Iterable[Generation]) -> None:
-        """Wake these: now, or when the pause at hand is over."""
+        """Wake the readers of these now, or after the current pause."""
         self._due.update(dict.fromkeys(generations))
         if not self._busy:
             self._wake()
@@ -36,17 +36,17 @@ class Pacing:
         for generation in self._due:
             generation.wake()
         self._due.clear()
-        # Called when all that were woken have written: their turns come first.
+        # Called after all woken readers have written: the loop calls them first.
         asyncio.get_running_loop().call_soon(self._pause, time.monotonic())
 
     def _pause(self, began: float) -> None:
         took = time.monotonic() - began
         if took > SHORT_SECONDS:
-            asyncio.get_running_loop().call_later(min(PAUSE * took, LONGEST_PAUSE_SECONDS), self._go_on)
+            asyncio.get_running_loop().call_later(min(PAUSE * took, LONGEST_PAUSE_SECONDS), self._resume)
         else:
-            self._go_on()
+            self._resume()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._busy = False
         if self._due:
             self._wake()

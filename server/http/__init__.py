@@ -1,1 +1,1 @@
-"""HTTP beneath the routes: connections, middleware, streams, and work off the event loop."""
+"""HTTP below the routes: connections, middleware, streams, disconnects, and work that leaves the event loop."""

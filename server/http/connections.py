@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 connection, with an end to everything: heads, bodies, answers that nobody reads, their number.
+"""uvicorn's HTTP/1.1 connection with limits: for heads, bodies, answers that are not read, and their number.
 
-uvicorn limits none of these; its `limit_concurrency` counts idle connections too and then refuses everybody, /health
-as well, in plain text.
+uvicorn has none of these. Its `limit_concurrency` counts idle connections, and above it refuses every request, even
+/health, in plain text.
 """
 
 import asyncio
@@ -19,50 +19,50 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from thoughtbubbles.server.observe.exchange import REQUEST_ID, request_id_of
+from thoughtbubbles.server.observe.exchange import REQUEST_ID, http_request_id_of
 from thoughtbubbles.server.protocol import errors
 
-LARGEST_HEAD = 1 << 16
-"""In bytes: the request line and all headers, those after a chunked body included."""
-DISCARDED_BYTES = 1 << 26
-"""How much of a body is read and thrown away once it is answered. A connection closed before all that was sent is read
-is reset, and the client may lose the answer."""
+MAX_HEAD_BYTES = 1 << 16
+"""Most bytes of the request line and all headers, including those after a chunked body."""
+MAX_DISCARDED_BYTES = 1 << 26
+"""Most bytes of a body that are read and discarded after its answer. If the server closes a connection before it has
+read everything, TCP resets it, and the client may lose the answer."""
 LINGER_SECONDS = 2.0
-"""How long what a client still sends is thrown away after an answer that ends the connection."""
-SPARE_CONNECTIONS = 64
-"""So many above the limit are told why they are refused, and may still ask for /health; more are closed at once."""
-CROWDED = "thoughtbubbles.crowded"
+"""How long incoming bytes are discarded after an answer that ends the connection."""
+EXTRA_CONNECTIONS = 64
+"""Connections above the limit that are answered, with the reason or on probes; further ones are closed at once."""
+OVER_LIMIT = "thoughtbubbles.over_limit"
 """The key of a scope whose connection is above the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionLimits:
-    """When connections end, and what is counted of them."""
+    """When connections are closed, and the metrics that count them."""
 
     read_seconds: float
-    """A head must arrive within this time, and so must the rest of a body whose request is answered already."""
+    """Time limit for a head to arrive, and for the rest of a body that has been answered."""
     write_seconds: float
-    """An answer that is ready must be read within this time, or as much of it as makes room for more."""
+    """Time limit for a client to read a complete answer, or enough of one that more can be written."""
     most: int
-    """Connections served at a time."""
+    """Most connections that are served at a time."""
     open: Gauge
-    """Those that are open."""
+    """Counts open connections."""
     closed: Counter
-    """Those that this server ended, by `reason`."""
+    """Counts connections that this server closed, by `reason`."""
 
 
 class _Connection(HttpToolsProtocol):
-    """Closes itself when its client is late with a head, a body or reading, and refuses in JSON what is no HTTP."""
+    """Closes itself when its client is slow to send or read, and answers what is not HTTP in JSON."""
 
     limits: ClassVar[ConnectionLimits]
-    _awaiting_head: asyncio.TimerHandle | None = None
-    _awaiting_reader: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None  # once refused
     _answering: RequestResponseCycle | None = None
-    _crowded = False
+    _over_limit = False
     _in_body = False
-    _unparsed_bytes = 0  # of the head at hand
-    _head_bytes = 0  # the same, as far as it is parsed
+    _unparsed_bytes = 0  # of the current head
+    _head_bytes = 0  # of the current head, as far as it is parsed
     _discarded_bytes = 0
     _body_due = math.inf
     _mistake: errors.ApiError | None = None
@@ -71,8 +71,8 @@ class _Connection(HttpToolsProtocol):
         super().connection_made(transport)
         _limit_unread(transport, self.limits.write_seconds)
         self.limits.open.inc()
-        self._crowded = len(self.connections) > self.limits.most
-        if len(self.connections) > self.limits.most + SPARE_CONNECTIONS:
+        self._over_limit = len(self.connections) > self.limits.most
+        if len(self.connections) > self.limits.most + EXTRA_CONNECTIONS:
             self._end("limit")
         else:
             self._await_head()
@@ -81,10 +81,10 @@ class _Connection(HttpToolsProtocol):
         self.limits.open.dec()
         if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
             self.limits.closed.labels(reason="write_timeout").inc()
-        for timer in (self._awaiting_head, self._awaiting_reader, self._lingering):
+        for timer in (self._head_timer, self._read_timer, self._lingering):
             if timer is not None:
                 timer.cancel()
-        if self._answering is not None:  # uvicorn tells the last request alone, which may wait behind this one
+        if self._answering is not None:  # uvicorn notifies the last request only, which may be queued behind this one
             _disconnect(self._answering)
         super().connection_lost(exc)
 
@@ -96,8 +96,8 @@ class _Connection(HttpToolsProtocol):
             self._await_head()
             self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self._awaiting_head is not None and self._unparsed_bytes > LARGEST_HEAD and self._lingering is None:
-            self._refuse(errors.head_too_large(LARGEST_HEAD))
+        if self._head_timer is not None and self._unparsed_bytes > MAX_HEAD_BYTES and self._lingering is None:
+            self._refuse(errors.head_too_large(MAX_HEAD_BYTES))
 
     def on_message_begin(self) -> None:
         self._await_head()
@@ -123,7 +123,7 @@ class _Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, or what was found wrong with it while it was parsed."""
+        """Refuse bytes that are not HTTP, or a head in which parsing found a mistake."""
         self._refuse(self._mistake or errors.invalid_http(msg))
 
     def pause_writing(self) -> None:
@@ -145,14 +145,14 @@ class _Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         self._answering = cycle
         self._watch_reader()
-        if self._crowded:
-            _scope_of(cycle)[CROWDED] = True
+        if self._over_limit:
+            _scope_of(cycle)[OVER_LIMIT] = True
         super()._start_asgi_task(cycle, self._answered_by(app, cycle))  # type: ignore[arg-type]
 
     def _answered_by(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-        """Return `app`, whose answers to `cycle` end when the request has been read, too."""
+        """Return `app` with answers to `cycle` that end only after the whole request has been read."""
         old = _scope_of(cycle)["http_version"] != "1.1"
-        if old:  # such a client knows no chunks: the answer ends with the connection
+        if old:  # HTTP/1.0 has no chunks: the answer ends with the connection
             cycle.chunked_encoding = False
 
         async def answered(scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,8 +171,8 @@ class _Connection(HttpToolsProtocol):
         return answered
 
     async def _read_rest(self, cycle: RequestResponseCycle) -> None:
-        """Throw away the rest of a body that is answered, so that the answer is not lost; within limits."""
-        due, left = max(self._body_due, self.loop.time() + LINGER_SECONDS), DISCARDED_BYTES
+        """Read and discard the rest of a body that has been answered, within limits, so that the answer is not lost."""
+        due, left = max(self._body_due, self.loop.time() + LINGER_SECONDS), MAX_DISCARDED_BYTES
         try:
             async with asyncio.timeout_at(due):
                 while cycle.more_body and not cycle.disconnected and left > 0:
@@ -186,52 +186,52 @@ class _Connection(HttpToolsProtocol):
         cycle.keep_alive = cycle.keep_alive and not cycle.more_body
 
     def _await_head(self) -> None:
-        if self._awaiting_head is None:
-            self._awaiting_head = self.loop.call_later(self.limits.read_seconds, self._end, "head_timeout")
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.limits.read_seconds, self._end, "head_timeout")
 
     def _stop_awaiting_head(self) -> None:
         self._unparsed_bytes = 0
-        if self._awaiting_head is not None:
-            self._awaiting_head.cancel()
-            self._awaiting_head = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
-        if self._head_bytes > LARGEST_HEAD:
-            self._mistake = errors.head_too_large(LARGEST_HEAD)
-            raise httptools.HttpParserError(self._mistake.message)  # ends the parsing; `send_400_response` comes next
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._mistake = errors.head_too_large(MAX_HEAD_BYTES)
+            raise httptools.HttpParserError(self._mistake.message)  # ends parsing; uvicorn calls `send_400_response`
 
     def _watch_reader(self) -> None:
-        """Begin to wait for a client that has something to read, or stop."""
-        if self._awaiting_reader is not None:
-            self._awaiting_reader.cancel()
-            self._awaiting_reader = None
-        if self._to_be_read():
-            self._awaiting_reader = self.loop.call_later(self.limits.write_seconds, self._end_unread)
+        """Start the timer of a client that has something to read, or stop it."""
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+        if self._client_must_read():
+            self._read_timer = self.loop.call_later(self.limits.write_seconds, self._end_unread)
 
-    def _to_be_read(self) -> bool:
-        """Return whether nothing more is written before the client reads: buffers are full, or all is written."""
-        done = self._answering is None or self._answering.response_complete
-        return self.flow.write_paused or (done and self.transport.get_write_buffer_size() > 0)
+    def _client_must_read(self) -> bool:
+        """Return whether nothing is written until the client reads: buffers are full, or the answer is complete."""
+        complete = self._answering is None or self._answering.response_complete
+        return self.flow.write_paused or (complete and self.transport.get_write_buffer_size() > 0)
 
     def _end_unread(self) -> None:
-        if self._to_be_read():
+        if self._client_must_read():
             self._end("write_timeout")
 
     def _end(self, reason: str) -> None:
-        """Close the connection; what its client has not read is lost, for `close` would wait for that."""
+        """Abort the connection. Unread bytes are lost: `close` would wait for the client to read them."""
         self.limits.closed.labels(reason=reason).inc()
         self.transport.abort()
 
     def _refuse(self, error: errors.ApiError) -> None:
-        """Answer in place of the application, if nothing is being answered, and close."""
+        """Answer with `error` unless an answer has started, and close."""
         self.limits.closed.labels(reason=error.code).inc()
         self._stop_awaiting_head()
         cycle = self._answering
-        begun = cycle is not None and cycle.response_started and not cycle.response_complete
+        started = cycle is not None and cycle.response_started and not cycle.response_complete
         if cycle is not None and not cycle.response_complete:
             _disconnect(cycle)
-        if begun or self.pipeline:
+        if started or self.pipeline:
             self.transport.close()
         else:
             self.transport.write(self._written(error))
@@ -240,7 +240,7 @@ class _Connection(HttpToolsProtocol):
 
     def _written(self, error: errors.ApiError) -> bytes:
         body = to_json(error.body)
-        own = {REQUEST_ID: request_id_of(Headers(raw=self.headers or [])), "content-type": "application/json",
+        own = {REQUEST_ID: http_request_id_of(Headers(raw=self.headers or [])), "content-type": "application/json",
                "content-length": str(len(body)), "connection": "close"}  # fmt: skip
         headers = [
             *self.server_state.default_headers,
@@ -250,24 +250,24 @@ class _Connection(HttpToolsProtocol):
 
     def _discard(self, data: bytes) -> None:
         self._discarded_bytes += len(data)
-        if self._discarded_bytes > DISCARDED_BYTES:
+        if self._discarded_bytes > MAX_DISCARDED_BYTES:
             self.transport.abort()
 
 
 def connections_within(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
-    """Return the protocol of connections that are closed beyond these limits."""
+    """Return the class of connections that have these limits."""
     return type("Connection", (_Connection,), {"limits": limits})
 
 
 def _limit_unread(transport: asyncio.BaseTransport, seconds: float) -> None:
-    """Have the kernel end the connection, too, if its client takes nothing of what is written: it holds megabytes."""
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux has it
+    """Have the kernel end the connection if its client reads nothing: the kernel buffers megabytes of an answer."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
     if option is not None and math.isfinite(seconds):
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:
-    """Tell the application that answers `cycle` that its client has left."""
+    """Tell the application that the client of `cycle` has disconnected."""
     if not cycle.response_complete:
         cycle.disconnected = True
     cycle.message_event.set()

@@ -1,4 +1,4 @@
-"""A client that leaves ends the work done for it, also where nothing is being sent that could fail."""
+"""Stop the work for a client that disconnects, also while nothing is being sent."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,22 +11,22 @@ Result = TypeVar("Result")
 
 
 async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled when the client leaves. `ClientDisconnect` then.
+    """Return the result of `work`. Cancel it and raise `ClientDisconnect` if the client disconnects.
 
-    The body must have been read: what the connection says next is that it ends.
+    The body must have been read: the next message of the connection is then its end.
     """
-    # The work is done in the task that waits for it: out of another its result would come turns of the loop later, and
-    # with many streams in each turn these are most of what a first token takes.
+    # The work runs in the task that waits for it: the result of another task would come turns of the event loop later,
+    # and with many streams these turns are most of the time to first token.
     with CancelScope() as scope:
-        leaving = asyncio.ensure_future(_disconnected(request))
-        leaving.add_done_callback(lambda _: scope.cancel())
+        disconnect = asyncio.ensure_future(_disconnected(request))
+        disconnect.add_done_callback(lambda _: scope.cancel())
         try:
             result = await work
-            if not leaving.done():
+            if not disconnect.done():
                 return result
         finally:
-            leaving.cancel()
-    # Also where the work is done, for that a client left may be said once only, and is now known here alone.
+            disconnect.cancel()
+    # Raised even if the work has finished: the disconnect may be received only once, and nothing else knows of it.
     raise ClientDisconnect
 
 

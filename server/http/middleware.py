@@ -1,26 +1,22 @@
-"""What holds for every request, as pure ASGI: a wrapper that buffers would hide a client's leaving (API.md §8)."""
+"""Checks of every request, as pure ASGI: middleware that buffers would hide that a client disconnects (API.md §8)."""
 
 import asyncio
+from collections.abc import Collection
 
 from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thoughtbubbles.server.http.connections import CROWDED
+from thoughtbubbles.server.http.connections import OVER_LIMIT
 from thoughtbubbles.server.keys import ApiKeys
-from thoughtbubbles.server.protocol.errors import answer, crowded, no_key, too_large, too_slow
-from thoughtbubbles.server.routes.playground import FILES as PLAYGROUND
-
-OPEN = frozenset({*PLAYGROUND, "/health", "/ready", "/version", "/metrics", "/openapi.json"})
-"""Routes that need no key: they tell nothing of anybody's requests, and probes have none."""
-
+from thoughtbubbles.server.protocol.errors import answer, no_key, too_large, too_many_connections, too_slow
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
-"""Routes that are answered on connections above the limit, too: a crowded server is alive."""
+"""Routes that are answered even on connections above the limit: the server is alive."""
 
 
 class ConnectionLimit:
-    """A request on a connection above the limit goes no further than this, unless it is a probe."""
+    """Answers 503 on a connection above the limit, except to probes."""
 
     def __init__(self, app: ASGIApp, limit: int, rejected: Counter) -> None:
         self._app = app
@@ -29,26 +25,27 @@ class ConnectionLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 503, or pass the request on."""
-        if CROWDED not in scope or scope["path"] in PROBES:
+        if OVER_LIMIT not in scope or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
-        error = crowded(self._limit)
+        error = too_many_connections(self._limit)
         self._rejected.labels(reason=error.code).inc()
         await answer(error)(scope, receive, send)
 
 
 class KeyCheck:
-    """A request without one of `keys`, where there are any, goes no further than this."""
+    """Answers 401 to a request without one of `keys`, if there are any, except on the paths `keyless`."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, rejected: Counter) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, keyless: Collection[str], rejected: Counter) -> None:
         self._app = app
         self._keys = keys
+        self._keyless = keyless
         self._rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401, or pass the request on."""
-        shown = Headers(scope=scope).get("authorization", "") if scope["type"] == "http" else ""
-        if scope["type"] != "http" or scope["path"] in OPEN or self._keys.admit(shown.encode("latin-1")):
+        sent = Headers(scope=scope).get("authorization", "") if scope["type"] == "http" else ""
+        if scope["type"] != "http" or scope["path"] in self._keyless or self._keys.admit(sent.encode("latin-1")):
             await self._app(scope, receive, send)
             return
         error = no_key()
@@ -57,7 +54,7 @@ class KeyCheck:
 
 
 class BodyLimit:
-    """A body longer than `length` bytes, or one that takes longer than `seconds`, is refused while it is read."""
+    """Refuses a body that is longer than `length` bytes, or takes longer than `seconds`, while it is read."""
 
     def __init__(self, app: ASGIApp, length: int, seconds: float) -> None:
         self._app = app
@@ -65,7 +62,7 @@ class BodyLimit:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raise the refusal from `receive`, so that whoever reads the body answers with it."""
+        """Have `receive` raise the refusal, so that the route that reads the body answers with it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -75,7 +72,7 @@ class BodyLimit:
         async def receive_within_limits() -> Message:
             nonlocal length, reading
             try:
-                # What comes after the body is the client's leaving, and has no limit.
+                # After the body comes the disconnect, which has no time limit.
                 async with asyncio.timeout_at(due if reading else None):
                     message = await receive()
             except TimeoutError:
@@ -90,13 +87,13 @@ class BodyLimit:
 
 
 class HeadAsGet:
-    """A HEAD request is answered as GET, without the body: FastAPI's routes have no HEAD of their own."""
+    """Answers HEAD as GET without the body: FastAPI's routes do not handle HEAD."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass GET on in place of HEAD, and the headers of its answer back."""
+        """Pass HEAD on as GET, and send its answer without the body."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
@@ -104,6 +101,6 @@ class HeadAsGet:
         async def send_no_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        got = {**scope, "method": "GET"}
-        await self._app(got, receive, send_no_body)
-        scope["route"] = got.get("route")
+        as_get = {**scope, "method": "GET"}
+        await self._app(as_get, receive, send_no_body)
+        scope["route"] = as_get.get("route")

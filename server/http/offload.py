@@ -1,4 +1,4 @@
-"""Work that may take long leaves the event loop, so that it answers others meanwhile; short work does not."""
+"""Long work runs on threads of its own, so that the event loop answers other requests meanwhile; short work stays."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,16 +7,23 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-SHORT = 1 << 12
-"""So many characters are worked on in less time than a thread takes to be woken, and to wake the loop again."""
+INLINE_LENGTH = 1 << 12
+"""Work on at most this many characters takes less time than waking a thread and then the event loop."""
 
-# One thread each: Python runs one thread at a time, and the event loop waits for its turn behind each that wants one.
+# One thread each. Python runs one thread at a time, so more would save no time, and the event loop would wait longer.
 REQUESTS = ThreadPoolExecutor(1, thread_name_prefix="requests")
-"""Where requests for text are read."""
+"""Parses generation requests."""
 TOKENS = ThreadPoolExecutor(1, thread_name_prefix="tokens")
-"""Where text becomes token ids and back for clients who want nothing else; requests for text do not wait for them."""
+"""Tokenizes for /tokenize and /detokenize; generation requests do not wait for these."""
+LONG_ANSWERS = ThreadPoolExecutor(1, thread_name_prefix="writer")
+"""Writes answers with log-probabilities of prompts, one at a time: each takes 320 bytes per token meanwhile."""
 
 
-async def aside(work: Callable[[], Result], size: int, lane: Executor = REQUESTS) -> Result:
-    """What `work` returns or raises; on the thread of `lane` where it has more than `SHORT` characters to do."""
-    return work() if size <= SHORT else await asyncio.get_running_loop().run_in_executor(lane, work)
+async def offload(work: Callable[[], Result], length: int, executor: Executor = REQUESTS) -> Result:
+    """Return what `work` returns. It runs on `executor` if it has more than `INLINE_LENGTH` characters to work on."""
+    return work() if length <= INLINE_LENGTH else await run_on(executor, work)
+
+
+async def run_on(executor: Executor, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns on a thread of `executor`."""
+    return await asyncio.get_running_loop().run_in_executor(executor, work)

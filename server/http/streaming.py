@@ -1,4 +1,4 @@
-"""Server-sent events: the first is awaited before the status goes out, the rest follow as they are made (API.md §3)."""
+"""Server-sent events: the response starts with the first events, the others follow as they are made (API.md §3)."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -7,25 +7,26 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from thoughtbubbles.engine import TokenEvent
+from thoughtbubbles.server.bridge.errors import GenerationError
 from thoughtbubbles.server.bridge.generation import Generation
-from thoughtbubbles.server.http.writing import write_alone
+from thoughtbubbles.server.http.offload import LONG_ANSWERS, run_on
 from thoughtbubbles.server.observe.metrics import Metrics
 from thoughtbubbles.server.protocol.completions import Completion
-from thoughtbubbles.server.protocol.errors import ApiError
+from thoughtbubbles.server.protocol.handlers import api_error
 from thoughtbubbles.server.protocol.requests import Json
 
-# A named event, or data that is not JSON, breaks OpenAI's client; a comment every client skips.
+# A comment: OpenAI's client fails at a named event, and at data that is not JSON.
 KEEP_ALIVE = ServerSentEvent(comment="keep-alive", sep="\n")
 DONE = b"data: [DONE]\n\n"
 
 
 def sse(value: Json) -> bytes:
-    """One event. JSON has no line breaks, so nothing needs the care that `ServerSentEvent` takes of data."""
+    """Return one event. JSON has no line breaks, so `ServerSentEvent`'s splitting into lines is not needed."""
     return b"data: %b\n\n" % to_json(value)
 
 
 class CompletionStream(EventSourceResponse):
-    """The stream of one completion. Gives the generation up however it ends."""
+    """The stream of one completion. Closes the generation when it ends, for whatever reason."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class CompletionStream(EventSourceResponse):
         keep_alive_seconds: float,
     ) -> None:
         super().__init__(
-            _told(completion, generation, first),
+            _pieces(completion, generation, first),
             headers=headers,
             sep="\n",
             ping=keep_alive_seconds,
@@ -48,7 +49,7 @@ class CompletionStream(EventSourceResponse):
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all there is; here, not in the iterator, because a client can leave before that is first asked."""
+        """Send the stream, then close the generation. Its iterator cannot: a client may leave before it runs."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -57,23 +58,23 @@ class CompletionStream(EventSourceResponse):
             self._generation.close()
 
 
-async def _told(completion: Completion, generation: Generation, first: Sequence[TokenEvent]) -> AsyncIterator[bytes]:
-    """What is sent, in pieces: all that waits at once, so that a loop that falls behind has less to send."""
+async def _pieces(completion: Completion, generation: Generation, first: Sequence[TokenEvent]) -> AsyncIterator[bytes]:
+    """Yield the stream's bytes. Pending events are sent together, so that a busy event loop sends fewer pieces."""
     try:
         yield await _written(completion, first)
         async for events in generation:
             yield await _written(completion, events)
         end = [sse(chunk) for chunk in completion.last_chunks()]
-    except ApiError as error:
-        end = [sse(error.body)]
+    except GenerationError as error:
+        end = [sse(api_error(error).body)]
     yield b"".join([*end, DONE])
 
 
 async def _written(completion: Completion, events: Sequence[TokenEvent]) -> bytes:
-    """What is told of events. A prompt with its log-probabilities can be long, and is written off the event loop."""
+    """Return the bytes of `events`. Log-probabilities of a prompt can be long: they are written off the event loop."""
     if not completion.long or all(event.prompt is None for event in events):
         return _write(completion, events)
-    return await write_alone(lambda: _write(completion, events))
+    return await run_on(LONG_ANSWERS, lambda: _write(completion, events))
 
 
 def _write(completion: Completion, events: Sequence[TokenEvent]) -> bytes:

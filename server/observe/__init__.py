@@ -1,1 +1,1 @@
-"""What is observed of requests and of the engine: metrics, logs and traces."""
+"""What operators see of requests and of the engine: metrics, logs and traces (API.md §7)."""

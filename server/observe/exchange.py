@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, from the first byte read to the last one sent: what logs and traces tell of it."""
+"""One HTTP request and its answer, from the first byte read to the last one sent; logs and traces are made of it."""
 
 import re
 import time
@@ -18,54 +18,54 @@ SCOPE_KEY = "thoughtbubbles.exchange"
 
 @dataclass(eq=False, kw_only=True)
 class Exchange:
-    """Filled in on the way, read at the end."""
+    """Filled in while a request is answered, read when it is over."""
 
-    request_id: str
-    """The client's own where it is printable and short, else a new one; every answer carries it."""
+    http_request_id: str
+    """Every answer carries it: the client's own if that is printable and short, else a new one."""
     headers: Mapping[str, str]
-    """The request's."""
+    """Of the request."""
     method: str
     path: str
     arrived: float = field(default_factory=time.monotonic)
-    """When it began, on the monotonic clock."""
+    """When the request arrived, on the monotonic clock."""
     began: int = field(default_factory=time.time_ns)
     """The same in nanoseconds since 1970."""
     route: str | None = None
-    """The pattern that its path met; None where it met none."""
+    """The pattern that the path matched; None if it matched none."""
     status: int | None = None
-    """None where the client left before it was said."""
+    """None if the client disconnected before the answer began."""
     generation: Generation | None = None
-    """What was asked of the engine."""
+    """The request's generation, if it had one."""
     prompts: Sequence[str] | None = None
-    """Where they may be logged."""
+    """The request's prompts, if they may be logged."""
     seconds: float = 0.0
-    """How long all of it took."""
+    """How long the exchange took."""
 
     @classmethod
     def of(cls, scope: Scope) -> "Exchange":
-        """The exchange that this request belongs to."""
+        """Return the exchange of the request with this ASGI scope."""
         exchange: Exchange = scope[SCOPE_KEY]
         return exchange
 
 
 class Exchanges:
-    """Opens an exchange for every request, and hands it to each of `tell` when it is over, however it ends."""
+    """Middleware that makes an exchange of every request, and calls `observers` with it when the request is over."""
 
-    def __init__(self, app: ASGIApp, *tell: Callable[[Exchange], None]) -> None:
+    def __init__(self, app: ASGIApp, *observers: Callable[[Exchange], None]) -> None:
         self._app = app
-        self._tell = tell
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Note the status and add the request's id to the response's start."""
+        """Record the status, and add the HTTP request's id to the answer's headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[SCOPE_KEY] = _opened(scope)
+        exchange = scope[SCOPE_KEY] = _new_exchange(scope)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = exchange.request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = exchange.http_request_id
             await send(message)
 
         try:
@@ -73,16 +73,18 @@ class Exchanges:
         finally:
             exchange.seconds = time.monotonic() - exchange.arrived
             exchange.route = getattr(scope.get("route"), "path", None)
-            for tell in self._tell:
-                tell(exchange)
+            for observe in self._observers:
+                observe(exchange)
 
 
-def request_id_of(headers: Headers) -> str:
-    """Return the id that answers to a request with these headers carry: its own if that is plain, else a new one."""
+def http_request_id_of(headers: Headers) -> str:
+    """Return the id of a request with these headers: its own if that is printable and short, else a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if PLAIN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
 
 
-def _opened(scope: Scope) -> Exchange:
+def _new_exchange(scope: Scope) -> Exchange:
     headers = Headers(scope=scope)
-    return Exchange(request_id=request_id_of(headers), headers=headers, method=scope["method"], path=scope["path"])
+    return Exchange(
+        http_request_id=http_request_id_of(headers), headers=headers, method=scope["method"], path=scope["path"]
+    )

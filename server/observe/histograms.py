@@ -1,9 +1,9 @@
-"""The distributions of API.md §7: names, units and buckets."""
+"""The histograms of API.md §7: names, units and buckets."""
 
 from prometheus_client import CollectorRegistry, Histogram
 
 from thoughtbubbles.engine import RequestUsage
-from thoughtbubbles.server.observe.batched_histogram import Tally
+from thoughtbubbles.server.observe.batched_histogram import BatchedHistogram
 
 PREFIX = "thoughtbubbles_"
 # A small model takes a step in half a millisecond; a long request may take a minute.
@@ -11,43 +11,43 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 TOKENS = tuple(float(1 << power) for power in range(16))
 STREAMS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 BATCH = tuple(float(1 << power) for power in range(9))
-SHARE = tuple(tenth / 10 for tenth in range(1, 11))
+RATIO = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class Histograms:
-    """Every histogram, shown in the registry of one server. Tallies belong to the engine's thread."""
+    """All histograms of one server's registry. The engine's thread observes them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def seconds(name: str, meaning: str, *labels: str) -> Histogram:
-            return Histogram(f"{PREFIX}{name}_seconds", meaning, labels, registry=registry, buckets=SECONDS)
+        def seconds(name: str, help_text: str, *labels: str) -> Histogram:
+            return Histogram(f"{PREFIX}{name}_seconds", help_text, labels, registry=registry, buckets=SECONDS)
 
-        def count(name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"{PREFIX}{name}", meaning, registry=registry, buckets=buckets)
+        def count(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"{PREFIX}{name}", help_text, registry=registry, buckets=buckets)
 
-        self.time_to_first_token = seconds("time_to_first_token", "From a request's arrival to its first token.")
-        self.inter_token_latency = Tally(
-            f"{PREFIX}inter_token_latency_seconds", "Between two tokens of a request.", SECONDS, registry
+        self.time_to_first_token = seconds("time_to_first_token", "Time from a request's arrival to its first token.")
+        self.inter_token_latency = BatchedHistogram(
+            f"{PREFIX}inter_token_latency_seconds", "Time between two tokens of a request.", SECONDS, registry
         )
-        self.e2e_request_latency = seconds("e2e_request_latency", "From a request's arrival to its last token.")
-        self.step_duration = seconds("step_duration", "One step of the engine.", "phase")
+        self.e2e_request_latency = seconds("e2e_request_latency", "Time from a request's arrival to its last token.")
+        self.step_duration = seconds("step_duration", "Time of one engine step.", "phase")
         self.step_batch_size = count("step_batch_size", "Requests in one step.", BATCH)
-        self.streams_per_token = Tally(
+        self.streams_per_token = BatchedHistogram(
             f"{PREFIX}streams_per_token", "Streams of a token after the last fork layer.", STREAMS, registry
         )
-        self._queue_time = seconds("request_queue_time", "What a request waited for its first step.")
-        self._prefill_time = seconds("request_prefill_time", "What a request's prompt took.")
-        self._decode_time = seconds("request_decode_time", "What a request's tokens took.")
+        self._queue_time = seconds("request_queue_time", "Time that a request waited for its first step.")
+        self._prefill_time = seconds("request_prefill_time", "Time of a request's prefill.")
+        self._decode_time = seconds("request_decode_time", "Time of a request's decode.")
         self._prompt_tokens = count("request_prompt_tokens", "Tokens of a request's prompt.", TOKENS)
         self._generation_tokens = count("request_generation_tokens", "Tokens a request generated.", TOKENS)
         self._fork_count = count(
             "request_fork_count", "Streams of a request's computed tokens beyond one a token.", TOKENS
         )
         self._budget_used = count(
-            "fork_budget_used_ratio", "Streams of a request's computed tokens over their fork budget.", SHARE
+            "fork_budget_used_ratio", "Streams of a request's computed tokens over their fork budget.", RATIO
         )
 
     def observe_usage(self, usage: RequestUsage) -> None:
-        """Enter one finished request."""
+        """Observe the usage of one finished request."""
         self._queue_time.observe(usage.queue_seconds)
         self._prefill_time.observe(usage.prefill_seconds)
         self._decode_time.observe(usage.decode_seconds)

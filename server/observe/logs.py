@@ -1,6 +1,6 @@
-"""Log lines on standard error, as text or as JSON; of each request one line, when it is over.
+"""Log lines on standard error, as text or JSON; one line for each request, when it is over.
 
-A line tells ids, numbers and reasons: never a key, and a prompt only where that was asked for.
+A line has ids, numbers and reasons. It never has a key, and has prompts only if the operator sets log_prompts.
 """
 
 import json
@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from thoughtbubbles.server.observe.exchange import Exchange
-from thoughtbubbles.server.observe.summary import facts
+from thoughtbubbles.server.observe.summary import summary
 
 FIELDS = "fields"
-"""The attribute of a log record that holds what is told beside the message."""
+"""The attribute of a log record that has the fields beside the message."""
 logger = logging.getLogger("thoughtbubbles.server.requests")
 _json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each field of each line
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one JSON object on a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time in UTC, level, who says it, what; then the fields and the traceback, if there are any."""
+        """Return time in UTC, level, logger and message; then the fields, and the traceback if there is one."""
         line = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
@@ -36,21 +36,20 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """The same for people, on one line but for tracebacks."""
+    """Formats a record as a line for people, followed by the traceback if there is one."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        """The line, with the fields behind it."""
-        fields = getattr(record, FIELDS, {})
-        told = [f"{name}={_json(value)}" for name, value in fields.items()]
-        return " ".join([super().formatMessage(record), *told])
+        """Return the line, with the fields at its end."""
+        fields = [f"{name}={_json(value)}" for name, value in getattr(record, FIELDS, {}).items()]
+        return " ".join([super().formatMessage(record), *fields])
 
 
 @contextmanager
 def writing(log_format: str) -> Iterator[None]:
-    """Write what the server says, and what others warn of, in this format inside the block."""
+    """Write the server's log, and the warnings of other libraries, in this format inside the block."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     root, ours = logging.getLogger(), logging.getLogger("thoughtbubbles.server")
@@ -65,6 +64,6 @@ def writing(log_format: str) -> Iterator[None]:
 
 
 def log_exchange(exchange: Exchange) -> None:
-    """Write the line of a request that is over."""
+    """Write the log line of a request that is over."""
     prompts = {} if exchange.prompts is None else {"prompts": exchange.prompts}
-    logger.info("request", extra={FIELDS: facts(exchange) | prompts})
+    logger.info("request", extra={FIELDS: summary(exchange) | prompts})

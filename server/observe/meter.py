@@ -1,4 +1,4 @@
-"""What the engine's thread counts: so that accepted = finished + running + waiting in every census it publishes."""
+"""Counters of the engine's thread. In each of their snapshots accepted = finished + running + waiting."""
 
 import math
 import time
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from thoughtbubbles.engine import EngineStats, StepReport, TokenEvent
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.bridge.loop import Aborted, Accepted, CommandsDone, Loaded, Report, Stepped
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.observe.histograms import Histograms
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "timeout")
@@ -18,19 +19,19 @@ LONGEST_RETRY_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class Census:
-    """Requests and engine numbers at one moment between two steps, to be read from any thread."""
+class Snapshot:
+    """Request counts and engine stats at one moment between two steps. Any thread may read it."""
 
     up: bool
-    """Whether the engine still runs."""
+    """Whether the engine runs."""
     model: ServedModel
-    """What it runs."""
+    """The model that it runs."""
     stats: EngineStats
     """The engine's own numbers."""
     accepted: int
-    """Requests that the engine ever took."""
+    """Requests that the engine has accepted."""
     finished: Mapping[str, int]
-    """Those that are done, by reason."""
+    """Requests that have ended, by finish reason."""
 
 
 @dataclass
@@ -40,81 +41,85 @@ class _Clock:
 
 
 class Meter:
-    """Counts and times requests. `census` may be read from anywhere; all else belongs to the engine's thread."""
+    """Counts and times requests on the engine's thread. Any thread may read `snapshot`."""
 
     def __init__(self, histograms: Histograms) -> None:
-        self.census: Census | None = None
-        """The latest, replaced whole; None until the engine is loaded."""
+        self.snapshot: Snapshot | None = None
+        """The latest; None until the engine is loaded."""
         self._model: ServedModel | None = None
         self._histograms = histograms
         self._accepted = 0
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
         self._clocks: dict[str, _Clock] = {}
-        self._admissions: deque[tuple[float, int]] = deque(maxlen=DRAIN_WINDOW)  # when, and streams admitted by then
+        self._admissions: deque[tuple[float, int]] = deque(maxlen=DRAIN_WINDOW)  # time, streams admitted until then
 
-    def load(self, model: ServedModel, stats: EngineStats) -> None:
-        """The engine is there."""
-        self._model = model
-        self.publish(stats)
-
-    def accept(self, request_ids: Sequence[str], arrived: float) -> None:
-        """The engine took these; their client asked at `arrived` (monotonic seconds)."""
-        self._accepted += len(request_ids)
-        self._clocks |= {request_id: _Clock(arrived) for request_id in request_ids}
-
-    def step(self, events: Sequence[TokenEvent], report: StepReport | None) -> None:
-        """The engine took a step, which made `events`; without a `report` there was nothing it could do."""
-        if report is None:
-            return
-        now = time.monotonic()
-        self._histograms.step_duration.labels(phase=report.phase).observe(report.seconds)
-        self._histograms.step_batch_size.observe(report.batch_size)
-        for streams, times in Counter(report.fork_counts).items():
-            self._histograms.streams_per_token.observe(streams, times)
-        broken = [event.request_id for event in events if event.finish_reason == "error"]
-        if broken:
-            events = [event for event in events if event.finish_reason != "error"]
-            self.abort(broken, "error")
-        self._time_tokens(events, now)
-        for event in events:
-            if event.finish_reason is not None:
-                self._finish(event, event.finish_reason, now)
-
-    def abort(self, request_ids: Sequence[str], reason: str) -> None:
-        """These ended before their end: by their client (`abort`), the clock (`timeout`) or a failure (`error`)."""
-        self._finished[reason] += len(request_ids)
-        for request_id in request_ids:
-            del self._clocks[request_id]
+    def count(self, report: Report) -> None:
+        """Count what the engine reports, and replace the snapshot if the report has the engine's stats."""
+        match report:
+            case Loaded(model, stats):
+                self._model = model
+                self._publish(stats)
+            case Accepted(request_ids, arrived):
+                self._accepted += len(request_ids)
+                self._clocks |= {request_id: _Clock(arrived) for request_id in request_ids}
+            case Aborted(request_ids, reason):
+                self._abort(request_ids, reason)
+            case CommandsDone(stats):
+                self._publish(stats)
+            case Stepped(events, step_report, stats):
+                if step_report is not None:
+                    self._count_step(events, step_report)
+                self._publish(stats)
 
     def fail(self) -> None:
-        """The engine is gone, and with it whatever was running or waiting."""
+        """Count all requests that run or wait as failed: the engine has ended."""
         self._finished["error"] += self._accepted - sum(self._finished.values())
         self._clocks.clear()
-        if self.census is not None:
-            self.publish(
-                replace(self.census.stats, num_requests_running=0, num_requests_waiting=0, num_streams_waiting=0),
+        if self.snapshot is not None:
+            self._publish(
+                replace(self.snapshot.stats, num_requests_running=0, num_requests_waiting=0, num_streams_waiting=0),
                 up=False,
             )
 
-    def publish(self, stats: EngineStats, *, up: bool = True) -> None:
-        """Make a census of this moment."""
-        assert self._model is not None
-        if not self._admissions or stats.admitted_streams_total > self._admissions[-1][1]:
-            self._admissions.append((time.monotonic(), stats.admitted_streams_total))
-        self.census = Census(
-            up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished)
-        )
-
     def seconds_to_drain(self, stats: EngineStats) -> int:
-        """Whole seconds until the streams that wait have had their turn, at the rate measured lately."""
+        """Return in how many seconds the waiting streams are admitted, at the rate of the latest admissions."""
         if len(self._admissions) < 2:
             return 1
         (since, before), (_, now) = self._admissions[0], self._admissions[-1]
         seconds_each = (time.monotonic() - since) / (now - before)
         return min(max(1, math.ceil(stats.num_streams_waiting * seconds_each)), LONGEST_RETRY_SECONDS)
 
+    def _publish(self, stats: EngineStats, *, up: bool = True) -> None:
+        assert self._model is not None
+        if not self._admissions or stats.admitted_streams_total > self._admissions[-1][1]:
+            self._admissions.append((time.monotonic(), stats.admitted_streams_total))
+        self.snapshot = Snapshot(
+            up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished)
+        )
+
+    def _count_step(self, events: Sequence[TokenEvent], report: StepReport) -> None:
+        now = time.monotonic()
+        self._histograms.step_duration.labels(phase=report.phase).observe(report.seconds)
+        self._histograms.step_batch_size.observe(report.batch_size)
+        for streams, times in Counter(report.fork_counts).items():
+            self._histograms.streams_per_token.observe(streams, times)
+        failed = [event.request_id for event in events if event.finish_reason == "error"]
+        if failed:
+            events = [event for event in events if event.finish_reason != "error"]
+            self._abort(failed, "error")
+        self._time_tokens(events, now)
+        for event in events:
+            if event.finish_reason is not None:
+                self._finish(event, event.finish_reason, now)
+
+    def _abort(self, request_ids: Sequence[str], reason: str) -> None:
+        """Count requests that did not finish: aborted by the client, or ended by `timeout` or `error`."""
+        self._finished[reason] += len(request_ids)
+        for request_id in request_ids:
+            del self._clocks[request_id]
+
     def _time_tokens(self, events: Sequence[TokenEvent], now: float) -> None:
-        since: Counter[float] = Counter()  # tokens by when the one before came, which is the same for most of a step
+        since: Counter[float] = Counter()  # tokens by the time of the previous token, which most of a step share
         for event in events:
             clock = self._clocks[event.request_id]
             if clock.last_token is None:

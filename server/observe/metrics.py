@@ -1,4 +1,4 @@
-"""GET /metrics: the engine's census and the server's own counters in Prometheus' form (API.md §7)."""
+"""The metrics of GET /metrics in Prometheus' form: of the engine, and of the server (API.md §7)."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,30 +8,32 @@ from prometheus_client.registry import Collector
 
 from thoughtbubbles.engine import EngineStats
 from thoughtbubbles.server.observe.histograms import PREFIX, Histograms
-from thoughtbubbles.server.observe.meter import Census, Meter
+from thoughtbubbles.server.observe.meter import Meter, Snapshot
 from thoughtbubbles.server.version import build_info
 
 GAUGES: Mapping[str, str] = {
     "num_requests_running": "Requests in the batch.",
-    "num_requests_waiting": "Requests that wait for a place in the batch.",
-    "num_streams_waiting": "Most streams after the last fork layer that the tokens of those who wait may have.",
+    "num_requests_waiting": "Requests waiting for a batch slot.",
+    "num_streams_waiting": "Most streams after the last fork layer that waiting requests may need.",
     "cache_usage_ratio": "Share of the fork-state cache's pages in use, from 0 to 1.",
-    "cache_streams": "Streams whose keys and values the fork-state cache holds.",
+    "cache_streams": "Streams cached in the fork-state cache.",
     "cache_bytes": "Memory of the fork-state cache's pages in use.",
 }
-CLOSED_BECAUSE = (
+CLOSE_REASONS = (
     "head_timeout", "body_timeout", "body_too_large", "write_timeout", "idle", "invalid_http", "headers_too_large",
     "limit",
 )  # fmt: skip
-"""Why the server ends connections. Each is a series from the start, so that rates see the first one."""
+"""Why the server closes connections. Each is a series from the start, so that rates include the first one."""
 COUNTERS: Mapping[str, str] = {
     "prompt_tokens_total": "Prompt tokens computed.",
     "generation_tokens_total": "Tokens generated.",
     "stream_tokens_total": "Streams computed in the last segment, for prompt and generated tokens.",
-    "prefix_cache_queries_total": "Prompt tokens looked up among what earlier requests left.",
-    "prefix_cache_hits_total": "Prompt tokens found there, which were not computed again.",
+    "prefix_cache_queries_total": "Prompt tokens looked up in the prefix cache.",
+    "prefix_cache_hits_total": "Prompt tokens found in the prefix cache, and not computed again.",
     "non_finite_logits_total": "Requests ended because their logits were NaN or infinite.",
-    "preemptions_total": "Requests put back to wait because the cache was full.",
+    "preemptions_total": "Requests preempted because the cache was full.",
+    "cache_integrity_checks_total": "Checks of the fork-state cache's page counts, made when the engine is idle.",
+    "cache_integrity_failures_total": "Checks that found the page counts wrong, which is a defect of the engine.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {
     "forks_total": "Fork copies that survived the selection before a layer.",
@@ -40,7 +42,7 @@ LAYER_COUNTERS: Mapping[str, str] = {
 
 
 class Metrics:
-    """One server's registry: what the routes count, what the engine's thread counts, and who they are."""
+    """The registry of one server: the counters of its routes and connections, and the meter of its engine."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -49,58 +51,62 @@ class Metrics:
             f"{PREFIX}request_rejected", "Client requests refused, by error code.", ["reason"], registry=self.registry
         )
         self.disconnects = Counter(
-            f"{PREFIX}stream_disconnects", "Streams whose client left before the end.", registry=self.registry
+            f"{PREFIX}stream_disconnects", "Streams whose client disconnected before the end.", registry=self.registry
         )
         self.connections = Gauge(f"{PREFIX}http_connections", "Open connections.", registry=self.registry)
         self.connections_closed = Counter(
-            f"{PREFIX}http_connections_closed", "Connections that the server ended, by reason.", ["reason"],
+            f"{PREFIX}http_connections_closed", "Connections that the server closed, by reason.", ["reason"],
             registry=self.registry,
         )  # fmt: skip
-        for reason in CLOSED_BECAUSE:
+        for reason in CLOSE_REASONS:
             self.connections_closed.labels(reason=reason)
         self.registry.register(_EngineCollector(self.meter))
 
 
 class _EngineCollector(Collector):
-    """Reads the latest census once a scrape, so that its numbers belong together."""
+    """Reads the latest snapshot once a scrape, so that all numbers are of one moment."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     def collect(self) -> Iterator[Metric]:
-        """One sample or more of every number that the engine's thread counts."""
-        census = self._meter.census
-        up = census is not None and census.up
+        """Yield the metrics that the engine's thread counts."""
+        snapshot = self._meter.snapshot
+        up = snapshot is not None and snapshot.up
         yield GaugeMetricFamily(f"{PREFIX}engine_up", "1 while the engine runs.", value=float(up))
-        if census is not None:
-            yield _info("build_info", "What serves.", build_info(census.model.device))
-            yield _info("model_info", "What is served.", census.model.labels())
-            yield from _requests(census)
-            yield from _engine(census.stats)
+        if snapshot is not None:
+            yield _info(
+                "build_info", "What the server runs.", build_info(snapshot.model.device, snapshot.model.executor)
+            )
+            yield _info("model_info", "The served model.", snapshot.model.labels())
+            yield from _requests(snapshot)
+            yield from _engine(snapshot.stats)
 
 
-def _info(name: str, meaning: str, labels: Mapping[str, str]) -> Metric:
-    """A gauge that is always 1, for its labels."""
-    family = GaugeMetricFamily(PREFIX + name, meaning, labels=list(labels))
+def _info(name: str, help_text: str, labels: Mapping[str, str]) -> Metric:
+    """Return a gauge that is always 1 and has these labels."""
+    family = GaugeMetricFamily(PREFIX + name, help_text, labels=list(labels))
     family.add_metric(list(labels.values()), 1.0)
     return family
 
 
-def _requests(census: Census) -> Iterator[Metric]:
-    yield CounterMetricFamily(f"{PREFIX}request_accepted", "Requests that the engine took.", value=census.accepted)
-    finished = CounterMetricFamily(f"{PREFIX}request_finished", "Requests done, by reason.", labels=["finish_reason"])
-    for reason, count in census.finished.items():
+def _requests(snapshot: Snapshot) -> Iterator[Metric]:
+    yield CounterMetricFamily(f"{PREFIX}request_accepted", "Requests accepted by the engine.", value=snapshot.accepted)
+    finished = CounterMetricFamily(
+        f"{PREFIX}request_finished", "Requests finished, by reason.", labels=["finish_reason"]
+    )
+    for reason, count in snapshot.finished.items():
         finished.add_metric([reason], count)
     yield finished
 
 
 def _engine(stats: EngineStats) -> Iterator[Metric]:
-    for name, meaning in GAUGES.items():
-        yield GaugeMetricFamily(PREFIX + name, meaning, value=getattr(stats, name))
-    for name, meaning in COUNTERS.items():
-        yield CounterMetricFamily(PREFIX + name, meaning, value=getattr(stats, name))
-    for name, meaning in LAYER_COUNTERS.items():
-        family = CounterMetricFamily(PREFIX + name, meaning, labels=["layer"])
+    for name, help_text in GAUGES.items():
+        yield GaugeMetricFamily(PREFIX + name, help_text, value=getattr(stats, name))
+    for name, help_text in COUNTERS.items():
+        yield CounterMetricFamily(PREFIX + name, help_text, value=getattr(stats, name))
+    for name, help_text in LAYER_COUNTERS.items():
+        family = CounterMetricFamily(PREFIX + name, help_text, labels=["layer"])
         for layer, count in getattr(stats, name).items():
             family.add_metric([str(layer)], count)
         yield family

@@ -1,11 +1,11 @@
-"""OpenTelemetry traces: a span for each request that asked the engine for something, made when it is over."""
+"""OpenTelemetry traces: a span for each request that had a generation, made when the request is over."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thoughtbubbles.engine import RequestUsage
 from thoughtbubbles.server.observe.exchange import Exchange
-from thoughtbubbles.server.observe.summary import facts
+from thoughtbubbles.server.observe.summary import summary
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -14,9 +14,12 @@ NANOSECONDS = 1_000_000_000
 
 
 def exporting_to(endpoint: str) -> Callable[[Exchange], None]:
-    """Sends spans to a collector's OTLP endpoint over HTTP. `ValueError` where the packages for it are missing."""
+    """Return a function that exports the span of an exchange to an OTLP endpoint over HTTP.
+
+    Raises `ValueError` if the packages of the extra `otel` are missing.
+    """
     try:
-        # Here, for they are an extra.
+        # Imported here because they are an extra.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -29,32 +32,32 @@ def exporting_to(endpoint: str) -> Callable[[Exchange], None]:
 
 
 def spans_of(provider: "TracerProvider") -> Callable[[Exchange], None]:
-    """Makes a span of an exchange, part of the client's own trace where it sent a `traceparent`.
+    """Return a function that makes a span of an exchange, in the client's own trace if it sent a `traceparent`.
 
-    Its children tell the phases of the request's sequence that ended last, which the answer waited for.
+    Child spans are the phases of the engine request that finished last: the answer waited for it.
     """
     from opentelemetry.trace import set_span_in_context  # noqa: PLC0415
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
     tracer, propagator = provider.get_tracer("thoughtbubbles"), TraceContextTextMapPropagator()
 
-    def tell(exchange: Exchange) -> None:
+    def export(exchange: Exchange) -> None:
         if exchange.generation is None:
             return
         span = tracer.start_span(
             f"{exchange.method} {exchange.route}",
             context=propagator.extract(exchange.headers),
             start_time=exchange.began,
-            attributes=facts(exchange),
+            attributes=summary(exchange),
         )
-        within, at = set_span_in_context(span), exchange.began
+        parent, start = set_span_in_context(span), exchange.began
         for phase, seconds in _phases(exchange.generation.usages[-1:]):
-            child = tracer.start_span(phase, context=within, start_time=at)
-            at += int(seconds * NANOSECONDS)
-            child.end(at)
+            child = tracer.start_span(phase, context=parent, start_time=start)
+            start += int(seconds * NANOSECONDS)
+            child.end(start)
         span.end(exchange.began + int(exchange.seconds * NANOSECONDS))
 
-    return tell
+    return export
 
 
 def _phases(usages: Sequence[RequestUsage]) -> Iterator[tuple[str, float]]:

@@ -1,9 +1,9 @@
-// What could have stood in a token's place, and how undecided the model was: from the likeliest tokens alone.
+// The alternatives to a token, and the entropy before it, computed from the likeliest tokens alone.
 
 /**
- * Of the log-probabilities of the likeliest tokens by their text: `ranked`, [text, probability] with the likeliest
- * first; `rest`, the probability of all the others; `bits`, the entropy in bits of the ranked and the rest taken as one.
- * Telling the rest apart can only add to it: the entropy of the whole distribution is at least this.
+ * Return for the log-probabilities of the likeliest tokens, by text: `ranked`, [text, probability] with the likeliest
+ * first; `rest`, the probability of all others; `bits`, the entropy in bits if the rest were one token. The entropy of the
+ * whole distribution is at least this.
  */
 export function alternatives(top) {
   const ranked = Object.entries(top).map(([text, logprob]) => [text, Math.exp(logprob)]);

@@ -1,4 +1,4 @@
-// One answer on the page: its text, its chart, its figures, and the card of the token pointed at.
+// One answer on the page: its text, chart and figures, and the card of the token under the pointer.
 
 import { Chart } from "./chart.js";
 import { Text } from "./text.js";
@@ -10,21 +10,21 @@ export class Answer {
   #chart;
   #card;
 
-  /** Made from the page's template; the card is every answer's. */
+  /** Made from the page's template; all answers share the card. */
   constructor(template, card) {
     this.#section = template.content.cloneNode(true).firstElementChild;
-    this.#text = new Text(this.#section.querySelector(".text"), (place) => this.#point(place));
-    this.#chart = new Chart(this.#section.querySelector("svg"), (place) => this.#point(place));
+    this.#text = new Text(this.#section.querySelector(".text"), (index) => this.#point(index));
+    this.#chart = new Chart(this.#section.querySelector("svg"), (index) => this.#point(index));
     this.#card = card;
     this.transcript = new Transcript();
   }
 
-  /** The section to put into the page. */
+  /** The section for the page. */
   get element() {
     return this.#section;
   }
 
-  /** Begin anew. */
+  /** Clear the answer. */
   clear(title) {
     this.transcript = new Transcript();
     this.#section.querySelector("h2").textContent = title;
@@ -33,46 +33,47 @@ export class Answer {
     this.#chart.clear();
   }
 
-  /** Show what a chunk's choice adds, of a completion that may reach `maxTokens`. */
+  /** Show what a chunk's choice adds to a completion of at most `maxTokens`. */
   add(choice, maxTokens) {
     const { transcript } = this;
     const known = transcript.tokens.length;
     transcript.add(choice);
     this.#chart.fit(transcript.promptTokens + maxTokens);
-    transcript.tokens.slice(known).forEach(({ streams }, place) => {
-      const prompt = known + place < transcript.promptTokens;
+    transcript.tokens.slice(known).forEach(({ streams }, index) => {
+      const prompt = known + index < transcript.promptTokens;
       this.#text.add(streams, prompt);
       this.#chart.add(streams, prompt);
     });
-    // From the last token that was known: its text may go on.
-    for (let place = Math.max(0, known - 1); place < transcript.tokens.length; place++) {
-      this.#text.write(place, transcript.piece(place));
+    // From the last token before: its text may continue.
+    for (let index = Math.max(0, known - 1); index < transcript.tokens.length; index++) {
+      this.#text.write(index, transcript.piece(index));
     }
   }
 
-  /** Tell the figures, once no more comes; the chart takes its whole width for `length` tokens. */
+  /** Show the figures of a finished answer; the chart's width is `length` tokens. */
   end(length) {
     const { tokens, promptTokens, answerTokens, meanStreams, promptBits } = this.transcript;
     this.#text.busy = false;
+    this.#section.querySelector("dl").replaceChildren();
     if (!tokens.length) return;
     this.#chart.fit(length);
-    this.#tell("Tokens", `${promptTokens} given, ${answerTokens} written`);
-    this.#tell("Streams per token", meanStreams.toFixed(2));
-    if (promptTokens > 1) this.#tell("Surprise at the prompt", `${promptBits.toFixed(2)} bits a token`);
+    this.#addFigure("Tokens", `${promptTokens} given, ${answerTokens} written`);
+    this.#addFigure("Streams per token", meanStreams.toFixed(2));
+    if (promptTokens > 1) this.#addFigure("Surprise at the prompt", `${promptBits.toFixed(2)} bits a token`);
   }
 
-  /** Mark where it parts from the answer beside it, with which it has so many tokens in common. */
+  /** Mark where it differs from the other answer, after this many common tokens. */
   partAfter(agreed) {
     this.#text.token(this.transcript.promptTokens + agreed)?.classList.add("parting");
   }
 
-  #point(place) {
-    this.#chart.point(place);
-    if (place === undefined) this.#card.leave();
-    else this.#card.show(this.#text.token(place), this.transcript.tokens[place]);
+  #point(index) {
+    this.#chart.point(index);
+    if (index === undefined) this.#card.leave();
+    else this.#card.show(this.#text.token(index), this.transcript.tokens[index]);
   }
 
-  #tell(name, value) {
+  #addFigure(name, value) {
     const pair = document.createElement("div");
     pair.append(document.createElement("dt"), document.createElement("dd"));
     [pair.firstChild.textContent, pair.lastChild.textContent] = [name, value];

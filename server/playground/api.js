@@ -1,27 +1,27 @@
-// What the page asks of the server that it came from: the served model, and completions as they are written.
+// The page's requests to its server: for the served model, and for streamed completions.
 
 import { events } from "./events.js";
 import { Refusal } from "./refusal.js";
 
 const TRIES = 4;
 
-/** The served model as GET /v1/models tells it. Waits and throws as `complete` does. */
+/** Return the served model, from GET /v1/models. Retries and throws as `complete` does. */
 export async function servedModel({ key, onWait }) {
   const response = await admitted("v1/models", { headers: authorization(key) }, onWait);
   return (await response.json()).data[0];
 }
 
 /**
- * The chunks of a streamed completion. A server that is full, or starting, is asked again after the time that it says;
- * `onWait` is called with its refusal before each wait. Throws `Refusal`, an Error when the connection fails, and an
- * AbortError once `signal` is aborted.
+ * Yield the chunks of a streamed completion. If the server is full or starting, retry after its Retry-After; `onWait` is
+ * called with the refusal before each wait. Throws `Refusal`, an Error if the connection fails, and an AbortError when
+ * `signal` is aborted.
  */
 export async function* complete(body, { key, signal, onWait }) {
   const headers = { "Content-Type": "application/json", ...authorization(key) };
   const request = { method: "POST", headers, body: JSON.stringify({ ...body, stream: true }), signal };
   const response = await admitted("v1/completions", request, onWait);
   for await (const chunk of events(response)) {
-    signal.throwIfAborted(); // what had come before the abort is not wanted either
+    signal.throwIfAborted(); // drop what arrived before the abort, too
     if (chunk.error) throw new Refusal(chunk.error);
     yield chunk;
   }
@@ -40,7 +40,7 @@ async function admitted(path, request, onWait) {
   }
 }
 
-// The server reads UTF-8 there, and fetch sends a byte for a character.
+// The server decodes the header as UTF-8, and fetch sends one byte per character.
 function authorization(key) {
   const bytes = String.fromCharCode(...new TextEncoder().encode(key));
   return key ? { Authorization: `Bearer ${bytes}` } : {};

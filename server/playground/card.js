@@ -1,10 +1,10 @@
-// The card of one token: its streams, how undecided the model was, and what could have stood in its place.
+// The card of one token: its streams, the entropy before it, and its alternatives.
 
 import { alternatives } from "./alternatives.js";
 
 const SHOWN = 5;
 const GAP = 8; // pixels between card and token
-const LINGER = 150; // milliseconds in which the pointer may travel from token to card
+const LINGER = 150; // milliseconds for the pointer to move from token to card
 const percent = new Intl.NumberFormat("en", { style: "percent", minimumSignificantDigits: 2, maximumSignificantDigits: 2 });
 
 export class Card {
@@ -18,7 +18,7 @@ export class Card {
     card.addEventListener("pointerleave", () => this.leave());
   }
 
-  /** Tell of `token` beside the element that shows it. */
+  /** Describe `token` beside the element that shows it. */
   show(target, token) {
     clearTimeout(this.#leaving);
     if (target === this.#target) return;
@@ -28,16 +28,16 @@ export class Card {
     this.#card.hidden = false;
     target.setAttribute("aria-describedby", this.#card.id);
     target.classList.add("pointed");
-    this.#place(target);
+    this.#position(target);
   }
 
-  /** Hide soon, unless the pointer comes to the card or something else is shown. */
+  /** Hide soon, unless the pointer enters the card or another token is shown. */
   leave() {
     clearTimeout(this.#leaving);
     this.#leaving = setTimeout(() => this.hide(), LINGER);
   }
 
-  /** Hide at once; returns whether anything was shown. */
+  /** Hide at once. Return whether a token was shown. */
   hide() {
     clearTimeout(this.#leaving);
     const shown = this.#target !== null;
@@ -48,28 +48,34 @@ export class Card {
     return shown;
   }
 
-  // Above the token, where the text has been read already; below it where there is no room.
-  #place(target) {
+  // Above the token, where the text has been read, unless that covers the form; else below it.
+  #position(target) {
     const [token] = target.getClientRects();
     const text = target.parentElement.getBoundingClientRect();
     const frame = this.#card.offsetParent.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = this.#card;
     const above = token.top - height - GAP;
+    const below = token.bottom + GAP;
+    const free = above >= Math.max(0, target.closest(".answer").getBoundingClientRect().top);
+    const focused = target === document.activeElement;
+    // Under a mouse the page must not scroll: where neither side is free, the card covers the form for a moment.
+    const top = free || (!focused && above >= 0 && below + height > innerHeight) ? above : below;
     const left = Math.max(text.left, Math.min(token.left, text.right - width));
-    this.#card.style.top = `${(above < 0 ? token.bottom + GAP : above) - frame.top}px`;
+    this.#card.style.top = `${top - frame.top}px`;
     this.#card.style.left = `${left - frame.left}px`;
+    if (focused) this.#card.scrollIntoView({ block: "nearest" });
   }
 }
 
-/** A token's text with its blanks visible. */
+/** Return a token's text with visible blanks. */
 export function visible(text) {
   return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "→") || "(nothing)";
 }
 
 function described({ printed, streams, logprob, top }) {
-  const streamsTold = element("p", "streams", `${streams} ${streams === 1 ? "stream" : "streams"}`);
-  streamsTold.prepend(...Array.from({ length: streams }, () => element("i")));
-  const head = [element("p", "name", visible(printed)), streamsTold];
+  const streamsLine = element("p", "streams", `${streams} ${streams === 1 ? "stream" : "streams"}`);
+  streamsLine.prepend(...Array.from({ length: streams }, () => element("i")));
+  const head = [element("p", "name", visible(printed)), streamsLine];
   if (logprob === null) return [...head, element("p", "note", "The first token: nothing stands before it.")];
   const { ranked, rest, bits } = alternatives(top);
   return [
@@ -81,7 +87,7 @@ function described({ printed, streams, logprob, top }) {
   ];
 }
 
-// The likeliest, and the token itself wherever it ranks.
+// The likeliest tokens, and the token itself at any rank.
 function list(ranked, printed) {
   const rows = ranked.filter(([text], rank) => rank < SHOWN || text === printed);
   const listed = element("ol");

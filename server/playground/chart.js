@@ -1,28 +1,28 @@
-// Bars of streams per token, one a token, drawn as the tokens come.
+// A bar chart of streams per token, drawn as tokens arrive.
 
 const SVG = "http://www.w3.org/2000/svg";
-const UNIT = 10; // pixels for a stream, in every chart the same, so that two can be compared
+const UNIT = 10; // pixels per stream, the same in all charts, so that they can be compared
 
 export class Chart {
   #svg;
   #streams = [];
   #length = 1;
 
-  /** In an svg; `onPoint` is called with the place of the token under the pointer, and with undefined without one. */
+  /** In an svg. `onPoint` is called with the index of the token under the pointer; undefined if there is none. */
   constructor(svg, onPoint) {
     this.#svg = svg;
     svg.addEventListener("pointermove", ({ clientX }) => onPoint(this.#at(clientX)));
     svg.addEventListener("pointerleave", () => onPoint(undefined));
   }
 
-  /** Begin anew. */
+  /** Clear the chart. */
   clear() {
     this.#streams = [];
     this.#svg.replaceChildren();
     this.fit(1);
   }
 
-  /** Take the whole width for this many tokens. */
+  /** Use the whole width for this many tokens. */
   fit(length) {
     this.#length = length;
     const height = Math.max(2, ...this.#streams);
@@ -42,15 +42,15 @@ export class Chart {
     this.fit(Math.max(this.#length, this.#streams.length));
   }
 
-  /** Mark the bar of the token at `place`, or none. */
-  point(place) {
+  /** Mark the bar of the token at `index`; none if it is undefined. */
+  point(index) {
     this.#svg.querySelector(".pointed")?.classList.remove("pointed");
-    this.#svg.children[place]?.classList.add("pointed");
+    this.#svg.children[index]?.classList.add("pointed");
   }
 
   #at(x) {
     const { left, width } = this.#svg.getBoundingClientRect();
-    const place = Math.floor(((x - left) / width) * this.#length);
-    return place in this.#streams ? place : undefined;
+    const index = Math.floor(((x - left) / width) * this.#length);
+    return index in this.#streams ? index : undefined;
   }
 }

@@ -1,15 +1,15 @@
-// How deep streams tint: not at all for one, fully for as many as the served model can give a token.
+// The tint of a token by its streams: none for one stream, full for the most that the served model can have.
 
-let most = 8; // of a model with three fork layers, until the served one is known
+let most = 8; // with three fork layers, until the served model is known
 
-/** Take the deepest tint for `streams`, and show what each doubling looks like in `legend`. */
+/** Use the deepest tint for `streams`, and show the tint of each doubling in `legend`. */
 export function showScale(legend, streams) {
   most = streams;
   const counts = Array.from({ length: Math.log2(most) + 1 }, (_, doublings) => 2 ** doublings);
   legend.replaceChildren(...counts.flatMap((count) => [" ", swatch(count)]));
 }
 
-/** Tint an element by its streams, each doubling a step: its --depth is from 0 to 1. Returns it. */
+/** Tint an element by its streams, each doubling one step: --depth is from 0 to 1. Return the element. */
 export function tint(element, streams) {
   const depth = streams > 1 ? Math.log2(streams) / Math.log2(most) : 0;
   element.style.setProperty("--depth", Math.min(1, depth).toFixed(2));

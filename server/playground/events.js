@@ -1,8 +1,8 @@
-// Server-sent events as completion servers write them: a line of data each, comments between them, [DONE] at the end.
+// Server-sent events in the form of completion servers: one data line each, comments between them, [DONE] at the end.
 
 const DATA = "data: ";
 
-/** The JSON of each event of a response, as it comes. An Error when the stream ends before [DONE]. */
+/** Yield the JSON of each event of a response. Throws an Error if the stream ends before [DONE]. */
 export async function* events(response) {
   for await (const line of lines(response.body)) {
     if (line === `${DATA}[DONE]`) return;

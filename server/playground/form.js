@@ -1,20 +1,20 @@
-// What the form asks for, the API key apart from it, and the field that a refusal is about.
+// The form's settings, its API key, and the field that a refusal is about.
 
 const KEY = "api-key";
 const field = (id) => document.getElementById(id);
 
-/** The form's settings as fields of a completion request. */
+/** Return the form's settings as fields of a completion request. */
 export function settings() {
   const numbers = ["max_tokens", "temperature", "seed"].map((name) => [name, field(name).valueAsNumber]);
   return { prompt: field("prompt").value, ...Object.fromEntries(numbers) };
 }
 
-/** The API key, which outlives a reload of this tab and nothing else; "" without one. */
+/** Return the API key, "" without one. It is kept when the tab is reloaded, and not longer. */
 export function key() {
   return field("key").value;
 }
 
-/** Bring back the key that this tab had, and keep the one that is typed; `typed` is called when it has changed. */
+/** Restore the key of this tab, and keep the one that is typed. `typed` is called when it changes. */
 export function keepKey(typed) {
   field("key").value = sessionStorage.getItem(KEY) ?? "";
   field("key-field").hidden = !key();
@@ -24,7 +24,7 @@ export function keepKey(typed) {
   });
 }
 
-/** Show which field a refusal is about, if any, and that a key is wanted, if one is. */
+/** Mark the field that a refusal is about, if any, and show the key's field if a key is needed. */
 export function mark({ param, wantsKey }) {
   if (wantsKey) field("key-field").hidden = false;
   const meant = wantsKey ? "key" : { fork_ratio: "ratio-1" }[param] ?? param;
@@ -32,7 +32,7 @@ export function mark({ param, wantsKey }) {
   field(meant)?.setAttribute("aria-errormessage", "status");
 }
 
-/** Forget what `mark` showed. */
+/** Remove the marks of `mark`. */
 export function unmark() {
   for (const marked of document.querySelectorAll("[aria-invalid]")) marked.removeAttribute("aria-invalid");
 }

@@ -1,4 +1,4 @@
-// The playground: from the form to an answer, or to two with the same seed beside each other.
+// The playground: completes the form's prompt, once or with two fork ratios and the same seed side by side.
 
 import { Answer } from "./answer.js";
 import { complete, servedModel } from "./api.js";
@@ -8,83 +8,93 @@ import { Dial } from "./dial.js";
 import { keepKey, key, mark, settings, unmark } from "./form.js";
 import { agreement } from "./transcript.js";
 
-const SECOND_RATIO = 1; // no forks: what the model does without them
-const PAUSE = 300; // milliseconds after which a dial that was turned has found its place
-const ASKED = { echo: true, logprobs: 20, return_fork_counts: true, return_token_ids: true };
+const SECOND_RATIO = 1; // no forks
+const PAUSE = 300; // milliseconds without a change after which a dial counts as set
+const OUTPUTS = { echo: true, logprobs: 20, return_fork_counts: true, return_token_ids: true };
 const number = new Intl.NumberFormat("en");
 
 const field = (id) => document.getElementById(id);
 const card = new Card(field("card"));
 const dials = [new Dial(field("ratio-1")), new Dial(field("ratio-2"))];
 const answers = dials.map(() => new Answer(field("answer"), card));
-let met = false; // whether the served model is known
-let stopping = null; // ends the writing that goes on
+let connected = false; // whether the served model is known
+let stopping = null; // aborts the running completion
 let turning = null;
 
-function tell(words, wrong = false) {
+function showStatus(words, wrong = false) {
   const status = field("status");
   status.classList.toggle("wrong", wrong);
-  if (status.textContent !== words) status.textContent = words; // else it would be read out again
+  if (status.textContent !== words) status.textContent = words; // else screen readers would read it again
 }
 
-function tellWait(refusal) {
-  tell(`${refusal.message} Asking again in ${refusal.retryAfter} s.`);
+function showWait(refusal) {
+  showStatus(`${refusal.message} Asking again in ${refusal.retryAfter} s.`);
 }
 
 function fail(error) {
   mark(error);
-  tell(error.message, true);
+  showStatus(error.message, true);
 }
 
-async function meet() {
-  const model = await servedModel({ key: key(), onWait: tellWait });
+async function connect() {
+  const model = await servedModel({ key: key(), onWait: showWait });
   const forks = model.fork_layers.length;
   field("model").textContent = `${model.id} · ${number.format(model.parameters)} parameters`;
   showScale(field("scale"), 2 ** forks);
   dials[0].reach(forks, model.max_block_size / model.block_size);
   dials[1].reach(forks, SECOND_RATIO);
-  met = true;
+  connected = true;
 }
 
 async function write() {
   stopping?.abort();
   const mine = (stopping = new AbortController());
   const shown = answers.slice(0, field("beside").checked ? 2 : 1);
-  begin(shown);
-  const request = { ...ASKED, ...settings() };
-  const ends = await Promise.allSettled(
-    shown.map((answer, place) => fill(answer, { ...request, fork_ratio: dials[place].ratio }, mine.signal)),
-  );
-  if (stopping === mine) conclude(shown, ends); // else they are being written anew
+  begin();
+  const requests = shown.map((_, index) => ({ ...OUTPUTS, ...settings(), fork_ratio: dials[index].ratio }));
+  let started = false;
+  // Only now: a refused request leaves the previous answer.
+  const start = () => {
+    if (!started) showAnswers(shown, requests);
+    started = true;
+  };
+  const ends = await Promise.allSettled(shown.map((answer, index) => fill(answer, requests[index], mine.signal, start)));
+  if (stopping === mine) finish(ends); // else a newer completion has replaced them
 }
 
-function begin(shown) {
+function begin() {
   unmark();
   card.hide();
-  tell("Writing…");
+  showStatus("Writing…");
   field("stop").disabled = false;
-  shown.forEach((answer, place) => answer.clear(`Fork ratio ${dials[place].ratio}`));
+}
+
+function showAnswers(shown, requests) {
+  card.hide();
+  shown.forEach((answer, index) => answer.clear(`Fork ratio ${requests[index].fork_ratio}`));
   field("answers").replaceChildren(...shown.map((answer) => answer.element));
 }
 
-async function fill(answer, request, signal) {
-  for await (const { choices } of complete(request, { key: key(), signal, onWait: tellWait })) {
-    tell("Writing…");
+async function fill(answer, request, signal, start) {
+  for await (const { choices } of complete(request, { key: key(), signal, onWait: showWait })) {
+    start();
+    showStatus("Writing…");
     for (const choice of choices) answer.add(choice, request.max_tokens);
   }
 }
 
-function conclude(shown, ends) {
+function finish(ends) {
   stopping = null;
+  const shown = answers.filter(({ element }) => element.isConnected);
   const length = Math.max(...shown.map(({ transcript }) => transcript.tokens.length));
   for (const answer of shown) answer.end(length);
-  if (document.activeElement === field("stop")) field("send").focus(); // a disabled button would lose the focus
+  if (document.activeElement === field("stop")) field("send").focus(); // a disabled button loses the focus
   field("stop").disabled = true;
   const errors = ends.flatMap(({ reason }) => reason ?? []);
   const failure = errors.find(({ name }) => name !== "AbortError");
   if (failure) fail(failure);
-  else if (errors.length) tell("Stopped.");
-  else tell(shown.length === 1 ? "Done." : compared(shown));
+  else if (errors.length) showStatus("Stopped.");
+  else showStatus(shown.length === 1 ? "Done." : compared(shown));
 }
 
 function compared(shown) {
@@ -103,8 +113,8 @@ function rewrite() {
 
 field("ask").addEventListener("submit", async (submitted) => {
   submitted.preventDefault();
-  if (!met) await meet().catch(fail);
-  if (met) await write();
+  if (!connected) await connect().catch(fail);
+  if (connected) await write();
 });
 field("stop").addEventListener("click", () => stopping.abort());
 field("beside").addEventListener("change", () => {
@@ -116,5 +126,5 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !card.hide()) stopping?.abort();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) field("ask").requestSubmit();
 });
-keepKey(() => meet().then(() => tell(""), fail));
-meet().catch(fail);
+keepKey(() => connect().then(() => showStatus(""), fail));
+connect().catch(fail);

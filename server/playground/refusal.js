@@ -1,10 +1,10 @@
-// What the server refuses or cannot do, in words for the person before the page.
+// Errors of the server, as messages for the user.
 
 const NO_KEY = "invalid_api_key";
 
-/** A refusal or failure. `message` is a sentence to show; `param` names the field that it is about, or is null. */
+/** An error of the server. `message` is a sentence to show; `param` names the wrong field, or is null. */
 export class Refusal extends Error {
-  /** Of an error object in OpenAI's form. `retryAfter`: seconds after which to ask again; null where it is useless. */
+  /** From an error object in OpenAI's form. `retryAfter`: seconds after which to retry; null if that is useless. */
   constructor({ message, code = null, param = null }, retryAfter = null) {
     super(code === NO_KEY ? "This server answers only with an API key that it knows." : message);
     this.name = "Refusal";
@@ -13,7 +13,7 @@ export class Refusal extends Error {
     this.wantsKey = code === NO_KEY;
   }
 
-  /** Of a response that is not a success, whoever wrote it: a proxy's may not be JSON. */
+  /** Return the error of a response; a proxy's may not be JSON. */
   static async of(response) {
     const body = await response.json().catch(() => null);
     const error = body?.error ?? { message: `The server answered ${response.status} ${response.statusText}.` };

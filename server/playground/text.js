@@ -1,4 +1,4 @@
-// The text of an answer as tokens that can be pointed at: by mouse, by tap, and by Tab and the arrow keys.
+// The text of an answer as tokens that can be selected: by mouse, by tap, and by Tab and the arrow keys.
 
 import { tint } from "./depth.js";
 
@@ -7,10 +7,10 @@ const STEPS = { ArrowLeft: (at) => at - 1, ArrowRight: (at) => at + 1, Home: () 
 export class Text {
   #element;
 
-  /** In `element`; `onPoint` is called with the place of the token pointed at, and with undefined when none is. */
+  /** In `element`. `onPoint` is called with the index of the selected token; undefined if none is. */
   constructor(element, onPoint) {
     this.#element = element;
-    // Moves alone: text that scrolls under a mouse at rest is not pointed at, and a finger's tap gives the focus.
+    // Only moves of a mouse: text that scrolls under a resting mouse is not selected, and a tap sets the focus.
     element.addEventListener("pointermove", (event) => {
       if (event.pointerType === "mouse") onPoint(this.#at(event) ?? this.focused);
     });
@@ -23,19 +23,19 @@ export class Text {
     element.addEventListener("keydown", (event) => this.#step(event));
   }
 
-  /** The place of the token that has the focus, or undefined. */
+  /** The index of the token that has the focus, or undefined. */
   get focused() {
     return this.#at({ target: document.activeElement });
   }
 
-  /** Begin anew, under a name for those who cannot see where it stands. */
+  /** Clear the text; `name` is its label for screen readers. */
   clear(name) {
     this.#element.replaceChildren();
     this.#element.setAttribute("aria-label", name);
     this.busy = true;
   }
 
-  /** Whether more is to come. */
+  /** Whether more tokens follow. */
   set busy(busy) {
     this.#element.ariaBusy = String(busy);
   }
@@ -44,13 +44,13 @@ export class Text {
   add(streams, prompt) {
     const token = tint(document.createElement("span"), streams);
     token.className = prompt ? "token prompt" : "token";
-    token.tabIndex = this.#element.childElementCount ? -1 : 0; // one stop for Tab; arrows go on from there
+    token.tabIndex = this.#element.childElementCount ? -1 : 0; // Tab stops once; arrow keys move from there
     this.#element.append(document.createTextNode(""), token);
   }
 
-  /** Write the text of the token at `place`; blanks before a word stand between what is tinted. */
-  write(place, piece) {
-    const token = this.token(place);
+  /** Write the text of the token at `index`; blanks before a word are not tinted. */
+  write(index, piece) {
+    const token = this.token(index);
     const word = piece.trimStart() || piece;
     const blanks = piece.slice(0, piece.length - word.length);
     token.textContent = word;
@@ -60,14 +60,14 @@ export class Text {
     token.classList.toggle("break", word.startsWith("\n"));
   }
 
-  /** The element of the token at `place`. */
-  token(place) {
-    return this.#element.children[place];
+  /** Return the element of the token at `index`. */
+  token(index) {
+    return this.#element.children[index];
   }
 
   #at({ target }) {
-    const place = [...this.#element.children].indexOf(target);
-    return place === -1 ? undefined : place;
+    const index = [...this.#element.children].indexOf(target);
+    return index === -1 ? undefined : index;
   }
 
   #rove(token) {

@@ -1,61 +1,42 @@
-"""A chat as the completion that answers it: the conversation becomes a prompt, all else is asked as it stands."""
+"""Turn a chat request into a plan: its conversation becomes the prompt of a completion, all else stays the same."""
 
-from collections.abc import Iterable, Mapping
-
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
 from thoughtbubbles.server.protocol.planning import Plan, plan
-from thoughtbubbles.server.protocol.requests import LONGEST_TEXT, CompletionRequest, GenerationRequest
+from thoughtbubbles.server.protocol.requests import MAX_TEXT_LENGTH, CompletionRequest, GenerationRequest
+from thoughtbubbles.server.protocol.unsupported import check_supported, unsupported
 
-NOT_ASKING: Mapping[str, object] = {
-    "audio": None,
-    "function_call": "none",
-    "functions": [],
-    "modalities": ["text"],
-    "response_format": {"type": "text"},
-    "tool_choice": "none",
-    "tools": [],
-    "web_search_options": None,
-}
-"""OpenAI's fields for what this server has not, each with the value that does not ask for it."""
-NOT_SAID = ("audio", "function_call", "tool_calls")
+UNSUPPORTED_MESSAGE_FIELDS = ("audio", "function_call", "tool_calls")
 """Fields of a message that are not text."""
 
 
-def plan_chat(name: str, request: ChatRequest, served: ServedModel) -> Plan:
-    """Check `request` against the model and lay out its sequences. `ApiError` 400 or 404 for the first mistake."""
-    _check_supported(request)
+def plan_chat(completion_id: str, request: ChatRequest, served: ServedModel) -> Plan:
+    """Return the plan of `request`, checked against the model. Raises `ApiError` 400 or 404 for the first mistake."""
+    check_supported(request)
+    _check_messages(request)
     completion = CompletionRequest.model_validate(
         {field: getattr(request, field) for field in GenerationRequest.model_fields}
         | {"prompt": (prompt := _prompt(request, served))}
         | {"max_tokens": _max_tokens(request, served.max_model_len - len(prompt)), "logprobs": _logprobs(request)}
     )
     try:
-        return plan(name, completion, served)
+        return plan(completion_id, completion, served)
     except ApiError as error:
         if error.param != "prompt":
             raise
         raise bad_request(error.message.replace("'prompt'", "'messages'"), error.code, "messages") from None
 
 
-def ignored(request: ChatRequest) -> Iterable[str]:
-    """The names of fields that nothing is made of."""
-    return [field for field in request.model_extra or () if field not in NOT_ASKING]
-
-
-def _check_supported(request: ChatRequest) -> None:
-    extra = request.model_extra or {}
-    asked = [field for field, nothing in NOT_ASKING.items() if field in extra and extra[field] != nothing]
-    for number, said in enumerate(request.messages):
-        asked += [f"messages[{number}].{field}" for field in NOT_SAID if (said.model_extra or {}).get(field)]
-    if asked:
-        message = f"Unsupported parameter: {asked[0]!r} is not supported with this model, which writes text alone."
-        raise bad_request(message, "unsupported_parameter", asked[0])
+def _check_messages(request: ChatRequest) -> None:
+    for number, message in enumerate(request.messages):
+        for field in UNSUPPORTED_MESSAGE_FIELDS:
+            if (message.model_extra or {}).get(field):
+                raise unsupported(f"messages[{number}].{field}")
 
 
 def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:
-    """Its token ids; a conversation that says nothing is the end-of-text token, which every text follows."""
+    """Return the token ids of the conversation; the end-of-text token, which starts every text, if it has none."""
     if served.chat_template is None:
         raise bad_request(
             "This model's checkpoint has no chat template, so that it takes no messages: use /v1/completions.",
@@ -63,10 +44,11 @@ def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:
             "messages",
         )
     messages = [message.for_template() for message in request.messages]
-    said = sum(len(text) for message in messages for text in message.values())
-    if said > LONGEST_TEXT:
+    length = sum(len(text) for message in messages for text in message.values())
+    if length > MAX_TEXT_LENGTH:
         text = (
-            f"Invalid 'messages': string too long. Expected at most {LONGEST_TEXT} characters, but got {said} instead."
+            f"Invalid 'messages': string too long. Expected at most {MAX_TEXT_LENGTH} characters, but got {length}"
+            " instead."
         )
         raise bad_request(text, "string_above_max_length", "messages")
     try:
@@ -77,12 +59,12 @@ def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:
 
 
 def _max_tokens(request: ChatRequest, left: int) -> int:
-    """What was asked by either name, else all of the context that is `left`."""
-    asked = {request.max_tokens, request.max_completion_tokens} - {None}
-    if len(asked) > 1:
+    """Return the limit that the request gives by either name; without one, the `left` tokens of the context."""
+    given = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(given) > 1:
         message = "Invalid 'max_tokens': it is the older name of 'max_completion_tokens', which says something else."
         raise bad_request(message, "invalid_value", "max_tokens")
-    return next(iter(asked), None) or max(left, 1)
+    return next(iter(given), None) or max(left, 1)
 
 
 def _logprobs(request: ChatRequest) -> int | None:

@@ -1,4 +1,4 @@
-"""What clients may send to POST /v1/chat/completions, beside what any request to generate may say."""
+"""The body of POST /v1/chat/completions: its fields beside those of every generation request (API.md §5)."""
 
 from typing import Annotated, Literal
 
@@ -9,12 +9,12 @@ from thoughtbubbles.server.protocol.requests import INT64, GenerationRequest, Re
 
 
 class TextPart(RequestBody):
-    """A part of a message."""
+    """One part of a message."""
 
     type: Literal["text"]
-    """The model reads nothing else."""
+    """The only kind that the model reads."""
     text: Text
-    """What it says."""
+    """Its text."""
 
 
 def _parts(value: object) -> object:
@@ -33,17 +33,17 @@ class Message(RequestBody):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    """Who speaks; `developer` is the newer name of `system`."""
+    """The speaker's role; `developer` is the newer name of `system`."""
     content: Content
-    """What is said."""
+    """The message's text, or its parts."""
     name: str | None = None
-    """Of the speaker, for templates that tell several apart."""
+    """The speaker's name, for templates that use it."""
 
     def for_template(self) -> dict[str, str]:
-        """As chat templates know messages."""
+        """Return the message in the form that chat templates use."""
         role = "system" if self.role == "developer" else self.role
-        said = {"role": role, "content": "".join(part.text for part in self.content)}
-        return said if self.name is None else said | {"name": self.name}
+        message = {"role": role, "content": "".join(part.text for part in self.content)}
+        return message if self.name is None else message | {"name": self.name}
 
 
 class ChatRequest(GenerationRequest):
@@ -52,10 +52,10 @@ class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     """The conversation so far."""
     max_completion_tokens: int | None = Field(None, ge=1, le=INT64 - 1)
-    """Most tokens generated for each choice; nothing means as many as the context has left."""
+    """Most tokens generated for each choice; by default as many as the context has left."""
     max_tokens: int | None = Field(None, ge=1, le=INT64 - 1)
     """The older name of `max_completion_tokens`."""
     logprobs: bool = False
     """Return log-probabilities of the tokens."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    """Of this many others at each place; only with `logprobs`."""
+    """Return log-probabilities of this many most likely tokens at each position; only with `logprobs`."""

@@ -1,11 +1,11 @@
-"""The wire form of one completion: its chunks while it runs, and the whole when it has ended (API.md §2 and §3)."""
+"""The wire form of one completion: chunks while it is generated, or all of it at the end (API.md §2 and §3)."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from thoughtbubbles.engine import RequestUsage, TokenEvent
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.protocol.choices import Choice, Delta
 from thoughtbubbles.server.protocol.logprobs import logprobs_object, printed
 from thoughtbubbles.server.protocol.planning import Plan
@@ -14,26 +14,26 @@ from thoughtbubbles.server.version import VERSION
 
 
 class Completion:
-    """Takes the engine's events for one plan and says what the client is told."""
+    """Turns the engine's events for one plan into the JSON that the client gets."""
 
     WHOLE = CHUNK = "text_completion"
-    """The name of the object told, whole or in chunks."""
+    """The `object` field of a whole answer, and of a chunk."""
 
-    def __init__(self, name: str, plan: Plan, served: ServedModel) -> None:
-        self.name = name
-        """The id that the client is told."""
+    def __init__(self, completion_id: str, plan: Plan, served: ServedModel) -> None:
+        self.completion_id = completion_id
+        """The `id` field."""
         self.plan = plan
         """What is generated."""
         self._request = plan.request
         self._token_bytes = token_bytes = served.tokenizer.token_bytes
-        # Not by way of `self`: a cycle would keep all of this until the garbage collector comes.
+        # Does not refer to `self`: a cycle would keep everything alive until the garbage collector runs.
         self._print = lru_cache(maxsize=4096)(lambda token_id: printed(token_bytes(token_id)))
         self._choices = [Choice(sequence.prompt, plan.request, self._token_bytes) for sequence in plan.sequences]
         self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
         self._events: list[TokenEvent] = []
         self._usages: list[RequestUsage] = []
         self._head: Json = {
-            "id": name,
+            "id": completion_id,
             "created": int(time.time()),
             "model": served.name,
             "system_fingerprint": f"thoughtbubbles-{VERSION}",
@@ -41,54 +41,54 @@ class Completion:
 
     @property
     def long(self) -> bool:
-        """Whether it tells log-probabilities of prompts, which are many."""
+        """Whether it returns log-probabilities of prompts, which are many."""
         return self._request.echo and self._request.logprobs is not None
 
     def add(self, events: Sequence[TokenEvent]) -> None:
-        """Keep the next events for `whole`."""
+        """Keep events for `whole`."""
         self._events += events
 
     def whole(self) -> Json:
-        """The answer to a request that is not streamed, once every sequence has ended; all the work is done here."""
+        """Return the whole answer, once every sequence has finished. All work is done in this call."""
         deltas = dict(self._feed(self._events))
         choices = [
-            self._choice_object(place, deltas[index], self._whole_content(deltas[index]))
-            for place, index in enumerate(self._best())
+            self._choice_object(rank, deltas[index], self._whole_content(deltas[index]))
+            for rank, index in enumerate(self._best())
         ]
         return {**self._head, "object": self.WHOLE, "choices": choices, "usage": self._usage()}
 
     def chunks(self, events: Sequence[TokenEvent]) -> Iterator[Json]:
-        """What a stream tells of the next events: one chunk a choice, or nothing while its text is held back."""
+        """Yield a chunk for each choice that `events` add something to; none if its text must wait for more."""
         for index, delta in self._feed(events):
             if delta:
                 choice = self._choice_object(index, delta, self._chunk_content(index, delta))
                 yield {**self._head, "object": self.CHUNK, "choices": [choice], **self._usage_so_far()}
 
     def last_chunks(self) -> Iterator[Json]:
-        """What a stream tells when every sequence has ended: the usage, if asked for."""
+        """Yield the chunk with the usage, if the request includes it. Every sequence must have finished."""
         options = self._request.stream_options
         if options is not None and options.include_usage:
             yield {**self._head, "object": self.CHUNK, "choices": [], "usage": self._usage()}
 
     def _whole_content(self, whole: Delta) -> Json:
-        """A choice's text and log-probabilities in this wire form."""
+        """Return the text and log-probabilities of a whole choice."""
         tokens = [*whole.echoed, *whole.tokens]
         logprobs = None if self._request.logprobs is None else logprobs_object(tokens, self._print)
         return {"text": whole.text, "logprobs": logprobs}
 
     def _chunk_content(self, _index: int, delta: Delta) -> Json:
-        """What `delta` adds to the choice `_index`, in this wire form."""
+        """Return the text and log-probabilities that `delta` adds to the choice `_index`."""
         return self._whole_content(delta)
 
     def _feed(self, events: Sequence[TokenEvent]) -> Iterator[tuple[int, Delta]]:
-        """What the events add to each choice that has some, in the order of their first; counted as they are told."""
-        for index, part in self._parts(events):
+        """Yield index and delta of each choice that has events, in order of its first event; note their usage."""
+        for index, part in self._by_choice(events):
             if (usage := part[-1].usage) is not None:
                 self._usages.append(usage)
             yield index, self._choices[index].feed(part)
 
-    def _parts(self, events: Sequence[TokenEvent]) -> Iterable[tuple[int, Sequence[TokenEvent]]]:
-        """The events of each choice that has some."""
+    def _by_choice(self, events: Sequence[TokenEvent]) -> Iterable[tuple[int, Sequence[TokenEvent]]]:
+        """Return the events of each choice that has some."""
         if len(self._choices) == 1:
             return [(0, events)]
         parts: dict[int, list[TokenEvent]] = {}
@@ -97,7 +97,7 @@ class Completion:
         return parts.items()
 
     def _best(self) -> Sequence[int]:
-        """The sequences to return: of each prompt's candidates those of highest mean log-probability, best first."""
+        """Return the sequences of the answer: for each prompt those of highest mean log-probability, best first."""
         step = self._request.candidates
         if step == self._request.n:
             return range(len(self._choices))
@@ -131,7 +131,7 @@ class Completion:
         return {"usage": self._usage() if options.continuous_usage_stats else None}
 
     def _usage(self) -> Json:
-        """Each prompt counted once; cache and stream figures of the sequences that have ended."""
+        """Return the usage object. Each prompt counts once; cached and stream tokens are of finished sequences."""
         prompt_tokens = sum(map(len, self.plan.prompts))
         completion_tokens = sum(choice.completion_tokens for choice in self._choices)
         return {

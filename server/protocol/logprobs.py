@@ -6,30 +6,30 @@ from typing import NamedTuple
 
 from thoughtbubbles.server.protocol.requests import Json
 
-LEAST = -9999.0
-"""Stands for -inf, which JSON does not have."""
+MIN_LOGPROB = -9999.0
+"""Written for -inf, which JSON does not have."""
 
 Print = Callable[[int], str]
-"""Writes a token id the way clients see it."""
+"""Returns the text of a token id as clients see it."""
 
 
 class Token(NamedTuple):
-    """One token of a choice, of its echoed prompt or generated. A tuple, since one is made for each that is told."""
+    """One token of a choice, echoed or generated. A tuple, because many are made."""
 
     token_id: int
-    """Its id."""
+    """The token's id."""
     logprob: float | None
-    """Of the raw distribution; None where none was asked for, or nothing stands before it."""
+    """In the raw distribution; None if not requested, or for the first token of a prompt."""
     top_logprobs: Sequence[tuple[int, float]] | None
-    """The most probable ids there and their log-probabilities; None with `logprob`."""
+    """The most probable ids at its position and their log-probabilities; None if `logprob` is."""
     fork_count: int | None
-    """Its streams after the last fork layer; None where they were not asked for."""
+    """Its streams after the last fork layer; None if not requested."""
     offset: int
-    """Where its text begins in the returned text, in characters."""
+    """Where its text starts in the returned text, in characters."""
 
 
 def printed(token: bytes) -> str:
-    r"""A token's text; a part of a character in the form `bytes:\xe2\x80`."""
+    r"""Return a token's text; for a part of a character the form `bytes:\xe2\x80`."""
     try:
         return token.decode()
     except UnicodeDecodeError:
@@ -37,7 +37,7 @@ def printed(token: bytes) -> str:
 
 
 def logprobs_object(tokens: Sequence[Token], print_token: Print) -> Json:
-    """The arrays, as long as `tokens`."""
+    """Return the arrays, each as long as `tokens`."""
     return {
         "tokens": [print_token(token.token_id) for token in tokens],
         "token_logprobs": [None if token.logprob is None else finite(token.logprob) for token in tokens],
@@ -47,12 +47,12 @@ def logprobs_object(tokens: Sequence[Token], print_token: Print) -> Json:
 
 
 def _top(token: Token, print_token: Print) -> dict[str, float] | None:
-    """The token itself and the most probable ones; of two that print alike the higher stays."""
+    """Return log-probabilities by text, of the token and the most probable ones; of equal texts the higher."""
     if token.logprob is None or token.top_logprobs is None:
         return None
     top: dict[str, float] = {}
-    # The chosen token comes first and equals keep what is there, so that its number is the very same object in both
-    # arrays: lm-eval compares the two with `!=`.
+    # The chosen token comes first and an equal one does not replace it, so that both arrays have the same object:
+    # lm-eval compares the two with `!=`.
     for token_id, logprob in ((token.token_id, token.logprob), *token.top_logprobs):
         name = print_token(token_id)
         if name not in top or logprob > top[name]:
@@ -61,5 +61,5 @@ def _top(token: Token, print_token: Print) -> dict[str, float] | None:
 
 
 def finite(logprob: float) -> float:
-    """`logprob` as JSON can say it."""
-    return LEAST if logprob == -math.inf else logprob
+    """Return `logprob` as JSON can represent it."""
+    return MIN_LOGPROB if logprob == -math.inf else logprob

@@ -1,27 +1,27 @@
-"""Where tokens stand in the text that they spell, counted in characters as they come."""
+"""Character offsets of tokens in the text that they spell."""
 
 import codecs
 
 
 class Offsets:
-    """Places tokens one after the other; bytes that are not UTF-8 count as the U+FFFD they are decoded to."""
+    """Computes the offset of each token in turn. Bytes that are not UTF-8 count as the U+FFFD they are decoded to."""
 
     def __init__(self, start: int = 0) -> None:
-        """`start` characters of text stand before the first token."""
+        """`start` is the number of characters before the first token."""
         self._characters = start
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def place(self, token: bytes) -> int:
-        """The offset of the character that the token's first byte belongs to, which an earlier token may have begun."""
-        begun, _ = self._decoder.getstate()
-        offset = self._characters + (bool(begun) and breaks(begun, token[:1]))
+    def add(self, token: bytes) -> int:
+        """Return the offset of the next token: of the character of its first byte, which an earlier token may start."""
+        started, _ = self._decoder.getstate()
+        offset = self._characters + (bool(started) and breaks(started, token[:1]))
         self._characters += len(self._decoder.decode(token))
         return offset
 
 
-def breaks(begun: bytes, byte: bytes) -> bool:
-    """Return whether `byte` does not go on with the character that `begun` has begun, but stands after it."""
+def breaks(started: bytes, byte: bytes) -> bool:
+    """Return whether `byte` does not continue the character whose first bytes are `started`."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    complete = decoder.decode(begun + byte)
+    complete = decoder.decode(started + byte)
     unfinished, _ = decoder.getstate()
     return len(complete) + bool(unfinished) > 1

@@ -1,36 +1,35 @@
-"""From a client's request to engine requests: the checks that need to know the served model, and the sequences."""
+"""Turn a completion request into engine requests, and check it against the served model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thoughtbubbles.engine import SamplingParams, most_streams
 from thoughtbubbles.model import Selection, Tokenizer
-from thoughtbubbles.server.bridge.generation import EngineRequest
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import EngineRequest, ServedModel
 from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
 from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles.server.protocol.validation import above_maximum, below_minimum
 from thoughtbubbles.server.protocol.vocabulary import check_ids, encode, token_id_keys
 
-MOST_CANDIDATES = 20
-"""Most choices computed for each prompt when fewer are returned."""
+MAX_CANDIDATES = 20
+"""Most choices computed for each prompt if fewer are returned."""
 INT64 = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One checked completion request and the sequences that answer it."""
+    """A completion request that has been checked, and its engine requests."""
 
     request: CompletionRequest
-    """As the client sent it."""
+    """The client's request."""
     prompts: Sequence[Sequence[int]]
     """Token ids of each prompt."""
     sequences: Sequence[EngineRequest]
-    """`request.candidates` for each prompt, those of one prompt together."""
+    """`request.candidates` engine requests for each prompt, those of one prompt together."""
 
 
-def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
-    """Check `request` against the model and lay out its sequences. `ApiError` 400 or 404 for the first mistake."""
+def plan(completion_id: str, request: CompletionRequest, served: ServedModel) -> Plan:
+    """Return the plan of `request`, checked against the model. Raises `ApiError` 400 or 404 for the first mistake."""
     _check_names(request, served)
     _check_candidates(request)
     _check_choices(request, served.max_choices)
@@ -40,7 +39,7 @@ def plan(name: str, request: CompletionRequest, served: ServedModel) -> Plan:
     bias = token_id_keys("logit_bias", request.logit_bias, served.tokenizer)
     sequences = [
         EngineRequest(
-            request_id=f"{name}/{number}",
+            request_id=f"{completion_id}/{number}",
             prompt=prompts[number // request.candidates],
             params=_params(request, bias, number % request.candidates, served.tokenizer.vocab_size),
         )
@@ -61,7 +60,7 @@ def _check_names(request: CompletionRequest, served: ServedModel) -> None:
 
 
 def _check_candidates(request: CompletionRequest) -> None:
-    most = max(request.n, MOST_CANDIDATES)
+    most = max(request.n, MAX_CANDIDATES)
     if request.candidates < request.n:
         raise below_minimum("best_of", request.n, request.candidates)
     if request.candidates > most:
@@ -106,7 +105,7 @@ def _prompts(request: CompletionRequest, served: ServedModel) -> Sequence[Sequen
 
 
 def _prompt(name: str, given: str | Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
-    """Its token ids; a prompt that says nothing is the end-of-text token, which every text follows."""
+    """Return the prompt's token ids; the end-of-text token, which starts every text, if it is empty."""
     if isinstance(given, str):
         return encode(name, given, tokenizer) or [tokenizer.end_of_text]
     check_ids(name, given, tokenizer)
@@ -120,19 +119,19 @@ def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], s
             f"This model's context is {context} tokens, but {longest + request.max_tokens} were requested: {longest} in"
             f" the prompt and {request.max_tokens} for the completion."
         )
-        raise bad_request(message, "context_length_exceeded", "prompt")
-    _check_room(request, prompts, served)
+        raise bad_request(message, "context_length_exceeded", "max_tokens" if longest < context else "prompt")
+    _check_queue_limits(request, prompts, served)
 
 
-def _check_room(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
-    """All choices of a request are taken in together or not at all: more than could ever wait are its own mistake."""
+def _check_queue_limits(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
+    """Refuse choices that together exceed the queue: the engine accepts all of a request or none."""
     if len(prompts) * request.candidates == 1:
         return
     selection = Selection.of(served.config, request.fork_selection, request.fork_ratio)
 
-    def needed(more: int) -> int:
-        """Streams of all choices, each with so many tokens more than its prompt."""
-        lengths = [len(ids) + more for ids in prompts]
+    def needed(completion_tokens: int) -> int:
+        """Return the streams of all choices, each with its prompt and this many tokens."""
+        lengths = [len(ids) + completion_tokens for ids in prompts]
         return request.candidates * sum(most_streams(served.config, selection, tokens)[-1] for tokens in lengths)
 
     message = None
@@ -148,7 +147,7 @@ def _check_room(request: CompletionRequest, prompts: Sequence[Sequence[int]], se
 
 
 def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, vocabulary: int) -> SamplingParams:
-    """The engine's settings for one choice, counted from 0 within its prompt."""
+    """Return the sampling parameters of one choice; `candidate` counts the choices of its prompt from 0."""
     ranked = request.candidates > request.n
     return SamplingParams(
         max_tokens=request.max_tokens,
@@ -160,7 +159,7 @@ def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, 
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=bias,
-        # Counted within the prompt, so that the other prompts of a request change nothing; int64 wraps.
+        # `candidate` counts within the prompt, so that other prompts of the request change nothing. int64 wraps.
         seed=None if request.seed is None else (request.seed + candidate + INT64) % (2 * INT64) - INT64,
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),

@@ -1,4 +1,4 @@
-"""What clients may send (API.md §1 and §5): types and ranges that hold whatever model is served."""
+"""The bodies of requests: types and ranges that do not depend on the served model (API.md §1 and §5)."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
@@ -7,16 +7,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 INT64 = 1 << 63
 
-LONGEST_TEXT = 1 << 20
-"""In characters: its token ids are made in one call, while which no other thread runs Python."""
+MAX_TEXT_LENGTH = 1 << 20
+"""In characters. A text is tokenized in one call, and meanwhile no other thread runs Python."""
 
-Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
-# Of many mistakes the first is told: `fail_fast`, for to collect them all takes a minute.
+Text = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
+# `fail_fast`: only the first mistake is reported, and collecting all can take a minute.
 TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 def _prompt_form(value: object) -> str | None:
-    """Which of the four forms a prompt has, told by its first element; None when it is none of them."""
+    """Return which of the four forms a prompt has, by its first element; None if it has none of them."""
     if isinstance(value, str):
         return "text"
     if not isinstance(value, list):
@@ -34,18 +34,18 @@ Prompt = Annotated[
 ]
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 Stop = Annotated[str, Field(min_length=1)]
 StopList = Annotated[list[Stop], Field(max_length=64, fail_fast=True)]
-StopStrings = Annotated[StopList, BeforeValidator(_listed, json_schema_input_type=Stop | StopList)]
+StopStrings = Annotated[StopList, BeforeValidator(_as_list, json_schema_input_type=Stop | StopList)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 def _first_mistake(biases: object) -> object:
-    """Return a dictionary with the first of its mistakes alone, if it has any: dictionaries have no `fail_fast`."""
+    """Return only the first wrong entry of a dictionary, or all if none is: dictionaries have no `fail_fast`."""
     if isinstance(biases, dict):
         for name, bias in biases.items():
             if type(bias) not in {int, float} or not -100 <= bias <= 100:
@@ -57,7 +57,7 @@ Biases = Annotated[dict[str, Bias], BeforeValidator(_first_mistake, json_schema_
 
 
 class RequestBody(BaseModel):
-    """A JSON object: null means absent, no type is converted, unknown fields are kept apart in `model_extra`."""
+    """A JSON object. Null means absent, no type is converted, and unknown fields are in `model_extra`."""
 
     model_config = ConfigDict(
         strict=True,
@@ -75,23 +75,23 @@ class RequestBody(BaseModel):
 
 
 class StreamOptions(RequestBody):
-    """What a stream carries besides text."""
+    """Usage in a stream."""
 
     include_usage: bool = False
-    """One more chunk at the end with the usage of the whole request."""
+    """Send one more chunk at the end, with the usage of the whole request."""
     continuous_usage_stats: bool = False
-    """Usage so far in every chunk."""
+    """Send the usage so far in every chunk."""
 
 
 class GenerationRequest(RequestBody):
-    """What any request to generate may say. A field that is absent or null has the value given here."""
+    """Fields that completions and chats share. An absent or null field has its default."""
 
     model: str = ""
-    """The served model's name; empty means that model."""
+    """The served model's name; empty means the served model."""
     temperature: float = Field(1.0, ge=0, le=2)
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the fewest tokens that hold this much probability."""
+    """Sample from the smallest set of tokens with at least this total probability."""
     n: int = Field(1, ge=1, le=128)
     """Choices for each prompt."""
     seed: int | None = Field(None, ge=-INT64, le=INT64 - 1)
@@ -103,31 +103,31 @@ class GenerationRequest(RequestBody):
     stream_options: StreamOptions | None = None
     """Only with `stream`."""
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    """Subtracted once from the logit of every token that has been generated."""
+    """Subtracted from the logit of every token that has been generated."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    """Subtracted as often as the token has been generated."""
+    """Subtracted from the logit of a token each time it has been generated."""
     logit_bias: Biases = {}
     """Added to the logits of these token ids."""
     user: str | None = None
-    """Of no consequence here."""
+    """Ignored."""
     top_k: int = Field(0, ge=-1)
-    """Sample from this many tokens; 0 and -1 from all."""
+    """Sample from this many most probable tokens; 0 and -1 mean all."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Sample from tokens at least this probable, measured against the most probable one."""
+    """Sample from tokens whose probability is at least this share of the most probable token's."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """Above 1, tokens of the prompt and the completion become less likely."""
+    """Above 1, tokens of prompt and completion become less likely."""
     min_tokens: int = Field(0, ge=0)
-    """No end before this many tokens."""
+    """Generate at least this many tokens."""
     ignore_eos: bool = False
-    """Go on after end-of-text."""
+    """Continue after the end-of-text token."""
     stop_token_ids: list[int] = Field([], max_length=64, fail_fast=True)
     """Token ids that end a choice."""
     include_stop_str_in_output: bool = False
-    """Return the stop string too."""
+    """Return the stop string, too."""
     return_token_ids: bool = False
     """Add `token_ids` and `prompt_token_ids` to each choice."""
     fork_ratio: float | None = Field(None, ge=1)
-    """r, streams per token that the budget allows; nothing means the checkpoint's κ/L."""
+    """r, the streams per token that the fork budget allows; by default the checkpoint's κ/L."""
     fork_selection: Literal["causal", "dynamic", "fixed"] = "causal"
     """The selection rule (SPEC.md)."""
     return_fork_counts: bool = False
@@ -138,27 +138,27 @@ class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
     prompt: Prompt = ""
-    """Text or token ids, one or many; nothing means the end-of-text token."""
+    """Text or token ids, one or many; by default the end-of-text token."""
     max_tokens: int = Field(16, ge=0, le=INT64 - 1)
-    """Most tokens generated for each choice; 0 scores the prompt."""
+    """Most tokens generated for each choice; 0 only scores the prompt."""
     best_of: int | None = None
-    """Choices computed for each prompt, of which the n of highest mean log-probability are returned."""
+    """Compute this many choices for each prompt, and return the n of highest mean log-probability."""
     logprobs: int | None = Field(None, ge=0, le=20)
-    """Log-probabilities of the chosen token and of this many others."""
+    """Return log-probabilities of each chosen token and of this many most probable ones."""
     echo: bool = False
     """Return the prompt before the completion."""
     suffix: str | None = None
-    """Not supported: the model writes forwards."""
+    """Not supported."""
 
     @property
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """Each prompt."""
+        """The prompts, each a text or token ids."""
         single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return cast("Sequence[str | Sequence[int]]", [self.prompt] if single else self.prompt)
 
     @property
     def candidates(self) -> int:
-        """Choices computed for each prompt."""
+        """Number of choices computed for each prompt."""
         return self.n if self.best_of is None else self.best_of
 
 
@@ -166,17 +166,17 @@ class TokenizeRequest(RequestBody):
     """Body of POST /tokenize."""
 
     prompt: Text
-    """The text to encode."""
+    """The text to tokenize."""
     add_special_tokens: bool = True
-    """Accepted for other servers' clients; this tokenizer adds none."""
+    """Accepted for clients of other servers; this tokenizer adds none."""
 
 
 class DetokenizeRequest(RequestBody):
     """Body of POST /detokenize."""
 
     tokens: list[int] = Field(fail_fast=True)
-    """The ids to decode."""
+    """The token ids to decode."""
 
 
 Json = dict[str, Any]
-"""A JSON object on its way out."""
+"""A JSON object of an answer."""

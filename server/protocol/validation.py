@@ -1,4 +1,4 @@
-"""From the bytes of a body to a typed request: where a client's mistake gets its message (API.md §4)."""
+"""Parse a body into a typed request, and turn a client's mistake into an error message (API.md §4)."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -42,11 +42,11 @@ RELATIONS: Mapping[str, tuple[str, str, str]] = {
 }
 
 PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
-"""Tags of the prompt's union: part of pydantic's location, of no meaning to a client."""
+"""Tags of the prompt's union, which are part of pydantic's location; clients do not know them."""
 
 
 def parse(body: bytes, schema: type[Body]) -> Body:
-    """Read a body as `schema`. `ApiError` 400 for the first mistake found, 413 for more than is read at once."""
+    """Return `body` parsed as `schema`. Raises `ApiError` 400 for the first mistake, 413 for too many values."""
     check_size(body)
     try:
         value = from_json(body, allow_inf_nan=False)
@@ -61,17 +61,17 @@ def parse(body: bytes, schema: type[Body]) -> Body:
 
 
 def below_minimum(name: str, minimum: float, got: float, relation: str = ">=") -> ApiError:
-    """`name` is smaller than the least value allowed."""
+    """Return the error of a field `name` that is below its minimum."""
     return _out_of_range(name, "below minimum value", relation, minimum, got)
 
 
 def above_maximum(name: str, maximum: float, got: float) -> ApiError:
-    """`name` is larger than the greatest value allowed."""
+    """Return the error of a field `name` that is above its maximum."""
     return _out_of_range(name, "above maximum value", "<=", maximum, got)
 
 
 def _translated(error: ErrorDetails) -> ApiError:
-    """One of pydantic's errors in API.md's words."""
+    """Return one of pydantic's errors with the message and code of API.md."""
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     name = _field_name(error["loc"])
     if kind in RELATIONS:
@@ -80,10 +80,10 @@ def _translated(error: ErrorDetails) -> ApiError:
     if kind in EXPECTED:
         message = f"Invalid type for {quoted(name)}: expected {EXPECTED[kind]}, but got {_json_name(given)} instead."
         return bad_request(message, "invalid_type", name)
-    return _misshapen(kind, name, context, given)
+    return _other_error(kind, name, context, given)
 
 
-def _misshapen(kind: str, name: str, context: Mapping[str, Any], given: object) -> ApiError:
+def _other_error(kind: str, name: str, context: Mapping[str, Any], given: object) -> ApiError:
     match kind:
         case "missing":
             return bad_request(f"Missing required parameter: {quoted(name)}.", "missing_required_parameter", name)
@@ -121,7 +121,7 @@ def _number(value: float) -> str:
 
 
 def _field_name(location: tuple[int | str, ...]) -> str:
-    """A location of pydantic's as clients write it: `stream_options.include_usage`, `prompt[2][0]`."""
+    """Return the field at pydantic's location as clients write it: `stream_options.include_usage`, `prompt[2][0]`."""
     first, *rest = location
     inner = rest[1:] if first == "prompt" and rest and rest[0] in PROMPT_FORMS else rest
     return clipped("".join([str(first), *(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)]))

@@ -1,4 +1,4 @@
-"""Clients' texts and token ids against the served vocabulary. Each function raises `ApiError` 400 for what it lacks."""
+"""Check clients' texts and token ids against the served vocabulary; raise `ApiError` 400 if it lacks one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 def encode(name: str, text: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of a text of the field `name`."""
+    """Return the token ids of a text in the field `name`."""
     try:
         return tokenizer.encode(text)
-    except ValueError as error:  # a byte that the vocabulary lacks
+    except ValueError as error:  # the vocabulary lacks a byte
         raise bad_request(f"Invalid {name!r}: {error}.", "invalid_value", name) from None
 
 
 def check_ids(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> None:
-    """All `ids` of the field `name` are token ids."""
+    """Raise unless all `ids` in the field `name` are token ids."""
     size = tokenizer.vocab_size
     wrong = next((position for position, token_id in enumerate(ids) if not 0 <= token_id < size), None)
     if wrong is not None:
@@ -26,7 +26,7 @@ def check_ids(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> None:
 
 
 def token_id_keys(name: str, values: Mapping[str, float], tokenizer: Tokenizer) -> dict[int, float]:
-    """The field `name` with its keys, token ids in JSON's only form of key, as numbers."""
+    """Return the field `name` with its keys as numbers: JSON has them as strings."""
     for key in values:
         if not DIGITS.fullmatch(key) or int(key) >= tokenizer.vocab_size:
             raise _unknown(name, key, tokenizer)

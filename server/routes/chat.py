@@ -4,10 +4,11 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from thoughtbubbles.server.http.offload import aside
+from thoughtbubbles.server.http.offload import offload
 from thoughtbubbles.server.protocol.chat import ChatCompletion
-from thoughtbubbles.server.protocol.chat_planning import ignored, plan_chat
+from thoughtbubbles.server.protocol.chat_planning import plan_chat
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
+from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond
@@ -23,10 +24,12 @@ router = APIRouter()
     openapi_extra=takes(ChatRequest),
 )
 async def create_chat_completion(request: Request, service: Serving) -> Response:
-    """Answer a conversation: whole, or as a stream."""
+    """Answer a conversation, whole or as a stream."""
     served = service.worker.model
-    name = f"chatcmpl-{uuid.uuid4().hex}"
+    completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     body = await request.body()
-    asked = await aside(lambda: parse(body, ChatRequest), len(body))
-    completion = await aside(lambda: ChatCompletion(name, plan_chat(name, asked, served), served), len(body) * asked.n)
-    return await respond(request, service, completion, ignored(asked))
+    chat = await offload(lambda: parse(body, ChatRequest), len(body))
+    completion = await offload(
+        lambda: ChatCompletion(completion_id, plan_chat(completion_id, chat, served), served), len(body) * chat.n
+    )
+    return await respond(request, service, completion, ignored(chat))

@@ -1,15 +1,16 @@
-"""POST /v1/completions and what belongs to it (API.md §1 to §3, §5)."""
+"""POST /v1/completions, cancelling, and the list of models (API.md §1 to §3, §5)."""
 
 import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from thoughtbubbles.server.bridge.loading import ServedModel
-from thoughtbubbles.server.http.offload import aside
+from thoughtbubbles.server.core import ServedModel
+from thoughtbubbles.server.http.offload import offload
 from thoughtbubbles.server.protocol.completions import Completion
 from thoughtbubbles.server.protocol.errors import not_found, quoted
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
+from thoughtbubbles.server.protocol.unsupported import check_supported, ignored
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond
@@ -25,18 +26,21 @@ router = APIRouter()
     openapi_extra=takes(CompletionRequest),
 )
 async def create_completion(request: Request, service: Serving) -> Response:
-    """Complete prompts: whole, or as a stream."""
+    """Complete prompts, whole or as a stream."""
     served = service.worker.model
-    name = f"cmpl-{uuid.uuid4().hex}"
+    completion_id = f"cmpl-{uuid.uuid4().hex}"
     body = await request.body()
-    asked = await aside(lambda: parse(body, CompletionRequest), len(body))
-    completion = await aside(lambda: Completion(name, plan(name, asked, served), served), len(body) * asked.candidates)
-    return await respond(request, service, completion, asked.model_extra or ())
+    parsed = await offload(lambda: parse(body, CompletionRequest), len(body))
+    check_supported(parsed)
+    completion = await offload(
+        lambda: Completion(completion_id, plan(completion_id, parsed, served), served), len(body) * parsed.candidates
+    )
+    return await respond(request, service, completion, ignored(parsed))
 
 
 @router.post("/v1/completions/{name}/cancel", responses=refusals(404))
 async def cancel_completion(name: str, service: Serving) -> Json:
-    """End a completion that runs; its own client gets an error."""
+    """End the running completion with this id; its own client gets an error."""
     if not service.worker.cancel(name):
         raise not_found(f"No completion {quoted(name)} is running.", "not_found", "id")
     return {"id": name, "cancelled": True}
@@ -44,13 +48,13 @@ async def cancel_completion(name: str, service: Serving) -> Json:
 
 @router.get("/v1/models", responses=refusals(503))
 async def list_models(service: Serving) -> Json:
-    """The served model, in a list of one."""
+    """Return a list of one: the served model."""
     return {"object": "list", "data": [_model_object(service.worker.model)]}
 
 
 @router.get("/v1/models/{name:path}", responses=refusals(404, 503))
 async def get_model(name: str, service: Serving) -> Json:
-    """The served model, by its name."""
+    """Return the served model."""
     served = service.worker.model
     if name != served.name:
         raise not_found(f"The model {quoted(name)} does not exist.", "model_not_found", "model")

@@ -1,6 +1,6 @@
-"""What GET /openapi.json says: the body that each route takes, and every answer it may give.
+"""The document of GET /openapi.json: the body that each route takes, and every answer it may give.
 
-FastAPI sees neither by itself: bodies are read in `server.protocol.validation`, and refusals are raised as `ApiError`.
+FastAPI knows neither: bodies are parsed in `server.protocol.validation`, and errors are raised as `ApiError`.
 """
 
 from collections.abc import Mapping
@@ -25,23 +25,23 @@ BEARER = "ApiKey"
 Responses = dict[int | str, dict[str, Any]]
 
 STREAMED: Responses = {200: {"content": {"text/event-stream": {}}}}
-"""A route's `responses`: it may also answer in server-sent events."""
+"""The `responses` of a route that may also answer in server-sent events."""
 
 MEANINGS: Mapping[int, str] = {
-    400: "A mistake in the request",
-    401: "No API key, or a wrong one, where keys are set",
+    400: "The request has a mistake",
+    401: "The server requires an API key, and the request has none or a wrong one",
     404: "Nothing has this name",
-    408: "The body did not arrive in time, or the answer was not done in time",
+    408: "The body did not arrive in time, or the answer was not complete in time",
     413: "The body is larger than the server reads",
-    429: "As many requests wait as may",
+    429: "The queue is full",
     499: "Ended through the cancel route",
-    500: "The server's own mistake, or its engine failed",
-    503: "Nothing can be served at present",
+    500: "The server made a mistake, or its engine failed",
+    503: "The server cannot serve requests now",
 }
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, in OpenAI's form."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str
@@ -50,31 +50,31 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Body of every answer that is not a success."""
+    """The body of every answer that is not a success."""
 
     error: ErrorDetail
 
 
 def refusals(*statuses: int) -> Responses:
-    """A route's `responses`: it may answer with these errors."""
+    """Return the `responses` of a route that may answer with these errors."""
     return {status: {"model": ErrorBody, "description": MEANINGS[status]} for status in statuses}
 
 
 def takes(body: type[RequestBody]) -> Json:
-    """A route's `openapi_extra`: it takes this body."""
+    """Return the `openapi_extra` of a route that takes this body."""
     schema = {"$ref": REFERENCE.format(model=body.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 class DescribedApp(FastAPI):
-    """A FastAPI whose document also has the bodies, refusals and keys that FastAPI does not see."""
+    """A FastAPI whose document also has the bodies, errors and keys that FastAPI does not know."""
 
     def __init__(self, *, needs_key: bool, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(**settings)
         self._needs_key = needs_key
 
     def openapi(self) -> Json:
-        """The document; made once."""
+        """Return the document, which is made once."""
         if self.openapi_schema is None:
             document = super().openapi()
             _complete(document)
@@ -85,7 +85,7 @@ class DescribedApp(FastAPI):
 
 
 def _complete(document: Json) -> None:
-    """Put the bodies in, and take FastAPI's own 422 out, which no route answers."""
+    """Add the bodies, and remove FastAPI's own 422, which no route answers."""
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
@@ -101,7 +101,7 @@ def _complete(document: Json) -> None:
 
 
 def _declare_bearer(document: Json) -> None:
-    """Declare the bearer scheme, and require it of every operation that answers 401 without a key."""
+    """Declare the bearer scheme, and require it for every operation that may answer 401."""
     document["components"]["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer"}}
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -110,7 +110,7 @@ def _declare_bearer(document: Json) -> None:
 
 
 def _null_is_absent(schema: Json) -> Json:
-    """The schema of an object whose optional fields may all be null."""
+    """Return the schema of an object, with null allowed for all optional fields."""
     required = schema.get("required", ())
     fields = schema["properties"].items()
     return {**schema, "properties": {name: each if name in required else _or_null(each) for name, each in fields}}

@@ -1,7 +1,7 @@
-"""What operators and their tools ask: is it alive, is it ready, what is it, how is it doing (API.md §5, §7)."""
+"""Routes for operators and their tools: liveness, readiness, version and metrics (API.md §5, §7)."""
 
 from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from thoughtbubbles.server.protocol.errors import unavailable
@@ -15,26 +15,34 @@ router = APIRouter()
 
 @router.get("/health")
 async def health() -> Json:
-    """200 while the process lives."""
+    """Return 200 while the process runs."""
     return {"status": "ok"}
 
 
 @router.get("/ready", responses=refusals(503))
 async def ready(service: Serving) -> Json:
-    """200 when a completion would be served now; else 503 with the reason."""
+    """Return 200 if requests can be served now, else 503 with the reason."""
     reason = service.worker.unready(service.settings.stall_seconds)
     if reason is not None:
-        raise unavailable(reason, refusal=False)  # whoever asks only whether, is not turned away
+        raise unavailable(reason, refusal=False)  # a probe is not counted as a rejected request
     return {"status": "ready"}
 
 
 @router.get("/version", responses=refusals(503))
 async def version(service: Serving) -> Json:
-    """What runs, and what it computes with."""
-    return {**build_info(service.worker.model.device)}
+    """Return the versions of the server and of torch, the device and the executor."""
+    model = service.worker.model
+    return {**build_info(model.device, model.executor)}
+
+
+@router.get("/docs", include_in_schema=False)
+@router.get("/redoc", include_in_schema=False)
+async def docs() -> Response:
+    """Redirect to the OpenAPI document. FastAPI's own pages load scripts from other servers."""
+    return RedirectResponse("openapi.json")
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
-    """Prometheus' text."""
+    """Return the metrics in Prometheus' text format."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

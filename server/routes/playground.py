@@ -1,4 +1,4 @@
-"""GET /: the playground, a static page that needs nothing from outside (API.md §5)."""
+"""GET /: the playground, a static page that loads nothing from other servers (API.md §5)."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from fastapi.responses import FileResponse
 FOLDER = Path(__file__).parents[1] / "playground"
 PAGE = "index.html"
 FILES = {"/": PAGE} | {f"/playground/{file.name}": file.name for file in sorted(FOLDER.iterdir()) if file.name != PAGE}
-"""The path of each file."""
+"""The file of each path."""
 HEADERS = {
-    # The page's own files and its own server, and nothing else: no inline code, no frame around it.
+    # Only the page's own files and its own server: no inline code, no frame around it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # The files belong together: none is kept from an older server.
+    # The files must be of one version: browsers ask for each again.
     "Cache-Control": "no-cache",
 }
 

@@ -1,4 +1,4 @@
-"""How a request to generate is answered in any wire form: whole, or as a stream."""
+"""Answer a generation request in any wire form: whole, or as a stream."""
 
 import asyncio
 from collections.abc import Iterable
@@ -6,23 +6,25 @@ from contextlib import ExitStack
 from urllib.parse import quote
 
 from fastapi import Request, Response
+from pydantic_core import to_json
 
 from thoughtbubbles.server.bridge.generation import Generation
 from thoughtbubbles.server.http.client_identity import client_of
 from thoughtbubbles.server.http.disconnect import while_connected
+from thoughtbubbles.server.http.offload import LONG_ANSWERS, run_on
 from thoughtbubbles.server.http.streaming import CompletionStream
-from thoughtbubbles.server.http.writing import answer_json, write_alone
 from thoughtbubbles.server.observe.exchange import Exchange
 from thoughtbubbles.server.protocol.completions import Completion
+from thoughtbubbles.server.protocol.requests import Json
 from thoughtbubbles.server.service import Service
 
-LONGEST_HEADER = 1000
+MAX_HEADER_LENGTH = 1000
 
 
 async def respond(request: Request, service: Service, completion: Completion, ignored: Iterable[str]) -> Response:
-    """Run the completion's plan and tell what comes of it; the fields `ignored` are named in a header.
+    """Run the completion's plan and return the answer, with a header that names the `ignored` fields.
 
-    The body of `request` must have been read. `ApiError` for what ends it before anything is told.
+    The body of `request` must have been read. Raises `GenerationError` if the generation ends before the answer starts.
     """
     headers = _ignored_parameters(ignored)
     exchange = Exchange.of(request.scope)
@@ -30,15 +32,15 @@ async def respond(request: Request, service: Service, completion: Completion, ig
         exchange.prompts = [service.worker.model.tokenizer.decode(ids) for ids in completion.plan.prompts]
     with ExitStack() as stack:
         client = client_of(request, service.keys)
-        generation = service.worker.submit(completion.name, completion.plan.sequences, exchange.arrived, client)
+        generation = service.worker.submit(
+            completion.completion_id, completion.plan.sequences, exchange.arrived, client
+        )
         exchange.generation = stack.enter_context(generation)
         if not completion.plan.request.stream:
             await while_connected(request, _collect(completion, generation))
-            write = write_alone if completion.long else asyncio.to_thread
-            body = await write(lambda: answer_json(completion.whole()))
-            return Response(body, media_type="application/json", headers=headers)
+            return Response(await _written(completion), media_type="application/json", headers=headers)
         first = await while_connected(request, anext(generation))
-        stack.pop_all()  # the stream gives the generation up from here on
+        stack.pop_all()  # from here on the stream closes the generation
         return CompletionStream(
             completion,
             generation,
@@ -49,13 +51,28 @@ async def respond(request: Request, service: Service, completion: Completion, ig
         )
 
 
+def answer_json(answer: Json) -> bytes:
+    """Return a whole answer as JSON, made choice by choice: meanwhile no other thread runs Python."""
+    head = to_json({name: value for name, value in answer.items() if name != "choices"})
+    return b'%b,"choices":[%b]}' % (head[:-1], b",".join(map(to_json, answer["choices"])))
+
+
 def _ignored_parameters(names: Iterable[str]) -> dict[str, str]:
-    """A header that names the unknown fields, which lm-eval passes on from its own settings."""
+    """Return a header with the names of unknown fields; lm-eval sends its own settings, for example."""
     quoted = [quote(name) for name in names]
-    # A header's value that ends in a space, cut there or after an empty name, is none: the connection would break.
-    return {"x-ignored-parameters": ", ".join(quoted)[:LONGEST_HEADER].rstrip()} if quoted else {}
+    # A header value must not end in a space, after an empty name or where it is cut: the connection would break.
+    return {"x-ignored-parameters": ", ".join(quoted)[:MAX_HEADER_LENGTH].rstrip()} if quoted else {}
 
 
 async def _collect(completion: Completion, generation: Generation) -> None:
     async for events in generation:
         completion.add(events)
+
+
+async def _written(completion: Completion) -> bytes:
+    """Return the whole answer; it is written off the event loop."""
+
+    def write() -> bytes:
+        return answer_json(completion.whole())
+
+    return await (run_on(LONG_ANSWERS, write) if completion.long else asyncio.to_thread(write))

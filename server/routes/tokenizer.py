@@ -1,4 +1,4 @@
-"""Text to token ids and back over HTTP, so that clients need no copy of the vocabulary (API.md §5)."""
+"""Tokenize and detokenize over HTTP, so that clients need no copy of the vocabulary (API.md §5)."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from thoughtbubbles.model import Tokenizer
-from thoughtbubbles.server.bridge.loading import ServedModel
-from thoughtbubbles.server.http.offload import TOKENS, aside
+from thoughtbubbles.server.core import ServedModel
+from thoughtbubbles.server.http.offload import TOKENS, offload
 from thoughtbubbles.server.protocol.requests import DetokenizeRequest, Json, TokenizeRequest
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.protocol.vocabulary import check_ids, encode
@@ -21,25 +21,25 @@ router = APIRouter()
     "/tokenize", response_model=Json, responses=refusals(400, 408, 413, 503), openapi_extra=takes(TokenizeRequest)
 )
 async def tokenize(request: Request, service: Serving) -> Response:
-    """Token ids of a text."""
+    """Return the token ids of a text."""
     served = service.worker.model
     body = await request.body()
-    return _answer(await aside(lambda: _tokenized(body, served), len(body), TOKENS))
+    return _answer(await offload(lambda: _tokenized(body, served), len(body), TOKENS))
 
 
 @router.post(
     "/detokenize", response_model=Json, responses=refusals(400, 408, 413, 503), openapi_extra=takes(DetokenizeRequest)
 )
 async def detokenize(request: Request, service: Serving) -> Response:
-    """The text of token ids."""
+    """Return the text of token ids."""
     tokenizer = service.worker.model.tokenizer
     body = await request.body()
-    return _answer(await aside(lambda: to_json({"prompt": _text(body, tokenizer)}), len(body), TOKENS))
+    return _answer(await offload(lambda: to_json({"prompt": _text(body, tokenizer)}), len(body), TOKENS))
 
 
 @router.get("/tokenizer_info", responses=refusals(503))
 async def tokenizer_info(service: Serving) -> Json:
-    """What lm-eval asks of a tokenizer: the names of its special tokens."""
+    """Return the names of the special tokens, which lm-eval reads."""
     served = service.worker.model
     tokenizer = served.tokenizer
     return {
@@ -53,7 +53,7 @@ async def tokenizer_info(service: Serving) -> Json:
 
 
 def _answer(body: bytes) -> Response:
-    """Return the answer that is `body`, in JSON already: to write it takes as long as the rest."""
+    """Return the answer with this JSON, which is written off the event loop: that takes as long as tokenizing."""
     return Response(body, media_type="application/json")
 
 
@@ -64,7 +64,7 @@ def _tokenized(body: bytes, served: ServedModel) -> bytes:
 
 def _tokens(body: bytes, tokenizer: Tokenizer) -> Sequence[int]:
     text = parse(body, TokenizeRequest).prompt
-    # In a text the special token's name is text; alone it is the token, for lm-eval learns its id so.
+    # Alone, the special token's name is the token: lm-eval gets its id so. Within a text it is text.
     return [tokenizer.end_of_text] if text == _end_of_text(tokenizer) else encode("prompt", text, tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""The abuse run tells a server that stands a fault from one that does not."""
+"""The abuse run distinguishes a server that passes a fault from one that fails."""
 
 import asyncio
 import random
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.server.abuse import http as abuse_http
-from benchmarks.server.abuse.__main__ import FAULTS, abuse, tried
+from benchmarks.server.abuse.__main__ import FAULTS, abuse, attempt
 from benchmarks.server.abuse.target import Target
 from tests.server.conftest import (  # noqa: F401 (fixtures are found by their names here)
     make_engine,
@@ -30,7 +30,7 @@ def target(server: Running) -> Target:
     return Target(address=server.url, pid=0, slack=1, dice=random.Random(0))
 
 
-def test_what_is_stood_is_told(
+def test_a_server_that_behaves_passes(
     attacked: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(abuse_http, "FUZZED", 150)
@@ -39,19 +39,19 @@ def test_what_is_stood_is_told(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["pass"] * 4
 
 
-def test_what_is_not_stood_fails(attacked: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_misbehaves_fails(attacked: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is wrong, one that does not come, and a request that is left behind."""
     monkeypatch.setattr(abuse_http, "DOCUMENTED", frozenset({200}))
-    stood, seen = asyncio.run(tried(FAULTS["fuzzed_fields"], target(attacked)))
-    assert not stood
-    assert "for /" in seen
+    passed, observed = asyncio.run(attempt(FAULTS["fuzzed_fields"], target(attacked)))
+    assert not passed
+    assert "for /" in observed
     monkeypatch.setattr("benchmarks.server.abuse.__main__.LONGEST_SECONDS", 0.1)
 
     async def hang(_: Target) -> str:
         await asyncio.sleep(60)
         return ""
 
-    assert asyncio.run(tried(hang, target(attacked)))[0] is False
+    assert asyncio.run(attempt(hang, target(attacked)))[0] is False
 
     async def lose_one(server: Target) -> str:
         attacked.service.metrics.meter._accepted += 1
@@ -60,8 +60,8 @@ def test_what_is_not_stood_fails(attacked: Running, monkeypatch: pytest.MonkeyPa
         return ""
 
     monkeypatch.setattr("benchmarks.server.abuse.__main__.LONGEST_SECONDS", 30)
-    stood, seen = asyncio.run(tried(lose_one, target(attacked)))
-    assert (stood, "accepted" in seen) == (False, True)
+    passed, observed = asyncio.run(attempt(lose_one, target(attacked)))
+    assert (passed, "accepted" in observed) == (False, True)
 
 
 def test_every_fault_is_bounded_and_says_what_it_is() -> None:

@@ -1,4 +1,4 @@
-"""The load generator: what it asks for, what it measures, what it prints."""
+"""The load generator: what it sends, measures and prints."""
 
 import argparse
 import asyncio
@@ -181,7 +181,7 @@ def test_no_answer_at_all(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 class Counting(httpx.MockTransport):
-    """A server that answers when as many ask as ever will, and notes what they asked."""
+    """A server that answers once all requests of a load have arrived, and records them."""
 
     def __init__(self, together: int) -> None:
         self.bodies: list[Json] = []

@@ -14,7 +14,7 @@ from thoughtbubbles_client.transport import DEFAULT_TIMEOUT
 
 
 class Recorder(httpx.MockTransport):
-    """A server that notes what it is asked."""
+    """A server that records its requests."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []

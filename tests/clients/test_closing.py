@@ -107,7 +107,7 @@ def test_an_async_loop_that_breaks() -> None:
 
 
 class Silent(Body):
-    """A body that never goes on."""
+    """A body that never continues."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield PARTS[0]

@@ -18,7 +18,8 @@ from thoughtbubbles_client.transport import ERRORS
 
 ONCE = RetryPolicy(retries=0)
 
-SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "seconds": 1, "limit": 1, "retry_after": 7}
+SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "seconds": 1, "limit": 1, "retry_after": 7,
+           "status": 404, "route": "GET /nowhere", "values": 2, "nested": 1}  # fmt: skip
 """Arguments of the server's functions that make errors."""
 
 OURS = {
@@ -27,17 +28,20 @@ OURS = {
     "head_too_large": errors.BadRequestError,
     "no_key": errors.UnauthorizedError,
     "not_found": errors.NotFoundError,
+    "no_route": errors.NotFoundError,
     "too_slow": errors.RequestTimeoutError,
     "timed_out": errors.RequestTimeoutError,
     "too_large": errors.ContentTooLargeError,
+    "too_many_values": errors.ContentTooLargeError,
     "queue_full": errors.TooManyRequestsError,
     "client_queue_full": errors.TooManyRequestsError,
     "unavailable": errors.ServiceUnavailableError,
-    "crowded": errors.ServiceUnavailableError,
+    "too_many_connections": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
     "non_finite_logits": errors.ServerError,
     "engine_failed": errors.EngineFailedError,
+    "internal_error": errors.ServerError,
 }
 """What the client makes of each."""
 

@@ -26,7 +26,7 @@ def url(strict: bool) -> Iterator[str]:
 
 @pytest.fixture
 def client(make_client: MakeClient, url: str, strict: bool) -> Client:
-    """One that asks for no fork counts where that would be refused."""
+    """A client that requests no fork counts from a server that would refuse them."""
     return make_client(f"{url}/v1", api_key="sk-1", fork_counts=not strict)
 
 

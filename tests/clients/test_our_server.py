@@ -231,7 +231,7 @@ def test_a_server_that_dies(dying_url: str, make_client: MakeClient) -> None:
 
 
 def assert_given_up(server: Running, held_after: int) -> None:
-    """What was left while a step stood still is over with that step, and nothing of it is kept."""
+    """A request that was left during a blocked step is aborted after that step, and its pages are freed."""
     server.wait_until_asked()
     server.engine.let_go()
     eventually(lambda: not server.engine.has_work and server.engine.stats().cache_streams == 0)

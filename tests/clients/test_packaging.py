@@ -20,7 +20,7 @@ CLIENT = ROOT / "clients" / "python"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, because a build writes beside the sources."""
+    """Build from a copy, because a build writes into the source folder."""
     source, out = tmp_path_factory.mktemp("source") / "python", tmp_path_factory.mktemp("wheel")
     shutil.copytree(CLIENT, source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"

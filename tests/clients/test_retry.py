@@ -1,4 +1,4 @@
-"""When the client asks again: after which failures, how often, how long it waits."""
+"""When the client retries: after which failures, how often, and how long it waits."""
 
 import asyncio
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def test_a_stream_is_asked_again_until_it_begins(make_client: MakeClient, waited
 
 
 def test_a_stream_that_has_begun_is_not_asked_again(make_client: MakeClient, waited: list[float]) -> None:
-    """What it told has been used."""
+    """Its events have been used."""
     broken = httpx.Response(200, headers=STREAMED, stream=Body([event(part("a")), DROPPED]))
     client = make_client(transport=answering(broken, COMPLETE))
     stream = client.stream()

@@ -134,7 +134,7 @@ def cancelled(server: Running, observe: Callable[[], Seen]) -> Seen:
     with ThreadPoolExecutor() as pool:
         seen = pool.submit(observe)
         server.engine.wait_until_held()
-        (name,) = {generation.name for generation in server.service.worker._generations.values()}
+        (name,) = {generation.completion_id for generation in server.service.worker._by_request.values()}
         answer = server.client.post(f"/v1/completions/{name}/cancel")
         assert answer.json() == {"id": name, "cancelled": True}
         return seen.result()
@@ -178,7 +178,7 @@ FAULTS = {
     "no token id": Fault(400, "invalid_token_id", *BAD, "logit_bias", {"logit_bias": {"x": 1}}),
     "not supported": Fault(400, "unsupported_parameter", *BAD, "suffix", {"suffix": "end"}),
     "too long": Fault(
-        400, "context_length_exceeded", openai.BadRequestError, ours.ContextLengthError, "prompt", {"prompt": [1] * 60}
+        400, "context_length_exceeded", openai.BadRequestError, ours.ContextLengthError, "prompt", {"prompt": [1] * 64}
     ),
     "no such model": Fault(
         404, "model_not_found", openai.NotFoundError, ours.ModelNotFoundError, "model", {"model": "gpt-4"}

@@ -30,7 +30,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture
 def evaluate(shipped_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """Run one task over the documents of a file; the samples that lm-eval tells of it."""
+    """Run one task over the documents of a file; return lm-eval's samples."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     import lm_eval

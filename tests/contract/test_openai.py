@@ -105,7 +105,7 @@ def test_a_server_that_takes_nothing_at_present_is_tried_again(server: Running, 
 
 
 def assert_given_up(server: Running, held_after: int) -> None:
-    """A stream whose client left while a step stood still is over with that step, and nothing of it is kept."""
+    """A stream whose client disconnects during a blocked step is aborted after that step, and its pages are freed."""
     eventually(lambda: server.service.worker._thread._commands.qsize() == 1)
     server.engine.let_go()
     eventually(lambda: not server.engine.has_work and server.engine.stats().cache_streams == 0)

@@ -30,7 +30,7 @@ ASKED = st.fixed_dictionaries(
 
 
 def expected(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str], include: bool) -> str:
-    """The text of generated ids: as much as stands before the first stop that a token completes."""
+    """Return the text of generated ids up to the first stop string that a token completes."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     for token in ids:
@@ -56,7 +56,7 @@ def ask_both_ways(server: Running, asked: Json) -> list[Json]:
 
 
 def assert_offsets(tokenizer: Tokenizer, choice: Json, echo: bool) -> None:
-    """Where the bytes before a token are whole characters, it stands right after them."""
+    """If the bytes before a token are whole characters, its offset is their number."""
     ids = [*(choice["prompt_token_ids"] if echo else []), *choice["token_ids"]]
     offsets = choice["logprobs"]["text_offset"]
     assert len(offsets) == len(ids)
@@ -99,7 +99,7 @@ def test_byte_for_byte(server: Running, tokenizer: Tokenizer, asked: Json, data:
     stopped = ask_both_ways(server, {**asked, "stop": stop, "include_stop_str_in_output": include})
     for choice, unstopped in zip(stopped, free, strict=True):
         before = tokenizer.decode(choice["prompt_token_ids"]) if asked["echo"] else ""
-        # Where an echoed prompt ends within a character, tests/server/test_seam.py says what follows.
+        # Where an echoed prompt ends within a character, tests/server/test_echo.py says what follows.
         if not before.endswith("\ufffd"):
             assert choice["text"] == before + expected(tokenizer, unstopped["token_ids"], stop, include)
         assert choice["token_ids"] == unstopped["token_ids"][: len(choice["token_ids"])]

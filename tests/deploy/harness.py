@@ -1,4 +1,4 @@
-"""What deploy/ asks of Prometheus, and a Prometheus to ask it of."""
+"""The queries of deploy/, and a Prometheus to run them."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 @dataclass(frozen=True)
 class Query:
-    """One PromQL expression and where it stands."""
+    """One PromQL expression and where it is from."""
 
     where: str
     expression: str

@@ -1,4 +1,4 @@
-"""The alerts: tried by promtool, and told in docs/OPERATION.md."""
+"""The alerts: tested by promtool, and listed in docs/OPERATION.md."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What the Dockerfile promises; docs/OPERATION.md tells how to build and try it."""
+"""What the Dockerfile promises; docs/OPERATION.md says how to build and test it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What stands between a client and the replica that answers it; no cluster is needed for that, nor Ray."""
+"""The exchange between a client and its replica, without a cluster and without Ray."""
 
 import asyncio
 import json

@@ -43,7 +43,7 @@ ENVIRONMENT = {
 
 
 def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for what happens in other processes, without keeping them from it: /metrics asks every replica."""
+    """Wait for what happens in other processes, without slowing them down: /metrics calls every replica."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it never happened"

@@ -1,4 +1,4 @@
-"""docs/SCALING.md tells what was measured, and the cache holds what its arithmetic says."""
+"""docs/SCALING.md has the measured numbers, and the cache has the size of its arithmetic."""
 
 import json
 import re

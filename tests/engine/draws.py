@@ -1,4 +1,6 @@
-"""What the tests of drawing share: seeds that make a chosen hash, and how far counts are from a distribution."""
+"""What tests of drawing share: settings, seeds that make a chosen hash, and how far counts are from a distribution."""
+
+import random
 
 import torch
 from torch import Tensor
@@ -50,3 +52,23 @@ def deviation(counts: Tensor, logits: Tensor) -> float:
         seen, want = torch.cat((seen, counts[~own].sum()[None])), torch.cat((want, expected[~own].sum()[None]))
     freedom = len(seen) - 1
     return float((((seen - want) ** 2 / want).sum() - freedom) / (2 * freedom) ** 0.5)
+
+
+def some_settings(dice: random.Random, vocabulary: int) -> dict[str, object]:
+    """Return settings of `SamplingParams` that change what is drawn or reported: any of them, or three."""
+    choices: dict[str, list[object]] = {
+        "temperature": [0, 1e-38, 1e-5, 0.1, 0.7, 1.0, 1.0, 2.0],
+        "top_k": [0, 0, 1, 2, 5, 50, vocabulary - 1, vocabulary, vocabulary + 9],
+        "top_p": [1.0, 1.0, 1e-46, 1e-3, 0.3, 0.9, 0.95, 1 - 2**-20],
+        "min_p": [0, 0, 1e-46, 1e-3, 0.05, 0.5, 1.0],
+        "presence_penalty": [0, 0, -2, 0.1, 2],
+        "frequency_penalty": [0, 0, -1.3, 0.7],
+        "repetition_penalty": [1, 1, 1e-46, 0.5, 1.1, 1.3, 1e30],
+        "logit_bias": [{}, {}, {2: 100}, {1: -100, 3: 5.5, 4: 0.1}, dict.fromkeys(range(1, vocabulary, 2), -0.3)],
+        "min_tokens": [0, 0, 1, 2, 9],
+        "stop_token_ids": [(), (2,), tuple(range(1, vocabulary - 2)), (3, 4, 5)],
+        "ignore_eos": [False, True],
+        "logprobs": [None, None, 0, 1, 5, 20],
+    }
+    settings = {name: dice.choice(values) for name, values in choices.items()}
+    return settings if dice.random() < 0.5 else {name: settings[name] for name in dice.sample(list(settings), 3)}

@@ -6,8 +6,8 @@ import torch
 
 from thoughtbubbles.engine.cache.layout import Layout
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
-from thoughtbubbles.engine.portable.selection import SelectionFacts, count_earlier, select, select_next
-from thoughtbubbles.model.selection import NEVER, select_causal
+from thoughtbubbles.engine.portable.selection import SelectionFacts, select, select_next
+from thoughtbubbles.model.selection import NEVER, count_earlier, select_causal
 
 
 @pytest.mark.sample(30)

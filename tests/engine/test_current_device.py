@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from thoughtbubbles.engine import Engine, SamplingParams
+from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.device import current_device
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
@@ -55,13 +56,13 @@ def test_whichever_thread_steps(
     """What a step computes and draws it does on the model's device; the thread's own is as it was."""
     engine, seen = Engine(model, tokenizer), []
     engine._current = current_device(SECOND)
-    compute = engine._runner.step
+    launch = engine.executor.launch
 
-    def spy(*arguments: object) -> object:
+    def spy(plan: Plan) -> object:
         seen.append(current[threading.get_ident()])
-        return compute(*arguments)  # type: ignore[arg-type]
+        return launch(plan)
 
-    monkeypatch.setattr(engine._runner, "step", spy)
+    monkeypatch.setattr(engine.executor, "launch", spy)
 
     def work() -> None:
         engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3, ignore_eos=True))

@@ -1,4 +1,4 @@
-"""Every tensor of a step is made on the model's device, which machines without an accelerator can tell as well."""
+"""Every tensor of a step is made on the model's device; machines without an accelerator can check that too."""
 
 import pytest
 import torch

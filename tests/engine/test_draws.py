@@ -32,7 +32,8 @@ def count(values: Tensor, draws: int, at_once: int) -> Tensor:
     ones, zeros = torch.ones(at_once, device=DEVICE), torch.zeros(at_once, dtype=torch.int64, device=DEVICE)
     for first in range(0, draws, at_once):
         positions = torch.arange(first, first + at_once, device=DEVICE)
-        draw = Draw(ones, top_k=zeros, top_p=ones, min_p=zeros.float(), seed=zeros + 1, position=positions)
+        draw = Draw(ones, top_k=zeros, top_p=ones, log_min_p=zeros - torch.inf, seed=zeros + 1,
+                    position=positions)  # fmt: skip
         counts += sample(rows, draw).bincount(minlength=len(values)).cpu()
     return counts
 

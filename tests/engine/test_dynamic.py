@@ -193,10 +193,10 @@ def make_request(name: str, tokens: int, model: Thoughtbubbles, tokenizer: Token
 @pytest.mark.numeric
 @torch.inference_mode()
 def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
-    """Room for two of four: the others are computed whole, until there is room for them."""
+    """Memory for two of four states: the others are computed whole until memory is free."""
     requests = [make_request(name, 9, model, tokenizer) for name in "abcd"]
     one = RevisableState(model.config, requests[0].selection, 19, model.transformer.wte.weight).nbytes
-    recompute = Recompute(model, PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
 
     def logits() -> Tensor:
         return torch.stack([each.logits for each in recompute.step(requests)])
@@ -236,7 +236,7 @@ def test_an_engine_forgets_who_finished_and_who_was_aborted(engine: Engine, prom
         engine.add(str(i), prompts[i], params)
     engine.step()
     engine.step()
-    recompute = engine._runner._recompute
+    recompute = engine.executor.recompute  # type: ignore[attr-defined]
     held = recompute.kept_bytes
     assert engine.abort("3")
     assert 0 < recompute.kept_bytes < held

@@ -87,7 +87,7 @@ def test_the_context_may_be_filled_to_its_end(engine: Engine) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("rule", ["causal", "dynamic"])
 def test_fork_counts_are_each_tokens_own(rule: str, engine: Engine, model: Thoughtbubbles) -> None:
-    """Under `causal` a token's count is final; under `dynamic` it is told as it was when the token was newest."""
+    """Under `causal` a token's count is final; under `dynamic` it is reported as of when the token was newest."""
     settings = {"max_tokens": 6, "ignore_eos": True, "return_fork_counts": True, "fork_selection": rule}
     completion = complete(engine, [5, 6, 7], **settings)
     tokens = [5, 6, 7, *completion.token_ids]
@@ -253,9 +253,18 @@ def test_a_step_on_a_cpu_takes_in_512_tokens_unless_told(
     engine = Engine(model, tokenizer, EngineConfig(max_prefill_tokens=asked, max_model_len=600, page_size=4))
     assert engine.max_prefill_tokens == tokens
     engine.add("a", [1] * 599, SamplingParams(max_tokens=1))
-    assert engine.scheduler.schedule().tokens == [tokens]
+    assert engine.scheduler.schedule().num_tokens == [tokens]
 
 
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="cache_bytes must be at least"):
         Engine(model, tokenizer, EngineConfig(cache_bytes=1000))
+
+
+def test_wrong_page_counts_are_found_and_counted(engine: Engine) -> None:
+    engine.generate([[1, 2, 3] * 9], SamplingParams(max_tokens=3))
+    assert engine.check_integrity() is None
+    engine.cache.segments[2].free -= 1
+    assert engine.check_integrity() == "segment 2: pages miscounted"
+    stats = engine.stats()
+    assert (stats.cache_integrity_checks_total, stats.cache_integrity_failures_total) == (2, 1)

@@ -128,7 +128,7 @@ def test_a_lost_page_is_found_out() -> None:
     state = cache.open(CAUSAL)
     cache.grow(state, 0, [1])
     cache.ledger.pages[state.row, 0] += 1
-    with pytest.raises(AssertionError, match="lost or held twice"):
+    with pytest.raises(AssertionError, match="lost or used twice"):
         cache.check_integrity()
 
 
@@ -200,12 +200,12 @@ def test_sharers_that_end_together_let_their_pages_go_once_each(device: str, ret
 def test_who_takes_a_row_again_finds_nothing_of_the_one_before() -> None:
     cache = make(retain=False)
     first = [cache.open(CAUSAL) for _ in range(6)]
-    openings = cache.ledger.opening.tolist()
+    generations = cache.ledger.generation.tolist()
     go_on(cache, first, 9)
     cache.close(first[2:4])
     again = cache.open(Selection.of(CONFIG, "causal", 1))
     assert again.row in (first[2].row, first[3].row)
-    assert cache.ledger.opening[again.row] > max(openings)
+    assert cache.ledger.generation[again.row] > max(generations)
     assert (again.kappa, again.tokens, again.streams(2), again.pages(2)) == (32, 0, 0, [])
     cache.check_integrity()
 

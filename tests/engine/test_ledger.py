@@ -8,9 +8,9 @@ from thoughtbubbles.engine.cache.ledger import Ledger
 def filled() -> Ledger:
     """Of three rows the middle one: five tokens, in two segments."""
     ledger = Ledger.empty(3, 8, [2, 4])
-    ledger.kappa[1], ledger.opening[1] = 64, 7
+    ledger.kappa[1], ledger.generation[1] = 64, 7
     for token, ends in enumerate([[1, 2], [2, 4], [3, 5], [4, 7], [5, 8]]):
-        ledger.note(np.array([1]), [10 + token], np.array([ends], np.int32))
+        ledger.append(np.array([1]), [10 + token], np.array([ends], np.int32))
     ledger.pages[1] = 2, 3
     ledger.table[1, [0, 1, 2, 3, 4]] = 21, 20, 33, 31, 32
     return ledger
@@ -18,7 +18,7 @@ def filled() -> Ledger:
 
 def test_a_step_of_several_rows_is_noted_in_each() -> None:
     ledger = filled()
-    ledger.note(np.array([2, 1]), [8, 9], np.array([[1, 1], [6, 10]], np.int32))
+    ledger.append(np.array([2, 1]), [8, 9], np.array([[1, 1], [6, 10]], np.int32))
     assert ledger.tokens.tolist() == [0, 6, 1]
     assert ledger.ids[1, :6].tolist() == [10, 11, 12, 13, 14, 9]
     assert ledger.ends[1, :, :6].tolist() == [[1, 2, 3, 4, 5, 6], [2, 4, 5, 7, 8, 10]]
@@ -32,22 +32,22 @@ def test_what_is_cut_out_is_its_own_and_begins_another_row() -> None:
     ledger.vacate(np.array([1]))
     ledger.ids[:], ledger.table[:] = 0, 0
     assert (part.tokens.tolist(), part.ids.tolist(), part.streams.tolist()) == ([3], [[10, 11, 12]], [[3, 5]])
-    assert [part.held(0, i).tolist() for i in range(2)] == [[21], [33, 31]]
+    assert [part.pages_of(0, i).tolist() for i in range(2)] == [[21], [33, 31]]
     ledger.paste(2, part)
     assert (ledger.tokens[2], ledger.kappa[2], ledger.streams[2].tolist()) == (3, 64, [3, 5])
     assert ledger.ids[2, :3].tolist() == [10, 11, 12]
     assert ledger.ends[2, :, :3].tolist() == [[1, 2, 3], [2, 4, 5]]
-    assert [ledger.held(2, i).tolist() for i in range(2)] == [[21], [33, 31]]
+    assert [ledger.pages_of(2, i).tolist() for i in range(2)] == [[21], [33, 31]]
 
 
 def test_places_come_segment_by_segment_and_row_by_row() -> None:
     rows, since, until = np.array([2, 0]), np.array([[1, 0], [0, 3]]), np.array([[2, 2], [0, 4]])
-    row, column, ends = filled().places(rows, since, until)
+    row, column, ends = filled().cells(rows, since, until)
     assert list(zip(row.tolist(), column.tolist(), strict=True)) == [(2, 1), (2, 2), (2, 3), (0, 5)]
     assert ends == [1, 4]
 
 
 def test_no_rows_have_no_places() -> None:
     none = np.zeros((0, 2), np.int64)
-    row, column, ends = filled().places(np.zeros(0, np.int64), none, none)
+    row, column, ends = filled().cells(np.zeros(0, np.int64), none, none)
     assert (row.size, column.size, ends) == (0, 0, [0, 0])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.embedded import embed
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.engine.config import ExecutorKind
 from thoughtbubbles.engine.sampling import finite_rows
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
@@ -16,16 +18,21 @@ INNOCENT = [[8] * 20, [40, 41, 42] * 9, [3, 4] * 14, [9] * 22, [11] * 12, [13] *
 """Prompts of several lengths: the shorter ones' keys are padded where they attend together."""
 
 
+@pytest.fixture(params=["native", "portable"])
+def executor(request: pytest.FixtureRequest) -> ExecutorKind:
+    kind: ExecutorKind = request.param
+    return kind
+
+
 @pytest.fixture
-def engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> Engine:
-    return Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22, max_prefill_tokens=16))
+def engine(model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind) -> Engine:
+    return Engine(
+        model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22, max_prefill_tokens=16, executor=executor)
+    )
 
 
 def break_token(engine: Engine, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    """Embed the token as so many; the head, which is tied to the embedding, keeps its weights."""
-    embedding = engine._runner._cached._embedding.clone()
-    embedding[BROKEN] = value
-    monkeypatch.setattr(engine._runner._cached, "_embedding", embedding)
+    embed(monkeypatch, engine.model, BROKEN, value)
 
 
 def params(**settings: object) -> SamplingParams:
@@ -92,10 +99,12 @@ def test_one_request_ends_and_its_neighbours_go_on(
 
 @pytest.mark.parametrize("length", [22, 28, 34])
 def test_requests_that_are_gathered_in_the_same_step(
-    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, length: int
+    model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     """Where the broken one's keys stand after one segment, others are padded in the next."""
-    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22))
+    engine = Engine(
+        model, tokenizer, EngineConfig(max_batch_size=8, page_size=4, cache_bytes=1 << 22, executor=executor)
+    )
     innocent(engine)
     alone = told(run(engine))
     engine.cache.clear()
@@ -108,7 +117,7 @@ def test_requests_that_are_gathered_in_the_same_step(
 
 
 def test_who_comes_after_one_that_was_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys are gathered where its own were, and the shorter ones are padded by what stood there."""
+    """Keys of later requests are gathered into the same buffer, whose padding has its values."""
     innocent(engine)
     alone = told(run(engine))
     engine.cache.clear()
@@ -129,7 +138,7 @@ def test_what_is_not_finite_is_not_only_nan(engine: Engine, monkeypatch: pytest.
 
 
 def test_nothing_of_it_is_found_by_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What went wrong once, as a processor may err, goes wrong for nobody else who begins alike."""
+    """A single fault, as of a processor, does not affect later requests with the same prefix."""
     prompt = [*range(20), BROKEN, *range(20)]
     with monkeypatch.context() as broken:
         break_token(engine, broken, math.nan)
@@ -148,7 +157,7 @@ def test_rules_that_recompute(model: Thoughtbubbles, tokenizer: Tokenizer, rule:
     engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
     engine.add("innocent", [1, 2, 3], params(fork_selection=rule))
     alone = told(run(engine))
-    forward = engine._runner._recompute._forward
+    forward = engine.executor.recompute._forward  # type: ignore[attr-defined]
     extend = forward.extend
 
     def broken(states: object, tokens: list[list[int]]) -> object:
@@ -170,11 +179,11 @@ def test_rules_that_recompute(model: Thoughtbubbles, tokenizer: Tokenizer, rule:
     "settings", [{"temperature": 1e-5}, {"repetition_penalty": 1e30}, {"repetition_penalty": 1e-30}]
 )
 def test_logits_so_large_that_sampling_would_overflow(
-    model: Thoughtbubbles, tokenizer: Tokenizer, settings: dict[str, object]
+    model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, settings: dict[str, object]
 ) -> None:
-    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
     with torch.no_grad():
-        engine._runner._cached.packed.head = lambda x: torch.full((*x.shape[:-1], model.config.vocab_size), 1e36)
+        model.transformer.ln_f.weight.mul_(1e35)
+    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22, executor=executor))
     engine.add("broken", [7, 6], params(**settings))
     assert run(engine)["broken"].finish_reason == "error"
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.engine.conftest import MakeModel
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.engine.config import ExecutorKind
 from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
 from thoughtbubbles.model.generate import generate
 
@@ -41,14 +42,17 @@ def check(model: Thoughtbubbles, prompt: list[int], completion: Completion, rati
 
 
 @pytest.mark.numeric
-@pytest.mark.sample(5)
+@pytest.mark.sample(10)
+@pytest.mark.parametrize("executor", ["native", "portable"])
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
 def test_random_prompts_ratios_and_batches(
-    shape: str, make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]
+    shape: str, executor: ExecutorKind, make_model: MakeModel, tokenizer: Tokenizer, prompts: list[list[int]]
 ) -> None:
     model = make_model(**SHAPES[shape])
-    engine = Engine(model, tokenizer, EngineConfig(max_batch_size=7, page_size=4, cache_bytes=1 << 22))
+    engine = Engine(
+        model, tokenizer, EngineConfig(max_batch_size=7, page_size=4, cache_bytes=1 << 22, executor=executor)
+    )
     dice = random.Random(shape)
     ratios = [dice.choice([None, 1, dice.uniform(1, model.config.max_ratio)]) for _ in prompts]
     told: dict[str, list[TokenEvent]] = {}

@@ -1,4 +1,4 @@
-"""What one request leaves serves the next that begins alike, cut at any token, and nobody can tell by the tokens."""
+"""A cached prefix of any length serves later requests and does not change their tokens."""
 
 import random
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def make(model: Thoughtbubbles, tokenizer: Tokenizer, **settings: object) -> Eng
 def test_tokens_and_log_probabilities_are_the_oracles(
     cache_bytes: int, model: Thoughtbubbles, tokenizer: Tokenizer
 ) -> None:
-    """With room for everything, and with so little that prefixes are given up and requests preempted."""
+    """With enough pages for everything, and with so few that prefixes are evicted and requests preempted."""
     engine, dice = make(model, tokenizer, cache_bytes=cache_bytes), random.Random(1)
     prompts = related_prompts(60)
     ratios = [dice.choice([None, None, 1.3]) for _ in prompts]
@@ -96,7 +96,7 @@ def test_a_conversation_goes_on_where_it_was(model: Thoughtbubbles, tokenizer: T
 def test_the_shortest_prompt_that_is_found_again(
     tokens: int, cached: int, model: Thoughtbubbles, tokenizer: Tokenizer
 ) -> None:
-    """A whole block, beside the last token, which is always computed."""
+    """A whole block and the last token, which is always computed."""
     engine = make(model, tokenizer)
     for _ in range(2):
         [completion] = engine.generate([list(range(tokens))], SamplingParams(max_tokens=1))

@@ -1,11 +1,15 @@
 """Sampling draws from the distribution it says, row by row, and the same in any company."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from thoughtbubbles.engine import InvalidRequest, SamplingParams
-from thoughtbubbles.engine.sampling import Draw, ban, gumbel, penalise, restrict, sample
+from thoughtbubbles.engine.sampling import Draw, ban, gumbel, penalise, restrict, sample, weigh
+from thoughtbubbles.engine.scoring import highest
 
 CPU = torch.device("cpu")
 
@@ -84,6 +88,46 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 def test_top_p_counts_what_top_k_left() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().tolist()
     assert kept(logits, top_k=2, top_p=0.55) == [0]  # 0.4 / 0.7 is above 0.55
+
+
+def test_top_p_counts_all_that_top_k_left() -> None:
+    """Three tie for the second place: four are left, and of their weights the first has 0.4."""
+    logits = torch.tensor([0.4, 0.2, 0.2, 0.2]).log().tolist()
+    assert kept(logits, top_k=2, top_p=0.39) == [0]
+    assert kept(logits, top_k=2, top_p=0.45) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 7, 40, 59, 60, 90])
+@pytest.mark.parametrize("top_p", [1e-46, 0.2, 0.7, 1 - 2**-24, 1.0])
+def test_thresholds_by_their_definition(top_k: int, top_p: float) -> None:
+    """Each value stays or goes by whole numbers added up one by one, also among ties and impossible tokens."""
+    rows = torch.randn(20, 60) * torch.tensor([0.1, 1, 5, 100]).repeat(5)[:, None]
+    rows[5:10], rows[10:, ::7] = rows[5:10].round(), -torch.inf
+    restricted = restrict(rows, draw([0] * 20, top_k=top_k, top_p=top_p))
+    for row, ours in zip(rows, restricted, strict=True):
+        weights = dict(zip(row.tolist(), weigh(row, row.max()).tolist(), strict=True))
+        values, stays = row.tolist(), set[float]()
+        least = sorted(values, reverse=True)[min(top_k or 60, 60) - 1]
+        whole = sum(weights[value] for value in values if value >= least)
+        reach = max(1, math.ceil(float(np.float32(top_p)) * whole)) if top_p < 1 else whole
+        for value in values:
+            before = sum(weights[other] for other in values if other > value)
+            if value >= least and (top_p == 1 or before < reach):
+                stays.add(value)
+        assert ours.tolist() == [value if value in stays else -math.inf for value in values]
+
+
+def test_weights_are_exponentials() -> None:
+    x = -28 * torch.rand(10_000)
+    # x over ln 2 is rounded to float32, up to 2^-20 off at 2^5; and weights are whole numbers
+    torch.testing.assert_close(weigh(x, torch.tensor(0.0)).double(), x.double().exp() * 2**40, rtol=2e-6, atol=1)
+
+
+@pytest.mark.parametrize("top", [0, 1, 3, 6, 7, 20])
+def test_of_equal_logits_the_lowest_id_is_reported_first(top: int) -> None:
+    logits = torch.tensor([[1.0, 2, 2, 0, 2, 1, 2], [5, 5, 5, 5, 5, 5, 5], [0, 1, 2, 3, 4, 5, 6]])
+    order = [[1, 2, 4, 6, 0, 5, 3], [0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]]
+    assert highest(logits, top).tolist() == [row[:top] for row in order]
 
 
 def test_min_p_is_a_share_of_the_likeliest() -> None:

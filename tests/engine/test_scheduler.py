@@ -16,13 +16,15 @@ CONFIG = ModelConfig(vocab_size=11, block_size=32, max_block_size=64, n_layer=2,
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(10)}, "digits")
 
 
-def scheduler(requests_of_memory: float = 10, *, max_prefill_tokens: int = 512, **settings: float) -> Scheduler:
+def scheduler(
+    requests_of_memory: float = 10, *, max_prefill_tokens: int = 512, mixes: bool = False, **settings: float
+) -> Scheduler:
     """With memory for so many requests of 32 tokens."""
     one = 8 * 4 * (2 * 8 * 4 + 8) + 16 * 4 * (2 * 8 * 4)
     cache = ForkCache(CONFIG, max_tokens=32, total_bytes=int(requests_of_memory * one), page_size=4,
                       like=torch.zeros(()))  # fmt: skip
     config = EngineConfig(**{"max_batch_size": 8, **settings})  # type: ignore[arg-type]
-    return Scheduler(config, cache, max_prefill_tokens)
+    return Scheduler(config, cache, max_prefill_tokens, mixes=mixes)
 
 
 def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal", client: str = "") -> Request:
@@ -34,25 +36,24 @@ def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal
 def run(it: Scheduler, *, ahead: bool = False) -> tuple[str, str]:
     """Plan a step and take its tokens as computed, each with the most streams it may have.
 
-    `ahead`: whether places are given before they are.
+    `ahead`: whether requests are admitted before they are. Of a step that prefills, its prefills are returned.
     """
     plan = it.schedule()
     if ahead:
         it.admit()
-    for each, tokens in zip(plan.requests, plan.tokens, strict=True):
+    for each, tokens in zip(plan.requests, plan.num_tokens, strict=True):
         if each.state:
             before = each.state.tokens
             for segment in range(2):
                 ends = [(t + 1) << segment for t in range(before, before + tokens)]
                 it.cache.grow(each.state, segment, ends)
             it.cache.extend(each.state, each.pending[:tokens])
-    it.settle(plan.requests)
+    it.update(plan.requests)
     for each in plan.requests:
         if each in it.running:
             each.output.append(ord(each.id))
-            each.asked += 1
     it.cache.check_integrity()
-    return plan.phase, "".join(each.id for each in plan.requests)
+    return plan.phase, "".join(each.id for each in plan.requests[: plan.num_prefills or None])
 
 
 def test_new_requests_are_taken_in_as_soon_as_they_come() -> None:
@@ -101,28 +102,24 @@ def test_those_who_run_wait_for_one_share_of_a_prompt_at_most() -> None:
 
 
 def test_those_who_got_a_token_beside_a_share_need_no_turn() -> None:
-    it = scheduler(max_prefill_tokens=8)
+    it = scheduler(max_prefill_tokens=8, mixes=True)
     it.add(request("a", max_tokens=20))
     run(it)
     run(it)
     it.add(request("b", prompt=20, max_tokens=9))
-    shares = []
-    for _ in range(4):
-        shares.append(run(it))
-        it.go_on()
+    shares = [run(it) for _ in range(4)]
     assert shares == [("prefill", "b")] * 3 + [("decode", "ab")]
 
 
 def test_who_gets_a_place_while_others_are_taken_in_is_next() -> None:
-    """As if they had got it after that step: nobody beyond the next one, nor who gains by what is computed now."""
+    """As if it had been admitted after that step: only the next one, and none that gains from the step's prefixes."""
     told = []
     for ahead in (False, True):
-        it, steps = scheduler(max_prefill_tokens=20), []
+        it, steps = scheduler(max_prefill_tokens=20, mixes=True), []
         for name, tokens in (("a", 18), ("b", 2), ("c", 17), ("d", 3), ("c", 19), ("e", 1)):
             it.add(request(name, prompt=tokens, max_tokens=9))
-        while it.waiting or it.arriving:
+        while it.waiting or it.prefilling:
             steps.append((*run(it, ahead=ahead), it.prefix_hits, len(it.waiting)))
-            it.go_on()
         told.append(steps)
     assert [step[:3] for step in told[0]] == [("prefill", "ab", 0), ("prefill", "cd", 0), ("prefill", "ce", 17)]
     assert [step[:3] for step in told[1]] == [step[:3] for step in told[0]]
@@ -135,7 +132,7 @@ def test_a_share_goes_to_the_next_in_line_too() -> None:
     it.add(request("a", prompt=8))
     it.add(request("b", prompt=2))
     plan = it.schedule()
-    assert [(each.id, n) for each, n in zip(plan.requests, plan.tokens, strict=True)] == [("a", 8), ("b", 2)]
+    assert [(each.id, n) for each, n in zip(plan.requests, plan.num_tokens, strict=True)] == [("a", 8), ("b", 2)]
 
 
 def test_a_prompt_that_is_reported_is_taken_in_whole() -> None:
@@ -143,7 +140,7 @@ def test_a_prompt_that_is_reported_is_taken_in_whole() -> None:
     reported = request("a", prompt=20)
     reported.params = replace(reported.params, return_fork_counts=True)
     it.add(reported)
-    assert it.schedule().tokens == [20]
+    assert it.schedule().num_tokens == [20]
 
 
 def test_who_arrives_is_removed_and_preempted_like_others() -> None:
@@ -160,7 +157,7 @@ def test_who_arrives_is_removed_and_preempted_like_others() -> None:
     it.remove([second])
     it.remove([it.running[0]])
     it.schedule()
-    it.remove([it.arriving[0]])
+    it.remove([it.prefilling[0]])
     assert it.cache.use().bytes == 0
 
 
@@ -199,12 +196,11 @@ def test_a_request_without_cache_needs_no_pages() -> None:
 
 
 def test_a_recomputed_request_admitted_during_a_step_is_still_prefilled() -> None:
-    it = scheduler(max_prefill_tokens=8)
+    it = scheduler(max_prefill_tokens=8, mixes=True)
     it.add(request("a", prompt=8))
     it.add(request("d", prompt=8, rule="dynamic"))
     assert run(it, ahead=True) == ("prefill", "a")
-    assert [each.id for each in it.arriving] == ["d"]
-    it.go_on()
+    assert [each.id for each in it.prefilling] == ["d"]
     assert run(it) == ("prefill", "d")
     assert run(it) == ("decode", "ad")
 
@@ -252,7 +248,7 @@ def test_whoever_would_wait_alone_is_never_refused() -> None:
         it.add(request("c", prompt=1))
     run(it)
     it.add(request("c"))
-    assert it.waiting.taken_streams == 16
+    assert it.waiting.admitted_streams == 16
 
 
 def test_a_client_has_a_share_of_the_queue() -> None:

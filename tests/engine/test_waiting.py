@@ -2,7 +2,7 @@
 
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.request_queue import Waiting
+from thoughtbubbles.engine.request_queue import RequestQueue
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
 
@@ -30,8 +30,8 @@ def requests(number: int) -> list[Request]:
 
 
 def test_removal_looks_at_no_other_request() -> None:
-    """131,072 requests that left together were looked for one by one from the front: 101 seconds, and nobody served."""
-    waiting, queued = Waiting(CONFIG), requests(300)
+    """131,072 requests aborted together were once searched one by one from the front, which blocked for 101 s."""
+    waiting, queued = RequestQueue(CONFIG), requests(300)
     for request in queued:
         waiting.append(request)
     Compared.times = 0
@@ -42,7 +42,7 @@ def test_removal_looks_at_no_other_request() -> None:
 
 
 def test_the_order_is_that_of_arrival_whoever_leaves() -> None:
-    waiting, (first, second, third, fourth) = Waiting(CONFIG), requests(4)
+    waiting, (first, second, third, fourth) = RequestQueue(CONFIG), requests(4)
     for request in (first, second, third, fourth):
         waiting.append(request)
     assert waiting.popleft() is first
@@ -51,4 +51,4 @@ def test_the_order_is_that_of_arrival_whoever_leaves() -> None:
     assert waiting.first is first
     assert [*waiting] == [first, second, fourth]
     assert [waiting.popleft() for _ in range(3)] == [first, second, fourth]
-    assert waiting.taken_streams == 4 * waiting.streams_of(first)
+    assert waiting.admitted_streams == 4 * waiting.streams_of(first)

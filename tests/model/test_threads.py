@@ -1,4 +1,4 @@
-"""How many threads torch computes with, which server, terminal and training decide in one place."""
+"""The number of torch's threads, which server, terminal and training set by one function."""
 
 from collections.abc import Iterator
 

@@ -51,7 +51,7 @@ def random_ids(*shape: int) -> Tensor:
 
 
 class Plain:
-    """The same weights, computed as the specification tells it. Letters: S streams, N heads, H head width."""
+    """The same weights, computed as SPEC.md says. Letters: S streams, N heads, H head width."""
 
     def __init__(self, model: Thoughtbubbles) -> None:
         self.config = model.config

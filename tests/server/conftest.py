@@ -27,7 +27,7 @@ from tests.server.harness import (
 from thoughtbubbles.engine import EngineConfig
 from thoughtbubbles.model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
 from thoughtbubbles.server.__main__ import add_arguments, run
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 
@@ -130,7 +130,7 @@ def port() -> int:
 
 @pytest.fixture
 def run_beside(make_engine: MakeEngine, port: int, monkeypatch: pytest.MonkeyPatch) -> RunBeside:
-    """Run the command here, where signals arrive, and a client beside it: the exit code and the client's result."""
+    """Run the command on this thread, which gets signals, and a client on another; return exit code and result."""
 
     def both(client: Client, *given: str) -> tuple[int, object]:
         original = Service.create

@@ -1,4 +1,4 @@
-"""What tests of the server work with: an engine that can be held up, and a server that listens."""
+"""Tools of the server's tests: an engine that can be blocked, and a server that listens."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ import uvicorn
 from thoughtbubbles.engine import Engine, EngineConfig, TokenEvent
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 from thoughtbubbles.server.app import create_app
-from thoughtbubbles.server.bridge.loading import ServedModel
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.lifecycle import listen, uvicorn_config
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
@@ -52,7 +52,7 @@ class GatedEngine(Engine):
         return super().step()
 
     def hold(self, after: int = 0) -> None:
-        """Let this many steps pass; the next one stands still."""
+        """Let this many steps pass and block the next one."""
         with self._gate:
             self._passes = after
 
@@ -71,7 +71,7 @@ class GatedEngine(Engine):
             self._gate.notify_all()
 
     def wait_until_held(self) -> None:
-        """Wait until a step stands still."""
+        """Wait until a step is blocked."""
         with self._gate:
             assert self._gate.wait_for(lambda: self._standing, timeout=30), "no step came to the gate"
 
@@ -99,12 +99,12 @@ class Listening:
 
 @dataclass(frozen=True)
 class Running(Listening):
-    """One whose engine can be held up."""
+    """A running server whose engine can be blocked."""
 
     engine: GatedEngine
 
     def wait_until_asked(self, commands: int = 1) -> None:
-        """Wait until commands of clients lie before the engine, which a held step keeps from taking them."""
+        """Wait until commands of clients are queued, which a blocked step keeps the engine from executing."""
         eventually(lambda: self.service.worker._thread._commands.qsize() == commands)
 
 
@@ -118,7 +118,7 @@ def listening(service: Service) -> Iterator[Listening]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
-            eventually(lambda: service.metrics.meter.census is not None)
+            eventually(lambda: service.metrics.meter.snapshot is not None)
             eventually(lambda: client.get("/ready").status_code == 200)
             yield Listening(url, service, client)
     finally:
@@ -160,7 +160,7 @@ def keeping_up(server: Running) -> Iterator[None]:
     worker = server.service.worker
 
     async def unread() -> bool:
-        return any(generation._inbox for generation in worker._generations.values())
+        return any(generation._pending for generation in worker._by_request.values())
 
     def all_is_read() -> bool:
         return not asyncio.run_coroutine_threadsafe(unread(), worker._thread._loop).result(30)

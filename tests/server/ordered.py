@@ -12,8 +12,9 @@ from pathlib import Path
 from thoughtbubbles.engine import Engine, TokenEvent
 from thoughtbubbles.server import service
 from thoughtbubbles.server.__main__ import add_arguments, run
-from thoughtbubbles.server.bridge.loading import ServedModel, load_model
+from thoughtbubbles.server.bridge.loading import load_model
 from thoughtbubbles.server.bridge.process import run_engine_process
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.settings import ServerSettings
 
 
@@ -25,9 +26,9 @@ class BurstError(Exception):
 
 
 class OrderedEngine(Engine):
-    """The real engine. The file holds a word for the next step, or how many tokens there may ever be; else it is free.
+    """The real engine, steered by a file: an order for the next step, or a limit of all tokens; free without it.
 
-    With as many it takes no step, and goes on to obey commands.
+    At the limit it takes no step and continues to execute commands.
     """
 
     orders: Path

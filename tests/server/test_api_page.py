@@ -1,4 +1,4 @@
-"""docs/API.md tells every route, field, header and code, and its examples are answered as it says."""
+"""docs/API.md lists every route, field, header and code, and its examples have the answers that it shows."""
 
 import ast
 import json
@@ -45,7 +45,7 @@ def default(body: type[BaseModel], name: str) -> str:
 @pytest.mark.parametrize(
     ("heading", "bodies"),
     [
-        ("What any request for text may say", [GenerationRequest]),
+        ("Fields of every generation request", [GenerationRequest]),
         ("Completions", [CompletionRequest]),
         ("Chat", [ChatRequest, Message]),
         ("Tokens", [TokenizeRequest, DetokenizeRequest]),
@@ -80,19 +80,19 @@ def test_every_header_and_code_is_told() -> None:
 
 def codes() -> Iterator[str]:
     """Every code that the server's source spells out where it makes an error."""
-    for path in (ROOT / "server").glob("*.py"):
+    for path in (ROOT / "server").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
                 said = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
                 said += call.args[1:2] if call.func.id in {"bad_request", "not_found"} else []
-                said += call.args[:1] if call.func.id == "unavailable" else []
+                said += call.args[:1] if call.func.id in {"unavailable", "UnavailableError"} else []
                 yield from (
                     code.value for code in said if isinstance(code, ast.Constant) and isinstance(code.value, str)
                 )
 
 
 def keys(value: object) -> object:
-    """The fields of an answer, without what stands in them; tokens are the fields of `top_logprobs`."""
+    """Return the fields of an answer without their values; the fields of `top_logprobs` are tokens."""
     if isinstance(value, dict):
         return {name: keys(each) for name, each in value.items() if name != "top_logprobs"}
     return keys(value[0]) if isinstance(value, list) and value else None

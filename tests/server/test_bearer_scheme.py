@@ -5,8 +5,7 @@ import asyncio
 import httpx
 
 from tests.server.harness import Json
-from thoughtbubbles.server.app import create_app
-from thoughtbubbles.server.http.middleware import OPEN
+from thoughtbubbles.server.app import KEYLESS, create_app
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
@@ -32,7 +31,7 @@ def test_with_keys_every_route_that_needs_one_says_so() -> None:
     assert not others
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     required = security(declared)
-    assert required == {path: None if path in OPEN else [{name: []}] for path in required}
+    assert required == {path: None if path in KEYLESS else [{name: []}] for path in required}
     assert required["/v1/completions"]
 
 

@@ -1,4 +1,4 @@
-"""How many choices a request may have, and that the many of one that leaves hold up nobody."""
+"""The limit of a request's choices; many choices of a client that disconnects delay no other client."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,7 +44,7 @@ def test_the_most_prompts_with_one_choice_each_are_taken_by_default(server: Runn
 
 
 def test_many_choices_that_leave_are_aborted_together(serve: Serve) -> None:
-    """They leave in one command, before the next step: whoever asks next has a first token in the step after that."""
+    """One command aborts them before the next step: the next request gets its first token in the step after that."""
     with serve(max_choices=4000, max_waiting_streams=100_000) as server, ThreadPoolExecutor() as pool:
         server.engine.hold(after=1)
         with events(server, prompt=[[97]] * 1000, n=4, max_tokens=40, ignore_eos=True) as told:
@@ -56,4 +56,4 @@ def test_many_choices_that_leave_are_aborted_together(serve: Serve) -> None:
         server.engine.let_go()
         assert other.result()["choices"]
         assert server.engine.steps == 3, "the one that stood still was not the last for those who had left"
-        assert server.service.metrics.meter.census.finished["abort"] == 4000
+        assert server.service.metrics.meter.snapshot.finished["abort"] == 4000

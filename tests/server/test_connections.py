@@ -1,4 +1,4 @@
-"""Every connection has an end, every end is counted, and whoever is refused learns why."""
+"""Every connection is closed at a limit, every close is counted, and a refused client learns why."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def closed(server: Running, reason: str) -> float:
 
 
 def wait_until_alone(server: Running) -> None:
-    """Wait until the connection that asks for /metrics is the only one."""
+    """Wait until the connection that requests /metrics is the only one."""
     eventually(lambda: samples(server)["http_connections",] == 1)
 
 
@@ -120,7 +120,7 @@ def test_an_oversized_post_that_is_sent_to_its_end_is_answered_every_time(serve:
 
 
 def test_a_body_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "DISCARDED_BYTES", 100_000)
+    monkeypatch.setattr(connections, "MAX_DISCARDED_BYTES", 100_000)
     with serve(max_body_bytes=2000, body_timeout_seconds=300) as server, connected(server) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n")
         chunk = b"ffff\r\n" + b" " * 0xFFFF + b"\r\n"
@@ -132,7 +132,7 @@ def test_a_body_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: py
 
 @pytest.fixture
 def tight(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """A server whose sockets take little before somebody reads, and that does not wait long."""
+    """A server whose sockets buffer little, with short time limits."""
     listen = lifecycle.listen
 
     def small(host: str, port: int) -> socket.socket:
@@ -156,7 +156,7 @@ def reading_little(server: Running) -> socket.socket:
 @pytest.mark.parametrize("requests", [1, 40], ids=["all is written", "more is to be written"])
 def test_a_client_that_never_reads_is_cut_off(tight: Running, requests: int) -> None:
     page = tight.client.get("/openapi.json").content
-    assert 20_000 < len(page) < connections.LARGEST_HEAD, "one answer fits the server's own buffer, and no socket's"
+    assert 20_000 < len(page) < connections.MAX_HEAD_BYTES, "one answer fits the server's own buffer, and no socket's"
     clients = [reading_little(tight) for _ in range(5)]
     before = closed(tight, "write_timeout")
     for client in clients:
@@ -218,7 +218,7 @@ def test_a_head_that_does_not_come_is_counted(serve: Serve, sent: bytes) -> None
 def test_connections_above_the_limit_are_told_so_and_may_ask_for_health(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "EXTRA_CONNECTIONS", 2)
     with serve(max_connections=2) as server:
         server.client.close()
         eventually(lambda: server.service.metrics.connections._value.get() == 0)

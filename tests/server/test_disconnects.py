@@ -47,7 +47,7 @@ Scenario = Callable[[ASGIApp, Service, GatedEngine], Awaitable[None]]
 
 
 def play(make_service: MakeService, scenario: Scenario) -> None:
-    """Run `scenario(app, service, engine)` beside the engine's thread."""
+    """Run `scenario(app, service, engine)` while the engine's thread runs."""
 
     async def run() -> None:
         service, engine = make_service()
@@ -65,7 +65,7 @@ def play(make_service: MakeService, scenario: Scenario) -> None:
 
 
 def finished(service: Service) -> dict[str, int]:
-    return {reason: count for reason, count in service.metrics.meter.census.finished.items() if count}
+    return {reason: count for reason, count in service.metrics.meter.snapshot.finished.items() if count}
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -100,7 +100,7 @@ def test_leaving_in_the_queue(make_service: MakeService) -> None:
         answers = [
             asyncio.create_task(app(scope_of("/v1/completions"), each.receive, each.send)) for each in connections
         ]
-        await until(lambda: service.metrics.meter.census.accepted > 0)
+        await until(lambda: service.metrics.meter.snapshot.accepted > 0)
         await asyncio.to_thread(engine.wait_until_held)
         for each in connections[1:]:
             each.leave()
@@ -119,13 +119,13 @@ def test_leaving_before_the_body_is_read(make_service: MakeService) -> None:
         connection.leave()
         await app(scope_of("/v1/completions"), connection.receive, connection.send)
         assert connection.sent.get_nowait()["status"] == 499
-        assert service.metrics.meter.census.accepted == 0
+        assert service.metrics.meter.snapshot.accepted == 0
 
     play(make_service, scenario)
 
 
 def test_leaving_before_the_stream_is_first_asked_for(make_service: MakeService) -> None:
-    """The client is gone when the response begins: its iterator, which would clean up, never runs."""
+    """The client has disconnected when the response begins: its iterator, which would clean up, never runs."""
 
     async def scenario(app: ASGIApp, service: Service, engine: GatedEngine) -> None:
         connection = Connection(body_of(stream=True))
@@ -161,7 +161,7 @@ def test_leaving_at_the_last_token_counts_once(make_service: MakeService) -> Non
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_socket_that_closes(server: Running, stream: bool) -> None:
-    before = dict(server.service.metrics.meter.census.finished)
+    before = dict(server.service.metrics.meter.snapshot.finished)
     left = server.service.metrics.disconnects._value.get()
     server.engine.hold(after=2)
     body = body_of(stream=stream)
@@ -174,5 +174,5 @@ def test_a_socket_that_closes(server: Running, stream: bool) -> None:
         server.engine.wait_until_held()
     eventually(lambda: server.service.metrics.disconnects._value.get() == left + 1)
     server.engine.let_go()
-    eventually(lambda: server.service.metrics.meter.census.finished["abort"] == before["abort"] + 1)
+    eventually(lambda: server.service.metrics.meter.snapshot.finished["abort"] == before["abort"] + 1)
     assert server.engine.stats().cache_streams == 0

@@ -27,21 +27,21 @@ from tests.server.test_limits import read
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.server.__main__ import main, run
-from thoughtbubbles.server.bridge.generation import EngineRequest
 from thoughtbubbles.server.bridge.loop import (
     Abort,
     Aborted,
     Accepted,
-    Admit,
+    Add,
     Command,
+    CommandsDone,
     Loaded,
-    News,
-    Obeyed,
     Refused,
+    Report,
     Stepped,
     run_engine,
 )
 from thoughtbubbles.server.bridge.process import run_engine_process
+from thoughtbubbles.server.core import EngineRequest
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.server.sources import add_arguments
@@ -104,7 +104,7 @@ def test_tokens_are_those_of_an_engine_on_a_thread(apart: Listening, thread: Lis
     ],
 )
 def test_refusals(apart: Listening, thread: Listening, body: Json, code: str) -> None:
-    """In the API's form, whoever refuses."""
+    """Refusals have the API's form, from the server and from the engine."""
     there, here = (server.client.post("/v1/completions", json=body) for server in (apart, thread))
     assert (there.status_code, there.json()) == (here.status_code, here.json())
     assert there.json()["error"]["code"] == code
@@ -131,7 +131,7 @@ def test_who_is_given_up_holds_nothing(apart: Listening, orders: Path, tokens: i
     with asking(apart, **FORCED) as client:
         eventually(lambda: samples(apart)[GENERATED] == before[GENERATED] + tokens)
         if cancelled:
-            (name,) = {generation.name for generation in apart.service.worker._generations.values()}
+            (name,) = {generation.completion_id for generation in apart.service.worker._by_request.values()}
             assert apart.client.post(f"/v1/completions/{name}/cancel").status_code == 200
             assert b'"code":"cancelled"' in read(client)  # to the end: head and body may come one after the other
     eventually(lambda: samples(apart)[ABORTED] == before[ABORTED] + 1)
@@ -157,7 +157,7 @@ Client = Callable[[Listening, SpawnProcess], object]
 def beside(
     checkpoint: Path, orders: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Client], tuple[int, object]]]:
-    """Run the command here, where signals arrive, and beside it a client, who is given the engine's process, too."""
+    """Run the command on this thread, which gets signals, and on another a client with the engine's process."""
     others, create, created = active_children(), Service.create, Future[Service]()
 
     def create_once(settings: ServerSettings) -> Service:
@@ -192,7 +192,7 @@ def beside(
 
 
 def go_on(server: Listening) -> None:
-    """Have a held engine look at its orders, by a command that does nothing."""
+    """Make a blocked engine read its orders, by a command that does nothing."""
     server.service.worker._thread.abort([], "abort")
 
 
@@ -206,7 +206,7 @@ def go_on(server: Listening) -> None:
 def test_an_engine_that_ends(
     beside: Callable[..., tuple[int, object]], orders: Path, caplog: pytest.LogCaptureFixture, end: str, reason: str
 ) -> None:
-    """Killed or failed: every client is told, /ready says so, the exit code is 1, and the log has the reason."""
+    """Killed or failed: every client gets an error, /ready says so, the exit code is 1, and the log has the reason."""
 
     def client(server: Listening, engine: SpawnProcess) -> tuple[list[str], int, Json]:
         order(orders, 3)
@@ -333,16 +333,16 @@ def test_a_terminals_interrupt_before_the_engine_is_loaded(tmp_path: Path, check
 
 
 def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
-    """What an engine on a thread hears and tells, through pickle and back."""
+    """Commands and events of an engine on a thread survive pickling."""
     settings = ServerSettings(max_batch_size=1, max_waiting_streams=64)
     params = SamplingParams(max_tokens=3, logit_bias={97: 5.0}, logprobs=2, prompt_logprobs=1, stop=("x",), seed=1)
 
-    def admit(*prompts: str) -> Admit:
+    def admit(*prompts: str) -> Add:
         requests = [
             EngineRequest(request_id=f"{prompt}{i}", prompt=list(prompt.encode()), params=params)
             for i, prompt in enumerate(prompts)
         ]
-        return Admit(requests, 1.5)
+        return Add(requests, 1.5)
 
     given: list[Command] = [
         admit("abc", "de"),
@@ -351,9 +351,9 @@ def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
         Abort(["de1"], "abort"),
     ]
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    told: list[News] = []
+    told: list[Report] = []
 
-    def tell(news: News) -> None:
+    def tell(news: Report) -> None:
         told.append(news)
         if isinstance(news, Stepped) and any(event.finish_reason for event in news.events):
             commands.put(None)
@@ -361,7 +361,7 @@ def test_all_that_is_told_can_be_sent(make_engine: MakeEngine) -> None:
     for command in given:
         commands.put(command)
     run_engine(lambda: make_engine(settings), commands, tell)
-    assert {type(news) for news in told} == {Loaded, Accepted, Refused, Aborted, Obeyed, Stepped}
+    assert {type(news) for news in told} == {Loaded, Accepted, Refused, Aborted, CommandsDone, Stepped}
     refusals = [news.refusal for news in told if isinstance(news, Refused)]
     assert [type(refusal).__name__ for refusal in refusals] == ["QueueFull", "InvalidRequest"]
     for each in [*given, *told]:

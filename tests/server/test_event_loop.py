@@ -1,4 +1,4 @@
-"""Whatever clients ask, the event loop answers others: what is long is done elsewhere, and nothing there is endless."""
+"""Whatever a client requests, the event loop answers others: long work runs on helper threads, and is bounded."""
 
 import json
 import threading
@@ -10,19 +10,19 @@ from pydantic_core import from_json, to_json
 
 from tests.server.harness import Json, Running
 from thoughtbubbles.server.http import offload
-from thoughtbubbles.server.http.offload import REQUESTS, SHORT, TOKENS
-from thoughtbubbles.server.http.writing import answer_json
+from thoughtbubbles.server.http.offload import INLINE_LENGTH, REQUESTS, TOKENS
 from thoughtbubbles.server.protocol import body_size, validation
-from thoughtbubbles.server.protocol.body_size import MOST_NESTED, MOST_VALUES, check_size
+from thoughtbubbles.server.protocol.body_size import MAX_NESTED, MAX_VALUES, check_size
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.errors import ApiError
-from thoughtbubbles.server.protocol.requests import LONGEST_TEXT, CompletionRequest, DetokenizeRequest, RequestBody
+from thoughtbubbles.server.protocol.requests import MAX_TEXT_LENGTH, CompletionRequest, DetokenizeRequest, RequestBody
 from thoughtbubbles.server.routes import tokenizer as tokenizer_routes
+from thoughtbubbles.server.routes.responding import answer_json
 
-LONG = "a " * SHORT
+LONG = "a " * INLINE_LENGTH
 ASKED = {
     "/tokenize": {"prompt": LONG},
-    "/detokenize": {"tokens": [97] * SHORT},
+    "/detokenize": {"tokens": [97] * INLINE_LENGTH},
     "/v1/completions": {"prompt": LONG},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": LONG}]},
 }
@@ -83,10 +83,10 @@ def test_all_of_a_long_answer_is_made_off_the_loop(server: Running, monkeypatch:
 
 @pytest.mark.parametrize(
     "body",
-    [b"[" + b"1," * (MOST_VALUES + 1) + b"1]", b"[" + b"[]," * MOST_NESTED + b"1]", b"[" + b"{}," * MOST_NESTED + b"1]",
-     b"[" + b'"",' * MOST_NESTED + b'""]', b"[" * (MOST_NESTED + 1),
-     b"{" + b",".join(b'"%d":1' % number for number in range(MOST_NESTED + 1)) + b"}",
-     b'["\\\\"' + b',"\\""' * MOST_NESTED + b"]"],
+    [b"[" + b"1," * (MAX_VALUES + 1) + b"1]", b"[" + b"[]," * MAX_NESTED + b"1]", b"[" + b"{}," * MAX_NESTED + b"1]",
+     b"[" + b'"",' * MAX_NESTED + b'""]', b"[" * (MAX_NESTED + 1),
+     b"{" + b",".join(b'"%d":1' % number for number in range(MAX_NESTED + 1)) + b"}",
+     b'["\\\\"' + b',"\\""' * MAX_NESTED + b"]"],
     ids=["values", "arrays", "objects", "strings", "depth", "names", "escapes"],
 )  # fmt: skip
 def test_more_than_is_read_at_once_is_refused_before_it_is_read(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,9 @@ def test_more_than_is_read_at_once_is_refused_before_it_is_read(body: bytes, mon
 
 @pytest.mark.parametrize(
     "value",
-    ["," * (MOST_VALUES + 1), "[{" * MOST_NESTED, '"' * (MOST_NESTED + 1), "\\" * (MOST_NESTED + 1),
-     '\\",[' * MOST_NESTED, [1] * (MOST_VALUES - 1), [[]] * (MOST_NESTED - 3),
-     {str(number): 1 for number in range(MOST_NESTED - 3)}],
+    ["," * (MAX_VALUES + 1), "[{" * MAX_NESTED, '"' * (MAX_NESTED + 1), "\\" * (MAX_NESTED + 1),
+     '\\",[' * MAX_NESTED, [1] * (MAX_VALUES - 1), [[]] * (MAX_NESTED - 3),
+     {str(number): 1 for number in range(MAX_NESTED - 3)}],
     ids=["commas", "brackets", "quotes", "backslashes", "all", "values", "arrays", "names"],
 )  # fmt: skip
 def test_what_stands_in_strings_is_not_counted(value: object) -> None:
@@ -126,7 +126,7 @@ MISTAKES: list[tuple[type[RequestBody], Json]] = [
 
 @pytest.mark.parametrize(("schema", "body"), MISTAKES)
 def test_of_many_mistakes_few_are_collected(schema: type[RequestBody], body: Json) -> None:
-    """Two million took 37 seconds to tell of, and no thread ran meanwhile."""
+    """Listing two million mistakes once took 37 s, during which no other thread ran."""
     with pytest.raises(ValidationError) as found:
         schema.model_validate(body)
     assert found.value.error_count() <= 3
@@ -134,18 +134,18 @@ def test_of_many_mistakes_few_are_collected(schema: type[RequestBody], body: Jso
 
 @pytest.mark.parametrize("path", sorted({*ASKED} - {"/detokenize"}))
 def test_a_text_has_a_longest_length(server: Running, path: str) -> None:
-    texts = {"prompt": "a" * (LONGEST_TEXT + 1)} if path != "/v1/chat/completions" else {
-        "messages": [{"role": "user", "content": "a" * (LONGEST_TEXT // 2)}] * 3
+    texts = {"prompt": "a" * (MAX_TEXT_LENGTH + 1)} if path != "/v1/chat/completions" else {
+        "messages": [{"role": "user", "content": "a" * (MAX_TEXT_LENGTH // 2)}] * 3
     }  # fmt: skip
     answer = server.client.post(path, json=texts)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "string_above_max_length")
-    assert str(LONGEST_TEXT) in answer.json()["error"]["message"]
+    assert str(MAX_TEXT_LENGTH) in answer.json()["error"]["message"]
 
 
 def test_the_longest_text_has_its_tokens(server: Running) -> None:
-    answer = server.client.post("/tokenize", json={"prompt": "ab" * (LONGEST_TEXT // 2)}).json()
-    assert (answer["count"], len(answer["tokens"])) == (LONGEST_TEXT, LONGEST_TEXT)
-    assert server.client.post("/tokenize", json={"prompt": "," * LONGEST_TEXT}).json()["count"] == LONGEST_TEXT
+    answer = server.client.post("/tokenize", json={"prompt": "ab" * (MAX_TEXT_LENGTH // 2)}).json()
+    assert (answer["count"], len(answer["tokens"])) == (MAX_TEXT_LENGTH, MAX_TEXT_LENGTH)
+    assert server.client.post("/tokenize", json={"prompt": "," * MAX_TEXT_LENGTH}).json()["count"] == MAX_TEXT_LENGTH
 
 
 def test_an_answer_made_a_choice_at_a_time_is_the_same_answer() -> None:
@@ -157,4 +157,4 @@ def test_an_answer_made_a_choice_at_a_time_is_the_same_answer() -> None:
 def test_each_kind_of_long_work_has_one_thread() -> None:
     """More would each keep the loop waiting for a turn of the interpreter."""
     assert {lane._max_workers for lane in (offload.REQUESTS, offload.TOKENS)} == {1}
-    assert body_size.MOST_VALUES > body_size.MOST_NESTED
+    assert body_size.MAX_VALUES > body_size.MAX_NESTED

@@ -10,7 +10,7 @@ import pytest
 from tests.server.harness import Running, Serve
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.request_queue import Waiting
+from thoughtbubbles.engine.request_queue import RequestQueue
 from thoughtbubbles.server.keys import ApiKeys
 
 SMALL = {"max_batch_size": 1, "max_waiting_streams": 80, "max_client_share": 0.5}
@@ -24,12 +24,12 @@ def key(name: str, scheme: str = "Bearer ") -> Mapping[str, str]:
 
 
 def address(host: str) -> Mapping[str, str]:
-    """As a proxy on this machine tells it."""
+    """The client's address as a proxy on this machine forwards it."""
     return {"x-forwarded-for": host}
 
 
 class Crowd:
-    """Clients of a server whose engine stands still, each heard before the next one asks."""
+    """Clients of a server with a blocked engine, each queued before the next one sends."""
 
     def __init__(self, server: Running, pool: ThreadPoolExecutor) -> None:
         self.server = server
@@ -78,16 +78,16 @@ def test_a_client_beyond_its_share_is_refused_and_others_are_served(
 
 
 def test_first_come_first_served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks, how much, and who has asked before."""
+    """Independent of the client, the size of the request, and earlier requests."""
     started: list[str] = []
-    popleft = Waiting.popleft
+    popleft = RequestQueue.popleft
 
-    def noted(waiting: Waiting) -> Request:
+    def noted(waiting: RequestQueue) -> Request:
         request = popleft(waiting)
         started.append(request.id)
         return request
 
-    monkeypatch.setattr(Waiting, "popleft", noted)
+    monkeypatch.setattr(RequestQueue, "popleft", noted)
     with serve(**{**SMALL, "max_waiting_streams": 400}) as server, ThreadPoolExecutor() as pool:
         crowd = Crowd(server, pool)
         server.engine.hold()

@@ -1,4 +1,4 @@
-"""Streams whose events wait when they are read: fewer chunks tell the same (API.md §3)."""
+"""Streams with several queued events: fewer chunks with the same content (API.md §3)."""
 
 import asyncio
 import json
@@ -10,14 +10,14 @@ from starlette.types import Message
 
 from tests.server.harness import GatedEngine, Json, MakeEngine, joined
 from thoughtbubbles.engine import TokenEvent
+from thoughtbubbles.server.bridge.errors import CancelledError
 from thoughtbubbles.server.bridge.generation import Generation
-from thoughtbubbles.server.bridge.loading import ServedModel
 from thoughtbubbles.server.bridge.worker import Worker
+from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.http.streaming import CompletionStream
 from thoughtbubbles.server.observe.metrics import Metrics
 from thoughtbubbles.server.protocol.chat import ChatCompletion
 from thoughtbubbles.server.protocol.completions import Completion
-from thoughtbubbles.server.protocol.errors import cancelled
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles.server.settings import ServerSettings
@@ -54,7 +54,7 @@ def stream(completion: Completion, events: Sequence[TokenEvent], *, fails: bool 
             generation.put(event)
         generation.wake()
         if fails:
-            generation.fail(cancelled())
+            generation.fail(CancelledError())
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -156,9 +156,9 @@ def test_an_error_comes_after_what_came_before_it(made: tuple[GatedEngine, Serve
 
 
 class Idle:
-    """In place of the engine's thread."""
+    """A stand-in for the engine's thread."""
 
-    def admit(self, _: Generation) -> None:
+    def add(self, _: Generation) -> None:
         """Nobody computes anything."""
 
 

@@ -1,4 +1,4 @@
-"""Things that break, each with its named outcome: the process's end, and what every client is told."""
+"""Faults and their outcomes: the process's exit code, and every client's error."""
 
 import os
 import re
@@ -50,14 +50,14 @@ def told(server: Running, **body: object) -> str:
 def test_a_forward_that_raises_at_step_10(
     run_beside: RunBeside, model: Thoughtbubbles, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Exit code 1; every client, streamed and not, is told; /ready says failed."""
+    """Exit code 1; every client, streamed or not, gets an error; /ready says failed."""
 
     def client(server: Running) -> tuple[list[str], int, str]:
         server.engine.hold()
         with bursting(model.transformer.ln_f, 10), ThreadPoolExecutor() as pool:
             streams = [pool.submit(told, server, **FORCED) for _ in range(3)]
             whole = pool.submit(server.client.post, "/v1/completions", json=FORCED)
-            eventually(lambda: len(server.service.worker._generations) == 4)
+            eventually(lambda: len(server.service.worker._by_request) == 4)
             server.engine.let_go()
             return [each.result(30) for each in streams], whole.result(30).status_code, _ready(server)
 
@@ -145,7 +145,7 @@ def test_sigterm_in_the_middle_of_16_streams(run_beside: RunBeside) -> None:
         with ThreadPoolExecutor(16) as pool:
             streams = [pool.submit(told, server, **FORCED) for _ in range(16)]
             server.engine.wait_until_held()
-            eventually(lambda: len(server.service.worker._generations) == 16)
+            eventually(lambda: len(server.service.worker._by_request) == 16)
             os.kill(os.getpid(), signal.SIGTERM)
             eventually(lambda: server.client.get("/ready").status_code == 503)
             server.engine.let_go()

@@ -1,4 +1,4 @@
-"""Client processes killed with SIGKILL, wherever their request is: no page stays held, and the counts add up."""
+"""Client processes killed with SIGKILL in every state of their request: all pages are freed, and counts add up."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ STATES = ["queued", "prefill", "decode", "last token"]
 
 
 def start(server: Running, *, stream: bool) -> subprocess.Popen[bytes]:
-    """A process that asks and waits."""
+    """Start a process that sends a request and waits."""
     body = json.dumps({**BODY, "stream": stream}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nhost: test\r\nauthorization: Bearer sk-one\r\n"
     process = subprocess.Popen([sys.executable, "-ISc", CLIENT, server.url.rpartition(":")[2]], stdin=subprocess.PIPE)
@@ -33,7 +33,7 @@ def start(server: Running, *, stream: bool) -> subprocess.Popen[bytes]:
 
 
 def reach(state: str, server: Running, asking: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """A client whose request stands in this state; before it in the queue there is another one."""
+    """Start a client and wait until its request is in this state, behind another one in the queue."""
     if state != "queued":
         server.engine.hold(after=STATES.index(state) + (state == "last token") - 1 if state != "prefill" else 0)
         client = asking()
@@ -46,7 +46,7 @@ def reach(state: str, server: Running, asking: Callable[[], subprocess.Popen[byt
     server.wait_until_asked()
     server.engine.pass_step()
     server.engine.wait_until_held()
-    assert server.service.metrics.meter.census.stats.num_requests_waiting == 1
+    assert server.service.metrics.meter.snapshot.stats.num_requests_waiting == 1
     return client
 
 
@@ -71,7 +71,7 @@ def test_a_client_that_is_killed(serve: Serve, state: str, stream: bool, wrapped
             "last token": {"length": 1},
         }.get(state, {"abort": 1})
         meter = server.service.metrics.meter
-        eventually(lambda: {name: n for name, n in meter.census.finished.items() if n} == outcome)
+        eventually(lambda: {name: n for name, n in meter.snapshot.finished.items() if n} == outcome)
         eventually(server.service.worker.idle.is_set)
         found = samples(server)
         assert_law(found)

@@ -9,7 +9,7 @@ from thoughtbubbles.server.keys import ApiKeys
 
 
 def finished(server: Running) -> dict[str, int]:
-    return {reason: count for reason, count in server.service.metrics.meter.census.finished.items() if count}
+    return {reason: count for reason, count in server.service.metrics.meter.snapshot.finished.items() if count}
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])

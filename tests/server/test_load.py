@@ -10,7 +10,7 @@ from tests.server.harness import Running, Serve, eventually
 
 
 def load_of_200(server: Running) -> list[Answer]:
-    """Each asks twice. No step ends before more have asked than the queue holds, however slow they are."""
+    """Send two requests from each client; no step ends before more have arrived than the queue accepts."""
     commands = server.service.worker._thread._commands
     server.engine.hold()
     with ThreadPoolExecutor() as pool:

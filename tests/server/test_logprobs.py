@@ -8,7 +8,7 @@ import torch
 
 from tests.server.harness import Json, Running, chunks, joined
 from thoughtbubbles.model import Thoughtbubbles
-from thoughtbubbles.server.protocol.logprobs import LEAST, Token, logprobs_object, printed
+from thoughtbubbles.server.protocol.logprobs import MIN_LOGPROB, Token, logprobs_object, printed
 
 ARRAYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
@@ -123,8 +123,8 @@ def test_offsets_stay_inside_a_text_cut_by_a_stop(server: Running) -> None:
 def test_minus_infinity_has_a_number() -> None:
     token = Token(1, -math.inf, ((2, -0.5), (3, -math.inf)), None, 0)
     found = logprobs_object([token], str)
-    assert found["token_logprobs"] == [LEAST]
-    assert found["top_logprobs"] == [{"1": LEAST, "2": -0.5, "3": LEAST}]
+    assert found["token_logprobs"] == [MIN_LOGPROB]
+    assert found["top_logprobs"] == [{"1": MIN_LOGPROB, "2": -0.5, "3": MIN_LOGPROB}]
 
 
 def test_of_two_that_print_alike_the_higher_stays() -> None:

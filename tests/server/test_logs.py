@@ -1,4 +1,4 @@
-"""One line for each request, and a span for each that asked the engine: numbers and reasons, no keys, no prompts."""
+"""One line for each request, and a span for each that used the engine: numbers and reasons, no keys, no prompts."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Logits that are NaN end one client's request with a named error; the server and its other clients go on."""
+"""NaN logits end one client's request with a named error; the server and other clients continue."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.engine.embedded import embed
 from tests.server.harness import Running, chunks, events, eventually
 from tests.server.test_operation import assert_law, samples
 
@@ -19,10 +20,7 @@ FINE = {"prompt": "innocent", "max_tokens": 20, "ignore_eos": True, "seed": 5, "
 @pytest.fixture
 def broken(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """The server, one token of whose model is embedded as NaN."""
-    cached = server.engine._runner._cached
-    embedding = cached._embedding.clone()
-    embedding[BROKEN] = math.nan
-    monkeypatch.setattr(cached, "_embedding", embedding)
+    embed(monkeypatch, server.engine.model, BROKEN, math.nan)
     yield server
     eventually(lambda: not server.engine.has_work)
 

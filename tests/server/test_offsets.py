@@ -1,4 +1,4 @@
-"""Where tokens stand in the text they spell, held to the text itself."""
+"""Offsets of tokens in their text, compared with the text."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,5 +25,5 @@ def test_a_token_stands_where_its_first_byte_does(data: bytes, cuts: list[int], 
     owner = character_of_byte(data)
     for length in [*cuts, *[1] * len(data)]:
         if place < len(data):
-            assert offsets.place(data[place : place + length]) == start + owner[place]
+            assert offsets.add(data[place : place + length]) == start + owner[place]
             place += length

@@ -144,7 +144,7 @@ def test_cancel_ends_a_stream_with_an_error(server: Running) -> None:
 
 
 def test_other_clients_go_on_beside_a_stream(server: Running) -> None:
-    """The event loop waits for no step: while one stands still, everything else is answered."""
+    """The event loop waits for no step: while one is blocked, everything else is answered."""
     server.engine.hold(after=1)
     with events(server, prompt="long", max_tokens=2) as told:
         next(told)

@@ -1,4 +1,4 @@
-"""Long answers are written one at a time, and nobody else waits for them."""
+"""Long answers are written one at a time, and no other request waits for them."""
 
 import gc
 import threading
@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.server.harness import Running, eventually
-from thoughtbubbles.server.bridge.loading import ServedModel
-from thoughtbubbles.server.http import writing
+from thoughtbubbles.server.core import ServedModel
+from thoughtbubbles.server.http.offload import LONG_ANSWERS
 from thoughtbubbles.server.protocol.completions import Completion
 from thoughtbubbles.server.protocol.planning import Plan
 
@@ -21,7 +21,7 @@ LONG = {"prompt": "long", "max_tokens": 1, "echo": True, "logprobs": 2}
 def busy() -> Iterator[threading.Event]:
     """The lane writes an answer until this is set."""
     done = threading.Event()
-    writing._lane.submit(done.wait, 30)
+    LONG_ANSWERS.submit(done.wait, 30)
     yield done
     done.set()
 

@@ -26,7 +26,7 @@ CODES = {next(iter(re.findall(r"48;5;(\d+)", style.render("x")))): n for n, styl
 
 
 def shaded(text: str) -> list[tuple[str, int]]:
-    """Runs of `text` between escape codes, each with the streams that its shade stands for."""
+    """Return the parts of `text` between escape codes, each with the streams that its shade means."""
     runs = re.findall(r"\x1b\[38;5;16;48;5;(\d+)m(.*?)\x1b\[0m|([^\x1b]+)|\x1b\[2m.*?\x1b\[0m", text, re.DOTALL)
     return [(tinted or plain, CODES.get(code, 1)) for code, tinted, plain in runs if tinted or plain]
 

@@ -31,7 +31,7 @@ QUIET = replace(TRAIN, dropout=0.0)
 
 
 def never() -> bool:
-    """Never asks to stop."""
+    """Return False: the run is never to stop."""
     return False
 
 

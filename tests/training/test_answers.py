@@ -18,7 +18,7 @@ from thoughtbubbles.training.data import encoding
 from thoughtbubbles.training.data.corpus import Corpus
 from thoughtbubbles.training.data.corpus_writer import CorpusWriter
 from thoughtbubbles.training.data.documents import Documents, FileDocuments
-from thoughtbubbles.training.data.loader import PADDING, DocumentLoader, inputs, only_read, targets
+from thoughtbubbles.training.data.loader import PADDING, DocumentLoader, as_prompt, inputs, targets
 from thoughtbubbles.training.data.prepare import prepare
 from thoughtbubbles.training.data.progress import Progress
 from thoughtbubbles.training.data.rows import conversation, multiple_choice, worked_answer
@@ -82,14 +82,14 @@ def test_the_chat_template_of_the_documentation_asks_as_was_learned(tokenizer: P
     [template] = re.findall(r"```jinja\n(.*?)```", (ROOT / "docs" / "TRAINING.md").read_text(), re.DOTALL)
     document, read = conversation(TALK), Tokenizer.from_file(tokenizer)
     asked = ChatTemplate(template).encode(TALK["messages"][:-1], read)
-    assert asked == [read.end_of_text, *read.encode(document.text[: document.given[-1][1]])]
+    assert asked == [read.end_of_text, *read.encode(document.text[: document.prompts[-1][1]])]
 
 
 def test_of_questions_the_answer_is_learned() -> None:
     summed = worked_answer({"question": "2 and 3?", "steps": ["<<2+3=5>>"], "answer": "5"})
     chosen = multiple_choice({"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2})
-    assert [text for text, given in summed.pieces() if not given] == ["", " <<2+3=5>>\n#### 5"]
-    assert [text for text, given in chosen.pieces() if not given] == ["", " C"]
+    assert [text for text, prompt in summed.pieces() if not prompt] == ["", " <<2+3=5>>\n#### 5"]
+    assert [text for text, prompt in chosen.pieces() if not prompt] == ["", " C"]
 
 
 def test_tokens_are_those_of_the_whole_text(tokenizer: Path) -> None:
@@ -120,7 +120,7 @@ def test_every_answer_is_a_target_once_however_long_its_question() -> None:
     """And a window of nothing but a question is none."""
     ids = np.array([0, *range(1, 12), 0, 20, 21, 0], dtype=np.uint16)
     given = np.array([0, *[1] * 9, 0, 0, 0, 1, 0, 0], dtype=np.uint8)  # of the first, 10 and 11 are the answer
-    loader = DocumentLoader(ids, 4, 0, end_of_text=0, given=given)
+    loader = DocumentLoader(ids, 4, 0, end_of_text=0, prompt=given)
     rows = loader.batch(0, 2)
     found = sorted([i for i in targets(row[1:]).tolist() if i != PADDING] for row in rows)
     assert found == [[10, 11, 0], [21, 0]]
@@ -134,8 +134,8 @@ def test_the_loss_is_the_mean_over_answers_with_questions_before_them() -> None:
     windows = torch.randint(MODEL.vocab_size, (2, LENGTH + 1))
     log_p = model(windows[:, :-1], rule="blockwise").log_softmax(-1).gather(2, windows[:, 1:, None])[..., 0]
     masked = windows.clone()
-    masked[0, :9] = torch.from_numpy(only_read(windows[0, :9].numpy()))
-    masked[1, 4:6] = torch.from_numpy(only_read(windows[1, 4:6].numpy()))
+    masked[0, :9] = torch.from_numpy(as_prompt(windows[0, :9].numpy()))
+    masked[1, 4:6] = torch.from_numpy(as_prompt(windows[1, 4:6].numpy()))
     expected = -torch.cat([log_p[0, 8:], log_p[1, :3], log_p[1, 5:]]).mean()
     compiled = torch.compile(next_token_loss, backend="eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(model, masked, padded=True), expected)
@@ -143,7 +143,7 @@ def test_the_loss_is_the_mean_over_answers_with_questions_before_them() -> None:
 
 @pytest.mark.numeric
 def test_targets_of_a_step_count_alike_in_whatever_batch() -> None:
-    """A batch of few answers weighs less than one of many; the mean of what is told is that of all."""
+    """A batch of few answers weighs less than one of many; the reported loss is the mean over all."""
     windows = torch.randint(MODEL.vocab_size, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     windows[0, 3:] = PADDING
     moments, told = [], []
@@ -161,7 +161,7 @@ def test_validation_counts_answers_alone(mixture: Path) -> None:
     corpus = Corpus.open(mixture, 64, seed=0)
     given = np.fromfile(mixture.parent / "talks" / "val.given.bin", dtype=np.uint8)
     assert sum(int(window.counted.sum()) for window in corpus.validation["talks"]) == int((given[1:] == 0).sum())
-    window = Window(np.arange(6), 4, following=1, given=np.array([0, 1, 1, 0, 0, 0], dtype=np.uint8))
+    window = Window(np.arange(6), 4, following=1, prompt=np.array([0, 1, 1, 0, 0, 0], dtype=np.uint8))
     assert window.counted.tolist() == [False, False, True, True, False]
 
 
@@ -183,7 +183,7 @@ class KilledError(Exception):
 def test_a_killed_preparation_tells_questions_from_answers_the_same(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain text first, so that nothing is told of it; then conversations, cut off after their bytes were written."""
+    """Plain text first, which has no record of answers; then conversations, killed after their bytes were written."""
     monkeypatch.setattr(encoding, "_CHARACTERS_AT_ONCE", 500)
     plain, talks = write_json_lines(tmp_path / "a.jsonl", TEXTS), write_talks(tmp_path / "b.jsonl", TALKS)
 

@@ -40,7 +40,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def put_id(path: Path, at: int | slice, value: int) -> None:
-    """Write an id, and the file's new hash into the index, as somebody would who made the file with a fault."""
+    """Write an id, and the file's new hash into the index, as a faulty writer of the file would."""
     ids = np.fromfile(path, dtype=np.uint16)
     ids[at] = value
     ids.tofile(path)

@@ -1,4 +1,4 @@
-"""Two ranks by torchrun, over gloo or NCCL, learn what one does, and either goes on where the other stopped."""
+"""Two ranks by torchrun, over gloo or NCCL, train as one does, and either resumes the other's run."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def losses(run: Path) -> list[float]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Losses told on the way, and the weights in the end, but for the order of sums."""
+    """Assert equal logged losses and final weights, up to the order of sums."""
     assert losses(other) == pytest.approx(losses(one), rel=1e-4)
     expected, found = (load_checkpoint(run / "checkpoint").model.state_dict() for run in (one, other))
     for name, weights in expected.items():
@@ -84,7 +84,7 @@ def test_targets_of_all_ranks_count_alike(runs: Path) -> None:
 
 @pytest.mark.numeric
 def test_one_goes_on_where_two_stopped(data: Path, runs: Path, device: str) -> None:
-    """The last rank alone was asked to stop, and both did."""
+    """Only the last rank got the signal, and both stopped."""
     assert read_facts(runs / "two-then-one" / STATE_FOLDER)["step"] == 3
     resumed = alone(data, runs / "two-then-one", device, resume=True)
     assert resumed.step == 3

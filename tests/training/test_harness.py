@@ -71,7 +71,7 @@ def checkpoint(data: Path) -> Checkpoint:
 
 
 def harness_task(yaml: str, file: Path, cache: Path) -> dict[str, Any]:
-    """One of the harness's own task files, reading `file` in place of what it would download."""
+    """Return one of the harness's own task files, which reads `file` instead of a download."""
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 

@@ -79,7 +79,7 @@ def test_a_weight_without_a_window_is_refused() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
 def test_any_number_of_ranks_shares_the_same_batches_from_any_step(both: Path, ranks: int) -> None:
-    """Each rank has opened the data itself and asks for its own part, of steps in any order."""
+    """Each rank opens the data itself and reads its own part, of steps in any order."""
     whole = Corpus.open(both, LENGTH, seed=5).loader
     opened = [Corpus.open(both, LENGTH, seed=5).loader for _ in range(ranks)]
     for step in (7, 0, 3000):

@@ -20,7 +20,7 @@ class KilledError(Exception):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dozen chunks in place of one."""
+    """Use a dozen chunks instead of one."""
     monkeypatch.setattr(encoding, "_CHARACTERS_AT_ONCE", 1000)
 
 
@@ -45,7 +45,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_a_killed_preparation_goes_on_and_makes_the_same_bytes(
     inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
-    """KilledError when the bytes of a chunk are written and what tells of them is not."""
+    """KilledError after the bytes of a chunk are written and before the progress file is."""
     write(inputs, tmp_path / "whole")
     left, save = [saves], Progress.save
     encoded: list[str] = []

@@ -1,4 +1,4 @@
-"""A state is data: resuming from one that somebody else made, or damaged, runs nothing and says what is wrong."""
+"""A state is data: resuming from a state of others, or a damaged one, executes no code and says what is wrong."""
 
 import io
 import pickle
@@ -116,8 +116,8 @@ def test_what_is_wrong_with_a_damaged_state_is_named(
 
 
 def test_plain_values_come_back(data: Path, state: Path, tmp_path: Path) -> None:
-    """What an optimizer keeps beside its tensors is read, not passed over."""
+    """An optimizer's values that are not tensors are read, not skipped."""
     store(state, LR, saved(0.75))
     resumed = trainer(data, tmp_path / "run", resume=True)
-    assert 0.75 in [group["lr"] for optimizer in resumed._learn.optimizers for group in optimizer.param_groups]
+    assert 0.75 in [group["lr"] for optimizer in resumed._train_step.optimizers for group in optimizer.param_groups]
     assert replace(TRAIN).learning_rate != 0.75

@@ -17,7 +17,7 @@ WINDOWS = torch.randint(VOCAB, (2, MODEL.block_size + 1), generator=torch.Genera
 
 @pytest.mark.numeric
 def test_the_loss_is_one_graph() -> None:
-    """A graph break would slow training down, and nothing else would tell."""
+    """A graph break would slow training down, and no other test would fail."""
     model = Thoughtbubbles(MODEL)
     compiled = torch.compile(next_token_loss, backend="eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(model, WINDOWS), next_token_loss(model, WINDOWS))

@@ -1,4 +1,4 @@
-"""The log in other people's tools, read back with their own readers, and their absence told."""
+"""The log in other tools, read back with their own readers, and the message if they are missing."""
 
 import sys
 from pathlib import Path
@@ -54,8 +54,8 @@ def test_a_line_goes_to_every_tracker_with_its_utilisation(tmp_path: Path) -> No
         tmp_path / "log.jsonl", first_step=0, steps=4, tokens_per_step=10, peak=1e9, ranks=ranks,
         trackers=[lambda step, values: told.append((step, dict(values)))],
     ) as log:  # fmt: skip
-        log.learned(torch.tensor([1.0, 3.0]), 4e9)
-        log.learned(torch.tensor([5.0, 7.0]), 4e9)
+        log.add_step(torch.tensor([1.0, 3.0]), 4e9)
+        log.add_step(torch.tensor([5.0, 7.0]), 4e9)
         log.write_train(2, 0.1)
     [(step, values)] = told
     assert (step, values["loss"], values["tokens"]) == (2, 4.0, 20)

@@ -1,4 +1,4 @@
-"""Training on a mixture: padding takes no part, each set is validated, a stopped run goes on with the next batch."""
+"""Training on a mixture: padding has no effect, each set is validated, a stopped run resumes with the next batch."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs: they learn, they go on exactly where they stopped, and they say why they cannot."""
+"""Training runs learn, resume exactly where they stopped, and say why they cannot."""
 
 import json
 import math

@@ -1,1 +1,1 @@
-"""Looking inside a trained model: what it forks, what the forks are looked at, what the budget is spent on."""
+"""Analyse a trained model: which tokens fork, which streams are attended to, how the budget is used."""

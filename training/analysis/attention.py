@@ -1,6 +1,6 @@
-"""What streams attend to: their own forks, the rest of their bubble, other tokens (paper, figure 4).
+"""Measure what streams attend to: their own forks, the rest of their bubble, other tokens (paper, figure 4).
 
-The weights are those of the softmax, the score bias in them; that values are weighted by P comes on top.
+The weights are the softmax's, score bias included, without the attenuation of values by P.
 """
 
 import math
@@ -14,11 +14,11 @@ from thoughtbubbles.model import Fork
 from thoughtbubbles.training.analysis.lineage import Lineage, lineage
 
 KEYS = ("itself", "own forks", "siblings", "other originals", "other forks")
-"""Itself; the streams forked from it; all else of its token's bubble; originals and forks of other tokens."""
+"""The stream itself; its own forks; the rest of its token's bubble; originals and forks of other tokens."""
 
 
 class AttentionRow(NamedTuple):
-    """What the streams of one kind give to those of one kind, in one layer, averaged over heads and queries."""
+    """The attention of one kind of query to one kind of key in one layer, averaged over heads and queries."""
 
     layer: int
     queries: str
@@ -26,16 +26,16 @@ class AttentionRow(NamedTuple):
     keys: str
     """One of `KEYS`."""
     share: float
-    """Of all their attention; the five shares of a layer sum to 1."""
+    """Share of the attention of these queries; the five shares of a layer sum to 1."""
     per_stream: float
-    """Attention to one such stream, over the queries that see any; NaN where none does."""
+    """Attention to one such key, averaged over the queries that see any; NaN if none does."""
     seen_by: int
-    """Queries that see any."""
+    """Number of queries that see any such key."""
 
 
 @dataclass
 class AttentionShares:
-    """Collects the rows over sequences; its `observe` is what `observed_streams` calls."""
+    """Accumulates attention over sequences; pass its `observe` to `observed_streams`."""
 
     tokens: int
     """T of the sequence that is observed next."""
@@ -43,7 +43,7 @@ class AttentionShares:
     _sums: dict[tuple[int, str, str], Tensor] = field(default_factory=dict)
 
     def observe(self, layer: int, forks: list[Fork], weights: Tensor) -> None:
-        """Add a layer of one sequence: weights (N,S,S), queries in rows."""
+        """Add one layer of one sequence: weights (N,S,S), queries in rows."""
         mean = weights.mean(0)
         streams = lineage(forks, self.tokens, mean.device)
         kinds = key_kinds(streams)
@@ -55,18 +55,18 @@ class AttentionShares:
                 self._sums[layer, queries, keys] = self._sums.get((layer, queries, keys), 0) + found
 
     def rows(self) -> list[AttentionRow]:
-        """Of every layer and kind of query that was seen."""
-        made = []
+        """Return a row for every layer, kind of query and kind of key."""
+        rows = []
         for (layer, queries, keys), sums in self._sums.items():
             share, per_stream, seen = sums.tolist()
             if count := self._queries[layer, queries]:
                 each = per_stream / seen if seen else math.nan
-                made.append(AttentionRow(layer, queries, keys, share / count, each, int(seen)))
-        return made
+                rows.append(AttentionRow(layer, queries, keys, share / count, each, int(seen)))
+        return rows
 
 
 def key_kinds(streams: Lineage) -> Tensor:
-    """(S,S) for each query (row) and key it sees the key's place in `KEYS`; -1 for what stands right of the query."""
+    """Return (S,S): for each query (row) and key the index in `KEYS`; -1 for keys right of the query."""
     same = streams.token[:, None] == streams.token[None]
     own = streams.name[:, None] == streams.parent[None]
     itself = torch.eye(len(streams.token), dtype=torch.bool, device=same.device)
@@ -76,7 +76,7 @@ def key_kinds(streams: Lineage) -> Tensor:
 
 
 def _sums(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Over queries (rows): what they give to the chosen keys, the same for each key, and how many see any."""
+    """Return sums over queries (rows): attention to the chosen keys, the same per key, and queries that see any."""
     share = (weights * chosen).sum(1, dtype=torch.float64)
     keys = chosen.sum(1)
     return torch.stack((share.sum(), (share / keys.clamp(min=1)).sum(), (keys > 0).sum().double())).cpu()

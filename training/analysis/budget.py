@@ -1,4 +1,4 @@
-"""Scores and budget use by fork layer."""
+"""Summarise scores and the use of the budget by fork layer."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,22 +12,22 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class BudgetRow(NamedTuple):
-    """What one fork layer did with its budget, summed over sequences."""
+    """The use of one fork layer's budget, summed over sequences."""
 
     layer: int
     tokens: int
     budget: int
-    """Streams that the budget allows, never less than the tokens nor more than the candidates."""
+    """Streams that the budget allows, at least the tokens and at most the candidates."""
     streams: int
-    """Streams that left it."""
+    """Streams after the fork."""
     copies: int
-    """Forks that were made here and survived."""
+    """New forks among them."""
     deleted: int
-    """Streams that arrived and did not survive."""
+    """Streams before the fork that did not survive."""
 
 
 class ScoreRow(NamedTuple):
-    """P = exp(c) of the streams that leave one fork layer."""
+    """The distribution of P = exp(c) of the streams after one fork layer."""
 
     layer: int
     streams: str
@@ -42,29 +42,29 @@ class ScoreRow(NamedTuple):
 
 
 def budget_rows(sequences: Iterable[list[Fork]], selection: Selection, tokens: Iterable[int]) -> list[BudgetRow]:
-    """A row a fork layer, from what it decided in each sequence (B = 1) of so many tokens."""
+    """Return a row for each fork layer, from its forks in sequences (B = 1) of `tokens` tokens each."""
     rows: dict[int, BudgetRow] = {}
     for forks, length in zip(sequences, tokens, strict=True):
-        arrived = length
+        streams = length
         for fork in forks:
-            row = _budget_row(fork, selection, length, arrived)
-            arrived = row.streams
+            row = _budget_row(fork, selection, length, streams)
+            streams = row.streams
             sums = zip(row[1:], rows.get(fork.layer, (0,) * len(row))[1:], strict=True)
             rows[fork.layer] = BudgetRow(fork.layer, *(a + b for a, b in sums))
     return list(rows.values())
 
 
-def _budget_row(fork: Fork, selection: Selection, tokens: int, arrived: int) -> BudgetRow:
+def _budget_row(fork: Fork, selection: Selection, tokens: int, streams: int) -> BudgetRow:
     candidate = fork.candidate[0][_present(fork)]
     copies = int((candidate % 2 == 0).sum())
     return BudgetRow(
-        fork.layer, tokens, selection.capacity(tokens, arrived), len(candidate), copies,
-        deleted=arrived - (len(candidate) - copies),
+        fork.layer, tokens, selection.capacity(tokens, streams), len(candidate), copies,
+        deleted=streams - (len(candidate) - copies),
     )  # fmt: skip
 
 
 def score_rows(sequences: Iterable[list[Fork]]) -> list[ScoreRow]:
-    """Two rows a fork layer: its originals' and its forks'."""
+    """Return two rows for each fork layer: for originals and for forks."""
     found: dict[tuple[int, str], list[Tensor]] = {}
     for forks in sequences:
         for fork in forks:

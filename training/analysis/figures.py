@@ -1,4 +1,4 @@
-"""The four figures, drawn from the rows that are also written as CSV (needs matplotlib: the extra `plots`)."""
+"""Draw the four figures from the rows that are also written as CSV (needs matplotlib: the extra `plots`)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,7 +20,7 @@ _TOKENS_A_ROW = 24
 
 
 def draw_entropy(bins: Sequence[Bin], path: Path) -> None:
-    """Figure 5: mean forks of tokens of like entropy, by this model's entropy and by a regular one's."""
+    """Draw figure 5: mean forks of tokens with similar entropy, by this model's entropy and by a regular model's."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for by, whose, colour, line in (
@@ -42,7 +42,7 @@ def draw_entropy(bins: Sequence[Bin], path: Path) -> None:
 
 
 def draw_attention(rows: Sequence[AttentionRow], path: Path) -> None:
-    """Figure 4: left what originals give to each kind of stream in all, right to one such stream."""
+    """Draw figure 4: the attention of originals to each kind of stream; left in total, right per stream."""
     figure = Figure(figsize=(10.5, 4.0), layout="constrained")
     shares, each = figure.subplots(1, 2)
     own = [row for row in rows if row.queries == "originals"]
@@ -65,7 +65,7 @@ def draw_attention(rows: Sequence[AttentionRow], path: Path) -> None:
 
 
 def draw_map(found: ForkMap, layers: int, path: Path) -> None:
-    """Figure 7: the text in rows, above each token its forks in every layer of the model."""
+    """Draw figure 7: the text in rows, with the forks of each token in every layer above it."""
     starts = range(0, len(found.tokens), _TOKENS_A_ROW)
     figure = Figure(figsize=(11, 2.6 * len(starts)), layout="constrained")
     figure.suptitle("Forks of each token, from one fork layer to the next (·: none)", fontsize=11)
@@ -94,16 +94,16 @@ def _draw_map_row(axes: Axes, found: ForkMap, start: int, layers: int, most: int
 
 
 def draw_layers(budget: Sequence[BudgetRow], scores: Sequence[ScoreRow], path: Path) -> None:
-    """Left how P = exp(c) is spread over originals and forks, right what the budget holds, for each fork layer."""
+    """Draw for each fork layer the distribution of P = exp(c) (left) and the use of the budget (right)."""
     figure = Figure(figsize=(10.5, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
-    places = {row.layer: place for place, row in enumerate(budget)}
+    positions = {row.layer: position for position, row in enumerate(budget)}
     for name, shift, colour in (("originals", -0.2, ORIGINAL), ("forks", 0.2, FORK)):
         part = [row for row in scores if row.streams == name and row.number]
-        left.bxp([_box(row) for row in part], positions=[places[row.layer] + shift for row in part], widths=0.34,
+        left.bxp([_box(row) for row in part], positions=[positions[row.layer] + shift for row in part], widths=0.34,
                  showfliers=False, patch_artist=True, boxprops={"facecolor": colour, "alpha": 0.75},
                  medianprops={"color": "black"})  # fmt: skip
-        left.bar(0, 0, color=colour, label=name)  # its line of the legend
+        left.bar(0, 0, color=colour, label=name)  # for the legend
     left.set(ylabel="P = exp(c)", ylim=(0, 1.02), title="Score: box 25–75%, whiskers 5–95%")
     _draw_budget(right, budget)
     for axes in (left, right):
@@ -115,15 +115,15 @@ def draw_layers(budget: Sequence[BudgetRow], scores: Sequence[ScoreRow], path: P
 
 
 def _draw_budget(axes: Axes, budget: Sequence[BudgetRow]) -> None:
-    places = np.arange(len(budget))
+    positions = np.arange(len(budget))
     forks = np.array([(row.streams - row.tokens) / row.tokens for row in budget])
     unused = np.array([(row.budget - row.streams) / row.tokens for row in budget])
-    axes.bar(places, 1, 0.6, color=ORIGINAL, label="originals")
-    axes.bar(places, forks, 0.6, bottom=1, color=FORK, label="forks")
-    axes.bar(places, unused, 0.6, bottom=1 + forks, color="none", edgecolor="#888", linestyle="--", label="unused")
-    for place, row in enumerate(budget):
-        told = f"{row.streams / row.budget:.1%} used\n{row.copies:,} forks made\n{row.deleted:,} deleted"
-        axes.text(place, row.budget / row.tokens + 0.03, told, ha="center", va="bottom", fontsize=7.5)
+    axes.bar(positions, 1, 0.6, color=ORIGINAL, label="originals")
+    axes.bar(positions, forks, 0.6, bottom=1, color=FORK, label="forks")
+    axes.bar(positions, unused, 0.6, bottom=1 + forks, color="none", edgecolor="#888", linestyle="--", label="unused")
+    for position, row in enumerate(budget):
+        text = f"{row.streams / row.budget:.1%} used\n{row.copies:,} forks made\n{row.deleted:,} deleted"
+        axes.text(position, row.budget / row.tokens + 0.03, text, ha="center", va="bottom", fontsize=7.5)
     axes.set(ylabel="streams per token", title="Budget")
     axes.set_ylim(top=max(row.budget / row.tokens for row in budget) * 1.2)
 
@@ -133,7 +133,7 @@ def _box(row: ScoreRow) -> dict[str, Any]:
 
 
 def _visible(token: str) -> str:
-    """Spaces and line ends as signs; a dollar would begin a formula."""
+    """Return `token` with visible spaces and line ends, and with `$` escaped, which would start a formula."""
     return token.replace(" ", "␣").replace("\n", "↵").replace("$", r"\$")
 
 

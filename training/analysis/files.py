@@ -1,4 +1,4 @@
-"""The data behind the figures: a CSV file for each, and what was analysed as JSON."""
+"""Write the data of the figures: a CSV file for each, and a JSON file with the settings."""
 
 import csv
 import json
@@ -11,10 +11,10 @@ from thoughtbubbles.training.analysis.tokens import Bin
 
 
 def write_data(folder: Path, found: Study, binned: Sequence[Bin], mapped: ForkMap, about: dict[str, Any]) -> None:
-    """`analysis.json`, `tokens.csv`, `entropy.csv`, `attention.csv`, `map.csv`, `budget.csv`, `scores.csv`."""
+    """Write `analysis.json` and tokens, entropy, attention, map, budget and scores as `.csv` to `folder`."""
     loss = sum(row.loss for row in found.tokens) / len(found.tokens)
-    told = {**about, "tokens": len(found.tokens), "loss": loss}
-    (folder / "analysis.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    summary = {**about, "tokens": len(found.tokens), "loss": loss}
+    (folder / "analysis.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     forks = [f"forks_layer_{layer}" for layer in mapped.forks]
     head = ("window", "position", "token", *forks, "entropy", "regular_entropy", "loss")
     _write(folder / "tokens.csv", head, ((*row[:3], *row.forks, *row[4:]) for row in found.tokens))

@@ -1,4 +1,4 @@
-"""Which stream was forked from which (letters: T tokens, S streams)."""
+"""Trace which stream was forked from which (letters: T tokens, S streams)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from thoughtbubbles.model import Fork
 
 @dataclass(frozen=True)
 class Lineage:
-    """The streams of one sequence at one depth."""
+    """The origin of each stream of one sequence at one depth."""
 
     token: Tensor
-    """(S,) the token of each; T where padding."""
+    """(S,) the token of each stream; T in padding."""
     name: Tensor
-    """(S,) a number that a stream keeps from layer to layer; an original has its token's."""
+    """(S,) a number that stays with a stream through all layers; an original has its token's."""
     parent: Tensor
-    """(S,) the name of the stream that it was forked from; -1 for an original."""
+    """(S,) the name of the stream it was forked from; -1 for an original."""
 
     @property
     def original(self) -> Tensor:
-        """(S,) bool: was never forked from another."""
+        """(S,) bool: whether the stream is its token's original."""
         return self.parent < 0
 
 
 def lineage(forks: Sequence[Fork], tokens: int, device: torch.device) -> Lineage:
-    """After the fork layers `forks` of one sequence (B = 1) of T = `tokens` tokens."""
+    """Return the lineage after the fork layers `forks` of one sequence (B = 1) of T = `tokens` tokens."""
     name = torch.arange(tokens, device=device)
     token, parent, names = name, torch.full_like(name, -1), tokens
     for fork in forks:

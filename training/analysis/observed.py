@@ -1,6 +1,6 @@
-"""The forward with its attention weights in sight, for one sequence.
+"""Run the forward pass of one sequence and expose its attention weights.
 
-`tests/training/test_analysis.py` holds it to the model's own. Letters: T tokens, S streams, N heads, H head width.
+`tests/training/test_analysis.py` compares it with the model's own. Letters: T tokens, S streams, N heads, H head width.
 """
 
 import math
@@ -13,13 +13,13 @@ from thoughtbubbles.model import Fork, Selection, Streams, Thoughtbubbles
 from thoughtbubbles.model.attention import Attend
 
 Observe = Callable[[int, list[Fork], Tensor], None]
-"""Given a layer, what the fork layers up to it decided, and its attention weights (N,S,S), each row's sum 1."""
+"""A function of a layer's number, the forks up to the layer, and its attention weights (N,S,S), whose rows sum to 1."""
 
 
 def observed_streams(
     model: Thoughtbubbles, ids: Tensor, selection: Selection, observe: Observe
 ) -> tuple[Streams, list[Fork]]:
-    """`Thoughtbubbles.streams` of ids (T,), telling `observe` of each layer in order."""
+    """Return `Thoughtbubbles.streams` of ids (T,), calling `observe` for each layer in order."""
 
     def attention(layer: int, forks: list[Fork]) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def observed_streams(
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q·k / sqrt(H)), causal in stream order; (1,N,S,S) from (1,N,S,H)."""
+    """Return softmax(q·k / sqrt(H)), causal in stream order: (1,N,S,S) from (1,N,S,H)."""
     logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
     hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     return logits.masked_fill(hidden, -torch.inf).softmax(-1)

@@ -1,4 +1,4 @@
-"""One pass over the text, collecting what all four figures are drawn from."""
+"""Collect the data of all four figures in one pass over the text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from thoughtbubbles.training.measures import Window
 
 
 class Study(NamedTuple):
-    """What was found."""
+    """The rows of all figures but the fork map."""
 
     tokens: list[TokenRow]
     attention: list[AttentionRow]
@@ -29,14 +29,14 @@ class ForkMap(NamedTuple):
 
     tokens: list[str]
     forks: dict[int, list[int]]
-    """After each fork layer the streams that each token has beside its original."""
+    """For each fork layer, the number of forks of each token after it."""
 
 
 @torch.inference_mode()
 def study(
     checkpoint: Checkpoint, windows: Sequence[Window], selection: Selection, regular: Checkpoint | None = None
 ) -> Study:
-    """Read `windows`, one at a time, with the model and, for its entropy alone, with a regular one."""
+    """Run the model on `windows`, one at a time, and a regular model for its entropy; return the rows."""
     rows: list[TokenRow] = []
     sequences: list[list[Fork]] = []
     shares = AttentionShares(0)
@@ -54,7 +54,7 @@ def study(
 
 @torch.inference_mode()
 def fork_map(checkpoint: Checkpoint, token_ids: Sequence[int], selection: Selection) -> ForkMap:
-    """The forks of one text after each fork layer."""
+    """Return the forks of one text after each fork layer."""
     _, forks = checkpoint.model.streams(_ids(checkpoint, token_ids)[None], selection)
     counts = {fork.layer: fork_counts(fork, len(token_ids)).tolist() for fork in forks}
     return ForkMap([checkpoint.tokenizer.decode([token]) for token in token_ids], counts)

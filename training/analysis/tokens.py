@@ -1,4 +1,4 @@
-"""Each token's forks beside how uncertain the model is after it, and what holds of them together (paper, figure 5)."""
+"""Relate each token's forks to the model's uncertainty about the next token (paper, figure 5)."""
 
 import math
 from collections.abc import Sequence
@@ -19,33 +19,33 @@ class TokenRow(NamedTuple):
     position: int
     token: str
     forks: tuple[int, ...]
-    """Streams beside its original, after each fork layer."""
+    """Its forks after each fork layer."""
     entropy: float
-    """Of the model's distribution over the next token, nats."""
+    """Entropy of the model's next-token distribution, nats."""
     regular_entropy: float
-    """The same of a regular model; NaN without one."""
+    """The same for a regular model; NaN without one."""
     loss: float
     """-log p of the token that follows, nats."""
 
 
 class Bin(NamedTuple):
-    """Tokens of like entropy."""
+    """Tokens with similar entropy."""
 
     by: str
-    """Whose entropy: `this model` or `regular model`."""
+    """The model whose entropy sorts the tokens: `this model` or `regular model`."""
     tokens: int
     entropy: float
-    """Mean, nats."""
+    """Mean entropy, nats."""
     forks: float
-    """Mean, after the last fork layer."""
+    """Mean number of forks after the last fork layer."""
     error: float
-    """Standard error of that mean."""
+    """Standard error of `forks`."""
 
 
 def token_rows(
     window: int, ids: Tensor, tokenizer: Tokenizer, *, forks: Sequence[Fork], logits: Tensor, regular: Tensor | None
 ) -> list[TokenRow]:
-    """The rows of ids (T+1,), of which the first T were read: `logits` (T,V), and a regular model's."""
+    """Return the rows of ids (T+1,), given the logits (T,V) of the model, and of a regular one, for the first T."""
     log_p = logits.float().log_softmax(-1)
     loss = -log_p.gather(1, ids[1:, None])[:, 0]
     entropy = entropies(logits).tolist()
@@ -57,22 +57,22 @@ def token_rows(
 
 
 def fork_counts(fork: Fork, tokens: int) -> Tensor:
-    """(T,) streams that each token of one sequence (B = 1) has beside its original."""
+    """Return (T,) the number of forks of each token of one sequence (B = 1)."""
     return fork.token_index[0].bincount(minlength=tokens)[:tokens] - 1
 
 
 def entropies(logits: Tensor) -> Tensor:
-    """(T,) nats, of logits (T,V)."""
+    """Return the entropies (T,) in nats of logits (T,V)."""
     log_p = logits.float().log_softmax(-1)
     return -(log_p.exp() * log_p).nan_to_num().sum(-1)
 
 
 def bins(rows: Sequence[TokenRow], count: int) -> list[Bin]:
-    """At most `count` bins of equally many tokens by each model's entropy."""
+    """Return at most `count` bins with equally many tokens, by each model's entropy."""
     forks = np.array([row.forks[-1] for row in rows], dtype=float)
-    made = _bins("this model", np.array([row.entropy for row in rows]), forks, count)
+    own = _bins("this model", np.array([row.entropy for row in rows]), forks, count)
     regular = np.array([row.regular_entropy for row in rows])
-    return made if np.isnan(regular).any() else made + _bins("regular model", regular, forks, count)
+    return own if np.isnan(regular).any() else own + _bins("regular model", regular, forks, count)
 
 
 def _bins(by: str, entropy: NDArray[np.float64], forks: NDArray[np.float64], count: int) -> list[Bin]:

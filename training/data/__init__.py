@@ -1,1 +1,1 @@
-"""Documents on disk, token files made of them, and the batches that training reads."""
+"""Read documents, encode them to token files, and load batches for training."""

@@ -1,4 +1,4 @@
-"""What a run learns from and is measured on: one prepared folder, or a mixture of several."""
+"""Open the data of a run, for training and validation: one prepared folder, or a mixture of several."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,41 +10,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thoughtbubbles.model import Tokenizer
-from thoughtbubbles.training.data.given import read_given
 from thoughtbubbles.training.data.loader import DocumentLoader, Loader, WindowLoader, document_cuts
 from thoughtbubbles.training.data.mixture import Mixture, MixtureSet, read_mixture
-from thoughtbubbles.training.data.token_file import Index, given_check, read_tokenizer, read_tokens, token_check
+from thoughtbubbles.training.data.prompt_mask import read_prompt_mask
+from thoughtbubbles.training.data.token_file import Index, prompt_mask_check, read_tokenizer, read_tokens, token_check
 from thoughtbubbles.training.data.verification import FileCheck
 from thoughtbubbles.training.measures import Window, packed_windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Opened data. The same path, length and seed give the same windows, whenever and on whatever rank."""
+    """Opened data. The same path, length and seed give the same windows, at any time and on any rank."""
 
     loader: Loader
-    """The windows to learn from."""
+    """The training windows."""
     validation: Mapping[str, list[Window]]
-    """Held-out windows of each set by its name; of a folder alone, under `val`."""
+    """Held-out windows of each set by its name; `val` for a single folder."""
     weights: Mapping[str, float]
-    """Each set's share of the training windows, 1 in sum: the weights of a validation loss over all sets."""
+    """Each set's share of the training windows, summing to 1; also the weights of the validation loss."""
     tokenizer: Tokenizer
-    """What the ids mean, in all sets."""
+    """The tokenizer of all sets."""
     vocab_size: int
-    """Ids that the tokenizer has."""
+    """Number of ids of the tokenizer."""
     padded: bool
-    """Whether windows can hold `PADDING`."""
+    """Whether windows may contain `PADDING`."""
     facts: dict[str, Any]
-    """What a checkpoint remembers of the data and a resumed run must find again, JSON-ready."""
+    """A description of the data, JSON-ready: stored in checkpoints, and compared when a run resumes."""
     unverified: list[FileCheck]
-    """Checks of large files, still to be made."""
+    """Checks of large files that have not run yet."""
 
     @classmethod
     def open(cls, path: Path, length: int, seed: int, root: Path | None = None) -> Self:
-        """A folder, or a TOML file of a mixture, for windows of `length` + 1 tokens.
+        """Return the data of a folder, or of a mixture's TOML file, for windows of `length` + 1 tokens.
 
-        `root` is what a mixture's folders are relative to (None: its file). Raises `ValueError` for data that is not
-        there, is not what was prepared, does not fit together, or is too little. Large files are left to `unverified`.
+        A mixture's folders are relative to `root` (None: to its file). Raises `ValueError` for data that is missing,
+        changed since it was prepared, inconsistent, or too little. Large files are not verified: see `unverified`.
         """
         if path.suffix == ".toml":
             return cls._open_mixture(path, read_mixture(path, root), length, seed)
@@ -93,16 +93,16 @@ class Corpus:
 
 
 def _verified(parts: Iterable[MixtureSet]) -> list[FileCheck]:
-    """Verify what training reads of `parts`, but for large files to learn from: their checks are returned.
+    """Verify the files of `parts`, but not large training files; return the checks of those.
 
-    What is validated on is read as a whole each time, so verifying it takes no longer than that.
+    Validation files are verified at once, however large, because every validation reads them completely anyway.
     """
     later = []
     for part in parts:
         for split in ("train", "val"):
             checks = [token_check(part.data, split)]
             if part.learn == "answers":
-                checks.append(given_check(part.data, split))
+                checks.append(prompt_mask_check(part.data, split))
             for check in checks:
                 if split == "train" and check.large:
                     later.append(check)
@@ -112,7 +112,7 @@ def _verified(parts: Iterable[MixtureSet]) -> list[FileCheck]:
 
 
 def _seed_of(name: str, seed: int) -> int:
-    """Of its own for each set, and the same whatever other sets there are."""
+    """Return a seed for each set that does not depend on the other sets."""
     return crc32(f"{seed} {name}".encode())
 
 
@@ -120,17 +120,17 @@ def _loader(part: MixtureSet, length: int, seed: int, tokenizer: Tokenizer) -> L
     ids, check = read_tokens(part.data, "train"), token_check(part.data, "train").check_ids
     if part.form == "packed":
         return WindowLoader(ids, length, seed, check=check)
-    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _given(part, "train", len(ids)), check=check)
+    return DocumentLoader(ids, length, seed, tokenizer.end_of_text, _prompt_mask(part, "train", len(ids)), check=check)
 
 
 def _validation(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:
     ids = read_tokens(part.data, "val")
     if part.form == "packed":
         return packed_windows(ids, length)
-    given = _given(part, "val", len(ids))
-    cuts = document_cuts(ids, length, tokenizer.end_of_text, given)
-    return [Window(ids[a:b], b - a - 1, given=None if given is None else given[a:b]) for a, b in cuts]
+    prompt = _prompt_mask(part, "val", len(ids))
+    cuts = document_cuts(ids, length, tokenizer.end_of_text, prompt)
+    return [Window(ids[a:b], b - a - 1, prompt=None if prompt is None else prompt[a:b]) for a, b in cuts]
 
 
-def _given(part: MixtureSet, split: str, tokens: int) -> NDArray[np.unsignedinteger[Any]] | None:
-    return read_given(part.data, split, tokens) if part.learn == "answers" else None
+def _prompt_mask(part: MixtureSet, split: str, tokens: int) -> NDArray[np.unsignedinteger[Any]] | None:
+    return read_prompt_mask(part.data, split, tokens) if part.learn == "answers" else None

@@ -1,4 +1,4 @@
-"""Documents to a prepared folder: the tokenizer, both token files, and the index last."""
+"""Write documents as a prepared folder: the tokenizer, both token files, and the index last."""
 
 import json
 import os
@@ -15,25 +15,26 @@ from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.model.files.atomic import write_file
 from thoughtbubbles.training.data.documents import Documents, sha256
 from thoughtbubbles.training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
-from thoughtbubbles.training.data.given import finish_given, given_path, write_given
 from thoughtbubbles.training.data.progress import PROGRESS_FILE, Progress
+from thoughtbubbles.training.data.prompt_mask import finish_prompt_mask, prompt_mask_path, write_prompt_mask
 from thoughtbubbles.training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
 from thoughtbubbles.training.data.vocabulary import train_vocabulary
 
 MAX_WORKERS = 1024
-"""Processes that encode: all of them are started at once."""
+"""Most processes that encode; all of them start at once."""
 
 
 class CorpusWriter:
-    """Makes one prepared folder. Killed and made again for the same inputs, it goes on where it was."""
+    """Writes one prepared folder. After a kill, a new writer with the same inputs continues where it stopped."""
 
     def __init__(
         self, inputs: Mapping[str, Documents], out: Path, tokenizer: str | int, *, val_share: float, workers: int
     ) -> None:
-        """`inputs` has `train`, and `val` unless `val_share` of the documents is to be held out of it.
+        """Start or continue the folder `out`.
 
-        `tokenizer` is a path, a name, or the number of ids of a new one; neither `workers` nor a stop in between
-        changes a byte. Raises `ValueError` for input that cannot be used.
+        `inputs` has `train`, and `val` unless `val_share` of the training documents is to be held out. `tokenizer` is a
+        path, a name, or the number of ids of a new vocabulary. Neither `workers` nor an interruption changes a byte of
+        the result. Raises `ValueError` for unusable input.
         """
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must be above 0 and below 1, not {val_share}")
@@ -46,12 +47,12 @@ class CorpusWriter:
         self._sources = {part: documents.sources() for part, documents in inputs.items()}
         self._progress = Progress.of(out, self._plan(tokenizer))
         out.mkdir(parents=True, exist_ok=True)
-        self._progress.save(out)  # before the index goes, so that this folder never passes for a published one
+        self._progress.save(out)  # before the index is removed, so that this folder is never taken for a published one
         (out / INDEX_FILE).unlink(missing_ok=True)
         self._encoder = self._make_encoder(tokenizer)
 
     def write(self) -> Index:
-        """Encode what is not encoded yet; the index of what was made."""
+        """Encode the documents that are not encoded yet, and return the index."""
         with ExitStack() as stack:
             files = {part: stack.enter_context(self._open(part)) for part in ("train", "val")}
             for part, documents in self._inputs.items():
@@ -63,7 +64,7 @@ class CorpusWriter:
         return index
 
     def _plan(self, tokenizer: str | int) -> dict[str, object]:
-        """What decides every byte. A ranks file stands for its content."""
+        """Return everything that determines the bytes of the result; a ranks file is represented by its hash."""
         wanted = sha256(Path(tokenizer)) if isinstance(tokenizer, str) and Path(tokenizer).is_file() else tokenizer
         return {"tokenizer": wanted, "val_share": self._val_share, "sources": self._sources}
 
@@ -83,19 +84,19 @@ class CorpusWriter:
         train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents", disable=None), wanted, path)
 
     def _open(self, part: str) -> BinaryIO:
-        """A token file to append to, cut to what the progress knows of."""
+        """Open a token file for appending, truncated to the recorded progress."""
         path = self._out / f"{part}.bin"
         path.touch()
         size = self._progress.written[part].tokens * np.dtype(self._encoder.dtype).itemsize
         if path.stat().st_size < size:
-            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove that file to begin anew")
+            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove {PROGRESS_FILE} to start over")
         os.truncate(path, size)
         if not size:
-            given_path(self._out, part).unlink(missing_ok=True)
+            prompt_mask_path(self._out, part).unlink(missing_ok=True)
         return path.open("ab")
 
     def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
-        """What the chunks of an input become, with a progress bar in a terminal."""
+        """Yield the encoded chunks of an input, with a progress bar in a terminal."""
         encoder = self._encoder if source == "train" else replace(self._encoder, val_share=1.0)
         first = self._progress.read[source]
         with tqdm(desc=source, total=documents.total, initial=first, unit=" documents", disable=None) as bar:
@@ -105,9 +106,9 @@ class CorpusWriter:
                 bar.set_postfix(tokens=f"{sum(c.tokens for c in self._progress.written.values()):,}")
 
     def _append(self, files: Mapping[str, BinaryIO], source: str, encoded: dict[str, Encoded]) -> None:
-        for part, (ids, given, documents, size) in encoded.items():
-            if given.any():
-                write_given(self._out, part, given, self._progress.written[part].tokens)
+        for part, (ids, prompt, documents, size) in encoded.items():
+            if prompt.any():
+                write_prompt_mask(self._out, part, prompt, self._progress.written[part].tokens)
             files[part].write(ids.tobytes())
             files[part].flush()
             os.fsync(files[part].fileno())
@@ -129,5 +130,5 @@ class CorpusWriter:
         if not counts.documents:
             held_out = "" if part in self._inputs else f" among the {self._val_share:.2%} that are held out"
             raise ValueError(f"{', '.join(sources)}: no documents{held_out}")
-        given = finish_given(self._out, part, counts.tokens)
-        return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=given)
+        mask = finish_prompt_mask(self._out, part, counts.tokens)
+        return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=mask)

@@ -1,4 +1,4 @@
-"""Reading documents from files: JSON lines and parquet of `text` or `messages`, text files of one document each."""
+"""Read documents from files: JSON lines and parquet with `text` or `messages`, and text files of one document each."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,21 +14,21 @@ _ROWS_AT_ONCE = 256
 
 
 class Documents(Protocol):
-    """Documents in an order that is the same whenever they are read."""
+    """Documents in a fixed order."""
 
     @property
     def total(self) -> int | None:
-        """How many they are, where that is known before reading them."""
+        """The number of documents, if known before reading them."""
 
     def read(self, first: int = 0) -> Iterator[Document]:
-        """Those from document `first` (from 0) on. `ValueError` for what cannot be read."""
+        """Yield the documents from number `first` (from 0) on. Raise `ValueError` if one cannot be read."""
 
     def sources(self) -> dict[str, str]:
-        """What is read, by name, and a hash of each that changes when it does."""
+        """Return the sources by name, each with a hash that changes when its content does."""
 
 
 class FileDocuments:
-    """The documents of some files. Raises `ValueError` naming one that is not there."""
+    """The documents of several files. Raises `ValueError` naming a file that does not exist."""
 
     total: int | None = None
 
@@ -39,20 +39,20 @@ class FileDocuments:
         self._paths = paths
 
     def read(self, first: int = 0) -> Iterator[Document]:
-        """As `Documents.read`; what comes before `first` is read and dropped."""
+        """As `Documents.read`; documents before `first` are read and discarded."""
         return islice(_read(self._paths), first, None)
 
     def sources(self) -> dict[str, str]:
-        """File names and the sha256 of their content."""
+        """Return file names and the sha256 of their content."""
         return {path.name: sha256(path) for path in self._paths}
 
 
 def read_documents(paths: Iterable[Path]) -> Iterator[str]:
-    """The texts of all documents in `paths`, in order.
+    """Yield the texts of all documents in `paths`, in order.
 
-    `.jsonl` and `.jsonl.gz` hold one a line, `.parquet` one a row, any other file is one; a conversation in `messages`
-    is written out. Raises `ValueError` naming the file, and the line, for what is not UTF-8, not JSON, not parquet, or
-    has neither `text` nor `messages`.
+    `.jsonl` and `.jsonl.gz` have one document per line, `.parquet` one per row; any other file is one document. A
+    conversation in `messages` is written as text. Raises `ValueError` naming file and line if something is not UTF-8,
+    JSON or parquet, or has neither `text` nor `messages`.
     """
     return (document.text for document in _read(paths))
 
@@ -64,13 +64,13 @@ def _read(paths: Iterable[Path]) -> Iterator[Document]:
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal digest of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _documents(path: Path) -> Iterator[tuple[Document, str]]:
-    """Each document of a file, and where it stands."""
+    """Return each document of a file, and its location for messages."""
     if ".jsonl" in path.suffixes:
         return ((_document(row, where), where) for row, where in read_json_lines(path))
     return _parquet_rows(path) if path.suffix == ".parquet" else iter([(_text(path), str(path))])

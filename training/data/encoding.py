@@ -1,4 +1,4 @@
-"""Texts to token ids in processes of their own, in the order they came."""
+"""Encode documents to token ids on several processes, in order."""
 
 import hashlib
 import multiprocessing
@@ -26,33 +26,33 @@ _CHARACTERS_AT_ONCE = 1 << 21
 
 
 class Encoded(NamedTuple):
-    """Some documents of one part."""
+    """Encoded documents of one part."""
 
     ids: NDArray[np.unsignedinteger[Any]]
     """(tokens,): each document after an end-of-text."""
-    given: NDArray[np.uint8]
-    """(tokens,): 1 where a token is only given, 0 where it is to be learned, as every end-of-text is."""
+    prompt: NDArray[np.uint8]
+    """(tokens,): 1 at prompt tokens, 0 at tokens to learn, which every end-of-text is."""
     documents: int
-    """How many."""
+    """Number of documents."""
     bytes: int
-    """Of their text in UTF-8."""
+    """UTF-8 bytes of their text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What a process needs to know: it is sent there, the tokenizer is not."""
+    """A function that encodes documents, cheap to send to a process, which then loads the tokenizer itself."""
 
     tokenizer: Path
     """Ranks file."""
     tokenizer_sha256: str
-    """Of that file."""
+    """SHA-256 of that file."""
     dtype: str
-    """Of the ids."""
+    """Type of the ids."""
     val_share: float
-    """Share of the documents that is held out, chosen by their text, so that no two equal ones are parted."""
+    """Share of the documents that is held out. A hash of the text decides, so equal documents stay together."""
 
     def __call__(self, documents: list[Document]) -> dict[str, Encoded]:
-        """What of `documents` belongs to `train` and to `val`."""
+        """Return the encoded documents of `train` and of `val`."""
         held_out = [is_held_out(document.text, self.val_share) for document in documents]
         return {
             part: self._encode([each for each, out in zip(documents, held_out, strict=True) if out == (part == "val")])
@@ -60,23 +60,23 @@ class Encoder:
         }
 
     def _encode(self, documents: list[Document]) -> Encoded:
-        """Pieces that are given and pieces that are not are encoded apart, as when a model continues the one."""
+        """Encode prompts and answers separately, as when a model continues a prompt."""
         tokenizer = _tokenizer(self.tokenizer, self.tokenizer_sha256)
         ids: list[NDArray[np.unsignedinteger[Any]]] = []
-        given: list[NDArray[np.uint8]] = []
+        prompt: list[NDArray[np.uint8]] = []
         for document in documents:
-            for only_given, encoded in chain([(False, [tokenizer.end_of_text])], _pieces(tokenizer, document)):
+            for is_prompt, encoded in chain([(False, [tokenizer.end_of_text])], _pieces(tokenizer, document)):
                 ids.append(np.array(encoded, dtype=self.dtype))
-                given.append(np.full(len(encoded), only_given, dtype=np.uint8))
+                prompt.append(np.full(len(encoded), is_prompt, dtype=np.uint8))
         size = sum(len(document.text.encode()) for document in documents)
-        return Encoded(_joined(ids, self.dtype), _joined(given, "uint8"), len(documents), size)
+        return Encoded(_joined(ids, self.dtype), _joined(prompt, "uint8"), len(documents), size)
 
 
 def _pieces(tokenizer: Tokenizer, document: Document) -> Iterator[tuple[bool, list[int]]]:
-    """Whether a piece is only given, and its ids; of what has no space for very long, in several parts."""
-    for text, only_given in document.pieces():
+    """Yield whether a piece is a prompt, and its ids; a piece with very long runs comes in several parts."""
+    for text, is_prompt in document.pieces():
         for part in cut_runs(text):
-            yield only_given, tokenizer.encode(part)
+            yield is_prompt, tokenizer.encode(part)
 
 
 def _joined(arrays: list[NDArray[Any]], dtype: str) -> NDArray[Any]:
@@ -84,13 +84,13 @@ def _joined(arrays: list[NDArray[Any]], dtype: str) -> NDArray[Any]:
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether `text` is of the held-out `share` (0 … 1): a hash of it decides."""
+    """Return whether `text` is in the held-out `share` (0 … 1), as decided by its hash."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2.0**64
 
 
 def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """`documents` in lists of a few megabytes: what a process is given at once."""
+    """Yield `documents` in lists of a few megabytes, the work units of a process."""
     chunk: list[Document] = []
     size = 0
     for document in documents:
@@ -104,14 +104,14 @@ def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`function` of each item in order, on `workers` processes, or on this one if there is one worker or one item.
+    """Yield `function` of each item, in order, computed on `workers` processes; on this one for one worker or one item.
 
-    Few items are held at once.
+    Few items are in memory at once.
     """
     items = iter(items)
     first = list(islice(items, 2))
     items = chain(first, items)
-    if workers == 1 or len(first) < 2:  # to start a process takes longer than a chunk
+    if workers == 1 or len(first) < 2:  # starting a process takes longer than encoding a chunk
         yield from map(function, items)
         return
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
@@ -130,7 +130,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its processes, and they would wait for work for ever."""
+    """Make this process exit with its parent, which cannot stop it when killed; it would wait for work forever."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""JSON lines, packed by gzip or not, as others write them."""
+"""Read JSON lines, compressed by gzip or not."""
 
 import gzip
 import zlib
@@ -8,13 +8,13 @@ from pathlib import Path
 from thoughtbubbles.model.files.untrusted import parse_json, require_regular
 
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
-"""Stands before the first line of files of some editors, and within those that were joined of such."""
+"""Some editors write it before the first line; concatenated files have it within."""
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[object, str]]:
-    """Yield what each line holds that is not empty, and where that is: file and line from 1.
+    """Yield the value of each line that is not blank, and its location: file and line, from 1.
 
-    `OSError` when the file cannot be read; `ValueError` naming it, and the line, for what is not UTF-8, gzip or JSON.
+    Raises `OSError` if the file cannot be read, and `ValueError` naming file and line if it is not UTF-8, gzip or JSON.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:

@@ -1,7 +1,7 @@
-"""Batches of token windows, as a function of the seed and the step alone: resuming needs no state of the loader.
+"""Load batches of token windows that depend only on the seed and the step: resuming needs no loader state.
 
-Ranks need none either: what R ranks learn from as batch n, B windows each, are batches n·R … n·R + R - 1 of size B, the
-same windows of the stream for every R and B of one product.
+Ranks need none either. Step n of R ranks with B windows each reads batches n·R … n·R + R - 1 of size B, which are the
+same windows for every R and B with the same product.
 """
 
 from abc import ABC, abstractmethod
@@ -15,50 +15,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CheckIds = Callable[[NDArray[np.unsignedinteger[Any]], int], None]
-"""Raises for ids that are none of the vocabulary; is given where in their file they begin."""
+"""A function of ids and their offset in the file that raises if an id is outside the vocabulary."""
 PADDING = -1
-"""Stands in a window where its document has ended: no input, and no target of the loss."""
+"""Fills a window after the end of its document: neither an input nor a target."""
 
 
-def only_read(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How a window tells that tokens are inputs and no targets: each id as a number below `PADDING`."""
+def as_prompt(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return `ids` marked as prompt tokens, inputs but not targets: each as a number below `PADDING`."""
     return PADDING - 1 - ids
 
 
 def inputs(windows: Tensor) -> Tensor:
-    """The ids that a model reads of windows, any shape: what is only read as itself, padding as 0."""
+    """Return the input ids of windows of any shape: prompt tokens unmarked, padding as 0."""
     return torch.where(windows < PADDING, PADDING - 1 - windows, windows).clamp(min=0)
 
 
 def targets(windows: Tensor) -> Tensor:
-    """The ids that a model learns to predict of windows, any shape: `PADDING` where it does not."""
+    """Return the target ids of windows of any shape; `PADDING` at prompt tokens and padding."""
     return windows.clamp(min=PADDING)
 
 
 class Loader(ABC):
-    """An endless stream of windows that is the same for everyone who asks."""
+    """An endless, deterministic stream of windows."""
 
     @abstractmethod
     def window(self, index: int) -> NDArray[np.int64]:
-        """Window `index` (from 0) of the stream, (L+1,): L inputs and the target of the last."""
+        """Return window `index` (from 0) of the stream, (L+1,): L inputs and the target of the last."""
 
     def batch(self, number: int, size: int) -> Tensor:
-        """Batch `number` (from 0) of `size` windows of the stream, (size,L+1) int64."""
+        """Return batch `number` (from 0) of the stream in batches of `size` windows: (size,L+1) int64."""
         stream = range(number * size, (number + 1) * size)
         return torch.from_numpy(np.stack([self.window(index) for index in stream]))
 
 
 class WindowLoader(Loader):
-    """Packed: windows of L + 1 tokens that tile the token file from a random offset, shuffled.
+    """Packed windows: L + 1 tokens each, tiling the token file from a random offset, shuffled.
 
-    Offset and order are drawn anew for every pass, so that no pass cuts the text where another did.
-    Raises `ValueError` when the file is too short for one window at every offset.
+    Every pass has its own offset and order, so that passes cut the text at different places.
+    Raises `ValueError` if the file is too short for one window at every offset.
     """
 
     def __init__(
         self, ids: NDArray[np.unsignedinteger[Any]], length: int, seed: int, *, check: CheckIds = lambda _ids, _at: None
     ) -> None:
-        """`check` raises for ids of a window, and is told where they begin."""
+        """Read windows of `ids` (tokens,). `check` is called with the ids of each window and their offset."""
         self._ids = ids
         self._length = length
         self._seed = seed
@@ -66,7 +66,7 @@ class WindowLoader(Loader):
         self.windows_per_pass = (len(ids) - length) // length
         if self.windows_per_pass < 1:
             raise ValueError(f"data: {len(ids)} training tokens are too few for windows of block_size {length}")
-        self._starts = lru_cache(maxsize=2)(self._draw_starts)  # a batch may straddle two passes
+        self._starts = lru_cache(maxsize=2)(self._draw_starts)  # a batch may span two passes
 
     def window(self, index: int) -> NDArray[np.int64]:
         """As `Loader.window`."""
@@ -83,10 +83,10 @@ class WindowLoader(Loader):
 
 
 class DocumentLoader(Loader):
-    """Padded: one document a window, or a part of one that is longer, in an order drawn anew for every pass.
+    """Padded windows: one document each, or a part of a longer one, in a new random order for every pass.
 
-    A window ends with the end-of-text that follows its document where it has room, and with `PADDING` after that.
-    `given` (tokens,) tells by 1 what is only read; windows of nothing else are left out.
+    The end-of-text that follows the document is included if it fits; `PADDING` fills the rest. `prompt` (tokens,) is 1
+    at prompt tokens; windows of prompt tokens only are left out.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class DocumentLoader(Loader):
         length: int,
         seed: int,
         end_of_text: int,
-        given: NDArray[np.unsignedinteger[Any]] | None = None,
+        prompt: NDArray[np.unsignedinteger[Any]] | None = None,
         *,
         check: CheckIds = lambda _ids, _at: None,
     ) -> None:
@@ -103,10 +103,10 @@ class DocumentLoader(Loader):
         self._check = check
         self._length = length
         self._seed = seed
-        self._given = given
-        self._cuts = document_cuts(ids, length, end_of_text, given)
+        self._prompt = prompt
+        self._cuts = document_cuts(ids, length, end_of_text, prompt)
         if not len(self._cuts):
-            raise ValueError("data: there is no document to learn from")
+            raise ValueError("data: there is no document to train on")
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def window(self, index: int) -> NDArray[np.int64]:
@@ -116,9 +116,9 @@ class DocumentLoader(Loader):
         self._check(self._ids[start:end], start)
         window = np.full(self._length + 1, PADDING, dtype=np.int64)
         window[: end - start] = self._ids[start:end]
-        if self._given is not None:
-            hidden = np.flatnonzero(self._given[start:end])
-            window[hidden] = only_read(window[hidden])
+        if self._prompt is not None:
+            masked = np.flatnonzero(self._prompt[start:end])
+            window[masked] = as_prompt(window[masked])
         return window
 
     def _draw_order(self, number: int) -> NDArray[np.int64]:
@@ -129,12 +129,12 @@ def document_cuts(
     ids: NDArray[np.unsignedinteger[Any]],
     length: int,
     end_of_text: int,
-    given: NDArray[np.unsignedinteger[Any]] | None = None,
+    prompt: NDArray[np.unsignedinteger[Any]] | None = None,
 ) -> NDArray[np.int64]:
-    """Where the documents of a token file lie, cut into windows: (windows,2) of start and end in ids (tokens,).
+    """Return start and end in ids (tokens,) of the windows of a token file's documents: (windows,2).
 
-    A document reaches from its end-of-text to the one that follows. One of more than L + 1 tokens is tiled, so that
-    each of its tokens but the first is a target once. A window without a target, all being `given`, is none.
+    A document extends from its end-of-text to the next one, inclusive. If it has more than L + 1 tokens, windows tile
+    it, so that each of its tokens but the first is a target once. Windows of prompt tokens only are left out.
     """
     at = np.flatnonzero(ids == end_of_text)
     starts = at if len(at) and at[0] == 0 else np.concatenate([[0], at])
@@ -143,11 +143,11 @@ def document_cuts(
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     first = np.repeat(starts, counts) + within * length
     cuts = np.stack([first, np.minimum(first + length + 1, np.repeat(ends, counts))], axis=1)
-    return cuts if given is None else cuts[_learned(given, cuts) > 0]
+    return cuts if prompt is None else cuts[_count_targets(prompt, cuts) > 0]
 
 
-def _learned(given: NDArray[np.unsignedinteger[Any]], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(windows,): how many targets each window of `cuts` (windows,2) has that are not given."""
-    learned = np.append(given == 0, False)  # one more, since a window may end where the file does
+def _count_targets(prompt: NDArray[np.unsignedinteger[Any]], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (windows,) the number of targets, prompt tokens excluded, of each window of `cuts` (windows,2)."""
+    is_target = np.append(prompt == 0, False)  # one more, because a window may end at the end of the file
     edges = np.stack([cuts[:, 0] + 1, cuts[:, 1]], axis=1)
-    return np.add.reduceat(learned, edges.ravel(), dtype=np.int64)[::2]
+    return np.add.reduceat(is_target, edges.ravel(), dtype=np.int64)[::2]

@@ -1,4 +1,4 @@
-"""Several prepared folders with weights, told in a TOML file, as one stream of windows."""
+"""Mix several prepared folders, with weights from a TOML file, into one stream of windows."""
 
 import tomllib
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from thoughtbubbles.training.data.loader import Loader
 Form = Literal["packed", "padded"]
 Learn = Literal["all", "answers"]
 BLOCK = 10_000
-"""Windows of the stream in which every set has its share exactly, to a whole window."""
+"""Every block of so many windows has the exact shares of the sets, rounded to whole windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureSet:
-    """One set of a mixture. Raises `ValueError` naming the setting for a value that cannot be used."""
+    """One set of a mixture. Raises `ValueError` naming the setting if a value is not allowed."""
 
     data: Path
-    """A folder that `prepare` made, or a published one."""
+    """A prepared folder, or a published one."""
     weight: float
-    """Its share of the windows, beside the others' weights: they need not add up to 1."""
+    """Its share of the windows relative to the other weights, which need not sum to 1."""
     form: Form = "packed"
-    """`packed` cuts windows of L tokens from its documents in a row, `padded` gives each document its own."""
+    """`packed` cuts windows of L tokens from concatenated documents; `padded` gives each document its own window."""
     learn: Learn = "all"
-    """`answers` has questions only read, and takes them out of the loss; of `padded` sets that have both."""
+    """`answers` leaves prompts out of the loss; it needs `padded` and a set with prompts and answers."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.weight, int | float) and self.weight > 0):
@@ -44,9 +44,9 @@ class MixtureSet:
 
 
 def read_mixture(path: Path, root: Path | None = None) -> dict[str, MixtureSet]:
-    """The tables under `[sets]` in the TOML file `path`, by name, in the names' order.
+    """Return the sets under `[sets]` in the TOML file `path`, sorted by name.
 
-    Folders are relative to `root` (None: to the file). Raises `ValueError` naming what is wrong.
+    Folders are relative to `root` (None: to the file). Raises `ValueError` naming the mistake.
     """
     try:
         tables = tomllib.loads(require_regular(path).read_text(encoding="utf-8")).get("sets")
@@ -59,10 +59,10 @@ def read_mixture(path: Path, root: Path | None = None) -> dict[str, MixtureSet]:
 
 
 class Mixture(Loader):
-    """A stream in which each loader has its share of the windows, and gives them in its own order."""
+    """A stream in which each loader has its share of the windows, in the loader's own order."""
 
     def __init__(self, loaders: Sequence[Loader], weights: Sequence[float], seed: int) -> None:
-        """Raises `ValueError` for a weight that comes to no window of `BLOCK`."""
+        """Mix `loaders` by `weights`. Raise `ValueError` for a weight below one window in `BLOCK`."""
         self._loaders = loaders
         self._counts = whole_shares(weights, BLOCK)
         self._seed = seed
@@ -78,7 +78,7 @@ class Mixture(Loader):
         return loader.window(block * int(self._counts[which]) + int(before))
 
     def _draw_order(self, block: int) -> NDArray[np.int64]:
-        """(BLOCK,2): whose each window of a block is, and how many of the block it had before."""
+        """Return (BLOCK,2): for each window of a block its loader, and the loader's earlier windows of that block."""
         ordered = np.repeat(np.arange(len(self._loaders)), self._counts)
         which = np.random.default_rng((self._seed, block)).permutation(ordered)
         before = np.empty(BLOCK, dtype=np.int64)
@@ -87,7 +87,7 @@ class Mixture(Loader):
 
 
 def whole_shares(weights: Sequence[float], total: int) -> NDArray[np.int64]:
-    """`total` divided by `weights` into whole numbers: rounded down, and what is left to the largest remainders."""
+    """Return `total` divided by `weights` into whole numbers: rounded down, the rest to the largest remainders."""
     exact = np.asarray(weights, dtype=np.float64) * (total / sum(weights))
     shares = np.floor(exact).astype(np.int64)
     shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1

@@ -1,4 +1,4 @@
-"""`prepare`: documents in, token files and their index out."""
+"""`prepare`: encode documents into token files with an index."""
 
 import argparse
 import os
@@ -14,25 +14,27 @@ VAL_SHARE = 0.0005
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `prepare`."""
+    """Add the command's arguments."""
     text = "your own text: .jsonl, .jsonl.gz or .parquet with a `text` field, or text files of one document each"
     parser.add_argument("set", nargs="?", choices=PUBLISHED, help="a published data set; needs the extra `datasets`")
     parser.add_argument("--from", dest="folder", type=Path, metavar="FOLDER",
-                        help="a copy of the published set's repository, in place of the Hugging Face hub")  # fmt: skip
+                        help="a copy of the published set's repository, instead of the Hugging Face hub")  # fmt: skip
     parser.add_argument("--train", nargs="+", type=Path, metavar="FILE", help=text)
     parser.add_argument("--val", nargs="+", type=Path, metavar="FILE", help="the same, held out")
     parser.add_argument("--val-share", type=float, default=VAL_SHARE,
-                        help="share of documents to hold out where none are (%(default)s)")  # fmt: skip
+                        help="share of documents to hold out without --val (%(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True,
-                        help="folder for the token files and their index; what was stopped there goes on")  # fmt: skip
+                        help="folder for the token files and their index; an interrupted run continues")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that encode (%(default)s)")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
-    vocabulary.add_argument("--vocab-size", type=int, help="train a byte-level BPE of this many ids on what is learned")
-    vocabulary.add_argument("--tokenizer", help="use this one: a .tiktoken file, or a name that tiktoken knows")
+    vocabulary.add_argument(
+        "--vocab-size", type=int, help="train a byte-level BPE of this many ids on the training text"
+    )
+    vocabulary.add_argument("--tokenizer", help="a .tiktoken file, or a name that tiktoken knows")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare as asked and tell what is there, sources apart: a folder of texts has thousands; 0."""
+    """Prepare the folder, print the sizes of its files, and return 0."""
     tokenizer = args.tokenizer or args.vocab_size
     writer = CorpusWriter(_inputs(args), args.out, tokenizer, val_share=args.val_share, workers=args.workers)
     index = writer.write()
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare(train: Sequence[Path], val: Sequence[Path], out: Path, tokenizer: str | int) -> Index:
-    """`CorpusWriter` over local files, on this process."""
+    """Prepare local files in this process, and return the index."""
     inputs: dict[str, Documents] = {"train": FileDocuments(train), "val": FileDocuments(val)}
     return CorpusWriter(inputs, out, tokenizer, val_share=VAL_SHARE, workers=1).write()
 
@@ -51,10 +53,12 @@ def _inputs(args: argparse.Namespace) -> Mapping[str, Documents]:
     if (args.set is None) == (args.train is None):
         raise ValueError("prepare: give either the name of a published set or your own files with --train")
     if args.set is not None and args.val is not None:
-        raise ValueError("prepare: --val goes with --train; a published set has its own, or see --val-share")
+        raise ValueError(
+            "prepare: --val needs --train; a published set has its own validation split, or see --val-share"
+        )
     if args.set is None and args.folder is not None:
-        raise ValueError("prepare: --from goes with the name of a published set")
+        raise ValueError("prepare: --from needs the name of a published set")
     if args.set is not None:
         return published_documents(args.set, args.folder)
-    given = {"train": args.train, "val": args.val}
-    return {part: FileDocuments(paths) for part, paths in given.items() if paths is not None}
+    files = {"train": args.train, "val": args.val}
+    return {part: FileDocuments(paths) for part, paths in files.items() if paths is not None}

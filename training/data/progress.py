@@ -1,4 +1,4 @@
-"""How far a preparation has come: enough to go on after a kill and write the same bytes."""
+"""The progress of a preparation, saved so that it continues after a kill and writes the same bytes."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,17 +13,16 @@ PROGRESS_FILE = "progress.json"
 
 @dataclass
 class Counts:
-    """What a token file holds."""
+    """The size of a token file."""
 
     tokens: int = 0
-    """Ids, an end-of-text for each document included."""
+    """Ids, including an end-of-text for each document."""
     bytes: int = 0
-    """Of the text in UTF-8."""
+    """UTF-8 bytes of the text."""
     documents: int = 0
-    """Documents."""
 
     def add(self, *, tokens: int, bytes: int, documents: int) -> None:  # noqa: A002 - the field's name
-        """Count some more."""
+        """Add to the counts."""
         self.tokens += tokens
         self.bytes += bytes
         self.documents += documents
@@ -31,18 +30,18 @@ class Counts:
 
 @dataclass
 class Progress:
-    """The plan, and what of it is on the disk."""
+    """A plan, and how much of it is on the disk."""
 
     plan: dict[str, Any]
-    """Whatever decides the bytes that are made, as JSON."""
+    """Everything that determines the bytes of the result, JSON-ready."""
     read: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
-    """Documents of each input that are encoded and written."""
+    """Number of documents of each input that are encoded and written."""
     written: dict[str, Counts] = field(default_factory=lambda: {"train": Counts(), "val": Counts()})
-    """What each token file had by then; anything after is of a chunk that was cut off."""
+    """The size of each token file at that time; bytes beyond it are an incomplete chunk."""
 
     @classmethod
     def of(cls, folder: Path, plan: dict[str, Any]) -> Self:
-        """What `folder` says of `plan`; nothing done where it tells of none, or of another."""
+        """Return the progress of `plan` saved in `folder`; empty if there is none, or another plan's."""
         path = folder / PROGRESS_FILE
         saved = read_json_object(path) if path.is_file() else {}
         if saved.get("plan") != plan:
@@ -51,8 +50,8 @@ class Progress:
             read = {part: int(saved["read"][part]) for part in ("train", "val")}
             return cls(plan, read, {part: Counts(**saved["written"][part]) for part in ("train", "val")})
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); remove it to begin anew") from error
+            raise ValueError(f"{path} is damaged ({error!r}); remove it to start over") from error
 
     def save(self, folder: Path) -> None:
-        """Write it, all or nothing. The token files must be on the disk before."""
+        """Write the progress to `folder`, all or nothing. The token files must be on the disk before."""
         write_file(folder / PROGRESS_FILE, json.dumps(asdict(self)).encode())

@@ -1,12 +1,13 @@
-"""The published data sets that `prepare` knows by name, read through the `datasets` library.
+"""The published data sets that `prepare` knows by name, read with the `datasets` library.
 
-What was published as one text is read as it is; questions and conversations are written out as `rows` has it. Names,
-configurations, files and fields are those of the sets' cards and files at https://huggingface.co/datasets/REPOSITORY:
+Plain texts are read unchanged; `rows` turns questions and conversations into text. Names, configurations, files and
+fields are those of the sets' cards and files at https://huggingface.co/datasets/REPOSITORY:
 
-- openwebtext: `plain_text/train-00000-of-00080.parquet` and on, `text`.
-- pes2o: `data/v2/train-00000-of-00020.json.gz` and on, two files of `validation`, whose papers are of after 2022-12-01;
-  `text` beside `added`, `created`, `id`, `source`, `version`. Its loader `peS2o.py` names them; `datasets` 4 runs none.
-- fineweb: configuration `sample-10BT`, `sample/10BT/*.parquet`, `text`; it has `train` alone.
+- openwebtext: `plain_text/train-00000-of-00080.parquet` and so on, `text`.
+- pes2o: `data/v2/train-00000-of-00020.json.gz` and so on, two files of `validation` with papers after 2022-12-01;
+  `text` beside `added`, `created`, `id`, `source`, `version`. Its loader `peS2o.py` names the files; `datasets` 4 runs
+  no loaders.
+- fineweb: configuration `sample-10BT`, `sample/10BT/*.parquet`, `text`; only `train`.
 - smoltalk: configuration `all`, nine files of `train`, one of `test`; `messages`, each of `content` and `role`.
 - gsm8k-aug: `train` of 385,620, `validation` of 500, `test` of 1,319; `question`, `steps`, a list of `<<6*7=42>>`, and
   `answer`.
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Split(NamedTuple):
-    """Where a part is: the name of a split, or a pattern of files in the repository."""
+    """The location of a part: the name of a split, or a pattern of files in the repository."""
 
     name: str = "train"
     files: str | None = None
@@ -49,16 +50,14 @@ class PublishedSet:
     repository: str
     """Owner and name on the hub."""
     document: Callable[[Row], Document]
-    """A row of it as one document."""
+    """Converts a row to a document."""
     configuration: str | None = None
-    """Which of its configurations."""
     train: Split = field(default_factory=Split)
-    """What to learn from."""
     val: Split | None = None
-    """What was published to validate on; where there is nothing, a share of the documents is held out."""
+    """None: a share of the documents of `train` is held out."""
 
 
-# The first two are named by their files: the library reads no repository that has, or had, a script of its own.
+# The first two are given as files, because the library does not read repositories that have, or had, a loading script.
 PUBLISHED = {
     "openwebtext": PublishedSet(
         repository="Skylion007/openwebtext", document=plain_text, train=Split(files="plain_text/train-*.parquet")
@@ -85,10 +84,10 @@ PUBLISHED = {
 
 
 class PublishedDocuments:
-    """One part of a published set. What is loaded lies in the library's cache and is read from there."""
+    """One part of a published set, read from the library's cache."""
 
     def __init__(self, published: PublishedSet, split: Split, folder: Path | None) -> None:
-        """`folder` is a copy of the repository, read in place of the hub. `ValueError` when neither can be had."""
+        """Load the part from the hub, or from `folder`, a copy of the repository. Raise `ValueError` if that fails."""
         self._document = published.document
         self._name = " ".join(filter(None, [published.repository, published.configuration, split.files or split.name]))
         self._rows = _load(published, split, folder)
@@ -104,12 +103,12 @@ class PublishedDocuments:
             yield require_characters(document, f"{self._name}, row {number}")
 
     def sources(self) -> dict[str, str]:
-        """The split, and the library's fingerprint of its files."""
-        return {self._name: self._rows._fingerprint}  # noqa: SLF001 - the library gives it under no other name
+        """Return the split, and the library's fingerprint of its files."""
+        return {self._name: self._rows._fingerprint}  # noqa: SLF001 - the library has no public name for it
 
 
 def published_documents(name: str, folder: Path | None) -> dict[str, Documents]:
-    """The parts of the set `name`: `train`, and `val` where one was published. `ValueError` when they cannot be had."""
+    """Return the parts of the set `name`: `train`, and `val` if published. Raise `ValueError` if loading fails."""
     published = PUBLISHED[name]
     parts: dict[str, Documents] = {"train": PublishedDocuments(published, published.train, folder)}
     if published.val is not None:
@@ -130,7 +129,7 @@ def _load(published: PublishedSet, split: Split, folder: Path | None) -> "Datase
         builder = "parquet" if split.files.endswith(".parquet") else "json"
         root = folder or f"hf://datasets/{published.repository}"
         return load_dataset(builder, data_files=f"{root}/{split.files}", split="train")
-    except Exception as error:  # its network layers, formats and caches raise what they like
+    except Exception as error:  # its network, format and cache layers can raise anything
         where = folder or f"{published.repository} from the Hugging Face hub"
         hint = "" if folder else ". Without a network, give a copy of that repository with --from FOLDER"
         raise ValueError(f"{where}: could not be loaded ({type(error).__name__}: {error}){hint}") from error

@@ -1,8 +1,8 @@
-"""Rows of question and answer sets and of conversations, written out as the text that a model is asked to continue.
+"""Turn rows of question and answer sets, and conversations, into documents with prompts and answers.
 
-The words are lm-evaluation-harness's for GSM8K and MMLU, and a line of `User:` or `Assistant:` for a turn. What a model
-is given of them, as against what it is to say, is told beside the text. It ends at a colon, and what is to be said
-begins with a space, where no token of GPT-2's kind reaches across: the ids of both are those of the whole.
+GSM8K and MMLU are worded as in lm-evaluation-harness; a turn of a conversation starts with `User:` or `Assistant:`. A
+prompt ends with a colon and an answer starts with a space. No token of a GPT-2-like vocabulary spans the two, so
+encoding them separately gives the ids of the whole.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,16 @@ Row = Mapping[str, Any]
 
 
 class Document(NamedTuple):
-    """Text that is learned from, or read."""
+    """A text to train on, with its prompts marked."""
 
     text: str
-    """All of it."""
-    given: tuple[tuple[int, int], ...] = ()
-    """Where what is only given stands in it, questions and what introduces an answer: from and to, in characters."""
+    prompts: tuple[tuple[int, int], ...] = ()
+    """Start and end, in characters, of each prompt: questions, and the words that introduce an answer."""
 
     def pieces(self) -> Iterator[tuple[str, bool]]:
-        """The text in pieces, and whether each is only given."""
+        """Yield the text in pieces, and whether each is a prompt."""
         at = 0
-        for start, end in self.given:
+        for start, end in self.prompts:
             yield self.text[at:start], False
             yield self.text[start:end], True
             at = end
@@ -30,7 +29,7 @@ class Document(NamedTuple):
 
 
 def require_characters(document: Document, where: str) -> Document:
-    """Return `document`. `ValueError` naming `where` for half of a surrogate pair in its text."""
+    """Return `document`. Raise `ValueError` naming `where` if its text has half of a surrogate pair."""
     try:
         document.text.encode()
     except UnicodeEncodeError as error:
@@ -40,42 +39,41 @@ def require_characters(document: Document, where: str) -> Document:
 
 
 def plain_text(row: Row) -> Document:
-    """A document as it was published."""
+    """Return the `text` of a row as a document."""
     return Document(str(row["text"]))
 
 
 def conversation(row: Row) -> Document:
-    """Turns, each after the name of its role, with an empty line between two.
+    """Return the turns as a document, each after the name of its role, with an empty line between turns.
 
-    What the assistant says is not given, and neither is the name of who has the word after it, by which a reader knows
-    that it has ended.
+    Everything is a prompt except what the assistant says and the role name after it, which marks the answer's end.
     """
-    text, given, answered = "", [], False
+    text, prompts, answered = "", [], False
     for turn in row["messages"]:
         name = ("\n\n" if text else "") + f"{turn['role'].capitalize()}:"
         words = f" {turn['content'].strip()}"
         start = len(text) + len(name) * answered
         answered = turn["role"] == "assistant"
         text += name + words
-        given.append((start, len(text) - len(words) * answered))
-    return Document(text, _joined(given))
+        prompts.append((start, len(text) - len(words) * answered))
+    return Document(text, _joined(prompts))
 
 
 def worked_answer(row: Row) -> Document:
-    """A question, its steps, and after `####` the number that is asked for, as GSM8K writes it."""
+    """Return a question, its steps, and the result after `####`, as a document in GSM8K's form."""
     question = f"Question: {row['question'].strip()}\nAnswer:"
     return Document(f"{question} {' '.join(row['steps'])}\n#### {row['answer']}", ((0, len(question)),))
 
 
 def multiple_choice(row: Row) -> Document:
-    """A question, its choices under letters, and the letter of the right one."""
+    """Return a question, its lettered choices, and the letter of the right one, as a document."""
     choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
     question = f"{row['question'].strip()}\n{choices}\nAnswer:"
     return Document(f"{question} {'ABCD'[row['answer']]}", ((0, len(question)),))
 
 
 def _joined(spans: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Without the empty ones; those that touch, as one."""
+    """Return `spans` without empty ones, and with adjacent ones merged."""
     joined: list[tuple[int, int]] = []
     for start, end in spans:
         if joined and joined[-1][1] == start:

@@ -1,6 +1,6 @@
-"""The format on disk: `train.bin` and `val.bin`, flat arrays of token ids, and `index.json`, what they hold.
+"""The format of a prepared folder: `train.bin` and `val.bin`, flat arrays of token ids, described by `index.json`.
 
-Every document is preceded by the end-of-text id, as a served prompt is, so that the ids of two are never joined.
+The end-of-text id precedes every document, as it precedes a served prompt.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,45 +14,45 @@ from numpy.typing import NDArray
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.model.files.untrusted import read_json_object, require_regular
 from thoughtbubbles.training.data.documents import sha256
-from thoughtbubbles.training.data.given import given_path
 from thoughtbubbles.training.data.progress import PROGRESS_FILE
+from thoughtbubbles.training.data.prompt_mask import prompt_mask_path
 from thoughtbubbles.training.data.verification import FileCheck
 
 TOKENIZER_FILE = "tokenizer.tiktoken"
 INDEX_FILE = "index.json"
 GPT2_IDS = 50257
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-"""Of GPT-2's ranks as `Tokenizer.save` writes them."""
+"""SHA-256 of GPT-2's ranks as `Tokenizer.save` writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One token file."""
+    """The index entry of one token file."""
 
     tokens: int
-    """Ids in the file, an end-of-text for each document included."""
+    """Ids in the file, including an end-of-text for each document."""
     bytes: int
-    """UTF-8 bytes of the text, which bits per byte divides by; 0 for a published file, which does not tell."""
+    """UTF-8 bytes of the text; 0 if unknown, for a published file."""
     documents: int
-    """Documents in it; 0 likewise."""
+    """Number of documents; 0 if unknown, for a published file."""
     sha256: str
-    """Of the token file."""
+    """SHA-256 of the token file."""
     sources: dict[str, str]
-    """What it was read from, by name: the sha256 of a file, the library's fingerprint of a published set."""
+    """Sources by name, each with the SHA-256 of a file or the library's fingerprint of a published set."""
     given_sha256: str | None = None
-    """Of the file beside it that tells questions from answers; None where there is none."""
+    """SHA-256 of the prompt mask; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a prepared folder holds."""
+    """The index of a prepared folder."""
 
     dtype: str
-    """Of the ids: `uint16` where the vocabulary allows, else `uint32`."""
+    """Type of the ids: `uint16` if the vocabulary allows, else `uint32`."""
     vocab_size: int
-    """Ids that the tokenizer has, end-of-text included."""
+    """Number of ids of the tokenizer, including end-of-text."""
     tokenizer_sha256: str
-    """Of `tokenizer.tiktoken` beside this index."""
+    """SHA-256 of `tokenizer.tiktoken` in the same folder."""
     train: Split
     """`train.bin`."""
     val: Split
@@ -60,7 +60,7 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Load `folder/index.json`, or tell of published files as they are. `ValueError` when it has neither."""
+        """Return the index of `folder`, made up for published files. Raise `ValueError` if it has neither."""
         path = require_regular(folder / INDEX_FILE)
         if not path.is_file() and _is_published(folder):
             return cls(**_published_index(folder))
@@ -75,7 +75,7 @@ class Index:
         return found
 
     def _check(self, path: Path) -> None:
-        """`ValueError` naming `path` and the field for a value that reading the files relies on and cannot use."""
+        """Raise `ValueError` naming `path` and the field if a value is unusable for reading the files."""
         sizes = [self.vocab_size, self.train.tokens, self.val.tokens, self.train.bytes, self.val.bytes]
         if self.dtype not in {"uint16", "uint32"}:
             raise ValueError(f"data: {path}: dtype must be uint16 or uint32, not {self.dtype!r}")
@@ -85,42 +85,42 @@ class Index:
             raise ValueError(f"data: {path}: the sha256 of each file must be a string")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy, of what there is."""
+        """Return a JSON-ready copy without fields that are None."""
         return asdict(self, dict_factory=lambda pairs: {name: value for name, value in pairs if value is not None})
 
 
 def read_tokens(folder: Path, split: str) -> NDArray[np.unsignedinteger[Any]]:
-    """`train` or `val` of a prepared folder, or of a published one, memory-mapped: (tokens,) of the index's dtype.
+    """Return `train` or `val` of a prepared or published folder, memory-mapped: (tokens,) of the index's dtype.
 
-    Raises `ValueError` when the file is not as long as the index says; its content is `token_check`'s to verify.
+    Raises `ValueError` if the file's length differs from the index. `token_check` verifies its content.
     """
     index, path = Index.read(folder), require_regular(folder / f"{split}.bin")
     expected: Split = getattr(index, split)
     size, itemsize = path.stat().st_size, np.dtype(index.dtype).itemsize
     if size != expected.tokens * itemsize:
-        told = f"where {INDEX_FILE} says {expected.tokens}"
-        raise ValueError(f"data: {path} holds {size / itemsize:.12g} tokens {told}")
+        indexed = f"where {INDEX_FILE} says {expected.tokens}"
+        raise ValueError(f"data: {path} holds {size / itemsize:.12g} tokens {indexed}")
     return np.memmap(path, dtype=index.dtype, mode="r") if size else np.empty(0, dtype=index.dtype)
 
 
 def token_check(folder: Path, split: str) -> FileCheck:
-    """What `train.bin` or `val.bin` of a folder must hold."""
+    """Return the check of `train.bin` or `val.bin` of a folder."""
     index = Index.read(folder)
     expected: Split = getattr(index, split)
-    known = expected.sha256 if (folder / INDEX_FILE).is_file() else None  # a published file's would be its own, again
+    known = expected.sha256 if (folder / INDEX_FILE).is_file() else None  # otherwise it is the hash of the same file
     return FileCheck(path=folder / f"{split}.bin", sha256=known, dtype=index.dtype, vocab_size=index.vocab_size)
 
 
-def given_check(folder: Path, split: str) -> FileCheck:
-    """What the file that tells questions from answers must be, beside `train.bin` or `val.bin`."""
+def prompt_mask_check(folder: Path, split: str) -> FileCheck:
+    """Return the check of the prompt mask of `train.bin` or `val.bin`."""
     expected: Split = getattr(Index.read(folder), split)
-    return FileCheck(path=given_path(folder, split), sha256=expected.given_sha256)
+    return FileCheck(path=prompt_mask_path(folder, split), sha256=expected.given_sha256)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """What the ids of a prepared folder mean; GPT-2's in a published one, as `Tokenizer.from_name` has it.
+    """Return the tokenizer of a prepared folder; GPT-2's, by `Tokenizer.from_name`, for a published folder.
 
-    `ValueError` when it is not the tokenizer that the ids were made with.
+    Raises `ValueError` if it is not the tokenizer that the index describes.
     """
     path, index = folder / TOKENIZER_FILE, Index.read(folder)
     if not path.is_file() and not (folder / INDEX_FILE).is_file():
@@ -128,19 +128,19 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     FileCheck(path=path, sha256=index.tokenizer_sha256).run()
     tokenizer = Tokenizer.from_file(path)
     if tokenizer.vocab_size != index.vocab_size:
-        told = f"where {INDEX_FILE} says {index.vocab_size}"
-        raise ValueError(f"data: {path} has {tokenizer.vocab_size} ids {told}")
+        indexed = f"where {INDEX_FILE} says {index.vocab_size}"
+        raise ValueError(f"data: {path} has {tokenizer.vocab_size} ids {indexed}")
     return tokenizer
 
 
 def _is_published(folder: Path) -> bool:
-    """Both token files, and no preparation that was stopped."""
+    """Return whether `folder` has both token files and is not an interrupted preparation."""
     return all((folder / f"{s}.bin").is_file() for s in ("train", "val")) and not (folder / PROGRESS_FILE).exists()
 
 
 @lru_cache
 def _published_index(folder: Path) -> dict[str, Any]:
-    """Of files that were published without one: nanoGPT's, uint16 ids of GPT-2's vocabulary, one after the other."""
+    """Return an index for files published without one: nanoGPT's format, uint16 ids of GPT-2's vocabulary."""
     splits = {split: _published_split(folder / f"{split}.bin") for split in ("train", "val")}
     return {"dtype": "uint16", "vocab_size": GPT2_IDS, "tokenizer_sha256": GPT2_SHA256, **splits}
 

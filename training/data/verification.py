@@ -1,4 +1,4 @@
-"""Whether data is what its index says: hashes of files, and ids within the vocabulary."""
+"""Verify data against its index: hashes of files, and ids within the vocabulary."""
 
 import hashlib
 import threading
@@ -14,30 +14,29 @@ from numpy.typing import NDArray
 from thoughtbubbles.model.files.untrusted import require_regular
 
 AT_ONCE_BYTES = 64 << 20
-"""Files up to this size are verified before training starts, larger ones while it goes on."""
+"""Files up to this size are verified before training starts, larger ones during training."""
 _BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """What a file must be."""
+    """The expected content of a file."""
 
     path: Path
-    """The file."""
     sha256: str | None
-    """Of its content; None where nobody wrote that down."""
+    """SHA-256 of the file; None if unknown."""
     dtype: str = "uint8"
-    """Of its ids, where it holds any."""
+    """Type of its ids, if it has any."""
     vocab_size: int | None = None
-    """Ids are below this; None where it holds none."""
+    """Ids are below this; None for a file without ids."""
 
     @property
     def large(self) -> bool:
-        """Whether it takes so long that training should not wait for it."""
+        """Whether the check takes so long that training should not wait for it."""
         return self.path.stat().st_size > AT_ONCE_BYTES
 
     def run(self, stopping: threading.Event | None = None) -> None:
-        """Read the file once, to its end unless `stopping` is set. `OSError` or `ValueError` name it and the fault."""
+        """Read and check the file; stop if `stopping` is set. Raise `OSError` or `ValueError` naming file and fault."""
         digest, at = hashlib.sha256(), 0
         for block in self._blocks():
             if stopping is not None and stopping.is_set():
@@ -50,7 +49,7 @@ class FileCheck:
             raise ValueError(f"data: {self.path} is not the file that was prepared: its sha256 is not the index's")
 
     def check_ids(self, ids: NDArray[Any], at: int) -> None:
-        """`ValueError` naming the file and the position of the first of `ids`, which begin at token `at`, outside."""
+        """Raise `ValueError` naming the position of the first id out of range; `ids` start at token `at`."""
         if self.vocab_size is None or not len(ids) or ids.max() < self.vocab_size:
             return
         first = int((ids >= self.vocab_size).argmax())
@@ -65,11 +64,11 @@ class FileCheck:
 
 
 class Verification:
-    """Checks of large files, made on a thread while a `with` block is open; the next one goes on with those left."""
+    """Runs checks of large files on a thread while a `with` block is open; the next block continues with the rest."""
 
     def __init__(self, checks: Sequence[FileCheck]) -> None:
         self.failure: Exception | None = None
-        """What the first of the checks that failed says."""
+        """The error of the first check that failed."""
         self._left = list(checks)
 
     def __enter__(self) -> Self:
@@ -88,7 +87,7 @@ class Verification:
         return self.failure is not None
 
     def wait(self) -> None:
-        """Wait until all checks are made."""
+        """Wait until all checks have run."""
         self._thread.join()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Training a byte-level BPE vocabulary with `tokenizers`, and writing it as tiktoken ranks."""
+"""Train a byte-level BPE vocabulary with `tokenizers`, and write it as tiktoken ranks."""
 
 import base64
 import json
@@ -15,9 +15,9 @@ MAX_VOCAB_SIZE = 1 << 24
 
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
-    """Learn `vocab_size` - 1 byte-pair tokens (end-of-text is the last id) and write `path`, a `.tiktoken` file.
+    """Train `vocab_size` - 1 byte-pair tokens (end-of-text is the last id) and write the `.tiktoken` file `path`.
 
-    Raises `ValueError` when `vocab_size` leaves no room beside the 256 bytes, or when the text is too small for it.
+    Raises `ValueError` if `vocab_size` is too small for the 256 bytes and a merge, or too large for the text.
     """
     if not 258 <= vocab_size <= MAX_VOCAB_SIZE:
         allowed = f"at least 258 (256 bytes, a merge, end-of-text) and at most {MAX_VOCAB_SIZE}"
@@ -30,11 +30,11 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int, path: Path) -> None:
 
 
 def train_byte_pairs(texts: Iterable[str], tokens: int) -> "BytePairTokenizer":
-    """A byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation.
+    """Return a byte-level BPE of `tokens` tokens with GPT-2's pre-tokenisation.
 
-    What has no space for very long teaches with its beginning alone: one word of megabytes would take minutes a merge.
+    Of very long runs only the beginning is used: with one word of megabytes, each merge would take minutes.
     """
-    try:  # not all that train have it: a checkpoint's vocabulary or tiktoken's needs none
+    try:  # optional: training with an existing vocabulary does not need it
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
     except ModuleNotFoundError:
         raise ValueError("learning a vocabulary needs the package tokenizers: pip install tokenizers") from None
@@ -48,9 +48,9 @@ def train_byte_pairs(texts: Iterable[str], tokens: int) -> "BytePairTokenizer":
 
 
 def tiktoken_ranks(tokenizer: "BytePairTokenizer") -> list[bytes]:
-    """The tokens in rank order: all 256 bytes, then the merges as they were learnt.
+    """Return the tokens in rank order: all 256 bytes, then the merges in the order they were learned.
 
-    tiktoken merges the pair whose joint rank is lowest, which is the order of learning.
+    tiktoken merges the pair with the lowest joint rank first, which is that order.
     """
     unicode_byte = _printable_bytes()
     vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
@@ -59,9 +59,9 @@ def tiktoken_ranks(tokenizer: "BytePairTokenizer") -> list[bytes]:
 
 
 def _printable_bytes() -> dict[str, int]:
-    """GPT-2's table from the printable character that stands for a byte to the byte.
+    """Return GPT-2's table from the printable character that represents a byte to the byte.
 
-    Bytes that are printable stand for themselves; the others are numbered from U+0100 upwards.
+    Printable bytes represent themselves; the others are numbered from U+0100 upwards.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]

@@ -1,1 +1,1 @@
-"""What stands between two matrix products of a training step, one Triton kernel forward and one backward each."""
+"""Triton kernels for everything between two matrix products of a training step: one forward and one backward each."""

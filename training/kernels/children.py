@@ -1,7 +1,7 @@
-"""A fork's gather with a way back that gathers too (SPEC.md, "Fork").
+"""The gather of a fork, with a backward pass that gathers too (SPEC.md, "Fork").
 
-A stream has at most two children, its fork copy and itself kept, which survive side by side. So its gradient needs no
-scattered sum, whose order a device does not keep. Letters: B batch, S streams that arrive, S' that survive, D width.
+A stream has at most two children, its fork copy and itself kept, and survivors among them are adjacent. So its gradient
+needs no scatter-add, whose order a GPU does not fix. Letters: B batch, S streams before the fork, S' after it, D width.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from thoughtbubbles.model.segments import segment_counts
 
 
 def take_parents(x: Tensor, parent: Tensor) -> Tensor:
-    """`take_rows` of x (B,S,D) at `parent` (B,S'), which never decreases and has each at most twice but in padding."""
-    taken: Tensor = _Children.apply(x, parent)
-    return taken
+    """Return `take_rows` of x (B,S,D) at `parent` (B,S'): non-decreasing, each parent at most twice outside padding."""
+    rows: Tensor = _Children.apply(x, parent)
+    return rows
 
 
 class _Children(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """The head and its cross-entropy without a (rows,V) tensor in float32 (SPEC.md, "Forward pass", step 3).
 
-Logits live in the type of the matrix product; one pass over a row gives its loss and the gradient of its logits, so the
-head's gradients are known when the loss is. Letters: R rows, D model width, V vocabulary.
+Logits have the dtype of the matrix product. One kernel computes a row's loss and the gradient of its logits, so the
+head's gradients are already known after the forward pass. Letters: R rows, D model width, V vocabulary.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ _WARPS = 16
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int) -> Tensor:
-    """Mean negative log-likelihood (), float32, of `targets` (R,) under logits x · weightᵀ of x (R,D), weight (V,D).
+    """Return the mean negative log-likelihood () float32 of `targets` (R,) under the logits x · weightᵀ.
 
-    Rows whose target is `ignore_index` take no part.
+    x is (R,D), `weight` (V,D). Rows whose target is `ignore_index` are not counted.
     """
     loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, ignore_index)
     return loss
@@ -49,12 +49,13 @@ def _empty(logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 @operator("loss_and_gradient", _empty)
 def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Losses (R,) float32 of logits (R,V), 0 where ignored, and the gradient of `scale` () times their sum (R,V)."""
+    """Return the losses (R,) float32 of logits (R,V), 0 for ignored rows, and the logits' gradient (R,V) by `scale`."""
     losses, dlogits = _empty(logits)
     rows, width = logits.shape
     wrap_triton(_cross_entropy_kernel)[(rows,)](
-        logits, targets, scale, losses, dlogits, WIDTH=width, IGNORED=ignore_index, COLUMNS=_COLUMNS, num_warps=_WARPS
-    )
+        logits=logits, targets=targets, scales=scale, losses=losses, dlogits=dlogits,
+        WIDTH=width, IGNORED=ignore_index, COLUMNS=_COLUMNS, num_warps=_WARPS,
+    )  # fmt: skip
     return losses, dlogits
 
 
@@ -65,24 +66,24 @@ def _cross_entropy_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
-    own, to = logits + row * WIDTH, dlogits + row * WIDTH
+    source, out = logits + row * WIDTH, dlogits + row * WIDTH
     highest, total = float("-inf"), 0.0
     for start in range(0, WIDTH, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        # the second pass finds what this one read in the second-level cache
-        part = tl.load(own + column, mask=column < WIDTH, other=float("-inf"), eviction_policy="evict_last")
+        # keep the row in the L2 cache for the second loop
+        part = tl.load(source + column, mask=column < WIDTH, other=float("-inf"), eviction_policy="evict_last")
         part = part.to(tl.float32)
         higher = tl.maximum(highest, tl.max(part, 0))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(part - higher), 0)
         highest = higher
     normaliser = highest + tl.log(total)
     counted = target != IGNORED
-    wanted = tl.load(own + target, mask=counted, other=0.0).to(tl.float32)
+    wanted = tl.load(source + target, mask=counted, other=0.0).to(tl.float32)
     tl.store(losses + row, tl.where(counted, normaliser - wanted, 0.0))
     scale = tl.where(counted, tl.load(scales), 0.0)
     for start in range(0, WIDTH, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        part = tl.load(own + column, mask=column < WIDTH, other=float("-inf"), eviction_policy="evict_first")
+        part = tl.load(source + column, mask=column < WIDTH, other=float("-inf"), eviction_policy="evict_first")
         p = tl.exp(part.to(tl.float32) - normaliser)
         gradient = (p - tl.where(column == target, 1.0, 0.0)) * scale
-        tl.store(to + column, gradient.to(dlogits.dtype.element_ty), mask=column < WIDTH)
+        tl.store(out + column, gradient.to(dlogits.dtype.element_ty), mask=column < WIDTH)

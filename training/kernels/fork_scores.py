@@ -1,4 +1,4 @@
-"""The residual update before a fork and the fork's two logits (SPEC.md, "Fork", step 1), one pass each way.
+"""The residual update before a fork and the fork's two logits (SPEC.md, "Fork", step 1), in one kernel each way.
 
 x' = x + P · (update + bias), logits = W_f · LN_f(x') in float32. Letters: M streams of the whole batch, D model width.
 """
@@ -15,16 +15,16 @@ from thoughtbubbles.training.kernels.residual import attenuated_gradient, norm_g
 
 _WARPS, _BACKWARD_WARPS = 2, 4
 _MOST_PROGRAMS = 660
-"""Five for each multiprocessor of an H100."""
+"""Five per multiprocessor of an H100."""
 
 
 def update_and_score(
     x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
     projection: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The streams (…,D) after `update`, as `update_and_norm` leaves them, and their logits (…,2) of fork and keep.
+    """Return the streams (…,D) after `update`, as in `update_and_norm`, and their fork and keep logits (…,2).
 
-    `weight` and `norm_bias` (D) are of the fork's norm, `projection` (2,D) its W_f.
+    `weight` and `norm_bias` (D) belong to the fork's norm; `projection` (2,D) is W_f.
     """
     flat = [each.reshape(-1, x.shape[-1]) for each in (x, update)]
     rows = None if score is None else score.flatten()
@@ -44,9 +44,10 @@ def _update_and_score(
     (rows, width), residual = x.shape, torch.empty_like(x)
     logits = torch.empty((rows, 2), dtype=torch.float32, device=x.device)
     wrap_triton(_fork_scores_kernel)[(rows,)](
-        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), projection, residual, logits,
-        EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None,
-        SCORED=score is not None, HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
+        x=x, update=update, bias=or_other(bias, x), scores=or_other(score, x), weight=weight,
+        norm_bias=or_other(norm_bias, x), projection=projection, residual=residual, logits=logits, EPS=eps,
+        WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, logits
 
@@ -64,14 +65,15 @@ def _update_and_score_backward(
     dresidual: Tensor, dlogits: Tensor, residual: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None,
     weight: Tensor, norm_bias: Tensor | None, projection: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x (M,D), the update and the score (M,), and of weight, norm bias, bias and projection (5,D)."""
+    """Return the gradients of x (M,D), update and score (M,), and (5,D) of weight, norm bias, bias and projection."""
     (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
     dx, dupdate = torch.empty_like(residual), torch.empty_like(update)
     partial = torch.empty((shared, 5, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(rows)
     wrap_triton(_fork_scores_backward_kernel)[(shared,)](
-        dresidual, dlogits, residual, update, or_other(bias, residual), or_other(score, residual), weight,
-        or_other(norm_bias, weight), projection, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width,
+        dresidual=dresidual, dlogits=dlogits, residual=residual, update=update, bias=or_other(bias, residual),
+        scores=or_other(score, residual), weight=weight, norm_bias=or_other(norm_bias, weight), projection=projection,
+        dx=dx, dupdate=dupdate, dscores=dscore, partial=partial, rows=rows, EPS=eps, WIDTH=width,
         WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
         HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
@@ -127,7 +129,7 @@ def _fork_scores_backward_kernel(
     scale = tl.load(weight + d, mask=own, other=0.0).to(tl.float32)
     forking = tl.load(projection + d, mask=own, other=0.0).to(tl.float32)
     keeping = tl.load(projection + WIDTH + d, mask=own, other=0.0).to(tl.float32)
-    forked = tl.zeros([1, WIDTH_2], tl.float32)  # sums over rows of the standardised stream, by each logit's gradient
+    forked = tl.zeros([1, WIDTH_2], tl.float32)  # sum over rows of the standardised stream times the logit's gradient
     kept = tl.zeros([1, WIDTH_2], tl.float32)
     sum_bias = tl.zeros([1, WIDTH_2], tl.float32)
     sum_fork, sum_keep = 0.0, 0.0
@@ -148,11 +150,11 @@ def _fork_scores_backward_kernel(
             tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
         sum_bias += dy
     # h = centred · scale + norm bias, so the sums of dh · centred, of dh and of dlogit · h follow from those above
-    to, constant = partial + tl.program_id(0) * (5 * WIDTH) + d, tl.zeros([1, WIDTH_2], tl.float32)
+    out, constant = partial + tl.program_id(0) * (5 * WIDTH) + d, tl.zeros([1, WIDTH_2], tl.float32)
     if HAS_NORM_BIAS:
         constant += tl.load(norm_bias + d, mask=own, other=0.0).to(tl.float32)
-    tl.store(to, forked * forking + kept * keeping, mask=own)
-    tl.store(to + WIDTH, sum_fork * forking + sum_keep * keeping, mask=own)
-    tl.store(to + 2 * WIDTH, sum_bias, mask=own)
-    tl.store(to + 3 * WIDTH, forked * scale + sum_fork * constant, mask=own)
-    tl.store(to + 4 * WIDTH, kept * scale + sum_keep * constant, mask=own)
+    tl.store(out, forked * forking + kept * keeping, mask=own)
+    tl.store(out + WIDTH, sum_fork * forking + sum_keep * keeping, mask=own)
+    tl.store(out + 2 * WIDTH, sum_bias, mask=own)
+    tl.store(out + 3 * WIDTH, forked * scale + sum_fork * constant, mask=own)
+    tl.store(out + 4 * WIDTH, kept * scale + sum_keep * constant, mask=own)

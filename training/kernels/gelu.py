@@ -1,4 +1,4 @@
-"""GELU of the MLP with its bias, one pass each way; the way back also sums the bias' gradient.
+"""GELU of the MLP with its bias, in one kernel each way; the backward kernel also sums the bias' gradient.
 
 Letters: M streams of the whole batch, F = 4D hidden width.
 """
@@ -16,11 +16,11 @@ _ROWS = 2
 _COLUMNS, _BACKWARD_COLUMNS = 1024, 512
 _WARPS = 4
 _MOST_PROGRAMS = 176
-"""Of each strip of columns; six strips of the 124M shape make eight for each multiprocessor of an H100."""
+"""Per strip of columns; with six strips, as in the 124M shape, that is eight per multiprocessor of an H100."""
 
 
 def biased_gelu(x: Tensor, bias: Tensor | None, *, tanh: bool) -> Tensor:
-    """GELU of (…,F) and `bias` (F); `tanh`: which of `ModelConfig.activation`."""
+    """Return GELU of x (…,F) plus `bias` (F); `tanh` chooses `gelu_tanh` of `ModelConfig.activation`."""
     y: Tensor = _gelu(x.reshape(-1, x.shape[-1]), bias, tanh)
     return y.view(x.shape)
 
@@ -33,8 +33,8 @@ def _empty(x: Tensor, *_: object) -> Tensor:
 def _gelu(x: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
     (rows, width), y = x.shape, torch.empty_like(x)
     wrap_triton(_gelu_kernel)[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
-        x, or_other(bias, x), y, rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh,
-        num_warps=_WARPS,
+        x=x, bias=or_other(bias, x), y=y, rows=rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
     )  # fmt: skip
     return y
 
@@ -45,13 +45,13 @@ def _empty_gradients(_dy: Tensor, x: Tensor, *_: object) -> tuple[Tensor, Tensor
 
 @operator("gelu_backward", _empty_gradients)
 def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None, tanh: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of x (M,F) and of the bias (F)."""
+    """Return the gradients of x (M,F) and of the bias (F)."""
     (rows, width), dx = x.shape, torch.empty_like(x)
     shared = programs(rows, _ROWS, _MOST_PROGRAMS)
     partial = torch.empty((shared, width), dtype=torch.float32, device=x.device)
     wrap_triton(_gelu_backward_kernel)[(shared, triton.cdiv(width, _BACKWARD_COLUMNS))](
-        dy, x, or_other(bias, x), dx, partial, rows, WIDTH=width, ROWS=_ROWS, COLUMNS=_BACKWARD_COLUMNS,
-        HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
+        dy=dy, x=x, bias=or_other(bias, x), dx=dx, partial=partial, rows=rows, WIDTH=width, ROWS=_ROWS,
+        COLUMNS=_BACKWARD_COLUMNS, HAS_BIAS=bias is not None, TANH=tanh, num_warps=_WARPS,
     )  # fmt: skip
     return dx, partial.sum(0)
 
@@ -72,10 +72,10 @@ _gelu.register_autograd(_differentiate, setup_context=_keep)
 
 @triton.jit
 def _distribution(x):
-    """The normal distribution and its density at x.
+    """Return the normal distribution function and its density at x.
 
-    The error function is Abramowitz and Stegun's 7.1.26, good to 1.5e-7 and so to float32: the exponential that it
-    needs is the density's too, where the library's own would compute both tails of a polynomial beside it.
+    The error function is Abramowitz and Stegun's 7.1.26, with an error of 1.5e-7, enough for float32. It shares its
+    exponential with the density; the library's erf would compute two polynomials besides.
     """
     z = tl.abs(x) * 0.7071067811865476
     bell = tl.exp(-z * z)
@@ -92,15 +92,15 @@ def _gelu_kernel(
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    there, at = (row < rows) & (column < WIDTH), row.to(tl.int64) * WIDTH + column
-    own = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+    inside, at = (row < rows) & (column < WIDTH), row.to(tl.int64) * WIDTH + column
+    own = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         own += tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     if TANH:
         cdf = tl.sigmoid(1.5957691216057308 * (own + 0.044715 * own * own * own))
     else:
         cdf, _ = _distribution(own)
-    tl.store(y + at, (own * cdf).to(y.dtype.element_ty), mask=there)
+    tl.store(y + at, (own * cdf).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -113,9 +113,9 @@ def _gelu_backward_kernel(
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
         row = (start + tl.arange(0, ROWS))[:, None]
-        there, at = (row < rows) & known, row.to(tl.int64) * WIDTH + column
-        own = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-        gradient = tl.load(dy + at, mask=there, other=0.0).to(tl.float32)
+        inside, at = (row < rows) & known, row.to(tl.int64) * WIDTH + column
+        own = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if HAS_BIAS:
             own += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)
         if TANH:
@@ -124,7 +124,7 @@ def _gelu_backward_kernel(
         else:
             cdf, slope = _distribution(own)
         gradient *= cdf + own * slope
-        tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=there)
+        tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
         sums += gradient
-    to = partial + tl.program_id(0) * WIDTH + column
-    tl.store(to, tl.sum(sums, 0)[None, :], mask=known)
+    out = partial + tl.program_id(0) * WIDTH + column
+    tl.store(out, tl.sum(sums, 0)[None, :], mask=known)

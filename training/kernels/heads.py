@@ -1,6 +1,6 @@
-"""From the query-key-value projection to what attention takes (SPEC.md, "Attenuated block" and "Positions").
+"""From the query-key-value projection to the inputs of attention (SPEC.md, "Attenuated block" and "Positions").
 
-Bias, rotation, score channel and value attenuation in one pass each way, in the layout of flash attention.
+Bias, rotation, score channel and value attenuation in one kernel each way, in the layout of flash attention.
 Letters: B batch, S streams, N heads, H head width, D = N·H, M = B·S.
 """
 
@@ -16,8 +16,8 @@ from thoughtbubbles.training.kernels.operators import operator, or_other, progra
 _ROWS = 2
 _WARPS, _BACKWARD_WARPS = 4, 2
 _MOST_PROGRAMS = 1056
-"""Eight for each multiprocessor of an H100, all there at once, each with as many rows, whose bias' gradient it sums.
-More than a multiprocessor holds would begin when these end.
+"""Eight per multiprocessor of an H100, which all run at the same time. Each program sums the bias' gradient over its
+share of the rows; further programs would start only when others end.
 """
 
 
@@ -25,10 +25,10 @@ def attention_heads(
     qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, score: Tensor, *, heads: int, biased: bool,
     attenuated: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Queries, keys and values (B,N,S,H) of the projection (B,S,3D), to which `bias` (3D) is yet to be added.
+    """Return queries, keys and values (B,N,S,H) from the projection `qkv` (B,S,3D) and its `bias` (3D), not yet added.
 
-    Queries and keys are rotated by `cos` and `sin` (B,1,S,H/2). Where `biased`, their last channels are 1 and the
-    cumulative score (B,S) float32; where `attenuated`, values are multiplied by its exp.
+    Queries and keys are rotated by `cos` and `sin` (B,1,S,H/2). If `biased`, the last channel of queries is 1 and that
+    of keys the cumulative score (B,S) float32; if `attenuated`, values are multiplied by exp(score).
     """
     batch, streams, width = qkv.shape
     flat = [each.reshape(batch * streams, -1) for each in (qkv, cos, sin)]
@@ -51,8 +51,8 @@ def _heads(
     q, k, v = qkv.new_empty((rows, width)), qkv.new_empty((rows, width)), qkv.new_empty((rows, width))
     half = width // heads // 2
     wrap_triton(_heads_kernel)[(triton.cdiv(rows, _ROWS),)](
-        qkv, or_other(bias, qkv), cos, sin, score, q, k, v, rows, HEADS=heads, HALF=half,
-        HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
+        qkv=qkv, bias=or_other(bias, qkv), cosines=cos, sines=sin, scores=score, queries=q, keys=k, values=v, rows=rows,
+        HEADS=heads, HALF=half, HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), ROWS=_ROWS,
         HAS_BIAS=bias is not None, BIASED=biased, ATTENUATED=attenuated, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return q, k, v
@@ -70,15 +70,16 @@ def _heads_backward(
     dq: Tensor, dk: Tensor, dv: Tensor, v: Tensor, cos: Tensor, sin: Tensor, score: Tensor, heads: int, biased: bool,
     attenuated: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the projection (M,3D), the scores (M,) and the bias (3D), from those of q, k, v (M,D)."""
+    """Return the gradients of projection (M,3D), scores (M,) and bias (3D), from those of q, k, v (M,D)."""
     rows, width = dq.shape
     half, shared = width // heads // 2, programs(rows, 1, _MOST_PROGRAMS)
     dqkv, dscore = dq.new_empty((rows, 3 * width)), torch.empty_like(score)
     partial = score.new_empty((shared, 3 * width))
     wrap_triton(_heads_backward_kernel)[(shared,)](
-        dq, dk, dv, v, cos, sin, score, dqkv, dscore, partial, rows, HEADS=heads, HALF=half,
-        HEADS_2=triton.next_power_of_2(heads), HALF_2=triton.next_power_of_2(half), BIASED=biased,
-        ATTENUATED=attenuated, num_warps=warps(width, _BACKWARD_WARPS),
+        dqueries=dq, dkeys=dk, dvalues=dv, values=v, cosines=cos, sines=sin, scores=score, dqkv=dqkv, dscores=dscore,
+        partial=partial, rows=rows, HEADS=heads, HALF=half, HEADS_2=triton.next_power_of_2(heads),
+        HALF_2=triton.next_power_of_2(half), BIASED=biased, ATTENUATED=attenuated,
+        num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dqkv, dscore, partial.sum(0)
 
@@ -107,7 +108,7 @@ def _heads_kernel(
     width: tl.constexpr = 2 * HALF * HEADS
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
     n, i = tl.arange(0, HEADS_2)[None, :, None], tl.arange(0, HALF_2)[None, None, :]
-    there = (row < rows) & (n < HEADS) & (i < HALF)
+    inside = (row < rows) & (n < HEADS) & (i < HALF)
     known = (row < rows) & (i < HALF)
     at = n * (2 * HALF) + i
     source, target = row.to(tl.int64) * (3 * width) + at, row.to(tl.int64) * width + at
@@ -116,8 +117,8 @@ def _heads_kernel(
     c = tl.load(scores + row, mask=row < rows, other=0.0)
     last = i == HALF - 1
     for part in tl.static_range(3):
-        first = tl.load(qkv + source + part * width, mask=there, other=0.0).to(tl.float32)
-        second = tl.load(qkv + source + part * width + HALF, mask=there, other=0.0).to(tl.float32)
+        first = tl.load(qkv + source + part * width, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(qkv + source + part * width + HALF, mask=inside, other=0.0).to(tl.float32)
         if HAS_BIAS:
             own = (n < HEADS) & (i < HALF)
             first += tl.load(bias + part * width + at, mask=own, other=0.0).to(tl.float32)
@@ -131,8 +132,8 @@ def _heads_kernel(
             if ATTENUATED:
                 y1, y2 = first * tl.exp(c), second * tl.exp(c)
         out = queries if part == 0 else (keys if part == 1 else values)
-        tl.store(out + target, y1.to(out.dtype.element_ty), mask=there)
-        tl.store(out + target + HALF, y2.to(out.dtype.element_ty), mask=there)
+        tl.store(out + target, y1.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + target + HALF, y2.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -143,7 +144,7 @@ def _heads_backward_kernel(
 ):  # fmt: skip
     width: tl.constexpr = 2 * HALF * HEADS
     n, i = tl.arange(0, HEADS_2)[:, None], tl.arange(0, HALF_2)[None, :]
-    there, known = (n < HEADS) & (i < HALF), i < HALF
+    inside, known = (n < HEADS) & (i < HALF), i < HALF
     at, last = n * (2 * HALF) + i, i == HALF - 1
     sum_q1 = tl.zeros([HEADS_2, HALF_2], tl.float32)
     sum_q2 = tl.zeros([HEADS_2, HALF_2], tl.float32)
@@ -156,29 +157,29 @@ def _heads_backward_kernel(
         cos = tl.load(cosines + row * HALF + i, mask=known, other=0.0)
         sin = tl.load(sines + row * HALF + i, mask=known, other=0.0)
         c = tl.load(scores + row)
-        q1 = tl.load(dqueries + source, mask=there, other=0.0).to(tl.float32)
-        q2 = tl.load(dqueries + source + HALF, mask=there, other=0.0).to(tl.float32)
-        k1 = tl.load(dkeys + source, mask=there, other=0.0).to(tl.float32)
-        k2 = tl.load(dkeys + source + HALF, mask=there, other=0.0).to(tl.float32)
-        v1 = tl.load(dvalues + source, mask=there, other=0.0).to(tl.float32)
-        v2 = tl.load(dvalues + source + HALF, mask=there, other=0.0).to(tl.float32)
+        q1 = tl.load(dqueries + source, mask=inside, other=0.0).to(tl.float32)
+        q2 = tl.load(dqueries + source + HALF, mask=inside, other=0.0).to(tl.float32)
+        k1 = tl.load(dkeys + source, mask=inside, other=0.0).to(tl.float32)
+        k2 = tl.load(dkeys + source + HALF, mask=inside, other=0.0).to(tl.float32)
+        v1 = tl.load(dvalues + source, mask=inside, other=0.0).to(tl.float32)
+        v2 = tl.load(dvalues + source + HALF, mask=inside, other=0.0).to(tl.float32)
         dc = tl.zeros([HEADS_2, HALF_2], tl.float32)
         if ATTENUATED:  # v = P · v', so dv/dc = v
-            dc += v1 * tl.load(values + source, mask=there, other=0.0).to(tl.float32)
-            dc += v2 * tl.load(values + source + HALF, mask=there, other=0.0).to(tl.float32)
+            dc += v1 * tl.load(values + source, mask=inside, other=0.0).to(tl.float32)
+            dc += v2 * tl.load(values + source + HALF, mask=inside, other=0.0).to(tl.float32)
             v1, v2 = v1 * tl.exp(c), v2 * tl.exp(c)
-        if BIASED:  # the last channel is not the projection's
+        if BIASED:  # the last channel does not come from the projection
             dc += tl.where(last, k2, 0.0)
             q2, k2 = tl.where(last, 0.0, q2), tl.where(last, 0.0, k2)
         tl.store(dscores + row, tl.sum(tl.sum(dc, 1), 0))
         q1, q2 = q1 * cos + q2 * sin, q2 * cos - q1 * sin
         k1, k2 = k1 * cos + k2 * sin, k2 * cos - k1 * sin
-        tl.store(dqkv + target, q1.to(dqkv.dtype.element_ty), mask=there)
-        tl.store(dqkv + target + HALF, q2.to(dqkv.dtype.element_ty), mask=there)
-        tl.store(dqkv + target + width, k1.to(dqkv.dtype.element_ty), mask=there)
-        tl.store(dqkv + target + width + HALF, k2.to(dqkv.dtype.element_ty), mask=there)
-        tl.store(dqkv + target + 2 * width, v1.to(dqkv.dtype.element_ty), mask=there)
-        tl.store(dqkv + target + 2 * width + HALF, v2.to(dqkv.dtype.element_ty), mask=there)
+        tl.store(dqkv + target, q1.to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(dqkv + target + HALF, q2.to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(dqkv + target + width, k1.to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(dqkv + target + width + HALF, k2.to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(dqkv + target + 2 * width, v1.to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(dqkv + target + 2 * width + HALF, v2.to(dqkv.dtype.element_ty), mask=inside)
         sum_q1 += q1
         sum_q2 += q2
         sum_k1 += k1
@@ -186,9 +187,9 @@ def _heads_backward_kernel(
         sum_v1 += v1
         sum_v2 += v2
     own = partial + tl.program_id(0) * (3 * width) + at
-    tl.store(own, sum_q1, mask=there)
-    tl.store(own + HALF, sum_q2, mask=there)
-    tl.store(own + width, sum_k1, mask=there)
-    tl.store(own + width + HALF, sum_k2, mask=there)
-    tl.store(own + 2 * width, sum_v1, mask=there)
-    tl.store(own + 2 * width + HALF, sum_v2, mask=there)
+    tl.store(own, sum_q1, mask=inside)
+    tl.store(own + HALF, sum_q2, mask=inside)
+    tl.store(own + width, sum_k1, mask=inside)
+    tl.store(own + width + HALF, sum_k2, mask=inside)
+    tl.store(own + 2 * width, sum_v1, mask=inside)
+    tl.store(own + 2 * width + HALF, sum_v2, mask=inside)

@@ -1,4 +1,4 @@
-"""How a pair of kernels becomes an operator that autograd and the compiler know."""
+"""Register kernels as operators for autograd and the compiler."""
 
 import os
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import triton
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Kernels run in Triton's interpreter, on a CPU, where the compiler cannot take them into its own graph."""
+"""Whether kernels run in Triton's interpreter, on a CPU; the compiler cannot inline them then."""
 
 wrap_triton: Callable[[Any], Any] = (lambda kernel: kernel) if INTERPRETED else torch.library.wrap_triton
 
 
 def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Register a function of tensors that calls kernels as `thoughtbubbles::name`; `fake` gives its empty results."""
+    """Return a decorator that registers a function as operator `thoughtbubbles::name`; `fake` allocates its results."""
 
-    def register(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - an operator is of its function's type
+    def register(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - an operator has its function's type
         kind: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
         op = kind(f"thoughtbubbles::{name}", function, mutates_args=())
         op.register_fake(fake)
@@ -27,15 +27,15 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any
 
 
 def programs(rows: int, at_once: int, most: int) -> int:
-    """How many programs share so many rows, each taking `at_once` at a time."""
+    """Return how many programs to launch for `rows` rows, `at_once` rows each at a time, but no more than `most`."""
     return min((rows + at_once - 1) // at_once, most)
 
 
 def warps(width: int, of_1024: int) -> int:
-    """Warps for a row: so many for each 1,024 channels of it, and no fewer."""
+    """Return the warps for a row of `width` channels: `of_1024` per 1,024 channels, at least that, at most 32."""
     return min(of_1024 * max(1, int(triton.next_power_of_2(width)) // 1024), 32)
 
 
 def or_other(absent: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel's place for a tensor is filled, also where it does not look."""
+    """Return `absent`, or `other` in place of None: a kernel needs a pointer even for an argument it does not read."""
     return other if absent is None else absent

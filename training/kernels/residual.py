@@ -1,6 +1,6 @@
-"""The attenuated residual update and the LayerNorm that reads what it leaves (SPEC.md, "Attenuated block").
+"""The attenuated residual update and the LayerNorm that follows it (SPEC.md, "Attenuated block").
 
-x' = x + P · (update + bias), h = LN(x'): one pass each way. Letters: M streams of the whole batch, D model width.
+x' = x + P · (update + bias), h = LN(x'), in one kernel each way. Letters: M streams of the batch, D model width.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from thoughtbubbles.training.kernels.operators import operator, or_other, progra
 
 _WARPS, _BACKWARD_WARPS = 4, 2
 _MOST_PROGRAMS = 1056
-"""Eight for each multiprocessor of an H100."""
+"""Eight per multiprocessor of an H100."""
 
 
 def update_and_norm(
     x: Tensor, update: Tensor, bias: Tensor | None, score: Tensor | None, weight: Tensor, norm_bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the streams (…,D) after `update` (…,D), to which `bias` (D) is yet to be added, and their LayerNorm.
+    """Return the streams x (…,D) after adding `update` (…,D) plus `bias` (D), and their LayerNorm.
 
-    The update is weighted by exp of the cumulative `score` (…) float32; None: not at all. Sums are float32, the streams
-    have x's type, and so has their gradient; the norm has the update's.
+    The update is multiplied by exp of the cumulative `score` (…) float32; None: by 1. Sums are float32. The streams and
+    their gradient have x's dtype; the norm has the update's.
     """
     flat = [each.reshape(-1, x.shape[-1]) for each in (x, update)]
     rows = None if score is None else score.flatten()
@@ -43,8 +43,9 @@ def _update_and_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (rows, width), residual, normed = x.shape, torch.empty_like(x), torch.empty_like(update)
     wrap_triton(_residual_kernel)[(rows,)](
-        x, update, or_other(bias, x), or_other(score, x), weight, or_other(norm_bias, x), residual, normed, EPS=eps,
-        WIDTH=width, WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
+        x=x, update=update, bias=or_other(bias, x), scores=or_other(score, x), weight=weight,
+        norm_bias=or_other(norm_bias, x), residual=residual, normed=normed, EPS=eps, WIDTH=width,
+        WIDTH_2=triton.next_power_of_2(width), HAS_BIAS=bias is not None, SCORED=score is not None,
         HAS_NORM_BIAS=norm_bias is not None, num_warps=warps(width, _WARPS),
     )  # fmt: skip
     return residual, normed
@@ -72,15 +73,16 @@ def _update_and_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x (M,D), of the update (M,D), of the score (M,), and of weight, norm bias and bias (3,D).
 
-    The update is read, and the score has a gradient, only where there is a score.
+    The update is read, and the score has a gradient, only if there is a score.
     """
     (rows, width), shared = residual.shape, programs(residual.shape[0], 1, _MOST_PROGRAMS)
     dx, dupdate = torch.empty_like(residual), torch.empty_like(dnormed)
     partial = torch.empty((shared, 3, width), dtype=torch.float32, device=residual.device)
     dscore = partial.new_empty(0 if score is None else rows)
     wrap_triton(_residual_backward_kernel)[(shared,)](
-        dresidual, dnormed, residual, or_other(update, residual), or_other(bias, residual), or_other(score, residual),
-        weight, dx, dupdate, dscore, partial, rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
+        dresidual=dresidual, dnormed=dnormed, residual=residual, update=or_other(update, residual),
+        bias=or_other(bias, residual), scores=or_other(score, residual), weight=weight, dx=dx, dupdate=dupdate,
+        dscores=dscore, partial=partial, rows=rows, EPS=eps, WIDTH=width, WIDTH_2=triton.next_power_of_2(width),
         HAS_BIAS=bias is not None, SCORED=score is not None, num_warps=warps(width, _BACKWARD_WARPS),
     )  # fmt: skip
     return dx, dupdate, dscore, partial.sum(0)
@@ -106,23 +108,23 @@ _update_and_norm.register_autograd(_differentiate, setup_context=_keep)
 
 
 @triton.jit
-def standardised(y, there, WIDTH: tl.constexpr, EPS: tl.constexpr):
-    """Rows of mean 0 and variance 1, and the reciprocal of what their deviation was."""
-    centred = tl.where(there, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
+def standardised(y, inside, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """Return the rows scaled to mean 0 and variance 1, and the reciprocal of their standard deviation."""
+    centred = tl.where(inside, y - tl.sum(y, 1)[:, None] / WIDTH, 0.0)
     reciprocal = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + EPS)
     return centred * reciprocal, reciprocal
 
 
 @triton.jit
-def norm_gradient(dh, centred, reciprocal, there, WIDTH: tl.constexpr):
-    """The gradient of rows from that of their standardised form."""
+def norm_gradient(dh, centred, reciprocal, inside, WIDTH: tl.constexpr):
+    """Return the gradient of rows, given that of their standardised form."""
     along, mean = tl.sum(dh * centred, 1)[:, None] / WIDTH, tl.sum(dh, 1)[:, None] / WIDTH
-    return tl.where(there, (dh - mean - centred * along) * reciprocal, 0.0)
+    return tl.where(inside, (dh - mean - centred * along) * reciprocal, 0.0)
 
 
 @triton.jit
 def attenuated_gradient(dy, update, bias, scores, dupdate, dscores, row, at, d, own, HAS_BIAS: tl.constexpr):
-    """Store the gradients of a row's update and score, from that of what the row became; return the former."""
+    """Store the gradients of a row's update and score, given that of the updated row; return the update's gradient."""
     dy *= tl.exp(tl.load(scores + row))
     u = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
     if HAS_BIAS:
@@ -137,7 +139,7 @@ def updated(
     x, update, bias, scores, weight, norm_bias, residual, row, d, own,
     EPS: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SCORED: tl.constexpr, HAS_NORM_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Store a row of x' and return its norm, in float32, of what is stored."""
+    """Store a row of x' and return the norm of the stored values, in float32."""
     at = row * WIDTH + d
     y = tl.load(update + at, mask=own, other=0.0).to(tl.float32)
     if HAS_BIAS:
@@ -194,7 +196,7 @@ def _residual_backward_kernel(
         else:
             tl.store(dupdate + at, dy.to(dupdate.dtype.element_ty), mask=own)
         sum_bias += dy
-    to = partial + tl.program_id(0) * (3 * WIDTH) + d
-    tl.store(to, sum_weight, mask=own)
-    tl.store(to + WIDTH, sum_norm_bias, mask=own)
-    tl.store(to + 2 * WIDTH, sum_bias, mask=own)
+    out = partial + tl.program_id(0) * (3 * WIDTH) + d
+    tl.store(out, sum_weight, mask=own)
+    tl.store(out + WIDTH, sum_norm_bias, mask=own)
+    tl.store(out + 2 * WIDTH, sum_bias, mask=own)

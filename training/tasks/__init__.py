@@ -1,1 +1,1 @@
-"""Evaluation sets in their published formats, scored as lm-evaluation-harness scores them."""
+"""Read evaluation sets in their published formats, and score them as lm-evaluation-harness does."""

@@ -1,8 +1,9 @@
-"""Questions answered by likelihood: which continuation the model finds likeliest.
+"""Answer multiple-choice questions by likelihood: the most likely continuation is the model's answer.
 
-lm-evaluation-harness's formulas, with ll the summed log-likelihood of the delimiter and a choice after the context:
+The formulas are lm-evaluation-harness's; ll is the summed log-likelihood of the delimiter and a choice after the
+context:
 
-- `acc`: argmax ll is right; of a single continuation (LAMBADA): each of its tokens is the likeliest.
+- `acc`: argmax ll is right; for a single continuation (LAMBADA): each of its tokens is the most likely one.
 - `acc_norm`: argmax ll / characters of the choice, the delimiter not counted.
 - `acc_bytes`: argmax ll / UTF-8 bytes of the choice.
 - `perplexity`: exp of minus the mean ll of the right continuation.
@@ -28,14 +29,14 @@ _UNITS: dict[str, Callable[[str], int]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model made of one question."""
+    """The model's likelihoods for one question."""
 
     question: Question
     likelihoods: tuple[Likelihood, ...]
-    """One a choice."""
+    """One for each choice."""
 
     def metric(self, name: str) -> float:
-        """`acc`, `acc_norm` or `acc_bytes`: 1 where it is right, else 0; `perplexity`: ll of the right choice."""
+        """Return 1 if right, else 0, for `acc`, `acc_norm` or `acc_bytes`; for `perplexity` the right choice's ll."""
         if name == "perplexity":
             return -self.likelihoods[self.question.gold].nats
         if len(self.likelihoods) == 1:
@@ -50,7 +51,7 @@ class Answer:
 def answer(
     checkpoint: Checkpoint, questions: Sequence[Question], rule: Rule, batch_size: int, ratio: float | None = None
 ) -> list[Answer]:
-    """Score every choice of every question, one pass each over context and choice."""
+    """Return the likelihoods of every choice of every question, each by one forward pass over context and choice."""
     windows = [
         _window(checkpoint, question.context, question.delimiter + choice)
         for question in questions
@@ -61,7 +62,7 @@ def answer(
 
 
 def summarise(answers: Sequence[Answer], metrics: Sequence[str]) -> dict[str, float]:
-    """Each metric over all of `answers`, and of accuracies their standard error (of the mean, sample deviation)."""
+    """Return each metric over `answers`, and the standard error of each accuracy (from the sample deviation)."""
     summary = {}
     for name in metrics:
         values = np.array([each.metric(name) for each in answers])
@@ -74,9 +75,9 @@ def summarise(answers: Sequence[Answer], metrics: Sequence[str]) -> dict[str, fl
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of both, as lm-evaluation-harness parts them: spaces that end the context belong to the continuation.
+    """Return the token ids of context and continuation, split as lm-evaluation-harness does.
 
-    An empty context is end-of-text.
+    Spaces at the end of the context belong to the continuation. An empty context becomes end-of-text.
     """
     stripped = context.rstrip()
     before = tokenizer.encode(stripped)
@@ -85,7 +86,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 
 def _window(checkpoint: Checkpoint, context: str, continuation: str) -> Window:
-    """The continuation's tokens after as much of the context as the model's block holds."""
+    """Return a window of the continuation after as much of the context as fits the model's block."""
     before, after = encode_pair(checkpoint.tokenizer, context, continuation)
     ids = np.array([*before, *after][-checkpoint.model.config.block_size - 1 :], dtype=np.int64)
     return Window(ids, min(len(after), len(ids) - 1))

@@ -1,4 +1,4 @@
-"""One set, one rule, one line of scores: the sets by the names that `evaluate --task` takes."""
+"""Evaluate a published set under one rule: the sets by the names that `evaluate --task` takes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from thoughtbubbles.training.tasks.choices import answer, summarise
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How sets are scored. Raises `ValueError` naming the setting that is less than 1."""
+    """How sets are scored. Raises `ValueError` naming a setting below 1."""
 
     rule: Rule
-    """Who survives a fork."""
+    """The selection rule."""
     ratio: float | None = None
-    """Streams per token; None: the model's own."""
+    """Streams per token in the budget; None: the model's own."""
     batch_size: int = 8
-    """Continuations that go through the model at once."""
+    """Continuations per forward pass."""
     limit: int | None = None
     """Questions of each file; None: all."""
     shots: tuple[gsm8k.Problem, ...] = ()
-    """Solved problems before each of GSM8K's."""
+    """Solved problems in each prompt of GSM8K."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("limit", self.limit)):
@@ -36,10 +36,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of a set, or of a part of it."""
+    """The scores of a set, or of one of its subsets."""
 
     subset: str
-    """Empty for the whole."""
+    """Empty for the whole set."""
     questions: int
     metrics: dict[str, float]
 
@@ -49,9 +49,9 @@ Evaluate = Callable[[Checkpoint, Sequence[Path], Settings], Iterator[Outcome]]
 
 
 def evaluate_task(checkpoint: Checkpoint, name: str, paths: Sequence[Path], settings: Settings) -> Iterator[Outcome]:
-    """The scores of the set `name` from the files `paths`: its parts, if it has several, then the whole.
+    """Yield the scores of the set `name` from the files `paths`: of its subsets, if it has several, then of the whole.
 
-    Raises `ValueError` naming the set, the file or its line.
+    Raises `ValueError` naming the set, or the file and line.
     """
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
@@ -92,4 +92,4 @@ TASKS: dict[str, Evaluate] = {
     "agreement": partial(_evaluate_choices, read=formats.agreement, metrics=("acc",)),
     "gsm8k": _evaluate_gsm8k,
 }
-"""What scores each set."""
+"""The function that evaluates each set."""

@@ -1,7 +1,7 @@
-"""The published files of each set, read into questions worded as lm-evaluation-harness words them.
+"""Read the published files of each set into questions, worded as in lm-evaluation-harness.
 
-Each reader follows the harness's task of the name in its docstring: prompt, delimiter and choices are those of its YAML
-file (version 0.4), which `tests/training/test_harness.py` holds them to. Raises `ValueError` naming file and line.
+Each reader follows the harness's task named in its docstring: prompt, delimiter and choices are those of its YAML file
+(version 0.4), as `tests/training/test_harness.py` checks. Readers raise `ValueError` naming file and line.
 """
 
 import re
@@ -18,24 +18,24 @@ class Question:
     """A context and its possible continuations."""
 
     context: str
-    """What stands before; empty: end-of-text does."""
+    """The text before the choices; empty: end-of-text."""
     choices: tuple[str, ...]
     """Continuations, without the delimiter."""
     gold: int = 0
-    """Which is right, counted from 0."""
+    """Index of the right choice, from 0."""
     delimiter: str = " "
     """Between context and continuation, scored with the continuation."""
     subset: str = ""
-    """The part of the set it belongs to, where the set tells parts."""
+    """The subset it belongs to, if the set has subsets."""
 
 
 Reader = Callable[[Path], Iterator[Question]]
 
 
 def lambada(path: Path) -> Iterator[Question]:
-    """`lambada_openai`: a passage without its last word, and that word.
+    """Read `lambada_openai`: a passage without its last word, and that word.
 
-    `.jsonl` with a `text` field (OpenAI's version), or text with a passage a line (the authors').
+    `.jsonl` with a `text` field (OpenAI's version), or text with a passage per line (the authors' version).
     """
     texts = (record.get("text", str) for record in read_records(path)) if ".jsonl" in path.suffixes else _lines(path)
     for text in texts:
@@ -44,7 +44,7 @@ def lambada(path: Path) -> Iterator[Question]:
 
 
 def hellaswag(path: Path) -> Iterator[Question]:
-    """`hellaswag`: `hellaswag_val.jsonl` with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`."""
+    """Read `hellaswag`: `hellaswag_val.jsonl` with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`."""
     for record in read_records(path):
         scene = f"{record.get('ctx_a', str)} {record.get('ctx_b', str).capitalize()}"
         yield Question(
@@ -55,11 +55,11 @@ def hellaswag(path: Path) -> Iterator[Question]:
 
 
 def piqa(path: Path) -> Iterator[Question]:
-    """`piqa`: `goal`, `sol1`, `sol2`, with a `label` each, or a line each in `NAME-labels.lst` beside the file."""
-    labels = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
-    told = iter(require_regular(labels).read_text(encoding="utf-8").split()) if labels.exists() else iter(())
+    """Read `piqa`: `goal`, `sol1`, `sol2`, and a `label` each, or a line each in `NAME-labels.lst` beside the file."""
+    label_file = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
+    labels = iter(require_regular(label_file).read_text(encoding="utf-8").split()) if label_file.exists() else iter(())
     for record in read_records(path):
-        record.values.setdefault("label", next(told, None))
+        record.values.setdefault("label", next(labels, None))
         yield Question(
             context=f"Question: {record.get('goal', str)}\nAnswer:",
             choices=(record.get("sol1", str), record.get("sol2", str)),
@@ -68,7 +68,7 @@ def piqa(path: Path) -> Iterator[Question]:
 
 
 def openbookqa(path: Path) -> Iterator[Question]:
-    """`openbookqa`: the authors' nested `question`, Hugging Face's `question_stem`, or a flat `choices`, `label`."""
+    """Read `openbookqa`: the authors' nested `question`, Hugging Face's `question_stem`, or flat `choices`, `label`."""
     for record in read_records(path):
         nested = record.values.get("question")
         if isinstance(nested, dict):
@@ -83,14 +83,14 @@ def openbookqa(path: Path) -> Iterator[Question]:
 
 
 def blimp(path: Path) -> Iterator[Question]:
-    """`blimp`: `sentence_good` against `sentence_bad`, each after end-of-text; `UID` names the paradigm."""
+    """Read `blimp`: `sentence_good` against `sentence_bad`, each after end-of-text; `UID` names the paradigm."""
     for record in read_records(path):
         pair = (record.get("sentence_good", str), record.get("sentence_bad", str))
         yield Question(context="", choices=pair, subset=str(record.values.get("UID", "")))
 
 
 def agreement(path: Path) -> Iterator[Question]:
-    """Subject–verb agreement: `good` against `bad` after `prefix`, which ends in a space; `task` names parts."""
+    """Read subject–verb agreement: `good` against `bad` after `prefix`, which ends in a space; `task` names subsets."""
     for record in read_records(path):
         pair = (record.get("good", str), record.get("bad", str))
         subset = str(record.values.get("task", ""))
@@ -106,7 +106,7 @@ def _lettered(record: Record, stem: object, choices: list[tuple[str, str]]) -> Q
 
 
 def _without_brackets(text: str) -> str:
-    """HellaSwag's WikiHow part is full of them."""
+    """Return `text` without the bracketed marks of HellaSwag's WikiHow part."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 

@@ -1,6 +1,6 @@
-"""Batched greedy continuation by the one-pass forward, the whole sequence anew for every token.
+"""Generate greedily in batches, recomputing the whole sequence for every token.
 
-Slow, and without a cache to trust; for many or long answers, run lm-evaluation-harness against the served checkpoint.
+Slow, but independent of any cache. For many or long answers, run lm-evaluation-harness against the served checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,20 +22,20 @@ def continue_greedily(
     rule: Rule,
     ratio: float | None = None,
 ) -> list[list[int]]:
-    """Up to `max_tokens` likeliest tokens after each of `prompts`, together in one batch.
+    """Return up to `max_tokens` most likely tokens after each of `prompts`, computed in one batch.
 
-    A row stops when `ends` says so of what it has, the last token included.
+    A row stops when `ends`, called with its generated tokens, returns True.
     """
-    made: list[list[int]] = [[] for _ in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))
     for _ in range(max_tokens):
-        rows = [[*prompts[i], *made[i]] for i in running]
+        rows = [[*prompts[i], *generated[i]] for i in running]
         for i, token in zip(running, _next(model, rows, rule, ratio), strict=True):
-            made[i].append(token)
-        running = [i for i in running if not ends(made[i])]
+            generated[i].append(token)
+        running = [i for i in running if not ends(generated[i])]
         if not running:
             break
-    return made
+    return generated
 
 
 def _next(model: Thoughtbubbles, rows: Sequence[Sequence[int]], rule: Rule, ratio: float | None) -> list[int]:

@@ -1,7 +1,7 @@
-"""GSM8K: grade-school problems, answered in words that end in a number (lm-evaluation-harness's task `gsm8k`).
+"""Evaluate GSM8K: grade-school problems whose answers end in a number (lm-evaluation-harness's task `gsm8k`).
 
-- `exact_match_strict`: the number after `####` in what was generated is the answer's.
-- `exact_match_flexible`: the last number in it is.
+- `exact_match_strict`: the number after `####` in the generated text is right.
+- `exact_match_flexible`: the last number in the generated text is right.
 """
 
 import re
@@ -33,12 +33,12 @@ class Problem:
 
 
 def read_problems(path: Path) -> Iterator[Problem]:
-    """The problems of a file. `ValueError` naming file and line for one that is none."""
+    """Yield the problems of a file. Raise `ValueError` naming file and line if one is malformed."""
     return (Problem(each.get("question", str), each.get("answer", str)) for each in read_records(path))
 
 
 def prompt(problem: Problem, shots: Sequence[Problem] = ()) -> str:
-    """The harness's: each of `shots` with its solution, then the question."""
+    """Return the harness's prompt: each of `shots` with its solution, then the question."""
     solved = "".join(f"{prompt(shot)} {shot.answer}\n\n" for shot in shots)
     return f"{solved}Question: {problem.question}\nAnswer:"
 
@@ -52,29 +52,30 @@ def solve(
     batch_size: int,
     ratio: float | None = None,
 ) -> list[str]:
-    """What the model writes after each problem, greedily, cut before the first of `STOPS`.
+    """Return the greedy continuation of each problem, cut before the first of `STOPS`.
 
-    The prompt loses what is too much at its left end, so that it and `MAX_TOKENS` (half the block, where that is less)
-    fit the model's block.
+    Long prompts are truncated on the left, so that the prompt and `MAX_TOKENS` tokens (at most half the block) fit the
+    model's block.
     """
     tokenizer, block = checkpoint.tokenizer, checkpoint.model.config.block_size
-    room = min(MAX_TOKENS, block // 2)
+    max_tokens = min(MAX_TOKENS, block // 2)
     texts = []
     for start in range(0, len(problems), batch_size):
-        batch = [tokenizer.encode(prompt(each, shots))[room - block :] for each in problems[start : start + batch_size]]
+        prompts = [prompt(each, shots) for each in problems[start : start + batch_size]]
+        batch = [tokenizer.encode(text)[max_tokens - block :] for text in prompts]
         ends = _Ends(checkpoint)
-        made = continue_greedily(checkpoint.model, batch, room, ends, rule=rule, ratio=ratio)
-        texts += [cut(tokenizer.decode(token for token in each if token != tokenizer.end_of_text)) for each in made]
+        generated = continue_greedily(checkpoint.model, batch, max_tokens, ends, rule=rule, ratio=ratio)
+        texts += [cut(tokenizer.decode(token for token in ids if token != tokenizer.end_of_text)) for ids in generated]
     return texts
 
 
 def cut(text: str) -> str:
-    """`text` before the first of `STOPS`."""
+    """Return `text` up to the first of `STOPS`."""
     return text[: min((text.index(stop) for stop in STOPS if stop in text), default=len(text))]
 
 
 def score(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
-    """Both metrics over all problems."""
+    """Return both metrics over all problems."""
     wanted = [_normal(problem.answer) for problem in problems]
     return {
         "exact_match_strict": _share(wanted, [_first(text) for text in texts]),
@@ -86,10 +87,10 @@ def score(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]
 class _Ends:
     checkpoint: Checkpoint
 
-    def __call__(self, made: list[int]) -> bool:
-        """Whether the tokens end in end-of-text or their text has a stop."""
+    def __call__(self, ids: list[int]) -> bool:
+        """Return whether the tokens end with end-of-text or their text has a stop string."""
         tokenizer = self.checkpoint.tokenizer
-        return made[-1] == tokenizer.end_of_text or any(stop in tokenizer.decode(made[-32:]) for stop in STOPS)
+        return ids[-1] == tokenizer.end_of_text or any(stop in tokenizer.decode(ids[-32:]) for stop in STOPS)
 
 
 def _share(wanted: Sequence[str], found: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""Reading JSON lines whose fields are named by whoever published the set."""
+"""Read JSON lines and check the type of their fields."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ Value = TypeVar("Value", str, int, list[Any], dict[str, Any])
 
 @dataclass(frozen=True)
 class Record:
-    """One object of a file."""
+    """One JSON object of a file."""
 
     values: dict[str, Any]
     where: str
     """File and line, for messages."""
 
     def get(self, name: str, kind: type[Value]) -> Value:
-        """The field `name`. `ValueError` telling the place where it is absent or of another kind."""
+        """Return the field `name`. Raise `ValueError` naming file and line if it is missing or of another type."""
         value = self.values.get(name)
         if not isinstance(value, kind):
             raise ValueError(f"{self.where}: needs a field {name!r} of type {kind.__name__}")
         return value
 
     def label(self, name: str = "label") -> int:
-        """The number of the right choice, which some sets write as text. `ValueError` where there is none."""
+        """Return the number of the right choice, which may be text. Raise `ValueError` if it is missing."""
         value = self.values.get(name)
         if not str(value).isdecimal():
             raise ValueError(f"{self.where}: needs a field {name!r} with the number of the right choice")
@@ -34,7 +34,7 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The objects of a JSON-lines file, `.gz` or not. `ValueError` naming the line that is none."""
+    """Yield the objects of a JSON-lines file, `.gz` or not. Raise `ValueError` naming a line that is not an object."""
     for value, where in read_json_lines(path):
         if not isinstance(value, dict):
             raise ValueError(f"{where}: not an object")

@@ -1,10 +1,10 @@
-"""Hostile clients and broken files against a server of its own, on loopback, the same every time: some minutes.
+"""Attack a server on loopback with hostile clients and broken files: does it behave as docs/RELIABILITY.md promises?
 
     python -m benchmarks.server.abuse [--only slow_readers dripped_bodies] [--slack 4] [--seed 0]
 
-Each fault is one function of `http`, `load` or `files`: bounded in number and time, drawn from the
-seed. One line tells how each ended; the command fails when one did not end as docs/RELIABILITY.md promises. Bounds of
-time are those of a quiet machine: `--slack` multiplies them.
+It takes some minutes and repeats exactly: each fault is one function of `http.py`, `load.py` or `files.py`, bounded in
+number and time, with random values from the seed. Each prints one line; the command fails if one fails. Time limits are
+for a quiet machine: `--slack` multiplies them.
 """
 
 import argparse
@@ -18,28 +18,28 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.header import header
 from benchmarks.server.abuse import files, http, load
-from benchmarks.server.abuse.target import Fault, Target, settle
+from benchmarks.server.abuse.target import Fault, Target, wait_until_idle
 from benchmarks.server.serving import resident_mib, serving
 
 FAULTS: Mapping[str, Fault] = {fault.__name__: fault for module in (http, files, load) for fault in module.FAULTS}
 LONGEST_SECONDS = 150.0
-"""What any one fault may take before it counts as hung."""
+"""A fault that takes longer counts as hung."""
 SETTINGS = {
     "body-timeout-seconds": 4, "write-timeout-seconds": 5, "max-connections": 150,
 }  # fmt: skip
-"""Of the server: short, so that little time goes with waiting."""
+"""Settings of the server: short, so that the run does not wait long."""
 WORK = {"request-timeout-seconds": 15, "drain-seconds": 60}
-"""The same where the engine works meanwhile: multiplied by the slack."""
+"""Settings that depend on the speed of the engine: multiplied by the slack."""
 
 
-async def tried(fault: Fault, target: Target) -> tuple[bool, str]:
-    """Whether the server stood it, and what was seen."""
+async def attempt(fault: Fault, target: Target) -> tuple[bool, str]:
+    """Return whether the server passed, and what was observed."""
     try:
         async with asyncio.timeout(LONGEST_SECONDS * target.slack):
-            seen = await fault(target)
+            observed = await fault(target)
             if fault.__name__ not in {"torn_checkpoints", "sigterm"}:
-                await settle(target)
-            return True, seen
+                await wait_until_idle(target)
+            return True, observed
     except TimeoutError:
         return False, f"hung for {LONGEST_SECONDS * target.slack:.0f} s"
     except Exception as error:
@@ -47,18 +47,18 @@ async def tried(fault: Fault, target: Target) -> tuple[bool, str]:
 
 
 async def abuse(target: Target, names: Sequence[str]) -> list[str]:
-    """Try each; return those that failed."""
+    """Attempt each fault and print its line; return the names of those that failed."""
     failed = []
     for name in names:
         began = time.monotonic()
-        stood, seen = await tried(FAULTS[name], target)
-        print(f"{'pass' if stood else 'FAIL'}  {time.monotonic() - began:6.1f} s  {name}: {seen}", flush=True)
-        failed += [] if stood else [name]
+        passed, observed = await attempt(FAULTS[name], target)
+        print(f"{'pass' if passed else 'FAIL'}  {time.monotonic() - began:6.1f} s  {name}: {observed}", flush=True)
+        failed += [] if passed else [name]
     return failed
 
 
 def main() -> int:
-    """Print a line for each fault and a summary; 1 when one failed."""
+    """Print a line for each fault and a summary; return 1 if one failed."""
     args = _arguments()
     print(header())
     work = {name: seconds * args.slack for name, seconds in WORK.items()}
@@ -71,7 +71,7 @@ def main() -> int:
     print(f"memory MiB  before {before:.0f}, after {after:.0f}")
     number, seconds = len(args.only or FAULTS), time.monotonic() - began
     print(
-        f"{number - len(failed)} of {number} faults stood in {seconds:.0f} s" + "".join(f"\nFAIL  {n}" for n in failed)
+        f"{number - len(failed)} of {number} faults passed in {seconds:.0f} s" + "".join(f"\nFAIL  {n}" for n in failed)
     )
     return bool(failed)
 
@@ -82,10 +82,10 @@ def _arguments() -> argparse.Namespace:
         description=(__doc__ or "").partition("\n")[0], epilog=f"faults:\n{faults}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--only", nargs="+", choices=FAULTS, metavar="FAULT", help="faults to try (all)")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, metavar="FAULT", help="faults to attempt (all)")
     parser.add_argument("--slack", type=float, default=float(os.environ.get("ABUSE_SLACK", "1")),
-                        help="multiplies every bound of time, for a machine that is busy (1)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of what is random (0)")
+                        help="factor of every time limit, for a busy machine (1)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of all random values (0)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Faults of files: checkpoints that are torn, garbled or not there."""
+"""Faults of files: checkpoints that are cut, garbled or incomplete."""
 
 import asyncio
 import shutil
@@ -39,7 +39,7 @@ def _begin(name: str, content: bytes) -> Callable[[Path], None]:
 
 
 def _nan(folder: Path) -> None:
-    """The last weight of the file is NaN, whatever its precision."""
+    """Make the last weight of the file NaN, whatever its precision."""
     file = folder / WEIGHTS
     file.write_bytes(file.read_bytes()[:-4] + b"\xff\x7f\xff\x7f")
 
@@ -48,7 +48,7 @@ MUTATIONS: Mapping[str, Callable[[Path], None]] = {
     "half the weights": _cut(WEIGHTS, 0.5),
     "no byte of the weights": _cut(WEIGHTS, 0),
     "a header without end": _begin(WEIGHTS, b"\xff" * 8),
-    "a header that is no JSON": _begin(WEIGHTS, (1000).to_bytes(8, "little") + b"\x00" * 1000),
+    "a header that is not JSON": _begin(WEIGHTS, (1000).to_bytes(8, "little") + b"\x00" * 1000),
     "a weight that is NaN": _nan,
     "no weights": lambda folder: (folder / WEIGHTS).unlink(),
     "no config": lambda folder: (folder / CONFIG).unlink(),
@@ -57,12 +57,12 @@ MUTATIONS: Mapping[str, Callable[[Path], None]] = {
     "a config that is deep": _put(CONFIG, b"[" * 100_000),
     "no tokenizer": lambda folder: (folder / RANKS).unlink(),
     "half the tokenizer": _cut(RANKS, 0.5),
-    "a tokenizer that is none": _put(RANKS, b"\x00\xff" * 500),
+    "a file of random bytes as tokenizer": _put(RANKS, b"\x00\xff" * 500),
 }
 
 
 async def torn_checkpoints(target: Target) -> str:
-    """Checkpoints that are torn, garbled or incomplete: one line that names the folder, and exit code 2."""
+    """Checkpoints that are cut, garbled or incomplete: one line that names the folder, and exit code 2."""
     wrong = []
     for name, mutate in MUTATIONS.items():
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Faults of the wire: fields, bytes, heads, bodies and readers that no good client sends."""
+"""Faults of HTTP: wrong fields, bytes, headers and bodies, and clients that do not read."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ VALUES: Sequence[Any] = (
 
 
 def _error(answer: bytes) -> str:
-    """The code of an answer that is an error, whose form is checked."""
+    """Return the error code of an answer, after checking its form."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"x-request-id: " in head, f"no id in {head!r}"
     assert b"content-type: application/json" in head, f"no JSON: {head!r}"
@@ -28,7 +28,7 @@ def _error(answer: bytes) -> str:
 
 
 async def fuzzed_fields(target: Target) -> str:
-    """Bodies with wrong, huge and odd values in fields that the server knows and in others: no answer is a 5xx."""
+    """Bodies with wrong, huge and odd values in known and unknown fields: no answer is a 5xx."""
     seen: Counter[int] = Counter()
     async with target.http() as http:
         schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
@@ -53,7 +53,7 @@ async def fuzzed_fields(target: Target) -> str:
 
 
 async def malformed_http(target: Target) -> str:
-    """Bytes that are no HTTP request: 400 as JSON with an id, or the end of the connection."""
+    """Bytes that are not an HTTP request: 400 as JSON with a request id, or a closed connection."""
     sent = [b"\x16\x03\x01\x02\x00\x01", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n",
             b"\r\n\r\n \x00\r\n\r\n", b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
             b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
@@ -66,7 +66,7 @@ async def malformed_http(target: Target) -> str:
 
 
 async def large_heads(target: Target) -> str:
-    """Heads of 100 KB, whole, in many headers or in the path: 431. Those of 60 KB are served."""
+    """Headers of 100 KB, in one header, in many or in the path: 431. Headers of 60 KB are served."""
     whole, many = [f"x: {'y' * 100_000}"], [f"x-{number}: {'y' * 90}" for number in range(1000)]
     heads = [("/health", whole), ("/health", many), ("/" + "a" * 100_000, [])]
     codes = [_error(await exchange(target, request("GET", path, b"", *lines))) for path, lines in heads]
@@ -77,7 +77,7 @@ async def large_heads(target: Target) -> str:
 
 
 async def oversized_posts(target: Target) -> str:
-    """Bodies of 24 MB, sent to their end before anything is read: 413 every time, no reset."""
+    """Bodies of 24 MB, sent whole before the answer is read: 413 every time, no reset."""
     codes = []
     for _ in range(12):
         sent = request("POST", "/v1/completions", b" " * 24_000_000, "connection: close")
@@ -101,8 +101,8 @@ async def old_clients(target: Target) -> str:
     return "no chunks, no bodies"
 
 
-async def _gone_within(target: Target, clients: Sequence[asyncio.StreamReader], seconds: float) -> float:
-    """Wait until the server has closed these connections; the seconds it took. `AssertionError` when they are more."""
+async def _closed_within(target: Target, clients: Sequence[asyncio.StreamReader], seconds: float) -> float:
+    """Wait until the server has closed these connections; return the seconds. `AssertionError` after `seconds`."""
     began = time.monotonic()
     while (left := (await metrics(target))["http_connections"] - 1) > 0:
         assert time.monotonic() < began + seconds * target.slack, f"{left:.0f} of {len(clients)} are still open"
@@ -111,7 +111,7 @@ async def _gone_within(target: Target, clients: Sequence[asyncio.StreamReader], 
 
 
 async def dripped_bodies(target: Target) -> str:
-    """100 bodies that come a byte every half second, to paths that exist and that do not: none outlives its limit."""
+    """100 bodies sent a byte every half second, to known and unknown paths: all are closed at their time limit."""
     paths = ["/v1/completions", "/nowhere", "/health", "/tokenize", "/v1/completions/x/cancel"]
     clients = [await connect(target) for _ in range(100)]
 
@@ -123,46 +123,46 @@ async def dripped_bodies(target: Target) -> str:
 
     dripping = [asyncio.create_task(drip(number, writer)) for number, (_, writer) in enumerate(clients)]
     try:
-        seconds = await _gone_within(target, [reader for reader, _ in clients], 12)
+        seconds = await _closed_within(target, [reader for reader, _ in clients], 12)
     finally:
         for task in dripping:
             task.cancel()
         await asyncio.gather(*dripping, return_exceptions=True)
         for _, writer in clients:
             await leave(writer)
-    return f"100 of 100 were closed within {seconds:.1f} s; the limit is 4 s, and 2 s for an answer to be read"
+    return f"100 of 100 were closed within {seconds:.1f} s; the limit is 4 s, and 2 s to read the answer"
 
 
 async def dripped_heads(target: Target) -> str:
-    """100 heads that never end, or never begin: closed at the limit."""
+    """100 connections whose headers never end or never begin: closed at the time limit."""
     clients = [await connect(target) for _ in range(100)]
     for number, (_, writer) in enumerate(clients):
         writer.write((b"", b"GET /health HTTP/1.1\r\nhost", b"POST")[number % 3])
-    seconds = await _gone_within(target, [reader for reader, _ in clients], 10)
+    seconds = await _closed_within(target, [reader for reader, _ in clients], 10)
     for _, writer in clients:
         await leave(writer)
     return f"100 of 100 were closed within {seconds:.1f} s; the limit is 4 s"
 
 
 async def slow_readers(target: Target) -> str:
-    """60 clients that ask for long streams and pages and never read: cut off, and their requests end."""
+    """60 clients that request long streams and pages and never read: disconnected, and their requests end."""
     clients = [await connect(target, receive_bytes=2048) for _ in range(60)]
     for number, (_, writer) in enumerate(clients):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         stream = completion(prompt=[1] * 200, max_tokens=800, stream=True, logprobs=20, echo=True, ignore_eos=True)
         writer.write(stream if number % 2 else request("GET", "/openapi.json") * 300)
     try:
-        seconds = await _gone_within(target, [reader for reader, _ in clients], 100)
+        seconds = await _closed_within(target, [reader for reader, _ in clients], 100)
     finally:
         for _, writer in clients:
             await leave(writer)
     counted = (await metrics(target)).get('http_connections_closed_total{reason="write_timeout"}', 0)
     assert counted >= 30, f"{counted} counted"
-    return f"60 of 60 were gone within {seconds:.1f} s, {counted:.0f} cut off at 5 s without a byte read"
+    return f"60 of 60 were disconnected within {seconds:.1f} s, {counted:.0f} of them after 5 s without a byte read"
 
 
 async def connection_flood(target: Target) -> str:
-    """400 connections that ask nothing, where 150 may be open: /health is answered all along, then everybody again."""
+    """400 idle connections with a limit of 150: /health is always answered, and all requests once they are closed."""
     clients = [await connect(target) for _ in range(160)]
     answer = await exchange(target, request("GET", "/health", b"", "connection: close"))
     assert status(answer) == 200, "/health above the limit"

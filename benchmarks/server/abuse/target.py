@@ -1,4 +1,4 @@
-"""The server under abuse: how faults reach it, and when it is itself again."""
+"""The attacked server: send bytes to it, and wait until it is idle again."""
 
 import asyncio
 import json
@@ -22,24 +22,24 @@ class Target:
     address: str
     pid: int
     slack: float
-    """Multiplies bounds of time."""
+    """Factor of every time limit."""
     dice: random.Random
 
     @property
-    def place(self) -> tuple[str, int]:
-        """Where it listens."""
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port."""
         parts = urlsplit(self.address)
-        assert parts.hostname == "127.0.0.1", "abuse is for one's own machine"
+        assert parts.hostname == "127.0.0.1", "only a server on this machine is attacked"
         assert parts.port is not None
         return parts.hostname, parts.port
 
     def http(self) -> httpx.AsyncClient:
-        """Return a client whose answers may take their time."""
+        """Return a client with a long timeout."""
         return httpx.AsyncClient(base_url=self.address, timeout=60 * self.slack)
 
 
 Fault = Callable[[Target], Awaitable[str]]
-"""Returns what was seen; raises when the server did not stand it."""
+"""Returns what was observed; raises if the server misbehaved."""
 
 
 def request(method: str, path: str, body: bytes = b"", *headers: str, version: str = "1.1") -> bytes:
@@ -57,18 +57,18 @@ def completion(**body: object) -> bytes:
 async def connect(
     target: Target, *, receive_bytes: int | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection; one that takes `receive_bytes` at most from the server before somebody reads."""
+    """Open a connection; with `receive_bytes`, one that buffers no more than that until it is read."""
     client = socket.socket()
     if receive_bytes is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(client, target.place)
+    await asyncio.get_running_loop().sock_connect(client, target.endpoint)
     limit = 2 if receive_bytes is not None else 1 << 16  # asyncio reads on its own, up to twice this
     return await asyncio.open_connection(sock=client, limit=limit)
 
 
 async def exchange(target: Target, sent: bytes, *, seconds: float = 30) -> bytes:
-    """Send this on a connection of its own and return all that comes until the server closes it."""
+    """Send bytes on a new connection and return all that the server sends before it closes it."""
     reader, writer = await connect(target)
     try:
         async with asyncio.timeout(seconds * target.slack):
@@ -79,27 +79,27 @@ async def exchange(target: Target, sent: bytes, *, seconds: float = 30) -> bytes
 
 
 async def leave(writer: asyncio.StreamWriter) -> None:
-    """Close a connection at once, whatever was still to be sent."""
+    """Close a connection at once and drop unsent bytes."""
     writer.transport.abort()
     with suppress(OSError):
         await writer.wait_closed()
 
 
 def status(answer: bytes) -> int:
-    """The status of an answer."""
+    """Return the HTTP status of an answer."""
     assert answer.startswith(b"HTTP/1."), f"no answer but {answer[:40]!r}"
     return int(answer.split(b" ", 2)[1])
 
 
 async def metrics(target: Target) -> Mapping[str, float]:
-    """The server's numbers, by name and labels."""
+    """Return the server's metrics by name and labels."""
     async with target.http() as http:
         text = (await http.get("/metrics")).text
     return parse_metrics(text)
 
 
-async def settle(target: Target, seconds: float = 40) -> None:
-    """Wait until nothing runs and nobody is connected. `AssertionError` when it is never so, or counts are wrong."""
+async def wait_until_idle(target: Target, seconds: float = 40) -> None:
+    """Wait until no request and no connection is left; `AssertionError` after `seconds`, or if counts are wrong."""
     deadline = time.monotonic() + seconds * target.slack
     while True:
         found = await metrics(target)
@@ -107,7 +107,7 @@ async def settle(target: Target, seconds: float = 40) -> None:
         left["http_connections"] = found["http_connections"] - 1  # this one
         if not any(left.values()):
             break
-        assert time.monotonic() < deadline, f"not itself again: {left}"
+        assert time.monotonic() < deadline, f"not idle: {left}"
         await asyncio.sleep(0.2)
     finished = sum(value for name, value in found.items() if name.startswith("request_finished_total"))
     assert finished == found["request_accepted_total"], (

@@ -5,8 +5,8 @@
     with Client("http://127.0.0.1:8000") as client:
         print(client.complete("The river", max_tokens=32, fork_ratio=1.5).text)
 
-`Client` and `AsyncClient` have the same methods; `options` says what may be asked, `results` what is answered and
-`errors` what is raised.
+`Client` and `AsyncClient` have the same methods. `options` lists their options, `results` what they return, `errors`
+what they raise.
 """
 
 from thoughtbubbles_client.async_client import AsyncClient

@@ -1,4 +1,4 @@
-"""The client for asyncio; method for method the same as the one in `client`, which says more."""
+"""The client for asyncio: the same methods as `client`, which describes them in more detail."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """`Client` for asyncio: make one in each event loop, and close it or leave its `async with` block."""
+    """`Client` for asyncio: make one in each event loop; close it, or use it in an `async with` block."""
 
     def __init__(
         self,
@@ -41,42 +41,42 @@ class AsyncClient:
         self._fork_counts = fork_counts
 
     async def complete(self, prompt: Prompt = "", **options: Unpack[CompletionOptions]) -> Completion:
-        """Continue `prompt`; all at once."""
-        return await self._ask(calls.complete(prompt, options, fork_counts=self._fork_counts))
+        """Return a completion of `prompt`."""
+        return await self._request(calls.complete(prompt, options, fork_counts=self._fork_counts))
 
     def stream(self, prompt: Prompt = "", **options: Unpack[CompletionOptions]) -> AsyncCompletionStream:
-        """Continue `prompt`, part by part."""
+        """Return a completion of `prompt` as a stream."""
         call = calls.complete(prompt, options, fork_counts=self._fork_counts, streamed=True)
         return AsyncCompletionStream(self._parts(call))
 
     async def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Completion:
-        """Answer a conversation; all at once. The model must have a chat template, else `BadRequestError`."""
-        return await self._ask(calls.chat(messages, options, fork_counts=self._fork_counts))
+        """Return the answer to a conversation. Raises `BadRequestError` if the model has no chat template."""
+        return await self._request(calls.chat(messages, options, fork_counts=self._fork_counts))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> AsyncCompletionStream:
-        """Answer a conversation, part by part. The model must have a chat template, else `BadRequestError`."""
+        """Return the answer as a stream. Raises `BadRequestError` if the model has no chat template."""
         call = calls.chat(messages, options, fork_counts=self._fork_counts, streamed=True)
         return AsyncCompletionStream(self._parts(call))
 
     async def cancel(self, completion_id: str) -> None:
-        """End a completion or chat that runs, whoever asked for it. `NotFoundError` when it does not run."""
-        await self._ask(calls.cancel(completion_id))
+        """End a running completion or chat of any client. Raises `NotFoundError` if it does not run."""
+        await self._request(calls.cancel(completion_id))
 
     async def tokenize(self, text: str) -> list[int]:
-        """The token ids of `text`."""
-        return await self._ask(calls.tokenize(text))
+        """Return the token ids of `text`."""
+        return await self._request(calls.tokenize(text))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids."""
-        return await self._ask(calls.detokenize(token_ids))
+        """Return the text of token ids."""
+        return await self._request(calls.detokenize(token_ids))
 
     async def models(self) -> list[Model]:
-        """The models that the server has."""
-        return await self._ask(calls.models())
+        """Return the models of the server."""
+        return await self._request(calls.models())
 
     async def model(self, model_id: str) -> Model:
-        """One of them. `ModelNotFoundError` when there is none of this name."""
-        return await self._ask(calls.model(model_id))
+        """Return one model. Raises `ModelNotFoundError` if the server has none with this name."""
+        return await self._request(calls.model(model_id))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -90,7 +90,7 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    async def _ask(self, call: Call[T]) -> T:
+    async def _request(self, call: Call[T]) -> T:
         return read((await self._send(call)).content, call.read)
 
     async def _parts(self, call: Call[Completion]) -> AsyncGenerator[Completion, None]:
@@ -107,7 +107,7 @@ class AsyncClient:
         reader.end()
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
-        """Try until it succeeds, or trying is of no more use."""
+        """Return a successful response; retry as the policy says."""
         failures = 0
         while True:
             try:
@@ -120,7 +120,7 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def _try(self, call: Call[Any]) -> httpx.Response:
-        """A successful response: read, or to be read as a stream and closed."""
+        """Return a successful response. It has been read, unless it is a stream, which the caller reads and closes."""
         timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
         request = self._http.build_request(call.method, call.path, json=call.body, timeout=timeout)
         with translated():

@@ -1,4 +1,4 @@
-"""What each method of a client sends, and how the answer is read: said once for both clients."""
+"""The request of each method, and how its answer is read; shared by both clients."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """One request, and what its answer is read as."""
+    """One request, and how to read its answer."""
 
     method: str
-    """HTTP's."""
+    """The HTTP method."""
     path: str
-    """Below the server's address."""
+    """The path below the server's address."""
     read: Callable[[Any], T]
-    """What to make of the answer's JSON."""
+    """Converts the answer's JSON."""
     body: Mapping[str, object] | None = None
-    """What is sent as JSON."""
+    """The body, sent as JSON."""
     streamed: bool = False
-    """Whether the answer comes in server-sent events."""
+    """Whether the answer is a stream of server-sent events."""
     timeout: float | httpx.Timeout | None = None
-    """In place of the client's."""
+    """Replaces the client's timeout."""
 
 
 def complete(
     prompt: Prompt, options: CompletionOptions, *, fork_counts: bool, streamed: bool = False
 ) -> Call[Completion]:
-    """A completion; `fork_counts` asks for them where `options` do not say."""
+    """Return the call for a completion. `fork_counts` is the default of `return_fork_counts`."""
     body = _body({"prompt": prompt}, options, CompletionOptions, fork_counts=fork_counts, streamed=streamed)
     return _generate("/v1/completions", body)
 
@@ -43,35 +43,35 @@ def complete(
 def chat(
     messages: Sequence[Message], options: ChatOptions, *, fork_counts: bool, streamed: bool = False
 ) -> Call[Completion]:
-    """An answer in a conversation; `fork_counts` asks for them where `options` do not say."""
+    """Return the call for an answer in a conversation. `fork_counts` is the default of `return_fork_counts`."""
     body = _body({"messages": messages}, options, ChatOptions, fork_counts=fork_counts, streamed=streamed)
     return _generate("/v1/chat/completions", body)
 
 
 def cancel(completion_id: str) -> Call[None]:
-    """End a completion, or a chat, that runs."""
+    """Return the call that ends a running completion or chat."""
     path = f"/v1/completions/{quote(completion_id, safe='')}/cancel"
     return Call(method="POST", path=path, read=lambda _answer: None)
 
 
 def tokenize(text: str) -> Call[list[int]]:
-    """The token ids of a text."""
+    """Return the call for the token ids of a text."""
     return Call(method="POST", path="/tokenize", body={"prompt": text}, read=lambda answer: list(answer["tokens"]))
 
 
 def detokenize(token_ids: Sequence[int]) -> Call[str]:
-    """The text of token ids."""
+    """Return the call for the text of token ids."""
     body = {"tokens": list(token_ids)}
     return Call(method="POST", path="/detokenize", body=body, read=lambda answer: str(answer["prompt"]))
 
 
 def models() -> Call[list[Model]]:
-    """The models that the server has."""
+    """Return the call for the models of the server."""
     return Call(method="GET", path="/v1/models", read=lambda answer: [reading.model(each) for each in answer["data"]])
 
 
 def model(model_id: str) -> Call[Model]:
-    """One of them."""
+    """Return the call for one model."""
     return Call(method="GET", path=f"/v1/models/{quote(model_id, safe='')}", read=reading.model)
 
 
@@ -83,12 +83,12 @@ def _generate(path: str, body: dict[str, Any]) -> Call[Completion]:
 
 
 def _body(
-    asked: Mapping[str, object], options: Mapping[str, Any], known: type, *, fork_counts: bool, streamed: bool
+    fields: Mapping[str, object], options: Mapping[str, Any], known: type, *, fork_counts: bool, streamed: bool
 ) -> dict[str, Any]:
-    """What is sent, and `timeout`. `TypeError` for an option that is none."""
+    """Return the body, with `timeout` beside it. Raises `TypeError` for an unknown option."""
     unknown = options.keys() - known.__annotations__.keys()
     if unknown:
         raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
     defaults = {"return_fork_counts": True} if fork_counts else {}
-    whole = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
-    return {name: value for name, value in {**asked, **defaults, **options, **whole}.items() if value is not None}
+    streaming = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+    return {name: value for name, value in {**fields, **defaults, **options, **streaming}.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The client for code that waits; `async_client` has the other, which is written in the same order."""
+"""The synchronous client; `async_client` is the same for asyncio, method for method."""
 
 import random
 import time
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 
 class Client:
-    """A server's clients share its connections: make one, use it from any thread, close it or leave its `with` block.
+    """A client of one server. Any thread may use it; close it, or use it in a `with` block.
 
-    `url` is the server's address; `timeout` seconds without a byte from it after which to give up, or httpx's finer
-    setting; `retry` when to ask again. `fork_counts=False` is for servers that refuse the field which asks for them.
-    `transport` takes the place of the network. `ValueError` when `url` is no address or `api_key` no key.
+    `url` is the server's address. `timeout` is the longest wait for a byte, in seconds, or an `httpx.Timeout`. `retry`
+    says when failed requests are sent again. `fork_counts=False` is for servers that refuse the field
+    `return_fork_counts`. `transport` replaces the network. Raises `ValueError` for a wrong `url` or `api_key`.
 
-    Every method raises `ThoughtbubblesError` (see `errors`) for what the server does.
+    Every method raises `ThoughtbubblesError` (see `errors`) if the request fails.
     """
 
     def __init__(
@@ -48,42 +48,42 @@ class Client:
         self._fork_counts = fork_counts
 
     def complete(self, prompt: Prompt = "", **options: Unpack[CompletionOptions]) -> Completion:
-        """Continue `prompt`; all at once."""
-        return self._ask(calls.complete(prompt, options, fork_counts=self._fork_counts))
+        """Return a completion of `prompt`."""
+        return self._request(calls.complete(prompt, options, fork_counts=self._fork_counts))
 
     def stream(self, prompt: Prompt = "", **options: Unpack[CompletionOptions]) -> CompletionStream:
-        """Continue `prompt`, part by part."""
+        """Return a completion of `prompt` as a stream."""
         call = calls.complete(prompt, options, fork_counts=self._fork_counts, streamed=True)
         return CompletionStream(self._parts(call))
 
     def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Completion:
-        """Answer a conversation; all at once. The model must have a chat template, else `BadRequestError`."""
-        return self._ask(calls.chat(messages, options, fork_counts=self._fork_counts))
+        """Return the answer to a conversation. Raises `BadRequestError` if the model has no chat template."""
+        return self._request(calls.chat(messages, options, fork_counts=self._fork_counts))
 
     def stream_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> CompletionStream:
-        """Answer a conversation, part by part. The model must have a chat template, else `BadRequestError`."""
+        """Return the answer as a stream. Raises `BadRequestError` if the model has no chat template."""
         call = calls.chat(messages, options, fork_counts=self._fork_counts, streamed=True)
         return CompletionStream(self._parts(call))
 
     def cancel(self, completion_id: str) -> None:
-        """End a completion or chat that runs, whoever asked for it. `NotFoundError` when it does not run."""
-        self._ask(calls.cancel(completion_id))
+        """End a running completion or chat of any client. Raises `NotFoundError` if it does not run."""
+        self._request(calls.cancel(completion_id))
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of `text`."""
-        return self._ask(calls.tokenize(text))
+        """Return the token ids of `text`."""
+        return self._request(calls.tokenize(text))
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids."""
-        return self._ask(calls.detokenize(token_ids))
+        """Return the text of token ids."""
+        return self._request(calls.detokenize(token_ids))
 
     def models(self) -> list[Model]:
-        """The models that the server has."""
-        return self._ask(calls.models())
+        """Return the models of the server."""
+        return self._request(calls.models())
 
     def model(self, model_id: str) -> Model:
-        """One of them. `ModelNotFoundError` when there is none of this name."""
-        return self._ask(calls.model(model_id))
+        """Return one model. Raises `ModelNotFoundError` if the server has none with this name."""
+        return self._request(calls.model(model_id))
 
     def close(self) -> None:
         """Close the connections."""
@@ -97,7 +97,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _ask(self, call: Call[T]) -> T:
+    def _request(self, call: Call[T]) -> T:
         return read(self._send(call).content, call.read)
 
     def _parts(self, call: Call[Completion]) -> Generator[Completion, None, None]:
@@ -113,7 +113,7 @@ class Client:
         reader.end()
 
     def _send(self, call: Call[Any]) -> httpx.Response:
-        """Try until it succeeds, or trying is of no more use."""
+        """Return a successful response; retry as the policy says."""
         failures = 0
         while True:
             try:
@@ -126,7 +126,7 @@ class Client:
             time.sleep(pause)
 
     def _try(self, call: Call[Any]) -> httpx.Response:
-        """A successful response: read, or to be read as a stream and closed."""
+        """Return a successful response. It has been read, unless it is a stream, which the caller reads and closes."""
         timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
         request = self._http.build_request(call.method, call.path, json=call.body, timeout=timeout)
         with translated():

@@ -1,57 +1,57 @@
-"""Everything that this package raises for what a server does, or does not do.
+"""The exceptions of failed requests.
 
 ThoughtbubblesError
-├── NoAnswerError                       no whole answer came
-│   ├── UnreachableError                no connection could be made; nothing was asked
-│   ├── DisconnectedError               the connection broke before the answer was whole
-│   └── TimedOutError                   nothing came for as long as this client waits
-├── InvalidAnswerError                  what came is not what the API says
-└── ApiError                            the server said no, or broke off: status, code, param, …
+├── NoAnswerError                       no complete answer arrived
+│   ├── UnreachableError                no connection could be made; nothing was sent
+│   ├── DisconnectedError               the connection broke before the answer was complete
+│   └── TimedOutError                   no byte arrived within the client's timeout
+├── InvalidAnswerError                  the answer is not in the API's form
+└── ApiError                            the server refused, or ended a stream: status, code, param, …
     ├── BadRequestError                 400 and other 4xx: a mistake in the request; `param` names the field
     │   └── ContextLengthError          prompt and completion are longer than the model's context
-    ├── UnauthorizedError               401, 403: no API key, or one that may not do this
-    ├── NotFoundError                   404: no such path, or no such completion running
-    │   └── ModelNotFoundError          the server has no model of this name
-    ├── RequestTimeoutError             408: the server's own time limit is over
-    ├── ContentTooLargeError            413: the body is longer than the server reads
-    ├── TooManyRequestsError            429: the queue, or your share of it, is full; `retry_after` says when to return
+    ├── UnauthorizedError               401, 403: no API key, or one without permission
+    ├── NotFoundError                   404: unknown path, or the completion is not running
+    │   └── ModelNotFoundError          the server has no model with this name
+    ├── RequestTimeoutError             408: the server's time limit has passed
+    ├── ContentTooLargeError            413: the body is larger than the server accepts
+    ├── TooManyRequestsError            429: the queue, or your share of it, is full; retry after `retry_after`
     ├── CompletionCancelledError        499: ended by `cancel`
     ├── ServerError                     500 and other 5xx
-    │   └── EngineFailedError           the engine broke, and the server is going down
-    └── ServiceUnavailableError         503: the server starts, stops, or has too many connections
+    │   └── EngineFailedError           the engine failed, and the server is going down
+    └── ServiceUnavailableError         503: the server is starting or stopping, or has too many connections
 
-A wrong argument of a function is a `ValueError` or a `TypeError` instead, before anything is sent.
+Wrong arguments raise `ValueError` or `TypeError` before anything is sent.
 """
 
 from collections.abc import Mapping
 
 
 class ThoughtbubblesError(Exception):
-    """Anything that a server does wrong, or that it says is wrong."""
+    """A request failed."""
 
 
 class NoAnswerError(ThoughtbubblesError):
-    """No whole answer came."""
+    """No complete answer arrived."""
 
 
 class UnreachableError(NoAnswerError):
-    """No connection could be made; nothing was asked."""
+    """No connection could be made; nothing was sent."""
 
 
 class DisconnectedError(NoAnswerError):
-    """The connection broke before the answer was whole; what a stream gave until then is right."""
+    """The connection broke before the answer was complete. Parts that a stream returned before are valid."""
 
 
 class TimedOutError(NoAnswerError):
-    """Nothing came for as long as the client's `timeout`."""
+    """No byte arrived within the client's `timeout`."""
 
 
 class InvalidAnswerError(ThoughtbubblesError):
-    """What came is not what the API says: another kind of server, or a proxy's own page."""
+    """The answer is not in the API's form: it may be of another kind of server, or a proxy's page."""
 
 
 class ApiError(ThoughtbubblesError):
-    """The server said no, or broke off a stream, and told why."""
+    """The server refused the request or ended a stream, and gave the reason."""
 
     def __init__(
         self,
@@ -64,21 +64,21 @@ class ApiError(ThoughtbubblesError):
     ) -> None:
         super().__init__(message)
         self.message = message
-        """The server's own words."""
+        """The server's message."""
         self.status = status
-        """HTTP's; None where a stream broke off, whose status was 200."""
+        """The HTTP status; None if the error came in a stream, whose status was 200."""
         self.kind = kind
-        """The wire's `type`, such as `invalid_request_error`."""
+        """The error's `type`, such as `invalid_request_error`."""
         self.code = code
-        """One word for programs, such as `queue_full`."""
+        """The error's code, such as `queue_full`."""
         self.param = param
-        """The field of the request that is wrong."""
+        """The wrong field of the request."""
         self.request_id: str | None = None
-        """What the server's log calls this request."""
+        """The id of the HTTP request in the server's log."""
         self.retry_after: float | None = None
-        """Seconds after which the server wants to be asked again."""
+        """Seconds after which the server asks the client to retry."""
         self.should_retry: bool | None = None
-        """Whether the server thinks that asking again can help; None where it does not say."""
+        """Whether a retry can help, if the server says so; else None."""
 
     def __str__(self) -> str:
         label = " ".join(str(part) for part in (self.status, self.code) if part is not None)
@@ -94,43 +94,43 @@ class ContextLengthError(BadRequestError):
 
 
 class UnauthorizedError(ApiError):
-    """No API key was sent, or one that may not do this."""
+    """The request has no API key, or one without permission."""
 
 
 class NotFoundError(ApiError):
-    """The server has no such path, or no such completion is running."""
+    """The server does not have this path, or the completion is not running."""
 
 
 class ModelNotFoundError(NotFoundError):
-    """The server has no model of this name."""
+    """The server has no model with this name."""
 
 
 class RequestTimeoutError(ApiError):
-    """The server's own time limit was over before the answer was done."""
+    """The server's time limit passed before the answer was complete."""
 
 
 class ContentTooLargeError(ApiError):
-    """The body is longer than the server reads."""
+    """The body is larger than the server accepts."""
 
 
 class TooManyRequestsError(ApiError):
-    """As many requests wait as may; `retry_after` says when to come back."""
+    """The queue, or this client's share of it, is full; retry after `retry_after` seconds."""
 
 
 class CompletionCancelledError(ApiError):
-    """Someone ended this completion with `cancel`."""
+    """The completion was ended with `cancel`."""
 
 
 class ServerError(ApiError):
-    """The server made a mistake of its own."""
+    """The server made a mistake."""
 
 
 class EngineFailedError(ServerError):
-    """The engine broke; this server process answers nothing more."""
+    """The engine failed; this server process ends."""
 
 
 class ServiceUnavailableError(ApiError):
-    """The server takes nothing at present, or stopped before the answer was done; or too many are connected."""
+    """The server is starting or stopping, or has too many connections."""
 
 
 STATUSES: Mapping[int, type[ApiError]] = {
@@ -143,7 +143,7 @@ STATUSES: Mapping[int, type[ApiError]] = {
     499: CompletionCancelledError,
     503: ServiceUnavailableError,
 }
-"""Classes by HTTP status; another 4xx is a `BadRequestError`, another 5xx a `ServerError`."""
+"""Classes by HTTP status. Other 4xx are `BadRequestError`, other 5xx `ServerError`."""
 
 CODES: Mapping[str, type[ApiError]] = {
     "context_length_exceeded": ContextLengthError,
@@ -153,11 +153,11 @@ CODES: Mapping[str, type[ApiError]] = {
     "engine_failed": EngineFailedError,
     "draining": ServiceUnavailableError,
 }
-"""Classes by code: a closer one than the status's, or in a stream, which has no other status than 200, the only one."""
+"""Classes by code: more specific than by status. Errors in a stream have no status."""
 
 
 def error_class(status: int | None, kind: str | None, code: str | None) -> type[ApiError]:
-    """The class for an error of this status (None in a stream), type and code."""
+    """Return the class of an error with this status (None in a stream), type and code."""
     by_code = CODES.get(code or "", ApiError)
     if status is None:
         return ServerError if by_code is ApiError and kind == "server_error" else by_code

@@ -1,4 +1,4 @@
-"""What may be asked of a completion or a chat, as keyword arguments. None is the same as not given."""
+"""The options of completions and chats, as keyword arguments. None means not given."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
@@ -13,24 +13,24 @@ class Message(TypedDict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    """Who speaks."""
+    """The speaker's role."""
     content: str
-    """What is said."""
+    """The message's text."""
 
 
 class GenerationOptions(TypedDict, total=False):
-    """What completions and chats have in common."""
+    """Options of completions and chats."""
 
     timeout: float | httpx.Timeout | None
-    """For this request alone, as the client's own: seconds without a byte after which to give up."""
+    """Replaces the client's timeout for this request: the longest wait for a byte, in seconds."""
     model: str | None
     """The served model's name; a Thoughtbubbles server needs none."""
     max_tokens: int | None
-    """Most tokens made for each choice."""
+    """Most tokens generated for each choice."""
     temperature: float | None
-    """0 is greedy, 1 the model's own distribution."""
+    """0 is greedy, 1 is the model's own distribution."""
     top_p: float | None
-    """Sample from the fewest tokens that hold this much probability."""
+    """Sample from the smallest set of tokens with at least this total probability."""
     n: int | None
     """Choices for each prompt."""
     seed: int | None
@@ -38,56 +38,56 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     """Strings that end a choice; they are not returned."""
     presence_penalty: float | None
-    """Subtracted once from the logit of every token that has been made."""
+    """Subtracted from the logit of every token that has been generated."""
     frequency_penalty: float | None
-    """Subtracted as often as the token has been made."""
+    """Subtracted from the logit of a token each time it has been generated."""
     logit_bias: Mapping[str, float] | None
-    """Added to the logits of these token ids, which are written as strings."""
+    """Added to the logits of these token ids, written as strings."""
     user: str | None
-    """Of no consequence to a Thoughtbubbles server."""
+    """Ignored by Thoughtbubbles servers."""
     top_k: int | None
-    """Sample from this many tokens."""
+    """Sample from this many most probable tokens."""
     min_p: float | None
-    """Sample from tokens at least this probable, measured against the most probable one."""
+    """Sample from tokens whose probability is at least this share of the most probable token's."""
     repetition_penalty: float | None
-    """Above 1, tokens of the prompt and the completion become less likely."""
+    """Above 1, tokens of prompt and completion become less likely."""
     min_tokens: int | None
-    """No end before this many tokens."""
+    """Generate at least this many tokens."""
     ignore_eos: bool | None
-    """Go on after end-of-text."""
+    """Continue after the end-of-text token."""
     stop_token_ids: Sequence[int] | None
     """Token ids that end a choice."""
     include_stop_str_in_output: bool | None
-    """Return the stop string too."""
+    """Return the stop string, too."""
     return_token_ids: bool | None
-    """Tell each token's id."""
+    """Return each token's id."""
     fork_ratio: float | None
-    """Residual streams per token that the budget allows, from 1 (no forks): how much the model thinks."""
+    """Residual streams per token that the fork budget allows, from 1 (no forks): how much the model thinks."""
     fork_selection: Literal["causal", "dynamic", "fixed"] | None
-    """The rule that picks surviving streams; all but `causal` recompute everything for every token."""
+    """The rule that selects surviving streams; `dynamic` and `fixed` are slower than `causal`."""
     return_fork_counts: bool | None
-    """Tell each token's residual streams; the client asks for them unless it was made with `fork_counts=False`."""
+    """Return each token's number of residual streams; the default is the client's `fork_counts`."""
 
 
 class CompletionOptions(GenerationOptions, total=False):
-    """What only completions have."""
+    """Options of completions."""
 
     best_of: int | None
-    """Choices made for each prompt, of which the n of highest mean log-probability are returned; not in a stream."""
+    """Generate this many choices for each prompt, and return the n of highest mean log-probability; not in a stream."""
     logprobs: int | None
-    """Log-probabilities of the tokens and of this many others at each place; 0 is those of the tokens alone."""
+    """Return log-probabilities of each token and of this many most probable ones; 0 means of each token only."""
     echo: bool | None
-    """Return the prompt before the completion; with `logprobs` and `max_tokens=0` it is scored."""
+    """Return the prompt before the completion; with `logprobs` and `max_tokens=0` the server only scores it."""
     suffix: str | None
-    """What comes after the completion; Thoughtbubbles models write forwards and refuse it."""
+    """Text after the completion; Thoughtbubbles servers refuse it."""
 
 
 class ChatOptions(GenerationOptions, total=False):
-    """What only chats have."""
+    """Options of chats."""
 
     max_completion_tokens: int | None
     """The newer name of `max_tokens`."""
     logprobs: bool | None
-    """Log-probabilities of the tokens."""
+    """Return log-probabilities of the tokens."""
     top_logprobs: int | None
-    """Of this many others at each place; only with `logprobs`."""
+    """Return log-probabilities of this many most probable tokens at each position; only with `logprobs`."""

@@ -1,4 +1,4 @@
-"""The parts of a streamed answer, out of its bytes; no I/O either."""
+"""Read the parts of a streamed answer from its bytes. No I/O."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ END = "[DONE]"
 
 
 class PartReader:
-    """Feed it the bytes of a stream as they come, and say when they end."""
+    """Reads a stream: call `feed` with its bytes as they arrive, and `end` after the last."""
 
     def __init__(self) -> None:
         self.done = False
-        """Whether the server has said that the answer is whole."""
+        """Whether the server has marked the answer as complete."""
         self._events = EventDecoder()
 
     def feed(self, chunk: bytes) -> Iterator[Completion]:
-        """The parts that `chunk` completes. `ApiError` where the server breaks off, `InvalidAnswerError`."""
+        """Yield the parts that `chunk` completes. Raises `ApiError` that the server sends, or `InvalidAnswerError`."""
         for event in self._events.feed(chunk):
             if event.data == END:
                 self.done = True
@@ -27,7 +27,7 @@ class PartReader:
                 yield read(event.data, _part)
 
     def end(self) -> None:
-        """No more bytes come. `DisconnectedError` when the answer is not whole."""
+        """Raise `DisconnectedError` if the answer is not complete."""
         if not self.done:
             raise DisconnectedError("the stream ended before the answer was whole")
 

@@ -1,4 +1,4 @@
-"""From the wire's JSON to results and errors. Nothing here does I/O."""
+"""Convert the server's JSON to results and errors. No I/O."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -12,12 +12,12 @@ from thoughtbubbles_client.results import Choice, Completion, Model, Token, Usag
 T = TypeVar("T")
 Json = Mapping[str, Any]
 
-LONGEST_REPEATED = 200
-"""Most characters of an answer that is no JSON which an error repeats."""
+MAX_QUOTED_LENGTH = 200
+"""Most characters of an answer in another form that an error quotes."""
 
 
 def read(data: bytes | str, make: Callable[[Any], T]) -> T:
-    """What `make` makes of JSON. `InvalidAnswerError` when it is none, or not of the form that `make` reads."""
+    """Return what `make` returns for JSON. Raises `InvalidAnswerError` if it is not JSON, or `make` cannot read it."""
     try:
         return make(json.loads(data))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -26,7 +26,7 @@ def read(data: bytes | str, make: Callable[[Any], T]) -> T:
 
 
 def completion(answer: Json) -> Completion:
-    """A completion or a chat, whole or a part of a stream."""
+    """Return a completion or chat, whole or a part of a stream."""
     return Completion(
         id=answer["id"],
         model=answer["model"],
@@ -38,7 +38,7 @@ def completion(answer: Json) -> Completion:
 
 
 def model(answer: Json) -> Model:
-    """One entry of the list of models."""
+    """Return one entry of the list of models."""
     fork_layers = answer.get("fork_layers")
     return Model(
         id=answer["id"],
@@ -53,7 +53,7 @@ def model(answer: Json) -> Model:
 
 
 def api_error(body: bytes, status: int, headers: Mapping[str, str], now: float) -> ApiError:
-    """The error of an answer that is not a success; `now` in seconds of Unix time, for a Retry-After that is a date."""
+    """Return the error of an answer. `now` is in seconds of Unix time, for a Retry-After that is a date."""
     try:
         detail = json.loads(body)["error"]
         detail = detail if isinstance(detail, dict) else {"message": str(detail)}
@@ -67,22 +67,22 @@ def api_error(body: bytes, status: int, headers: Mapping[str, str], now: float) 
 
 
 def stream_error(event: Json) -> ApiError | None:
-    """The error that an event of a stream tells, if it tells one."""
+    """Return the error in an event of a stream; None if it has none."""
     detail = event.get("error")
     return None if detail is None else _error(detail if isinstance(detail, dict) else {"message": str(detail)})
 
 
 def _error(detail: Json, status: int | None = None) -> ApiError:
     kind, param, message = detail.get("type"), detail.get("param"), str(detail.get("message", "no reason given"))
-    code = None if detail.get("code") is None else str(detail["code"])  # a number at some servers
+    code = None if detail.get("code") is None else str(detail["code"])  # some servers send a number
     return error_class(status, kind, code)(message, status=status, kind=kind, code=code, param=param)
 
 
 def _choice(choice: Json) -> Choice:
-    said = choice.get("message") or choice.get("delta") or {}
+    message = choice.get("message") or choice.get("delta") or {}
     return Choice(
         index=choice["index"],
-        text=choice["text"] if "text" in choice else said.get("content") or "",
+        text=choice["text"] if "text" in choice else message.get("content") or "",
         tokens=tuple(_tokens(choice)),
         finish_reason=choice.get("finish_reason"),
         stop_reason=choice.get("stop_reason"),
@@ -90,7 +90,7 @@ def _choice(choice: Json) -> Choice:
 
 
 def _tokens(choice: Json) -> Iterable[Token]:
-    """Each token of which anything is told: log-probabilities, fork counts and ids are columns of the same length."""
+    """Yield the tokens of a choice: log-probabilities, fork counts and ids are columns of the same length."""
     scores = list(_scores(choice.get("logprobs") or {}))
     fork_counts = choice.get("fork_counts") or []
     ids = choice.get("token_ids") or []
@@ -102,7 +102,7 @@ def _tokens(choice: Json) -> Iterable[Token]:
 
 
 def _scores(logprobs: Json) -> Iterable[dict[str, Any]]:
-    """What each token's log-probabilities say, in the form of a completion (four columns) or of a chat (one)."""
+    """Yield each token's log-probability fields, in the form of a completion (four columns) or a chat (one)."""
     columns = ("tokens", "text_offset", "token_logprobs", "top_logprobs")
     for text, offset, logprob, top in zip_longest(*(logprobs.get(column) or [] for column in columns)):
         yield {"text": text, "offset": offset, "logprob": logprob, "top_logprobs": top}
@@ -123,7 +123,7 @@ def _usage(usage: Json | None) -> Usage | None:
 
 
 def _seconds(retry_after: str | None, now: float) -> float | None:
-    """What a Retry-After header says, which may be seconds or a date; None for neither."""
+    """Return the seconds of a Retry-After header, which may be seconds or a date; None if it is neither."""
     try:
         return max(0.0, float(retry_after or ""))
     except ValueError:
@@ -135,4 +135,4 @@ def _seconds(retry_after: str | None, now: float) -> float | None:
 
 
 def _clipped(text: str) -> str:
-    return text if len(text) <= LONGEST_REPEATED else text[: LONGEST_REPEATED - 1] + "…"
+    return text if len(text) <= MAX_QUOTED_LENGTH else text[: MAX_QUOTED_LENGTH - 1] + "…"

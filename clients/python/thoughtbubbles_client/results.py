@@ -1,4 +1,4 @@
-"""What a server answers, as values. A stream gives the same `Completion`s, each with what is new in it."""
+"""The answers of a server. A stream returns `Completion`s, too, each with what is new."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,20 +6,20 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Token:
-    """One token of a choice, of its prompt if `echo` was asked. What was not asked for, or not told, is None."""
+    """One token of a choice, with `echo` of its prompt, too. Fields that were not requested or not sent are None."""
 
     fork_count: int | None = None
-    """Residual streams that the model gave this token, counted after its last fork layer: 1 is the original alone."""
+    """Number of the token's residual streams after the last fork layer; 1 means that it did not fork."""
     id: int | None = None
-    """Its number in the vocabulary; with `return_token_ids`."""
+    """The token's id in the vocabulary; with `return_token_ids`."""
     text: str | None = None
-    r"""What it spells, a part of a character as `bytes:\xe2\x80`; with `logprobs`."""
+    r"""Its text; a part of a character is written as `bytes:\xe2\x80`; with `logprobs`."""
     offset: int | None = None
-    """Where it begins in the choice's text, in characters; with `logprobs`, but not in a chat."""
+    """Where it starts in the choice's text, in characters; with `logprobs`, but not in a chat."""
     logprob: float | None = None
     """Its log-probability in the raw distribution, in nats; with `logprobs`."""
     top_logprobs: Mapping[str, float] | None = None
-    """The most probable tokens there and their log-probabilities; with `logprobs`."""
+    """The most probable tokens at its position and their log-probabilities; with `logprobs`."""
 
     def __repr__(self) -> str:
         known = (f"{name}={value!r}" for name, value in asdict(self).items() if value is not None)
@@ -31,11 +31,11 @@ class Choice:
     """One continuation of one prompt, or what a stream adds to it."""
 
     index: int
-    """Its place: with `n` choices for each of several prompts, those of one prompt stand together."""
+    """Its number in the answer. With several prompts, the choices of one prompt are together."""
     text: str
-    """What was written; in a chat what the assistant says."""
+    """The generated text; in a chat the assistant's message."""
     tokens: tuple[Token, ...] = ()
-    """Its tokens; empty where the server tells nothing of them."""
+    """Its tokens; empty if the server sends nothing about them."""
     finish_reason: str | None = None
     """`stop` or `length`; None in a stream until the choice ends."""
     stop_reason: str | int | None = None
@@ -44,16 +44,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a request took, in tokens."""
+    """The tokens of a request."""
 
     prompt_tokens: int
-    """Each prompt counted once."""
+    """Tokens of the prompts, each counted once."""
     completion_tokens: int
-    """Of all choices."""
+    """Tokens of all choices."""
     cached_tokens: int | None = None
-    """Of the prompts, those that needed no computing."""
+    """Prompt tokens that the server had in its cache."""
     stream_tokens: int | None = None
-    """Residual streams computed behind the last fork layer, cached ones left out: tokens and their forks."""
+    """Residual streams (tokens and their forks) computed after the last fork layer, without cached ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +61,17 @@ class Completion:
     """An answer, whole or one part of a stream."""
 
     id: str
-    """What `cancel` takes; the same in every part of a stream."""
+    """The completion's id, which `cancel` takes; the same in every part of a stream."""
     model: str
-    """The name of the model that wrote it."""
+    """The name of the model."""
     choices: tuple[Choice, ...]
-    """In order of their index; in a stream those that go on, and none in its last part, which has the usage."""
+    """In order of their index. A part of a stream has those that continue; the last part has none, but the usage."""
     usage: Usage | None = None
-    """What it took; in a stream in the last part."""
+    """The tokens of the request; in a stream, in the last part."""
     created: int | None = None
-    """When, in seconds of Unix time."""
+    """When it was created, in seconds of Unix time."""
     system_fingerprint: str | None = None
-    """What runs there."""
+    """The server's version."""
 
     @property
     def text(self) -> str:
@@ -80,27 +80,27 @@ class Completion:
 
     @property
     def tokens(self) -> tuple[Token, ...]:
-        """The first choice's tokens; none in a part without choices."""
+        """The first choice's tokens; empty in a part without choices."""
         return self.choices[0].tokens if self.choices else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model that a server offers. What only Thoughtbubbles servers tell is None elsewhere."""
+    """A model of a server. Fields that other servers do not send are None."""
 
     id: str
-    """What the option `model` takes."""
+    """The model's name, which the option `model` takes."""
     owned_by: str | None = None
-    """Whose it is."""
+    """The owner of the model."""
     created: int | None = None
-    """When, in seconds of Unix time."""
+    """When it was created, in seconds of Unix time."""
     max_model_len: int | None = None
-    """Most tokens of prompt and completion."""
+    """Most tokens of prompt and completion together."""
     fork_layers: tuple[int, ...] | None = None
-    """The layers before which tokens may fork; `fork_ratio` goes up to 2 to the number of them."""
+    """The layers before which tokens may fork. The largest `fork_ratio` is 2 to the power of their number."""
     block_size: int | None = None
     """L, the tokens of a training block."""
     max_block_size: int | None = None
-    """κ, the streams that its budget allowed a training block: κ/L is what `fork_ratio` is if not given."""
+    """κ, the fork budget of a training block; the default `fork_ratio` is κ/L."""
     parameters: int | None = None
-    """How many it has."""
+    """Number of the model's parameters."""

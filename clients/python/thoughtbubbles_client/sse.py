@@ -1,7 +1,7 @@
-"""Server-sent events out of bytes: a state machine that does no I/O and may be fed in pieces cut anywhere.
+"""Decode server-sent events from bytes that are split anywhere. No I/O.
 
-After the rules of https://html.spec.whatwg.org/multipage/server-sent-events.html, without what serves reconnecting
-(`id` and `retry`): an answer that is generated as it is sent cannot be taken up again.
+Follows https://html.spec.whatwg.org/multipage/server-sent-events.html without reconnecting (`id` and `retry`): a server
+cannot continue an answer that it generates while sending it.
 """
 
 import re
@@ -13,7 +13,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What stands between two blank lines."""
+    """One event: the lines between two blank lines."""
 
     data: str
     """Its data lines, joined by newlines."""
@@ -22,28 +22,28 @@ class Event:
 
 
 class EventDecoder:
-    """Feed it the bytes of a stream as they come. What stands behind the last blank line at the end is no event."""
+    """Decodes a stream: call `feed` with its bytes as they arrive. Lines after the last blank line are not an event."""
 
     def __init__(self) -> None:
-        self._line = bytearray()  # the line that has not ended
-        self._after_return = False  # a line feed that comes now belongs to the line end that a return has made
+        self._line = bytearray()  # the incomplete line
+        self._after_return = False  # a line feed that comes now belongs to the same line end
         self._at_start = True
         self._data: list[str] = []
         self._name = ""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that `chunk` completes."""
+        """Return the events that `chunk` completes."""
         if self._after_return and chunk:
             chunk, self._after_return = chunk.removeprefix(b"\n"), False
         if chunk:
             self._after_return = chunk.endswith(b"\r")
-        # Cut before decoding: no character holds the byte of a line end, so whole lines hold whole characters.
+        # Split before decoding: no character contains the bytes of a line end, so lines have whole characters.
         first, *starts = LINE_END.split(chunk)
         self._line += first
         return [event for start in starts if (event := self._next_line(start)) is not None]
 
     def _next_line(self, start: bytes) -> Event | None:
-        """The event that ends with the line at hand, if one does; `start` is what there is of the next line."""
+        """Return the event that ends with the current line, if any. `start` is the start of the next line."""
         line, self._line = self._line, bytearray(start)
         if self._at_start:
             line, self._at_start = line.removeprefix(BYTE_ORDER_MARK), False
@@ -54,7 +54,7 @@ class EventDecoder:
             self._data.append(value.removeprefix(" "))
         elif field == "event":
             self._name = value.removeprefix(" ")
-        return None  # a comment has an empty field; other fields mean nothing here
+        return None  # comments have an empty field name; other fields are ignored
 
     def _end_event(self) -> Event | None:
         data, name = self._data, self._name

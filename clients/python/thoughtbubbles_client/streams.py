@@ -1,4 +1,4 @@
-"""Streamed answers as iterators that end their request however they are left."""
+"""Streamed answers: iterators that close their request when they end."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from types import TracebackType
@@ -6,16 +6,15 @@ from typing import Self
 
 from thoughtbubbles_client.results import Completion
 
-# Each stream owns nothing but a generator that knows nothing of it: when the stream is dropped, so is the generator,
-# and the `finally` inside closes the response. Nothing is sent before the first part is asked for, so there is never
-# a response that no generator looks after.
+# Each stream owns a generator that does not refer to it: when the stream is deleted, so is the generator, and the
+# `finally` inside closes the response. The request is sent by the generator, so every response has one to close it.
 
 
 class CompletionStream(Iterator[Completion]):
-    """The parts of one answer, as they are made. The request is sent when the first is asked for.
+    """The parts of one answer, as they are generated. The request is sent when the first part is read.
 
-    Closed when it ends or raises, at the end of its `with` block, by `close`, and when a loop that breaks drops it:
-    the server then computes no further.
+    It is closed when it ends or raises, at the end of its `with` block, by `close`, and when it is deleted, for example
+    after a loop that breaks. The server then stops generating.
     """
 
     def __init__(self, parts: Generator[Completion, None, None]) -> None:
@@ -25,7 +24,7 @@ class CompletionStream(Iterator[Completion]):
         return next(self._parts)
 
     def close(self) -> None:
-        """End the request, if it runs; no more parts come."""
+        """End the request if it runs; the stream returns no more parts."""
         self._parts.close()
 
     def __enter__(self) -> Self:
@@ -38,11 +37,11 @@ class CompletionStream(Iterator[Completion]):
 
 
 class AsyncCompletionStream(AsyncIterator[Completion]):
-    """The parts of one answer, as they are made. The request is sent when the first is asked for.
+    """The parts of one answer, as they are generated. The request is sent when the first part is read.
 
-    Closed when it ends or raises, when its task is cancelled, at the end of its `async with` block and by `aclose`: the
-    server then computes no further. A loop that breaks without the block leaves closing to the event loop, a little
-    later.
+    It is closed when it ends or raises, when its task is cancelled, at the end of its `async with` block and by
+    `aclose`. The server then stops generating. After a loop that breaks without the block, the event loop closes it a
+    little later.
     """
 
     def __init__(self, parts: AsyncGenerator[Completion, None]) -> None:
@@ -52,7 +51,7 @@ class AsyncCompletionStream(AsyncIterator[Completion]):
         return await anext(self._parts)
 
     async def aclose(self) -> None:
-        """End the request, if it runs; no more parts come."""
+        """End the request if it runs; the stream returns no more parts."""
         await self._parts.aclose()
 
     async def __aenter__(self) -> Self:

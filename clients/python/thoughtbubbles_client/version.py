@@ -1,3 +1,3 @@
-"""The version of this package, which servers see in the User-Agent."""
+"""The version of this package, sent in the User-Agent."""
 
 __version__ = "0.2.0"

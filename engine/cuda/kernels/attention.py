@@ -1,6 +1,6 @@
 """Attention over the pages of the fork-state cache (SPEC.md, "Attenuated block").
 
-Letters: B places of the batch, M streams that there may be, N heads, H head width.
+Letters: B batch slots, M rows that there may be, N heads, H head width.
 """
 
 from dataclasses import dataclass
@@ -20,105 +20,106 @@ _LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class Parts:
-    """What several programs make of one query's keys, until the last of them puts it together."""
+    """The results of several programs for one query, until the last of them merges them."""
 
     splits: int
-    """Programs that share out the keys of a place."""
+    """Programs that share the keys of a batch slot."""
     outputs: Tensor
     """(M,N,splits,H) float32."""
     weights: Tensor
-    """(M,N,splits) float32, the logarithm to base 2 of each part's weight."""
+    """(M,N,splits) float32, the base-2 logarithm of each part's weight."""
     arrivals: Tensor
-    """(B,N) int32, programs that have finished; 0 between two calls."""
+    """(B,N) int32, programs that have finished; 0 between two launches."""
 
     @classmethod
-    def empty(cls, places: int, rows: int, heads: int, width: int, splits: int, device: torch.device) -> Self:
-        """Room for the parts; none is needed where nothing is shared out."""
+    def empty(cls, batch_size: int, rows: int, heads: int, width: int, splits: int, device: torch.device) -> Self:
+        """Return memory for the parts; with one program per query there are none."""
         kept = rows if splits > 1 else 0
         return cls(
             splits,
             torch.empty((kept, heads, splits, width), device=device),
             torch.empty((kept, heads, splits), device=device),
-            torch.zeros((places, heads), dtype=torch.int32, device=device),
+            torch.zeros((batch_size, heads), dtype=torch.int32, device=device),
         )
 
 
 def paged_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, *, most: int
+    *, queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, most: int
 ) -> None:
-    """Attention of each place's new streams over all it holds, causal in stream order; out (M,N·H).
+    """Attend from the new streams of each batch slot to all its streams, causally in stream order: out (M,N·H).
 
-    Queries (M,N,H) are laid end to end, at most `most` a place; keys and values (N,slots,H) are a layer of the cache,
-    which has the new ones already, as the last of their place. Only live slots are read.
+    Queries (M,N,H) lie end to end, at most `most` per slot. Keys and values (N,slots,H) are a layer of the cache, which
+    already has the new ones, after the others of their request. Only keys of `span` are read.
     """
     rows, heads, width = queries.shape
     tile = min(64, max(16, triton.next_power_of_2(most)))
     tiled = most > tile
-    assert not tiled or parts.splits == 1, "parts are put together for one tile of queries"
-    tiles = rows // tile + span.places if tiled else span.places  # as many as there may be
+    assert not tiled or parts.splits == 1, "parts are merged for one tile of queries"
+    tiles = rows // tile + span.batch_size if tiled else span.batch_size  # an upper bound
     warps, stages = _warps_and_stages(queries.dtype, tile, parts.splits)
     _paged_attention[(tiles, heads, parts.splits)](
-        queries, keys, values, span.table, span.lane, span.start, span.count, span.length, out,
-        parts.outputs, parts.weights, parts.arrivals, width**-0.5 * _LOG2_E, span.table.stride(0), keys.stride(0),
-        span.places, PLACES=triton.next_power_of_2(span.places) if tiled else 0,
-        PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)),
-        QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits, PRECISION=precision(queries),
-        num_warps=warps, num_stages=stages,
+        queries=queries, keys=keys, values=values, table=span.table, lanes=span.lane, starts=span.start,
+        counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
+        arrivals=parts.arrivals, scale=width**-0.5 * _LOG2_E, table_stride=span.table.stride(0),
+        head_stride=keys.stride(0), batch_size=span.batch_size,
+        BATCH=triton.next_power_of_2(span.batch_size) if tiled else 0, PAGE=span.page_size, HEADS=heads,
+        WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE,
+        SPLITS=parts.splits, PRECISION=precision(queries), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
 def _warps_and_stages(dtype: torch.dtype, tile: int, splits: int) -> tuple[int, int]:
-    """Of a program; each stage but one is a buffer for keys and one for values.
+    """Return the warps of a program, and its stages; each stage but one buffers keys and values of one iteration.
 
-    For few queries as measured on an H100 at 1 to 256 places of 100 to 2,000 tokens, heads of 64 channels: two warps
-    wait less for each other than four, but lack registers for float32; and where keys are shared out, programs are too
-    few to hide each other's waiting, so each asks for keys two iterations ahead.
+    The values for few queries were measured on an H100, with 1 to 256 slots of 100 to 2,000 tokens and heads of 64
+    channels. Two warps synchronise faster than four, but have too few registers for float32. If programs share keys,
+    there are too few of them to hide latency, so each loads keys two iterations ahead.
     """
     if tile > 16 or dtype == torch.float32:
         return 4, 2
     return 2, 2 if splits == 1 else 3
 
 
-@triton.jit(do_not_specialize=["table_stride", "places"])
+@triton.jit(do_not_specialize=["table_stride", "batch_size"])
 def _paged_attention(
     queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
-    scale, table_stride, head_stride, places, PLACES: tl.constexpr,
+    scale, table_stride, head_stride, batch_size, BATCH: tl.constexpr,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    place, tile, head, split = tl.program_id(0), 0, tl.program_id(1), tl.program_id(2)
-    if PLACES > 0:
-        place, tile = _tile_of(place, counts, places, PLACES, QUERIES)
-    new, held = tl.load(counts + place), tl.load(lengths + place)
-    start, lane = tl.load(starts + place), tl.load(lanes + place)
+    b, tile, head, split = tl.program_id(0), 0, tl.program_id(1), tl.program_id(2)
+    if BATCH > 0:
+        b, tile = _tile_of(b, counts, batch_size, BATCH, QUERIES)
+    new, total_length = tl.load(counts + b), tl.load(lengths + b)
+    start, lane = tl.load(starts + b), tl.load(lanes + b)
     left = new - tile * QUERIES  # new streams from this tile on
     count = tl.minimum(left, QUERIES)
-    length = held - (left - count)
+    length = total_length - (left - count)
     share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), KEYS), 1) * KEYS
     used = tl.cdiv(length, share)
-    # Lane and start say nothing new; with them here all four are loaded at once, and not two of them after the branch.
+    # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (left <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     row = start + tile * QUERIES + i
-    ours = (i < count)[:, None] & (channel < WIDTH)[None, :]
-    q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=ours, other=0.0)
-    last = length - count + i  # the last key that each query sees: its own
+    inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
+    q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
+    last = length - count + i  # the last key that each query attends to: its own
     pages = table + lane * table_stride
     keys += head * head_stride.to(tl.int64)
     values += head * head_stride.to(tl.int64)
 
     begin, end = split * share, tl.minimum(length, (split + 1) * share)
     slot = _slots(pages, begin + j, end, PAGE)
-    highest = tl.full([QUERIES], -1e30, tl.float32)  # finite, for a query may see nothing of this part
+    highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a query may attend to no key of this part
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)
     for first in range(begin, end, KEYS):
         key = first + j
-        there = (key < end)[:, None] & (channel < WIDTH)[None, :]
-        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=there, other=0.0)
-        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=there, other=0.0)
-        slot = _slots(pages, key + KEYS, end, PAGE)  # ahead, so that keys and values wait for no load
+        mask = (key < end)[:, None] & (channel < WIDTH)[None, :]
+        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
+        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
+        slot = _slots(pages, key + KEYS, end, PAGE)  # one iteration ahead, so that keys and values do not wait for it
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         logits = tl.where(key[None, :] <= last[:, None], logits, float("-inf"))
         peak = tl.maximum(highest, tl.max(logits, axis=1))
@@ -133,38 +134,38 @@ def _paged_attention(
             at = (row * HEADS + head) * SPLITS
             weight = tl.where(total > 0, highest + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
             tl.store(weights + at + split, weight, mask=i < count)
-            tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=ours)
-            tl.debug_barrier()  # all threads have written before one of them says so
-            if tl.atomic_add(arrivals + place * HEADS + head, 1, sem="acq_rel") < used - 1:
+            tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=inside)
+            tl.debug_barrier()  # all threads write before one of them counts the program as finished
+            if tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") < used - 1:
                 return
             tl.debug_barrier()
-            tl.store(arrivals + place * HEADS + head, 0)
-            y = _put_together(outputs, weights, at, used, i < count, ours, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
-    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=ours)
+            tl.store(arrivals + b * HEADS + head, 0)
+            y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
+    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _tile_of(index, counts, places, PLACES: tl.constexpr, QUERIES: tl.constexpr):
-    """The place that has a tile of queries, and which of its own that is; where there are fewer, one that it has not.
+def _tile_of(index, counts, batch_size, BATCH: tl.constexpr, QUERIES: tl.constexpr):
+    """Return the batch slot of a tile of queries, and the tile's number in it, which is too large beyond the last tile.
 
-    Each place has as many as its new streams fill, and they follow one after the other.
+    The tiles of a slot, as many as its new streams fill, follow those of the slot before.
     """
-    place = tl.arange(0, PLACES)
-    tiles = tl.cdiv(tl.load(counts + place, mask=place < places, other=0), QUERIES)
-    before = (tl.cumsum(tiles, 0) <= index) & (place < places - 1)
+    b = tl.arange(0, BATCH)
+    tiles = tl.cdiv(tl.load(counts + b, mask=b < batch_size, other=0), QUERIES)
+    before = (tl.cumsum(tiles, 0) <= index) & (b < batch_size - 1)
     return tl.sum(before.to(tl.int32)), index - tl.sum(tl.where(before, tiles, 0))
 
 
 @triton.jit
 def _slots(pages, key, end, PAGE: tl.constexpr):
-    """Where the keys before `end` lie; nothing is looked up for those beyond."""
-    page, offset = key.to(tl.uint32) // PAGE, key.to(tl.uint32) % PAGE  # without a sign, a shift and a mask
+    """Return the cache slots of keys before `end`; the pages of others are not read."""
+    page, offset = key.to(tl.uint32) // PAGE, key.to(tl.uint32) % PAGE  # unsigned: a shift and a mask
     return tl.load(pages + page, mask=key < end, other=0) * PAGE + offset.to(tl.int32)
 
 
 @triton.jit
-def _put_together(
-    outputs, weights, at, used, present, ours, channel,
+def _merge(
+    outputs, weights, at, used, present, inside, channel,
     WIDTH: tl.constexpr, QUERIES: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     s = tl.arange(0, SPLITS)
@@ -177,7 +178,7 @@ def _put_together(
     y = tl.zeros([QUERIES, CHANNELS], tl.float32)
     for part in tl.static_range(SPLITS):
         own = tl.load(weights + at + part, mask=present & (part < used), other=float("-inf"), cache_modifier=".cg")
-        some = tl.load(outputs + (at + part)[:, None] * WIDTH + channel[None, :], mask=ours & (part < used), other=0.0,
-                       cache_modifier=".cg")  # fmt: skip
+        some = tl.load(outputs + (at + part)[:, None] * WIDTH + channel[None, :], mask=inside & (part < used),
+                       other=0.0, cache_modifier=".cg")  # fmt: skip
         y += some * (tl.exp2(own - peak) / total)[:, None]
     return y

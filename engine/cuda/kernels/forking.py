@@ -1,7 +1,7 @@
-"""A step's beginning, its forks and its end, where every place has one new token.
+"""The beginning of a decode step, its forks and its readout: one new token in each batch slot.
 
 SPEC.md, "Fork", "Selection rules", "Positions" and "Output averaging".
-Letters: B places of the batch, M streams that there may be, C candidates of one place, D model width, H head width.
+Letters: B batch slots, M rows that there may be, C candidates of one token, D model width, H head width.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
-from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
+from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.model import ForkingBlock
 from thoughtbubbles.model.forking import LOWEST_LOG_P
 from thoughtbubbles.model.selection import GRID
@@ -27,108 +27,115 @@ _PRIOR_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidates that survived a fork, of one new token a place."""
+    """The candidates that survived a fork, of one new token in each batch slot."""
 
     candidate: Tensor
-    """(B,C) int32, which of its candidates each of a place's streams is; what stands beyond their count is nothing."""
+    """(B,C) int32, the candidate that each of a slot's streams comes from; no meaning beyond their count."""
     score: Tensor
     """(B,C) float32, their cumulative scores."""
 
     @classmethod
-    def empty(cls, places: int, candidates: int, device: torch.device) -> Self:
-        """Room for a choice."""
-        shape = (places, candidates)
+    def empty(cls, batch_size: int, candidates: int, device: torch.device) -> Self:
+        """Return memory for a choice."""
+        shape = (batch_size, candidates)
         return cls(torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device))
 
 
-def begin(
-    embedding: Tensor, lanes: Lanes, time: Tensor, rows: Rows, frequencies: Tensor, x: Tensor, norm: nn.LayerNorm,
-    normed: Tensor,
+def embed(
+    *, embedding: Tensor, token: Tensor, lanes: Lanes, time: Tensor, rows: Rows, frequencies: Tensor, x: Tensor,
+    norm: nn.LayerNorm, normed: Tensor,
 ) -> None:  # fmt: skip
-    """One stream for the newest token of each lane that has a place: its vector in x (M,D), its row in `rows`.
+    """Make one stream of each slot's newest token, `token` (L,): its embedding in x (M,D), its row in `rows`.
 
-    LN(x) goes to `normed` (M,D). Writes to `time` (B,) which token of its sequence that is. `frequencies` (H/2,) are of
-    the rotary angles.
+    LN(x) goes to `normed` (M,D), the token's index in its sequence to `time` (B,). `frequencies` (H/2,) are the rotary
+    ones. The lane advances by a token.
     """
-    _begin[(rows.places,)](
-        embedding, lanes.token, lanes.tokens, lanes.streams[0], rows.table, rows.lane, frequencies,
-        time, x, rows.start, rows.count, rows.length, rows.live, rows.slot, rows.score, rows.cos, rows.sin,
-        rows.table.stride(0), x.shape[1], frequencies.shape[0], norm.weight, norm.bias, norm.eps, normed,
-        PAGE=rows.page_size, PLACES=triton.next_power_of_2(rows.places),
-        WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]),
+    _embed[(rows.batch_size,)](
+        embedding=embedding, token=token, tokens=lanes.tokens, streams=lanes.streams[0], table=rows.table,
+        lanes=rows.lane, frequencies=frequencies, time=time, x=x, starts=rows.start, counts=rows.count,
+        lengths=rows.length, live=rows.live, slots=rows.slot, scores=rows.score, cosines=rows.cos, sines=rows.sin,
+        table_stride=rows.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
+        norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size,
+        BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
+        HALF=triton.next_power_of_2(frequencies.shape[0]),
     )  # fmt: skip
 
 
-def choose(
-    block: ForkingBlock, x: Tensor, rows: Rows, scores: Tensor, lanes: Lanes, time: Tensor, into: Rows, segment: int,
+def select(
+    *, block: ForkingBlock, x: Tensor, rows: Rows, scores: Tensor, lanes: Lanes, time: Tensor, into: Rows, segment: int,
     block_size: int, choice: Choice, tally: Tensor,
 ) -> None:  # fmt: skip
-    """The causal rule for the candidates that the streams x (M,D) make on their way into a segment, `into`.
+    """Apply the causal rule to the candidates of streams x (M,D), on their way into `segment`, whose rows are `into`.
 
-    Writes the choice, each place's count in `into`, the candidates' grid scores into the cache's pages, `scores`
-    (slots,2), and adds to `tally` (2,) the fork copies that survived and the streams that were deleted.
+    Writes `choice`, each slot's count in `into`, and the candidates' grid scores to the cache's pages, `scores`
+    (slots,2). Adds to `tally` (2,) the fork copies that survived and the streams that were deleted.
     """
     norm = block.forking_ln
-    _choose[(rows.places,)](
-        x, norm.weight, norm.bias, block.forking_score.weight, norm.eps, rows.start, rows.count, rows.length, rows.slot,
-        rows.score, rows.table, rows.lane, scores, lanes.streams[segment], time, lanes.kappa, block_size,
-        into.count, choice.candidate, choice.score, tally, rows.table.stride(0), x.shape[1],
-        PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1], PRIOR=_PRIOR_AT_ONCE,
-        WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
+    _select[(rows.batch_size,)](
+        x=x, norm_weight=norm.weight, norm_bias=norm.bias, projection=block.forking_score.weight, eps=norm.eps,
+        starts=rows.start, counts=rows.count, lengths=rows.length, slots=rows.slot, scores=rows.score, table=rows.table,
+        lanes=rows.lane, cache_scores=scores, next_streams=lanes.streams[segment], time=time, kappas=lanes.kappa,
+        block_size=block_size, next_counts=into.count, chosen=choice.candidate, chosen_scores=choice.score, tally=tally,
+        table_stride=rows.table.stride(0), width=x.shape[1], PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
+        PRIOR=_PRIOR_AT_ONCE, WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
     )  # fmt: skip
 
 
-def settle(
-    block: ForkingBlock, x: Tensor, rows: Rows, lanes: Lanes, time: Tensor, choice: Choice, into: Rows, segment: int,
+def gather(
+    *, block: ForkingBlock, x: Tensor, rows: Rows, lanes: Lanes, time: Tensor, choice: Choice, into: Rows, segment: int,
     frequencies: Tensor, out: Tensor, norm: nn.LayerNorm, normed: Tensor,
 ) -> None:  # fmt: skip
-    """The chosen candidates' streams, out (M,D), and their rows in `into`: places, scores, angles, slots.
+    """Write the streams of the chosen candidates to `out` (M,D), and their rows to `into`.
 
     LN(out) goes to `normed` (M,D).
     """
-    _settle[(rows.places,)](
-        x, block.fork_embedding, rows.start, choice.candidate, choice.score, rows.lane, time, lanes.streams[segment],
-        into.table, frequencies, out, into.start, into.count, into.length, into.live, into.slot, into.score, into.cos,
-        into.sin, into.table.stride(0), x.shape[1], frequencies.shape[0], norm.weight, norm.bias, norm.eps, normed,
-        PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1], PLACES=triton.next_power_of_2(rows.places),
-        WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
+    _gather[(rows.batch_size,)](
+        x=x, fork_embedding=block.fork_embedding, starts=rows.start, chosen=choice.candidate,
+        chosen_scores=choice.score, lanes=rows.lane, time=time, next_streams=lanes.streams[segment],
+        next_table=into.table, frequencies=frequencies, out=out, next_starts=into.start, next_counts=into.count,
+        next_lengths=into.length, live=into.live, slots=into.slot, scores=into.score, cosines=into.cos, sines=into.sin,
+        table_stride=into.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
+        norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
+        BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
+        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
     )  # fmt: skip
 
 
-def average(x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, *, rightmost: bool, norm_first: bool) -> None:
-    """Each place's streams x (M,D) as one vector, normalised: out (B,D), zeros where no one is.
+def average(*, x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, rightmost: bool, norm_first: bool) -> None:
+    """Average each slot's streams x (M,D) and normalise the result: out (B,D), zeros for an empty slot.
 
-    Σ P_j x_j, or the original alone where `rightmost`; `norm_first` norms each stream instead of the sum.
+    The average is Σ P_j x_j, or the original alone if `rightmost`. `norm_first` normalises each stream instead.
     """
-    _average[(rows.places,)](
-        x, rows.start, rows.count, rows.score, norm.weight, norm.bias, norm.eps, out, x.shape[1],
-        RIGHTMOST=rightmost, NORM_FIRST=norm_first, WIDTH=triton.next_power_of_2(x.shape[1]),
+    _average[(rows.batch_size,)](
+        x=x, starts=rows.start, counts=rows.count, scores=rows.score, norm_weight=norm.weight, norm_bias=norm.bias,
+        eps=norm.eps, out=out, width=x.shape[1], RIGHTMOST=rightmost, NORM_FIRST=norm_first,
+        WIDTH=triton.next_power_of_2(x.shape[1]),
     )  # fmt: skip
 
 
 @triton.jit
-def _begin(
-    embedding, token, tokens, held, table, lanes, frequencies,
+def _embed(
+    embedding, token, tokens, streams, table, lanes, frequencies,
     time, x, starts, counts, lengths, live, slots, scores, cosines, sines, table_stride, width, half,
     norm_weight, norm_bias, eps, normed,
-    PAGE: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
+    PAGE: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    place, others = tl.program_id(0), tl.arange(0, PLACES)
-    lane = tl.load(lanes + place)
-    earlier = tl.load(lanes + others, mask=others < place, other=-1)
+    b, others = tl.program_id(0), tl.arange(0, BATCH)
+    lane = tl.load(lanes + b)
+    earlier = tl.load(lanes + others, mask=others < b, other=-1)
     row = tl.sum((earlier >= 0).to(tl.int32))
     present = (lane >= 0).to(tl.int32)
-    tl.store(starts + place, row)
-    tl.store(counts + place, present)
-    if place == tl.num_programs(0) - 1:
+    tl.store(starts + b, row)
+    tl.store(counts + b, present)
+    if b == tl.num_programs(0) - 1:
         tl.store(live, row + present)
     if lane < 0:
         return
-    t, n = tl.load(tokens + lane), tl.load(held + lane)
-    tl.store(time + place, t)
+    t, n = tl.load(tokens + lane), tl.load(streams + lane)
+    tl.store(time + b, t)
     tl.store(tokens + lane, t + 1)
-    tl.store(held + lane, n + 1)
-    tl.store(lengths + place, n + 1)
+    tl.store(streams + lane, n + 1)
+    tl.store(lengths + b, n + 1)
     tl.store(slots + row, tl.load(table + lane * table_stride + n // PAGE) * PAGE + n % PAGE)
     tl.store(scores + row, 0.0)
     i = tl.arange(0, HALF)
@@ -144,7 +151,7 @@ def _begin(
 
 @triton.jit
 def _on_grid(score):
-    """round(score · 2^16), halves to even, as torch rounds."""
+    """Return round(score · 2^16), halves to even, as torch rounds."""
     scaled = score * _GRID
     below = tl.floor(scaled)
     part, whole = scaled - below, below.to(tl.int32)
@@ -152,14 +159,14 @@ def _on_grid(score):
 
 
 @triton.jit
-def _norm(x, there, weight, bias, eps, d, width):
-    """LayerNorm of a tile (…,WIDTH) in float32; zeros beyond the width."""
+def _norm(x, inside, weight, bias, eps, d, width):
+    """Return the LayerNorm of a tile (…,WIDTH) in float32; zeros beyond the width."""
     mean = tl.sum(x, axis=1)[:, None] / width
-    centred = tl.where(there[None, :], x - mean, 0.0)
+    centred = tl.where(inside[None, :], x - mean, 0.0)
     variance = tl.sum(centred * centred, axis=1)[:, None] / width
-    y = centred / tl.sqrt(variance + eps) * tl.load(weight + d, mask=there, other=0.0).to(tl.float32)[None, :]
+    y = centred / tl.sqrt(variance + eps) * tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
-        y += tl.load(bias + d, mask=there, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)[None, :]
     return y
 
 
@@ -168,15 +175,15 @@ def candidates_of(
     x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Scores of one token's candidates, and those on the grid: candidate `j` has parent `row`, of `count` streams.
+    """Return the scores of one token's candidates, and their grid scores: `j` has parent `row`, of `count` streams.
 
-    log p = max(logsigmoid(W_f · LN_f(x)), -20); candidate 2i is a fork copy, 2i + 1 the stream kept.
+    log p = max(logsigmoid(W_f · LN_f(x)), -20); candidate 2i is a fork copy, 2i + 1 the kept stream.
     """
     d = tl.arange(0, WIDTH)
-    present, there = j < 2 * count, d < width
-    own = tl.load(x + row[:, None] * width + d[None, :], mask=present[:, None] & there[None, :], other=0.0)
-    normed = _norm(own.to(tl.float32), there, norm_weight, norm_bias, eps, d, width)
-    weight = tl.load(projection + (j % 2)[:, None] * width + d[None, :], mask=there[None, :], other=0.0)
+    present, inside = j < 2 * count, d < width
+    own = tl.load(x + row[:, None] * width + d[None, :], mask=present[:, None] & inside[None, :], other=0.0)
+    normed = _norm(own.to(tl.float32), inside, norm_weight, norm_bias, eps, d, width)
+    weight = tl.load(projection + (j % 2)[:, None] * width + d[None, :], mask=inside[None, :], other=0.0)
     s = tl.sum(normed.to(own.dtype).to(tl.float32) * weight.to(tl.float32), axis=1)
     log_p = tl.maximum(tl.minimum(s, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(s))), _LOWEST)
     score = tl.load(scores + row, mask=present, other=0.0) + log_p
@@ -184,107 +191,107 @@ def candidates_of(
 
 
 @triton.jit
-def count_prior(grid, left, pages, cached, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr):
-    """How many candidates of the `left` streams before are not lower: of equals the one further left is the higher."""
+def count_earlier(grid, left, pages, cache_scores, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr):
+    """Count for each candidate those of the `left` streams before it that are not lower; ties go to the left."""
     earlier = tl.zeros([CANDIDATES], tl.int32)
     for first in range(0, left, PRIOR):
         stream = first + tl.arange(0, PRIOR)
         slot = tl.load(pages + stream // PAGE, mask=stream < left, other=0) * PAGE + stream % PAGE
         for side in tl.static_range(2):
-            prior = tl.load(cached + slot * 2 + side, mask=stream < left, other=_NO_CANDIDATE)
+            prior = tl.load(cache_scores + slot * 2 + side, mask=stream < left, other=_NO_CANDIDATE)
             earlier += tl.sum((prior[:, None] >= grid[None, :]).to(tl.int32), axis=0)
     return earlier
 
 
 @triton.jit
 def count_siblings(grid, free, j):
-    """How many of a token's own free candidates are higher than each."""
+    """Count for each of a token's candidates the free ones that are higher."""
     higher = (grid[:, None] > grid[None, :]) | ((grid[:, None] == grid[None, :]) & (j[:, None] < j[None, :]))
     return tl.sum((higher & free[:, None]).to(tl.int32), axis=0)
 
 
 @triton.jit
 def write_angles(position, frequencies, cosines, sines, row, present, half, HALF: tl.constexpr):
-    """Cosines and sines of the rotary angles of positions, one a row."""
+    """Write the cosines and sines of the rotary angles of positions, one per row."""
     i = tl.arange(0, HALF)
     angle = position[:, None] * tl.load(frequencies + i, mask=i < half, other=0.0)[None, :]
-    near = present[:, None] & (i < half)[None, :]
-    tl.store(cosines + row[:, None] * half + i[None, :], tl.cos(angle), mask=near)
-    tl.store(sines + row[:, None] * half + i[None, :], tl.sin(angle), mask=near)
+    mask = present[:, None] & (i < half)[None, :]
+    tl.store(cosines + row[:, None] * half + i[None, :], tl.cos(angle), mask=mask)
+    tl.store(sines + row[:, None] * half + i[None, :], tl.sin(angle), mask=mask)
 
 
 @triton.jit
-def _choose(
-    x, norm_weight, norm_bias, projection, eps, starts, counts, lengths, slots, scores, table, lanes, cached, next_held,
-    time, kappas, block_size, next_counts, chosen, chosen_scores, tally, table_stride, width,
+def _select(
+    x, norm_weight, norm_bias, projection, eps, starts, counts, lengths, slots, scores, table, lanes, cache_scores,
+    next_streams, time, kappas, block_size, next_counts, chosen, chosen_scores, tally, table_stride, width,
     PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0)
-    lane, count, start = tl.load(lanes + place), tl.load(counts + place), tl.load(starts + place)
-    t, held = tl.load(time + place), tl.load(lengths + place) - count
+    b = tl.program_id(0)
+    lane, count, start = tl.load(lanes + b), tl.load(counts + b), tl.load(starts + b)
+    t, left = tl.load(time + b), tl.load(lengths + b) - count
     if lane < 0:
-        tl.store(next_counts + place, 0)
+        tl.store(next_counts + b, 0)
         return
     j = tl.arange(0, CANDIDATES)
     row = start + j // 2
     present, free, forced = j < 2 * count, j < 2 * count - 1, j == 2 * count - 1
     score, grid = candidates_of(x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width, WIDTH)
-    earlier = count_prior(grid, held, table + lane * table_stride, cached, PAGE, CANDIDATES, PRIOR)
+    earlier = count_earlier(grid, left, table + lane * table_stride, cache_scores, PAGE, CANDIDATES, PRIOR)
     siblings = count_siblings(grid, free, j)
 
-    # rule (a), a running top-k, then rule (b), within the budget at every length
-    room = ((t + 1).to(tl.int64) * tl.load(kappas + lane) + block_size - 1) // block_size - (t + 1)
-    alive = tl.load(next_held + lane) - t
-    passing = tl.sum((free & (earlier + siblings < room)).to(tl.int32))
-    gained = tl.minimum(alive + passing, room.to(tl.int32)) - alive
+    # rule (a): a running top-k; rule (b): within the budget at every length
+    fork_budget = ((t + 1).to(tl.int64) * tl.load(kappas + lane) + block_size - 1) // block_size - (t + 1)
+    alive = tl.load(next_streams + lane) - t
+    passing = tl.sum((free & (earlier + siblings < fork_budget)).to(tl.int32))
+    gained = tl.minimum(alive + passing, fork_budget.to(tl.int32)) - alive
     keep = (free & (siblings < gained)) | forced
 
     slot = tl.load(slots + row, mask=present, other=0)
-    tl.store(cached + slot * 2 + j % 2, grid, mask=present)
-    at = place * CANDIDATES + tl.cumsum(keep.to(tl.int32), 0) - 1
+    tl.store(cache_scores + slot * 2 + j % 2, grid, mask=present)
+    at = b * CANDIDATES + tl.cumsum(keep.to(tl.int32), 0) - 1
     tl.store(chosen + at, j, mask=keep)
     tl.store(chosen_scores + at, score, mask=keep)
-    tl.store(next_counts + place, gained + 1)
+    tl.store(next_counts + b, gained + 1)
     tl.atomic_add(tally, tl.sum((keep & (j % 2 == 0)).to(tl.int64)))
     tl.atomic_add(tally + 1, tl.sum((present & (j % 2 == 1) & (keep == 0)).to(tl.int64)))
 
 
 @triton.jit
-def _settle(
-    x, fork_embedding, starts, chosen, chosen_scores, lanes, time, next_held, next_table, frequencies,
+def _gather(
+    x, fork_embedding, starts, chosen, chosen_scores, lanes, time, next_streams, next_table, frequencies,
     out, next_starts, next_counts, next_lengths, live, slots, scores, cosines, sines, table_stride, width, half,
     norm_weight, norm_bias, eps, normed,
-    PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
+    PAGE: tl.constexpr, CANDIDATES: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    place, others = tl.program_id(0), tl.arange(0, PLACES)
-    count = tl.load(next_counts + place)
-    first = tl.sum(tl.load(next_counts + others, mask=others < place, other=0))
-    tl.store(next_starts + place, first)
-    if place == tl.num_programs(0) - 1:
+    b, others = tl.program_id(0), tl.arange(0, BATCH)
+    count = tl.load(next_counts + b)
+    first = tl.sum(tl.load(next_counts + others, mask=others < b, other=0))
+    tl.store(next_starts + b, first)
+    if b == tl.num_programs(0) - 1:
         tl.store(live, first + count)
     if count == 0:
         return
-    lane = tl.load(lanes + place)
-    held = tl.load(next_held + lane)
-    tl.store(next_held + lane, held + count)
-    tl.store(next_lengths + place, held + count)
+    lane = tl.load(lanes + b)
+    left = tl.load(next_streams + lane)
+    tl.store(next_streams + lane, left + count)
+    tl.store(next_lengths + b, left + count)
     k, d = tl.arange(0, CANDIDATES), tl.arange(0, WIDTH)
-    present, there = k < count, d < width
-    candidate = tl.load(chosen + place * CANDIDATES + k, mask=present, other=0)
-    parent = tl.load(starts + place) + candidate // 2
+    present, inside = k < count, d < width
+    candidate = tl.load(chosen + b * CANDIDATES + k, mask=present, other=0)
+    parent = tl.load(starts + b) + candidate // 2
     row = first + k
-    both = present[:, None] & there[None, :]
-    vector = tl.load(x + parent[:, None] * width + d[None, :], mask=both, other=0.0)
-    mark = tl.load(fork_embedding + d, mask=there, other=0.0).to(vector.dtype)
-    vector = tl.where((candidate % 2 == 0)[:, None], vector + mark[None, :], vector)
-    tl.store(out + row[:, None] * width + d[None, :], vector, mask=both)
-    y = _norm(vector.to(tl.float32), there, norm_weight, norm_bias, eps, d, width)
-    tl.store(normed + row[:, None] * width + d[None, :], y.to(normed.dtype.element_ty), mask=both)
-    tl.store(scores + row, tl.load(chosen_scores + place * CANDIDATES + k, mask=present, other=0.0), mask=present)
-    stream = held + k
+    mask = present[:, None] & inside[None, :]
+    vector = tl.load(x + parent[:, None] * width + d[None, :], mask=mask, other=0.0)
+    fork = tl.load(fork_embedding + d, mask=inside, other=0.0).to(vector.dtype)
+    vector = tl.where((candidate % 2 == 0)[:, None], vector + fork[None, :], vector)
+    tl.store(out + row[:, None] * width + d[None, :], vector, mask=mask)
+    y = _norm(vector.to(tl.float32), inside, norm_weight, norm_bias, eps, d, width)
+    tl.store(normed + row[:, None] * width + d[None, :], y.to(normed.dtype.element_ty), mask=mask)
+    tl.store(scores + row, tl.load(chosen_scores + b * CANDIDATES + k, mask=present, other=0.0), mask=present)
+    stream = left + k
     page = tl.load(next_table + lane * table_stride + stream // PAGE, mask=present, other=0)
     tl.store(slots + row, page * PAGE + stream % PAGE, mask=present)
-    position = tl.load(time + place) + (k + 1).to(tl.float32) / count
+    position = tl.load(time + b) + (k + 1).to(tl.float32) / count
     write_angles(position, frequencies, cosines, sines, row, present, half, HALF)
 
 
@@ -293,14 +300,14 @@ def _average(
     x, starts, counts, scores, norm_weight, norm_bias, eps, out, width,
     RIGHTMOST: tl.constexpr, NORM_FIRST: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    place, d = tl.program_id(0), tl.arange(0, WIDTH)
-    start, count = tl.load(starts + place), tl.load(counts + place)
-    there = d < width
+    b, d = tl.program_id(0), tl.arange(0, WIDTH)
+    start, count = tl.load(starts + b), tl.load(counts + b)
+    inside = d < width
     total = tl.zeros([1, WIDTH], tl.float32)
     for row in range(start, start + count):
-        vector = tl.load(x + row * width + d, mask=there, other=0.0).to(tl.float32)[None, :]
+        vector = tl.load(x + row * width + d, mask=inside, other=0.0).to(tl.float32)[None, :]
         if NORM_FIRST:
-            vector = _norm(vector, there, norm_weight, norm_bias, eps, d, width).to(x.dtype.element_ty).to(tl.float32)
+            vector = _norm(vector, inside, norm_weight, norm_bias, eps, d, width).to(x.dtype.element_ty).to(tl.float32)
         if RIGHTMOST:
             total = vector
         else:
@@ -308,6 +315,6 @@ def _average(
     if NORM_FIRST:
         y = total
     else:
-        y = _norm(total.to(x.dtype.element_ty).to(tl.float32), there, norm_weight, norm_bias, eps, d, width)
-    kept = there[None, :] & (count > 0)
-    tl.store(out + place * width + d[None, :], tl.where(kept, y, 0.0).to(out.dtype.element_ty), mask=there[None, :])
+        y = _norm(total.to(x.dtype.element_ty).to(tl.float32), inside, norm_weight, norm_bias, eps, d, width)
+    kept = inside[None, :] & (count > 0)
+    tl.store(out + b * width + d[None, :], tl.where(kept, y, 0.0).to(out.dtype.element_ty), mask=inside[None, :])

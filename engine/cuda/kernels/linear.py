@@ -1,4 +1,4 @@
-"""LayerNorm and linear layers over live streams, each with what follows it fused in.
+"""LayerNorm and linear layers over live rows, each fused with what follows it.
 
 Letters: M rows that there may be, D model width, K inputs, O outputs, N heads, H head width.
 """
@@ -14,63 +14,67 @@ from thoughtbubbles.engine.cuda.kernels.tiles import precision, tiles_of
 
 
 @dataclass(frozen=True)
-class Owed:
-    """What a linear layer has still to add to the streams, where programs shared out its inputs."""
+class Unreduced:
+    """The output of a linear layer whose inputs several programs share, before it is added to the streams."""
 
     sums: Tensor
-    """(parts,M,D) float32, each program's."""
+    """(parts,M,D) float32, one part per program."""
     bias: Tensor | None
     """(D,)."""
 
 
-def normalise(x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, owed: Owed | None = None) -> None:
-    """Out = LN(x), for the live rows of x (M,D), after adding to x what is `owed`; without a norm that alone."""
+def normalise(
+    *, x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, update: Unreduced | None = None
+) -> None:
+    """Add the update to x, and write out = LN(x), both for the live rows of x (M,D); without a norm only add."""
     weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
-    sums, added = (owed.sums, owed.bias) if owed else (None, None)
+    sums, added = (update.sums, update.bias) if update else (None, None)
     _normalise[(x.shape[0],)](
-        x, sums, added, rows.score, weight, bias, out, rows.live, eps, x.shape[0], x.shape[1],
-        PARTS=len(sums) if sums is not None else 0, WIDTH=triton.next_power_of_2(x.shape[1]),
+        x=x, sums=sums, added=added, score=rows.score, weight=weight, bias=bias, out=out, live=rows.live, eps=eps,
+        rows=x.shape[0], width=x.shape[1], PARTS=len(sums) if sums is not None else 0,
+        WIDTH=triton.next_power_of_2(x.shape[1]),
     )  # fmt: skip
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, *, tanh: bool) -> None:
-    """Out = GELU(W · x + b) for the live rows of x (M,K); out (M,O). `tanh`: which GELU."""
+def gelu_linear(*, x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, tanh: bool) -> None:
+    """Write out = GELU(W · x + b) (M,O) for the live rows of x (M,K); `tanh` chooses `gelu_tanh`."""
     tiles = tiles_of(x, out.shape[1], rows.usual)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
     _gelu_linear[grid](
-        x, layer.weight, layer.bias, out, rows.live, x.shape[0], out.shape[1],
-        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
+        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
-def residual_linear(x: Tensor, layer: nn.Linear, stream: Tensor, rows: Rows, room: Tensor) -> Owed | None:
-    """Add exp(c) · (W · x + b) to `stream` (M,O), for the live rows of x (M,K) and their scores c.
+def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows, scratch: Tensor) -> Unreduced | None:
+    """Add exp(c) · (W · x + b) to `residual` (M,O), for the live rows of x (M,K) and their scores c.
 
-    Or leave that to `normalise`, where it is better that several programs share out the inputs; their sums then go to
-    `room`, which is large enough.
+    If it is faster that several programs share the inputs, return their sums, which lie in `scratch`, for `normalise`
+    to add.
     """
-    tiles = tiles_of(x, stream.shape[1], rows.usual)
+    tiles = tiles_of(x, residual.shape[1], rows.usual)
     share = triton.cdiv(triton.cdiv(x.shape[1], tiles.parts), tiles.depth) * tiles.depth
-    parts = triton.cdiv(x.shape[1], share)  # where inputs are few, fewer
-    grid = (triton.cdiv(stream.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
-    sums = room[: parts * stream.numel()].view(parts, *stream.shape) if parts > 1 else None
+    parts = triton.cdiv(x.shape[1], share)  # fewer if there are few inputs
+    grid = (triton.cdiv(residual.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
+    sums = scratch[: parts * residual.numel()].view(parts, *residual.shape) if parts > 1 else None
     _residual_linear[grid](
-        x, layer.weight, layer.bias, stream, sums, rows.score, rows.live, x.shape[0], stream.shape[1],
-        K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PARTS=parts, SHARE=share,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, residual=residual, sums=sums, score=rows.score, live=rows.live,
+        rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
+        DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x), num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )  # fmt: skip
-    return Owed(sums, layer.bias) if sums is not None else None
+    return Unreduced(sums, layer.bias) if sums is not None else None
 
 
 def project_heads(
-    x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, *, scored: bool
+    *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool
 ) -> None:
-    """Queries, keys and values of the live rows of x (M,D), ready for attention (SPEC.md, "Attenuated block").
+    """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
 
-    They are rotated by the angles of their positions; where `scored` the last channel becomes 1 and the score c, and
-    values are weighted by exp(c). Queries (M,N,H) are for this step; keys and values go into a layer of the cache
-    (N,slots,H) at each row's slot.
+    Queries and keys are rotated by the angles of their positions. If `scored`, the last channel of queries becomes 1
+    and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
+    layer of the cache (N,slots,H), at each row's slot.
     """
     tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
     heads, width = queries.shape[1:]
@@ -78,10 +82,10 @@ def project_heads(
     blocks = triton.cdiv(width // 2, half)
     grid = (3 * heads * blocks, triton.cdiv(x.shape[0], tiles.rows))
     _project_heads[grid](
-        x, layer.weight, layer.bias, queries, keys, values, rows.slot, rows.score, rows.cos, rows.sin, rows.live,
-        x.shape[0], keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks,
-        ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values, slots=rows.slot,
+        score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live, rows=x.shape[0], head_stride=keys.stride(0),
+        K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks, ROWS=tiles.rows, HALF=half,
+        DEPTH=tiles.depth, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -93,38 +97,42 @@ def _normalise(
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
     if row >= tl.load(live):
         return
-    there = d < width
+    inside = d < width
     at = row * width + d
-    own = tl.load(x + at, mask=there, other=0.0)
-    gain, shift = _channels(weight, d, there), _channels(bias, d, there)  # here, for below they wait for the row's sums
+    own = tl.load(x + at, mask=inside, other=0.0)
+    gain, shift = (
+        _channels(weight, d, inside),
+        _channels(bias, d, inside),
+    )  # loaded here: below they would wait for sums
     if PARTS > 0:
         update = tl.zeros([WIDTH], tl.float32)
         for part in tl.static_range(PARTS):
-            update += tl.load(sums + part * rows * width + at, mask=there, other=0.0)
-        update += _channels(added, d, there)
+            update += tl.load(sums + part * rows * width + at, mask=inside, other=0.0)
+        update += _channels(added, d, inside)
         own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)
-        tl.store(x + at, own, mask=there)
+        tl.store(x + at, own, mask=inside)
     if weight is not None:
         own = own.to(tl.float32)
-        centred = tl.where(there, own - tl.sum(own) / width, 0.0)
+        centred = tl.where(inside, own - tl.sum(own) / width, 0.0)
         y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps) * gain + shift
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=there)
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _channels(parameter, d, there):
-    """Of a parameter (D,), in float32; without it zeros."""
+def _channels(parameter, d, inside):
+    """Return a parameter (D,) in float32, or zeros for None."""
     channels = tl.zeros(d.shape, tl.float32)
     if parameter is not None:
-        channels = tl.load(parameter + d, mask=there, other=0.0).to(tl.float32)
+        channels = tl.load(parameter + d, mask=inside, other=0.0).to(tl.float32)
     return channels
 
 
 @triton.jit
 def _dead(live, ROWS: tl.constexpr):
-    """Whether this program's rows begin beyond the live ones.
+    """Return whether this program's rows begin beyond the live ones.
 
-    The first ones do so only where nobody runs, when it does no harm to compute them; so they need not wait to be told.
+    The first program computes its rows in any case, so that it need not wait for the number of live ones: they are all
+    beyond it only if the batch is empty, and then do no harm.
     """
     dead = False
     if tl.program_id(1) > 0:
@@ -137,7 +145,7 @@ def _product(
     x, weight, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
     DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Σ x[row, k] · weight[column, k], for SHARE k from `first` on."""
+    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on."""
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, SHARE, DEPTH):
         k = first + start + tl.arange(0, DEPTH)
@@ -173,10 +181,10 @@ def _gelu_linear(
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    near = tl.minimum(column, outputs - 1)
+    clamped = tl.minimum(column, outputs - 1)
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), near, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
+    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
     y = _gelu(_bias(product, bias, column, column < outputs), TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
@@ -184,24 +192,24 @@ def _gelu_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_linear(
-    x, weight, bias, stream, sums, score, live, rows, outputs,
+    x, weight, bias, residual, sums, score, live, rows, outputs,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
     SHARE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    near, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
+    clamped, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), near, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
-    present, there = row < tl.load(live), column < outputs
-    at, both = row[:, None] * outputs + column[None, :], present[:, None] & there[None, :]
+    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
+    present, inside = row < tl.load(live), column < outputs
+    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
     if PARTS > 1:
-        tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=both)
+        tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=mask)
     else:
-        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, there)
-        before = tl.load(stream + at, mask=both, other=0.0).to(tl.float32)
-        tl.store(stream + at, (before + update).to(stream.dtype.element_ty), mask=both)
+        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, inside)
+        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -213,8 +221,8 @@ def _project_heads(
     part = tl.program_id(0) // (HEADS * BLOCKS)  # 0 queries, 1 keys, 2 values
     head = tl.program_id(0) // BLOCKS % HEADS
     begin = (part * HEADS + head) * WIDTH
-    i = tl.program_id(0) % BLOCKS * HALF + tl.arange(0, HALF)  # a channel of the head's first half; i + H/2 its partner
-    j = tl.arange(0, 2 * HALF)  # channels and partners by turns, as one thread has two neighbours of a product
+    i = tl.program_id(0) % BLOCKS * HALF + tl.arange(0, HALF)  # a channel of the first half; i + H/2 is its partner
+    j = tl.arange(0, 2 * HALF)  # channels and partners by turns: one thread has two adjacent columns of a product
     pair = tl.minimum(tl.program_id(0) % BLOCKS * HALF + j // 2, WIDTH // 2 - 1)
     column = begin + pair + j % 2 * (WIDTH // 2)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -223,16 +231,16 @@ def _project_heads(
     product = _product(x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, 2 * HALF, K, K, DEPTH, PRECISION)
     product = _bias(product, bias, column, j >= 0)
     a1, a2 = tl.split(tl.reshape(product, [ROWS, HALF, 2]))
-    present, there = row < tl.load(live), i < WIDTH // 2
-    both = present[:, None] & there[None, :]
+    present, inside = row < tl.load(live), i < WIDTH // 2
+    mask = present[:, None] & inside[None, :]
     c = tl.load(score + row, mask=present, other=0.0)[:, None]
     if part == 2:
         y1, y2 = a1, a2
         if SCORED:
             y1, y2 = a1 * tl.exp(c), a2 * tl.exp(c)
     else:
-        cos = tl.load(cosines + row[:, None] * (WIDTH // 2) + i[None, :], mask=both, other=0.0)
-        sin = tl.load(sines + row[:, None] * (WIDTH // 2) + i[None, :], mask=both, other=0.0)
+        cos = tl.load(cosines + row[:, None] * (WIDTH // 2) + i[None, :], mask=mask, other=0.0)
+        sin = tl.load(sines + row[:, None] * (WIDTH // 2) + i[None, :], mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
         if SCORED:
             y2 = tl.where((i == WIDTH // 2 - 1)[None, :], tl.where(part == 0, 1.0, c), y2)
@@ -243,5 +251,5 @@ def _project_heads(
         at = keys + head * head_stride + slot[:, None] * WIDTH + i[None, :]
     else:
         at = values + head * head_stride + slot[:, None] * WIDTH + i[None, :]
-    tl.store(at, y1.to(queries.dtype.element_ty), mask=both)
-    tl.store(at + WIDTH // 2, y2.to(queries.dtype.element_ty), mask=both)
+    tl.store(at, y1.to(queries.dtype.element_ty), mask=mask)
+    tl.store(at + WIDTH // 2, y2.to(queries.dtype.element_ty), mask=mask)

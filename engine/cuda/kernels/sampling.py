@@ -1,57 +1,25 @@
-"""Drawing a token at the end of a step, as `engine.sampling.sample` does for requests that restrict nothing.
+"""The draw at the end of a step, as `engine.sampling.sample` does it, and the log-probabilities of what was drawn.
 
-Letters: B places of the batch, V vocabulary.
+Rows that restrict nothing are drawn from the logits by `draw_part` and `draw_best`. Where a row needs more, kernels
+before these write the logits that it draws from (`adjusting`) and the lowest value that stays (`selection`).
+
+Letters: B batch slots, L lanes, V vocabulary.
 """
-
-from typing import Protocol
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from thoughtbubbles.engine.sampling import LARGEST_LOGIT
+from thoughtbubbles.engine.cuda.kernels.logprobs import report_row
+from thoughtbubbles.engine.cuda.kernels.sampling_state import MARKED, ONE_DRAWN, REWRITTEN, SELECTED
+from thoughtbubbles.engine.cuda.kernels.selection import row_highest
 
 TOKENS_AT_ONCE = 1024
-"""Tokens of the vocabulary that one program looks at."""
+"""Tokens of the vocabulary that a program of `draw_part` or of `adjusting` looks at."""
 
-
-class Draws(Protocol):
-    """How each of L lanes draws."""
-
-    @property
-    def seed(self) -> Tensor:
-        """(L,) int64."""
-
-    @property
-    def drawn(self) -> Tensor:
-        """(L,) int64, tokens drawn so far."""
-
-    @property
-    def temperature(self) -> Tensor:
-        """(L,) float32; 0 is greedy."""
-
-    @property
-    def token(self) -> Tensor:
-        """(L,) int32, the newest token."""
-
-
-def draw(
-    logits: Tensor, lanes: Draws, lane: Tensor, best: Tensor, best_at: Tensor, token: Tensor, vocabulary: int
-) -> None:
-    """The largest of logits / temperature + noise for each place, or of the logits where the temperature is 0.
-
-    Of logits (B,V) the first `vocabulary` may be drawn. The token goes to `token` (B,) and to the lane of the place,
-    `lane` (B,). Where a logit is NaN or too large `token` is -1, and the lane's is 0, which the next step can embed.
-    `best` and `best_at` (B,ceil(V / TOKENS_AT_ONCE)) are scratch.
-    """
-    places, blocks = best.shape
-    _draw_part[(places, blocks)](
-        logits, lane, lanes.seed, lanes.drawn, lanes.temperature, best, best_at, logits.stride(0), vocabulary,
-        BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
-    )  # fmt: skip
-    _draw_best[(places,)](
-        lane, lanes.drawn, lanes.token, best, best_at, token, blocks, BLOCKS=triton.next_power_of_2(blocks)
-    )
+_REWRITTEN: tl.constexpr = tl.constexpr(REWRITTEN)
+_SELECTED: tl.constexpr = tl.constexpr(SELECTED)
+_MARKED: tl.constexpr = tl.constexpr(MARKED)
+_ONE_DRAWN: tl.constexpr = tl.constexpr(ONE_DRAWN)
 
 
 @triton.jit
@@ -74,29 +42,48 @@ def _gumbel(bits):
 
 
 @triton.jit
-def _draw_part(
-    logits, lanes, seeds, drawn, temperatures, best, best_at, stride, vocabulary, BLOCK: tl.constexpr,
-    LARGEST: tl.constexpr,
+def draw_part(
+    logits, lanes, seeds, drawn, temperatures, kinds, log_min_p, scaled, highest, lowest, best, best_at, stride,
+    vocabulary, room, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    place, block = tl.program_id(0), tl.program_id(1)
+    """Write the best token of each block to `best` and `best_at` (B,blocks): the largest of logits over temperature +
+    noise, or of the logits where the temperature is 0; `best` is +inf where a logit is NaN or too large.
+    """
+    place, block, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lane = tl.load(lanes + place)
     if lane < 0:
         return
-    token = block * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(logits + place * stride + token, mask=token < vocabulary, other=float("-inf")).to(tl.float32)
-    broken = tl.min((value <= LARGEST).to(tl.int32), axis=0) == 0  # NaN is no less than anything
+    token, at = block * BLOCK + tl.arange(0, BLOCK), place * blocks + block
     temperature = tl.load(temperatures + lane)
+    rewritten = False
+    if not PLAIN:
+        rewritten = (tl.load(kinds + lane) & _REWRITTEN) > 0
+    if rewritten:
+        value = tl.load(scaled + place * room + token, mask=token < vocabulary, other=float("-inf"))
+        likeliest = row_highest(highest + place * blocks, blocks, BLOCKS)
+        broken = likeliest == float("inf")
+        least = tl.where(broken, 0.0, likeliest) + tl.load(log_min_p + lane)
+        if (tl.load(kinds + lane) & _SELECTED) > 0:
+            least = tl.maximum(least, tl.load(lowest + place))
+        value = tl.where(value >= least, value, float("-inf"))
+    else:
+        value = tl.load(logits + place * stride + token, mask=token < vocabulary, other=float("-inf")).to(tl.float32)
+        broken = tl.min((value <= LARGEST).to(tl.int32), axis=0) == 0  # NaN is no less than anything
+        if temperature > 0:
+            value = value / temperature
     if temperature > 0:
         row = _mix(_mix(tl.load(seeds + lane).to(tl.uint64)) + tl.load(drawn + lane).to(tl.uint64))
-        bits = _mix(row + token.to(tl.uint64))
-        value = value / temperature + _gumbel(bits)
-    at = place * tl.num_programs(1) + block
+        value += _gumbel(_mix(row + token.to(tl.uint64)))
     tl.store(best + at, tl.where(broken, float("inf"), tl.max(value, axis=0)))  # which no other block has
     tl.store(best_at + at, tl.where(broken, -1, block * BLOCK + tl.argmax(value, axis=0)))
 
 
 @triton.jit
-def _draw_best(lanes, drawn, newest, best, best_at, tokens, blocks, BLOCKS: tl.constexpr):
+def draw_best(
+    logits, lanes, drawn, newest, kinds, tops, marks, best, best_at, sums, candidates, tokens, logprobs, ids, stride,
+    width, blocks, BLOCKS: tl.constexpr, MOST: tl.constexpr, CANDIDATES: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Write the best token of each slot to `tokens` (B,) and to its lane, which it moves on, and report it."""
     place, i = tl.program_id(0), tl.arange(0, BLOCKS)
     lane = tl.load(lanes + place)
     if lane < 0:
@@ -107,3 +94,12 @@ def _draw_best(lanes, drawn, newest, best, best_at, tokens, blocks, BLOCKS: tl.c
     tl.store(tokens + place, token)
     tl.store(newest + lane, tl.maximum(token, 0))
     tl.store(drawn + lane, tl.load(drawn + lane) + 1)
+    if not PLAIN:
+        if ((tl.load(kinds + lane) & _MARKED) > 0) & (token >= 0):
+            mark = marks + lane * width + token
+            tl.store(mark, tl.load(mark) + _ONE_DRAWN)
+        top = tl.load(tops + lane)
+        if (top >= 0) & (token >= 0):
+            report, at = place * (1 + 2 * MOST), place * blocks
+            report_row(logits + place * stride, token, top, sums + 2 * at, candidates + at * CANDIDATES, blocks,
+                       logprobs + report, ids + report + 1 + MOST, BLOCKS)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How much of a matrix product one program does, by the rows that are usual."""
+"""The tile sizes of a matrix product, by the usual number of rows."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows and columns of the result that one program computes, and how."""
+    """The rows and columns of the result that one program computes, and its settings."""
 
     rows: int
     columns: int
     depth: int
-    """Inputs taken at a time."""
+    """Inputs per iteration."""
     warps: int
     stages: int
     parts: int = 1
-    """Programs that share out the inputs of a tile; their sums are added up later."""
+    """Programs that share the inputs of a tile; `normalise` adds their sums."""
 
 
 _FLOAT32 = Tiles(16, 32, 32, 4, 2)
-"""Whatever the rows: so a sum is the same to the bit in prefill and decode, and in any batch."""
+"""For any number of rows, so that sums are bitwise equal in prefill, in decode and in any batch."""
 _TABLE = {
     2: (Tiles(16, 32, 128, 4, 5, 4), Tiles(16, 32, 256, 4, 3, 3), Tiles(16, 32, 128, 4, 5)),
     16: (Tiles(16, 32, 128, 4, 5, 3), Tiles(16, 32, 256, 4, 3, 3), Tiles(16, 32, 128, 4, 5)),
@@ -32,20 +32,20 @@ _TABLE = {
     512: (Tiles(128, 128, 64, 8, 4, 3), Tiles(64, 64, 64, 4, 4), Tiles(128, 128, 64, 8, 4)),
     1024: (Tiles(64, 64, 128, 8, 4), Tiles(64, 64, 128, 8, 4), Tiles(64, 64, 64, 4, 4)),
 }
-"""By usual rows up to which, the last for all beyond; and by outputs: fewer than the inputs, as many, more.
+"""By the largest row count that they are tuned for; then for fewer outputs than inputs, as many, and more.
 
-Up to 512 rows they are the quickest of many on an H100, for a model of 768 channels. Few rows are a matter of reading
-weights with all multiprocessors at once, hence narrow tiles, and shared inputs where outputs are few; many rows one of
-reading each weight seldom.
+Up to 512 rows they are the fastest of many on an H100 for a model of 768 channels. With few rows, time goes into
+reading weights, which all multiprocessors must do at once: tiles are narrow, and programs share inputs if outputs are
+few. With many rows, each weight must be read rarely.
 """
 MOST_PARTS = max(tiles.parts for kinds in _TABLE.values() for tiles in kinds)
-"""Parts that a product's inputs are shared out into, at most."""
+"""The most programs that share the inputs of a tile."""
 MOST_ROWS_OF_PARTS = max(usual for usual, kinds in _TABLE.items() if any(tiles.parts > 1 for tiles in kinds))
-"""Usual rows up to which they are: many rows are programs enough."""
+"""The largest row count for which programs share inputs: more rows are enough programs without."""
 
 
 def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:
-    """For x (M,K) of which `usual` rows are, and O outputs."""
+    """Return the tiles for x (M,K), of which `usual` rows are live, and this many outputs."""
     if x.dtype == torch.float32:
         return _FLOAT32
     kind = (outputs >= x.shape[1]) + (outputs > x.shape[1])
@@ -53,5 +53,5 @@ def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:
 
 
 def precision(x: Tensor) -> str:
-    """How products of this type are computed: float32 in full, never as tf32, for selection must not depend on it."""
+    """Return the input precision of products: float32 in full, not tf32, because selection must not depend on it."""
     return "ieee" if x.dtype == torch.float32 else "tf32"

@@ -2,12 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from thoughtbubbles.engine import Engine, EngineConfig
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended
+from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
+
+if TYPE_CHECKING:
+    from thoughtbubbles.engine.cuda.executor import CudaExecutor
+    from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 
 ON_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="the kernels are Triton's")
@@ -16,10 +26,35 @@ MakeEngine = Callable[..., Engine]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 
+class PortablePrefill(CachedForward):
+    """Prefill in torch operators for an executor that decodes with kernels: the interpreter takes its time."""
+
+    sampler: "DeviceSampler"
+
+    def launch(self, chunks: list[Chunk]) -> "Computed":
+        from thoughtbubbles.engine.cuda.sampler import scored
+
+        extended, sampler, spare = self.extend(chunks), self.sampler, self.sampler.spare_lane
+        lanes = [chunk.state.row if chunk.draws else spare for chunk in chunks]
+        lane, token = torch.tensor([lanes, lanes], dtype=torch.int32, device="cpu")
+        sampler.draw(extended.logits, lane, token, plain=False)
+        tops = [chunk.logprobs if chunk.draws else None for chunk in chunks]
+        logprobs = scored(sampler.report, tops, sampler.vocabulary)
+        return Computed(replace(extended, drawn=token.tolist(), logprobs=logprobs))
+
+
+@dataclass
+class Computed:
+    extended: Extended
+
+    def land(self) -> Extended:
+        return self.extended
+
+
 @pytest.fixture(autouse=True)
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines compile what a test needs, and no more: on a device all that prompts may need would take each a while."""
-    monkeypatch.setattr("thoughtbubbles.engine.warmup.warm_up", lambda *_: None)
+    monkeypatch.setattr("thoughtbubbles.engine.device.warm_up", lambda *_: None)
 
 
 @pytest.fixture
@@ -38,12 +73,18 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
 
     def make(model: Thoughtbubbles, **settings: object) -> Engine:
         from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch
+        from thoughtbubbles.engine.cuda.executor import CudaExecutor, make_device_sampler
 
         config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
         engine = Engine(model, tokenizer, config)
         if not ON_GPU:
-            engine._device = DeviceBatch(model, engine.cache, engine._runner.tally, vocabulary=tokenizer.vocab_size)
+            forward = PortablePrefill(model, engine.cache, engine.executor.tally)
+            forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
+            decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
+            paged = CudaExecutor(forward, decode, engine.cache, forward.sampler)  # type: ignore[arg-type]
+            engine.executor = RevisingExecutor(paged, engine.executor.recompute, Sampler(tokenizer))  # type: ignore[attr-defined]
+            engine.scheduler.mixes = True
         return engine
 
     return make
@@ -53,10 +94,28 @@ def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
     """The engine, that prefills with kernels wherever it runs, in steps of so many tokens."""
     from thoughtbubbles.engine.cuda.forward import DeviceForward
 
-    engine._runner._cached = DeviceForward(
-        engine.model, engine.cache, engine._runner.tally, vocabulary=engine.tokenizer.vocab_size, sizes=sizes
+    executor = cuda_executor(engine)
+    executor.forward = DeviceForward(
+        engine.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
     )
     return engine
+
+
+def sampler_of(model: Thoughtbubbles, cache: ForkCache) -> "DeviceSampler | None":
+    """A sampler for the lanes of a cache; none for a model whose logits the kernels do not compute."""
+    from thoughtbubbles.engine.cuda.sampler import DeviceSampler
+
+    if model.config.averaging == "logit":
+        return None
+    return DeviceSampler(cache.ledger.generation, batch_size=64, vocabulary=257, model_vocabulary=257, end_of_text=0,
+                         device=DEVICE)  # fmt: skip
+
+
+def cuda_executor(engine: Engine) -> "CudaExecutor":
+    """The engine's executor of requests with pages."""
+    assert isinstance(engine.executor, RevisingExecutor)
+    paged: CudaExecutor = engine.executor.paged
+    return paged
 
 
 def lively(model: Thoughtbubbles) -> Thoughtbubbles:

@@ -1,12 +1,13 @@
-"""An engine that decodes ahead of its host tells what one tells that waits for every step, whatever happens between."""
+"""An engine that runs ahead of its host reports the same events as one that waits for every step."""
 
 import random
 
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import ON_GPU, MakeEngine, on_kernels
+from tests.engine.kernels.conftest import ON_GPU, MakeEngine, cuda_executor, on_kernels
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
+from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 TOKENS = 24 if ON_GPU else 4
@@ -15,8 +16,25 @@ KINDS: dict[str, dict[str, object]] = {
     "greedy": {"temperature": 0},
     "drawn": {"temperature": 0.9, "seed": 3},
     "told of forks": {"temperature": 0.9, "seed": 3, "return_fork_counts": True},
-    "restricted, so the host draws": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
+    "restricted": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
     "scored": {"temperature": 0, "logprobs": 2},
+    "penalised": {
+        "temperature": 0.7,
+        "seed": 4,
+        "repetition_penalty": 1.4,
+        "frequency_penalty": 0.5,
+        "logit_bias": {7: 3},
+    },
+    "kept from ending": {
+        "temperature": 0.9,
+        "seed": 5,
+        "min_tokens": 3,
+        "stop_token_ids": (1, 2, 3),
+        "ignore_eos": False,
+        "top_k": 40,
+        "min_p": 0.01,
+        "logprobs": 0,
+    },
     "another budget": {"temperature": 0, "fork_ratio": 1.3},
     "recomputed": {"temperature": 0, "fork_selection": "dynamic"},
 }
@@ -43,7 +61,7 @@ def run(engine: Engine, requests: list[tuple[str, list[int], SamplingParams]], s
 
 
 def counts(completion: Completion) -> tuple[int, int, float]:
-    """What the usage tells of streams, which those of computed tokens make alone."""
+    """The stream tokens of the usage, which count computed tokens only."""
     usage = completion.events[-1].usage
     assert usage
     return usage.computed_tokens, usage.fork_count, usage.budget_used_ratio
@@ -56,6 +74,9 @@ def assert_alike(ahead: dict[str, Completion], waited: dict[str, Completion]) ->
         assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason), name
         assert [e.fork_count for e in one.events] == [e.fork_count for e in other.events], name
         assert counts(one) == counts(other), name
+        assert [[i for i, _ in e.top_logprobs] for e in one.events] == [
+            [i for i, _ in e.top_logprobs] for e in other.events
+        ], name
         assert [e.logprob for e in one.events] == pytest.approx([e.logprob for e in other.events], abs=1e-4), name
 
 
@@ -84,7 +105,7 @@ def test_kinds_beside_each_other(small_model: Thoughtbubbles, make_engine: MakeE
 def test_prompts_taken_in_and_first_tokens_drawn_by_kernels(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:
-    kinds = ("greedy", "told of forks", "restricted, so the host draws", "scored")
+    kinds = ("greedy", "told of forks", "restricted", "scored")
     requests = [(kind, prompt, params(**KINDS[kind])) for kind, prompt in zip(kinds, PROMPTS, strict=False)]
     requests += [("another", [3] * 9, params(**KINDS["drawn"]))]
     waited = run(plain(small_model, tokenizer), requests)
@@ -94,23 +115,25 @@ def test_prompts_taken_in_and_first_tokens_drawn_by_kernels(
 def test_those_who_run_go_on_while_a_prompt_is_taken_in(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     engine = make_engine(small_model)
     engine.add("runs", PROMPTS[0], params(temperature=0))
-    while engine._flight is None:
+    while cuda_executor(engine).ahead is None:
         engine.step()
-    before = engine._flight
+    before = cuda_executor(engine).ahead
     engine.add("comes", PROMPTS[1], params(temperature=0))
     events = engine.step()
     assert [event.request_id for event in events] == ["runs", "comes"]
     assert engine.last_step
     assert engine.last_step.phase == "prefill"
-    assert engine._flight is not before
-    assert [request.id for request in engine._flight.requests] == ["runs"]
+    after = cuda_executor(engine).ahead
+    assert after
+    assert after is not before
+    assert [request.id for request in after.requests] == ["runs"]
 
 
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
         ("greedy", ["prefill", "prefill", "prefill", "decode"]),
-        ("restricted, so the host draws", ["prefill", "decode", "prefill", "decode"]),
+        ("restricted", ["prefill", "prefill", "prefill", "decode"]),
         ("recomputed", ["prefill", "decode", "prefill", "decode"]),
     ],
 )
@@ -129,7 +152,7 @@ def test_they_take_turns_only_where_the_device_does_not_serve_both(
         assert engine.last_step
         phases.append(engine.last_step.phase)
         served = "runs" in [event.request_id for event in told]
-        assert served == (kind == "greedy" or phases[-1] == "decode")
+        assert served == (kind != "recomputed" or phases[-1] == "decode")
     assert phases == steps
 
 
@@ -140,7 +163,7 @@ def test_who_is_next_gets_a_place_while_the_device_computes(
     for name in "abc":
         engine.add(name, [ord(name)] * 8, params(temperature=0))
     engine.step()
-    assert [request.id for request in engine.scheduler.arriving] == ["b"]
+    assert [request.id for request in engine.scheduler.prefilling] == ["b"]
 
 
 def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
@@ -148,12 +171,12 @@ def test_those_who_have_asked_for_all_are_told_beside_a_prompt(
 ) -> None:
     engine = make_engine(small_model)
     engine.add("ends", PROMPTS[0], params(temperature=0, max_tokens=2))
-    while engine._flight is None:
+    while cuda_executor(engine).ahead is None:
         engine.step()
     engine.add("comes", PROMPTS[1], params(temperature=0))
     events = engine.step()
     assert [(event.request_id, event.finish_reason) for event in events] == [("ends", "length"), ("comes", None)]
-    assert engine._flight is None
+    assert cuda_executor(engine).ahead is None
 
 
 def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer) -> None:
@@ -165,6 +188,34 @@ def test_forks_are_counted_the_same(small_model: Thoughtbubbles, make_engine: Ma
     told = [(stats.forks_total, stats.fork_deletions_total) for stats in (engine.stats() for engine in engines)]
     assert told[0] == told[1]
     assert sum(told[0][0].values()) > 10
+
+
+@pytest.mark.parametrize("kind", ["restricted", "scored", "recomputed"])
+def test_no_request_keeps_its_neighbour_from_decoding_ahead(
+    kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
+) -> None:
+    requests = [
+        ("neighbour", PROMPTS[0], params(temperature=0, max_tokens=TOKENS + 4)),
+        ("other", PROMPTS[1], params(**{**KINDS[kind], "max_tokens": TOKENS + 4})),
+    ]
+    waited = run(plain(small_model, tokenizer), requests)
+    engine = make_engine(small_model)
+    for request in requests:
+        engine.add(*request)
+    events = [*engine.step(), *engine.step()]
+    for _ in range(3):
+        own = engine.step()
+        assert [event.request_id for event in own] == ["neighbour", "other"], "both get a token in every step"
+        events += own
+        flight = cuda_executor(engine).ahead
+        assert flight
+        assert [request.id for request in flight.requests] == ["neighbour", "other"][: 1 if kind == "recomputed" else 2]
+    while engine.has_work:
+        events += engine.step()
+    ahead: dict[str, list[TokenEvent]] = {}
+    for event in events:
+        ahead.setdefault(event.request_id, []).append(event)
+    assert_alike({name: Completion.of(each) for name, each in ahead.items()}, waited)
 
 
 def test_stops_that_the_device_does_not_know_of(
@@ -198,22 +249,26 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
 def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, for the device must be told each time: who came five steps later is not always five behind."""
+    """Together, since every allocation is copied to the device: requests that arrive later share it."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
-    from thoughtbubbles.engine.cuda.kernels.lanes import Lanes
+    from thoughtbubbles.engine.cuda.lanes import Lanes
 
     engine, told = make_engine(small_model), []
-    device = engine._device
-    assert device
+    device = cuda_executor(engine).decode
     for name in "ab":
         engine.add(name, PROMPTS[0], params(max_tokens=50))
-        engine._compute(engine.scheduler.schedule())
-        engine.scheduler.go_on()
+        plan = engine.scheduler.schedule()
+        for flight in engine.executor.launch(Plan(plan.requests[:1], plan.num_tokens[:1], 1)):
+            engine._report(engine.executor.land(flight))
     first, second = engine.scheduler.running
+    first.num_scheduled = 1
     monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
     monkeypatch.setattr(Lanes, "write", lambda *_: told.append(device._launches))
     for step in range(40):
-        device.launch([first] if step < 5 else [first, second], drawing=True)
+        requests = [first] if step < 5 else [first, second]
+        for request in requests:
+            request.num_scheduled += 1
+        device.launch(requests)
     assert told == [0, 5, 16, 32]
 
 
@@ -247,7 +302,7 @@ def test_a_prefix_left_by_a_device_is_shared(
     assert usage.cached_tokens >= len(prompt) + 4 - 2
 
 
-@pytest.mark.parametrize("kind", ["told of forks", "restricted, so the host draws"])
+@pytest.mark.parametrize("kind", ["told of forks", "restricted"])
 def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     """As in tests/engine/test_device.py: what does not name its device is made on `meta`, in prefill and in decode."""
     engine = on_kernels(make_engine(small_model), [16])
@@ -257,7 +312,7 @@ def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, mak
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted, so the host draws", "scored"])
+@pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted", "scored"])
 def test_keys_and_values_that_are_nan_end_one_request(
     kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:

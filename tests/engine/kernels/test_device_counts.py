@@ -15,7 +15,7 @@ def test_counts_are_the_oracles(small_model: Thoughtbubbles, make_engine: MakeEn
         {"max_tokens": 0},
         {"max_tokens": 4},
         {"max_tokens": 4, "return_fork_counts": True},
-        {"max_tokens": 4, "top_p": 0.8},  # the host draws
+        {"max_tokens": 4, "top_p": 0.8},
         {"max_tokens": 4, "fork_selection": "dynamic", "return_fork_counts": True},
         {"max_tokens": 2, "fork_ratio": 1.4},
     ]

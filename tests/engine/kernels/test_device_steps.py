@@ -29,15 +29,20 @@ def waiting_fails() -> Iterator[None]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("temperature", [0, 0.9])
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {"temperature": 0.9}, {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "logprobs": 20},
+     {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "logit_bias": {3: 1}, "min_tokens": 20}],
+)  # fmt: skip
 def test_the_host_waits_for_nothing_while_it_decodes(
-    temperature: float, small_model: Thoughtbubbles, make_engine: MakeEngine
+    settings: dict[str, object], small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
-    """In more steps than pages are taken for ahead, so that the device is told of new ones among them."""
+    """In more steps than pages are allocated for in advance, so that some steps get new pages."""
     from thoughtbubbles.engine.cuda.decode_batch import SPARE
 
     engine = make_engine(small_model)
-    params = SamplingParams(temperature=temperature, seed=3, max_tokens=SPARE + 30, ignore_eos=True)
+    limits: dict[str, object] = {"seed": 3, "max_tokens": SPARE + 30, "ignore_eos": True}
+    params = SamplingParams(**limits, **settings)  # type: ignore[arg-type]
     for i, prompt in enumerate(PROMPTS):
         engine.add(str(i), prompt, params)
     told: list[TokenEvent] = []

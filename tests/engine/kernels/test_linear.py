@@ -1,4 +1,4 @@
-"""Layers over live rows, against torch's: whatever stands in the rows beyond them."""
+"""Layers over live rows, against torch's: other rows may contain anything."""
 
 from dataclasses import replace
 from typing import Any
@@ -44,15 +44,16 @@ def test_inputs_shared_out_are_added_once(parts: int, bias: bool, rows: Any, mon
     wanted = stream + rows.score.exp()[:, None] * layer(x)
     wanted[LIVE:] = stream[LIVE:]
     out = torch.full_like(stream, torch.nan)
-    owed = linear.residual_linear(x, layer, stream, rows, torch.full((6 * stream.numel(),), torch.nan, device=DEVICE))
-    assert (owed is None) == (parts == 1)
-    linear.normalise(stream, norm, out, rows, owed)
+    scratch = torch.full((6 * stream.numel(),), torch.nan, device=DEVICE)
+    update = linear.residual_linear(x=x, layer=layer, residual=stream, rows=rows, scratch=scratch)
+    assert (update is None) == (parts == 1)
+    linear.normalise(x=stream, norm=norm, out=out, rows=rows, update=update)
     torch.testing.assert_close(stream, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out[:LIVE], norm(wanted[:LIVE]), atol=1e-5, rtol=1e-5)
     assert out[LIVE:].isnan().all()
-    if owed:
-        linear.normalise(stream, None, out, rows, owed)
-        assert not torch.equal(stream, wanted), "what is owed is added whenever it is told of"
+    if update:
+        linear.normalise(x=stream, norm=None, out=out, rows=rows, update=update)
+        assert not torch.equal(stream, wanted), "an update is added as often as it is passed"
 
 
 @pytest.mark.parametrize("tanh", [True, False])
@@ -62,7 +63,7 @@ def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
 
     layer, x = nn.Linear(24, 40).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
     out = torch.full((MOST, 40), torch.nan, device=DEVICE)
-    gelu_linear(x, layer, out, rows, tanh=tanh)
+    gelu_linear(x=x, layer=layer, out=out, rows=rows, tanh=tanh)
     wanted = F.gelu(layer(x), approximate="tanh" if tanh else "none")
     torch.testing.assert_close(out[:LIVE], wanted[:LIVE], atol=1e-5, rtol=1e-5)
     assert out[LIVE:].isnan().all()
@@ -77,7 +78,7 @@ def test_heads(scored: bool, rows: Any) -> None:  # noqa: ANN401
     layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
     queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE)
     keys, values = torch.full((2, 2, 64, 12), torch.nan, device=DEVICE)
-    project_heads(x, layer, queries, keys, values, rows, scored=scored)
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored)
     q, k, v = (part.view(MOST, 2, 12) for part in layer(x).split(24, dim=1))
     by = Rotation(rows.cos[:, None], rows.sin[:, None])
     q, k = rotate(q, by), rotate(k, by)
@@ -105,10 +106,10 @@ def test_halves_however_they_are_cut(usual: int, rows: Any) -> None:  # noqa: AN
     fc, proj = (nn.Linear(*sizes).to(DEVICE, torch.half) for sizes in ((48, 192), (192, 48)))
     norm, rows = nn.LayerNorm(48).to(DEVICE, torch.half), replace(rows, usual=usual)
     x, stream = torch.randn(2, MOST, 48, device=DEVICE).half()
-    scratch = Scratch.zeros(config, x, places=1, rows=MOST, usual=usual)
+    scratch = Scratch.zeros(config, x, batch_size=1, rows=MOST, usual=usual)
     wanted = stream[:LIVE] + rows.score[:LIVE].exp()[:, None] * proj(F.gelu(fc(x[:LIVE])))
-    linear.gelu_linear(x, fc, scratch.hidden, rows, tanh=False)
-    owed = linear.residual_linear(scratch.hidden, proj, stream, rows, scratch.sums)
-    linear.normalise(stream, norm, scratch.normed, rows, owed)
+    linear.gelu_linear(x=x, layer=fc, out=scratch.hidden, rows=rows, tanh=False)
+    update = linear.residual_linear(x=scratch.hidden, layer=proj, residual=stream, rows=rows, scratch=scratch.sums)
+    linear.normalise(x=stream, norm=norm, out=scratch.normed, rows=rows, update=update)
     torch.testing.assert_close(stream[:LIVE].float(), wanted, atol=0.05, rtol=0.02)
     torch.testing.assert_close(scratch.normed[:LIVE], norm(stream[:LIVE]), atol=0.05, rtol=0.02)

@@ -16,7 +16,7 @@ POISON = 1024  # a page of nobody's
 
 @pytest.fixture(autouse=True)
 def looked_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Page numbers are looked up an iteration ahead, but none beyond those of the pages that a place holds."""
+    """Page numbers are read an iteration ahead, but never beyond the pages of a lane."""
     if ON_GPU:
         yield
         return
@@ -62,7 +62,7 @@ def attend(heads: int, width: int, held: list[int], new: list[int], splits: int)
     span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
     parts = Parts.empty(len(new), len(queries), heads, width, splits, DEVICE)
     out = torch.full_like(queries, torch.nan)
-    paged_attention(queries, keys, values, span, out, parts, most=max(new))
+    paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new))
     assert not parts.arrivals.any()
     return out[: sum(new)], torch.cat(wanted)
 
@@ -72,7 +72,7 @@ def attend(heads: int, width: int, held: list[int], new: list[int], splits: int)
 def test_a_few_queries_over_many_keys(width: int, splits: int) -> None:
     """Parts of 64 keys: with 130 there are three, and with 5 one; the first four of 8 queries see none of the last.
 
-    With 128 keys the last part is full, and one place is empty.
+    With 128 keys the last part is full, and one lane is empty.
     """
     ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], splits)
     torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)

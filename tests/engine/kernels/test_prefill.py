@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels
+from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels, sampler_of
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
@@ -65,7 +65,7 @@ def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, mo
     from thoughtbubbles.engine.cuda import forward as device_forward
 
     sizes, places = STEPS[steps]
-    monkeypatch.setattr(device_forward, "PLACES", places)
+    monkeypatch.setattr(device_forward, "BATCH_SIZE", places)
     check(small_model, CUTS["in two"], sizes)
 
 
@@ -77,12 +77,12 @@ def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: T
         cache = ForkCache(model.config, max_tokens=tokens, total_bytes=1 << 20, page_size=4, requests=32,
                           like=model.transformer.wte.weight.detach())  # fmt: skip
         chosen = {} if sizes is None else {"sizes": sizes}
-        assert DeviceForward(model, cache, ForkTally(), vocabulary=257, **chosen).max_prefill_tokens == most
+        assert DeviceForward(model, cache, ForkTally(), sampler=None, **chosen).max_prefill_tokens == most
 
 
 @pytest.mark.slow
 def test_rows_that_do_not_live_never_matter(small_model: Thoughtbubbles) -> None:
-    """Whether a step is filled or has room to spare, and whatever an earlier one has left there."""
+    """Whether a step is full or not, and whatever an earlier step has left in unused rows."""
     filled, spare = (Outcome.by(small_model, size) for size in (sum(map(len, PROMPTS)), 64))
     left = Outcome.by(small_model, 64, before=[[3] * 30, [8, 9] * 15])
     for other in (spare, left):
@@ -109,7 +109,7 @@ class Outcome:
         selection, model = Selection.of(model.config, "causal"), deepcopy(model).to(DEVICE)
         cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                           like=model.transformer.wte.weight.detach())  # fmt: skip
-        forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=[size])
+        forward = DeviceForward(model, cache, ForkTally(), sampler=sampler_of(model, cache), sizes=[size])
         for prompts in (before, PROMPTS):
             states = [cache.open(selection) for _ in prompts]
             chunks = [Chunk(ids, state, selection) for ids, state in zip(prompts, states, strict=True)]
@@ -154,7 +154,7 @@ def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 
     model = model.to(DEVICE)
     cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
                       like=model.transformer.wte.weight.detach())  # fmt: skip
-    forward = DeviceForward(model, cache, ForkTally(), vocabulary=257, sizes=sizes)
+    forward = DeviceForward(model, cache, ForkTally(), sampler=sampler_of(model, cache), sizes=sizes)
     states = [cache.open(selection) for _ in PROMPTS]
     seen: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     for start, end in pairwise([0, *cut]):

@@ -37,12 +37,13 @@ def cold() -> None:
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
-    from thoughtbubbles.engine.cuda.kernels import attention, forking, linear, prefill
+    from thoughtbubbles.engine.cuda.kernels import adjusting, attention, forking, linear, prefill, sampling, selection
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
-               attention._paged_attention, prefill._begin, prefill._weigh, prefill._rank, prefill._fit, prefill._spread,
-               forking._average]  # fmt: skip
+               attention._paged_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
+               forking._average, adjusting.adjust, selection.narrow, selection.gather, selection.select,
+               sampling.draw_part, sampling.draw_best]  # fmt: skip
     for kernel in kernels:
 
         def launch(*args: object, _kernel: object = kernel, _run: object = kernel.run, **kwargs: object) -> object:
@@ -56,7 +57,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
 
 
 def warm(engine: Engine) -> None:
-    warm_up(engine._runner, engine.cache, engine.tokenizer)
+    warm_up(engine.executor, engine.cache, engine.tokenizer)
 
 
 def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Variant]) -> None:

@@ -49,7 +49,7 @@ def process(code: str, output: int | None = None) -> "subprocess.Popen[bytes]":
 
 
 def sleeper(run: Run, device: str) -> "subprocess.Popen[bytes]":
-    """Ends only when it is asked to."""
+    """A process that ends only on SIGTERM."""
     return process("import signal; signal.pause()")
 
 

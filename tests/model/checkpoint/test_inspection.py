@@ -1,4 +1,4 @@
-"""What `thoughtbubbles inspect` tells of a checkpoint, and what it refuses."""
+"""What `thoughtbubbles inspect` prints of a checkpoint, and what it refuses."""
 
 import json
 import os

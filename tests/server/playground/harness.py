@@ -53,7 +53,7 @@ class Playground:
         return self.page.locator(".token")
 
     def answer(self, place: int = 0) -> Locator:
-        """An answer: the first, or the one beside it."""
+        """Return an answer: the first, or the second, beside it."""
         return self.page.locator(".answer").nth(place)
 
     def text(self, place: int = 0) -> str:
@@ -89,7 +89,7 @@ def depth(streams: int, most: int = 8) -> str:
 
 
 def told(url: str, **body: object) -> dict[str, Any]:
-    """What the server answers to what the page asks, in one piece."""
+    """Return the server's unstreamed answer to the page's request."""
     response = httpx.post(f"{url}/v1/completions", json={**ASKED, **body}, timeout=60)
     assert response.status_code == 200, response.text
     choice: dict[str, Any] = response.json()["choices"][0]

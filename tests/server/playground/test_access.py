@@ -1,4 +1,4 @@
-"""The playground for everybody: without a mouse, on a phone, in the dark, at rest, and under axe's rules."""
+"""Accessibility of the playground: keyboard, phone, dark mode, reduced motion, and axe's rules."""
 
 import re
 from collections.abc import Callable
@@ -116,6 +116,37 @@ def test_on_a_phone(written: Open) -> None:
     assert one["x"] == other["x"], "answers stand below each other"
     playground.answer(1).locator(".token").last.tap()
     assert_within(playground)
+
+
+def test_the_card_covers_no_button_on_a_phone(shipped_url: str, visit: Visit) -> None:
+    playground = visit(shipped_url, **PHONE | {"viewport": {"width": 390, "height": 844}})
+    playground.complete(**SETTINGS)
+    for place in (0, 3, 11, 30):
+        playground.page.evaluate("scrollTo(0, 0)")
+        playground.tokens.nth(place).tap()
+        card, form = box(playground.page.locator("#card")), box(playground.page.locator("#ask"))
+        assert card["y"] >= form["y"] + form["height"], "the card is below the form, buttons and all"
+        token = box(playground.tokens.nth(place))
+        assert card["y"] >= token["y"] + token["height"] or card["y"] + card["height"] <= token["y"]
+        assert card["y"] + card["height"] <= 844, "on the screen"
+
+
+def test_keys_are_announced(shipped_url: str, visit: Visit) -> None:
+    hint = visit(shipped_url).page.locator("#keys")
+    assert hint.is_visible()
+    assert "Ctrl+Enter" in hint.inner_text()
+    assert visit(shipped_url, **PHONE).page.locator("#keys").is_hidden(), "a phone has no such keys"
+
+
+def test_the_legend_explains_every_sign(shipped_url: str, visit: Visit) -> None:
+    playground = visit(shipped_url)
+    legend = playground.page.locator(".legend")
+    assert "◌ end of text" in legend.inner_text()
+    assert "part" not in legend.inner_text().replace("part of a character", "")
+    playground.page.check("text=Two ratios side by side")
+    assert "where the two answers part" in legend.inner_text()
+    bar = legend.locator("#parts i").evaluate("(sign) => getComputedStyle(sign).borderInlineStartWidth")
+    assert bar == "3px", "the same bar as in the text"
 
 
 def test_what_a_finger_can_hit(shipped_url: str, visit: Visit) -> None:

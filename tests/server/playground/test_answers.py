@@ -67,7 +67,7 @@ def test_stop(playground: Playground, shipped_url: str) -> None:
 
 
 def entropy(logprobs: Json) -> float:
-    """In bits, of the tokens that are told and all others as one."""
+    """Return the entropy in bits of the listed tokens, and of all others as one."""
     told = [math.exp(each) for each in logprobs.values()]
     return -sum(p * math.log2(p) for p in [*told, 1 - sum(told)])
 
@@ -116,7 +116,7 @@ def test_a_bar_points_at_its_token(playground: Playground) -> None:
 
 
 def sent(playground: Playground) -> list[Json]:
-    """The bodies of all completions that the page asks for from now on."""
+    """Return the bodies of all completions that the page requests from now on."""
     bodies: list[Json] = []
 
     def note(request: "Request") -> None:

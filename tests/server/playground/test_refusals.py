@@ -43,15 +43,58 @@ def test_no_prompt(playground: Playground) -> None:
     assert playground.text().startswith("<|endoftext|>")
 
 
-def test_a_mistake_is_told_and_its_field_marked(playground: Playground) -> None:
-    playground.set(**SHORT | {"max_tokens": CONTEXT})
+@pytest.mark.parametrize(
+    ("field", "settings"), [("max_tokens", {"max_tokens": CONTEXT}), ("prompt", {"prompt": "a" * CONTEXT})]
+)
+def test_a_mistake_is_told_and_its_field_marked(
+    playground: Playground, field: str, settings: dict[str, object]
+) -> None:
+    playground.set(**SHORT | settings)
     playground.page.click("text=Complete")
     playground.page.locator("#status", has_text="context").wait_for()
     expect(playground, 400)
-    assert playground.page.locator("[aria-invalid][aria-errormessage=status]").get_attribute("id") == "prompt"
+    assert playground.page.locator("[aria-invalid][aria-errormessage=status]").get_attribute("id") == field
     assert playground.page.locator("#status.wrong").count() == 1
     playground.complete(**SHORT)
     assert playground.page.locator("[aria-invalid], #status.wrong").count() == 0
+
+
+@pytest.mark.parametrize("ratios", [1, 2])
+def test_a_refusal_leaves_the_answer(playground: Playground, ratios: int) -> None:
+    if ratios == 2:
+        playground.page.check("text=Two ratios side by side")
+    playground.complete(**SHORT)
+
+    def shown() -> list[object]:
+        answers = [playground.answer(place) for place in range(ratios)]
+        return [playground.page.locator(".answer").count(), *(answer.inner_text() for answer in answers)]
+
+    before = shown()
+    playground.set(max_tokens=CONTEXT)
+    playground.page.click("text=Complete")
+    playground.page.locator("#status", has_text="context").wait_for()
+    expect(playground, 400, times=ratios)
+    assert shown() == before
+    playground.tokens.first.focus()
+    assert "stream" in playground.page.locator("#card").inner_text()
+    assert playground.page.locator("#stop").is_disabled()
+
+
+def test_a_refusal_leaves_what_was_being_written(playground: Playground, server: Running) -> None:
+    playground.set(**SHORT)
+    server.engine.hold(after=5)
+    playground.page.click("text=Complete")
+    server.engine.wait_until_held()
+    playground.tokens.nth(3).wait_for()
+    written = playground.tokens.count()
+    playground.set(max_tokens=CONTEXT)
+    playground.page.click("text=Complete")
+    playground.page.locator("#status", has_text="context").wait_for()
+    expect(playground, 400)
+    assert playground.tokens.count() == written
+    assert playground.page.locator(".text").get_attribute("aria-busy") == "false"
+    assert playground.page.locator("dl dt").all_inner_texts()[0] == "Tokens"
+    server.engine.let_go()
 
 
 def test_what_the_form_refuses_is_not_sent(playground: Playground, server: Running) -> None:

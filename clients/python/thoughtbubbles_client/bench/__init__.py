@@ -1,4 +1,4 @@
-"""A load generator: so many clients at once ask a server for completions, and what they see is measured.
+"""A load generator: sends completion requests concurrently and measures latency and throughput as clients see them.
 
-`python -m thoughtbubbles_client.bench URL`, or `thoughtbubbles bench URL` where the server is installed too.
+`python -m thoughtbubbles_client.bench URL`, or `thoughtbubbles bench URL` if the server is installed, too.
 """

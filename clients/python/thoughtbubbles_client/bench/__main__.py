@@ -7,9 +7,10 @@ from thoughtbubbles_client.bench.command import add_arguments, run
 
 
 def main() -> int:
-    """Run from the process's arguments: 0 when requests were answered, 1 when none was, 2 when nothing was measured."""
+    """Run the command. Return 0 if requests were answered, 1 if none was, 2 if nothing was measured."""
     parser = argparse.ArgumentParser(
-        prog="python -m thoughtbubbles_client.bench", description="Load a server and measure what its clients see."
+        prog="python -m thoughtbubbles_client.bench",
+        description="Load a server and measure its latency and throughput.",
     )
     add_arguments(parser)
     try:

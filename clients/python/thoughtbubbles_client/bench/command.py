@@ -1,4 +1,4 @@
-"""The command: its arguments, and what it prints."""
+"""The command: its arguments and output."""
 
 import argparse
 import asyncio
@@ -19,34 +19,40 @@ from thoughtbubbles_client.transport import DEFAULT_URL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments; most are fields of `Plan`."""
+    """Add the command's arguments to `parser`; most are fields of `Plan`."""
     plan = Plan()
     parser.add_argument("url", metavar="URL", nargs="?", default=DEFAULT_URL, help="the server's address (%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=plan.concurrency, help="requests at once (%(default)s)")
+    parser.add_argument("--concurrency", type=int, default=plan.concurrency, help="concurrent requests (%(default)s)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--requests", type=int, help=f"how many to send in all ({plan.requests})")
-    length.add_argument("--seconds", type=float, help="how long to send new ones instead")
-    parser.add_argument("--prompt-tokens", type=int, default=plan.prompt_tokens, help="of each prompt (%(default)s)")
+    length.add_argument("--requests", type=int, help=f"number of requests ({plan.requests})")
+    length.add_argument("--seconds", type=float, help="send new requests for this long instead")
     parser.add_argument(
-        "--completion-tokens", type=int, default=plan.completion_tokens, help="of each completion (%(default)s)"
+        "--prompt-tokens", type=int, default=plan.prompt_tokens, help="tokens of each prompt (%(default)s)"
+    )
+    parser.add_argument(
+        "--completion-tokens", type=int, default=plan.completion_tokens, help="tokens of each completion (%(default)s)"
     )
     parser.add_argument("--temperature", type=float, default=plan.temperature, help="0 is greedy (%(default)s)")
     parser.add_argument("--fork-ratio", type=float, help="streams per token that the budget allows (the checkpoint's)")
     parser.add_argument("--model", help="the model's name (the served one)")
     parser.add_argument(
         "--openai-only", action="store_true",
-        help="for servers that speak OpenAI's API alone: prompts are so many words, and completions may end earlier",
+        help="use only OpenAI's API: --prompt-tokens counts words, and completions may be shorter",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, help="makes the same prompts again, which a server may have cached (new)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="seed of prompts and samples; a server may have cached prompts of the same seed (random)",
+    )
     parser.add_argument("--api-key-file", type=Path, help="file whose first line is the API key (none)")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds of silence that fail (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="longest wait for a byte, in seconds (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; times in seconds")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print: 0 when requests were answered, 1 when none was.
+    """Measure and print. Return 0 if requests were answered, 1 if none was.
 
-    `ValueError` or `OSError` when nothing can be measured.
+    Raises `ValueError` or `OSError` if nothing can be measured.
     """
     plan = _plan(args)
     try:
@@ -67,8 +73,8 @@ def _client(args: argparse.Namespace) -> AsyncClient:
         args.url,
         api_key=None if args.api_key_file is None else args.api_key_file.read_text(encoding="utf-8").partition("\n")[0],
         timeout=args.timeout,
-        retry=RetryPolicy(retries=0),  # a refusal is a result
-        fork_counts=False,  # a token waits for its count until the next has been computed
+        retry=RetryPolicy(retries=0),  # failures are counted
+        fork_counts=False,  # else each token waits until the next one is computed
         transport=httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None, max_keepalive_connections=None)),
     )
 

@@ -1,4 +1,4 @@
-"""So many requests at once, each followed by the next until there have been enough."""
+"""Send requests concurrently until the plan is complete."""
 
 import asyncio
 import time
@@ -13,13 +13,13 @@ from thoughtbubbles_client.bench.report import Report
 from thoughtbubbles_client.options import Prompt
 
 WARM_UP = -1
-"""Number of the request that is not measured."""
+"""The number of the request that is not measured."""
 FAILURE_SECONDS = 0.1
-"""What a client waits after a failure: asked again at once, a server that is down would fail thousands a second."""
+"""Wait after a failure: without it, requests to a server that is down would fail thousands of times a second."""
 
 
 async def put_load(client: AsyncClient, plan: Plan) -> Report:
-    """Carry `plan` out. `ThoughtbubblesError` when the request before those that are measured is not answered."""
+    """Return the report of `plan`. Raises `ThoughtbubblesError` if the warm-up request fails."""
     prompt = await make_prompts(client, plan)
     await client.complete(prompt(WARM_UP), **plan.options(WARM_UP))
     return await _loaded(client, plan, prompt)
@@ -30,7 +30,7 @@ async def _loaded(client: AsyncClient, plan: Plan, prompt: Callable[[int], Promp
     start = time.perf_counter()
     numbers = _numbers(plan, start)
 
-    async def ask_again() -> None:
+    async def send_requests() -> None:
         for number in numbers:
             outcome = await measure(client, prompt(number), plan.options(number))
             outcomes.append(outcome)
@@ -39,12 +39,12 @@ async def _loaded(client: AsyncClient, plan: Plan, prompt: Callable[[int], Promp
 
     async with asyncio.TaskGroup() as group:
         for _ in range(plan.concurrency):
-            group.create_task(ask_again())
+            group.create_task(send_requests())
     return Report.of(outcomes, time.perf_counter() - start)
 
 
 def _numbers(plan: Plan, start: float) -> Iterator[int]:
-    """The numbers of requests, for as long as new ones are to be sent; all who ask draw from the same."""
+    """Yield request numbers while requests are to be sent; all senders share the iterator."""
     for number in count() if plan.requests is None else range(plan.requests):
         if plan.seconds is not None and time.perf_counter() - start >= plan.seconds:
             return

@@ -1,4 +1,4 @@
-"""What one client sees of one request."""
+"""Measure one request as a client sees it."""
 
 import time
 from dataclasses import dataclass
@@ -12,33 +12,33 @@ from thoughtbubbles_client.results import Completion, Usage
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A request that was answered to its end; times in seconds."""
+    """A request that was answered completely; times in seconds."""
 
     arrivals: list[float]
-    """When each token came, since the request was sent; those of one part come together."""
+    """When each token arrived, since the request was sent; tokens of one part arrive together."""
     seconds: float
-    """When the answer was whole."""
+    """When the answer was complete."""
     prompt_tokens: int
-    """As the server counts them; 0 where it does not."""
+    """As the server counts them; 0 if it does not."""
     completion_tokens: int
-    """As the server counts them, else as they came."""
+    """As the server counts them, else as they arrived."""
 
     @property
     def gaps(self) -> list[float]:
-        """Between each token and the one before."""
+        """The time between each token and the previous one."""
         return [later - earlier for earlier, later in pairwise(self.arrivals)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A request that was refused, or broke off."""
+    """A request that failed."""
 
     kind: str
-    """The server's code for it, such as `queue_full`, or the class of the error."""
+    """The server's error code, such as `queue_full`, or the class of the error."""
 
 
 async def measure(client: AsyncClient, prompt: Prompt, options: CompletionOptions) -> Answered | Failed:
-    """Ask for one completion and note when its tokens come."""
+    """Request one completion, and return when its tokens arrived."""
     arrivals: list[float] = []
     usage: Usage | None = None
     start = time.perf_counter()
@@ -58,5 +58,5 @@ async def measure(client: AsyncClient, prompt: Prompt, options: CompletionOption
 
 
 def _tokens(part: Completion) -> int:
-    """How many tokens a part has; one where the server does not tell but sends text."""
+    """Return the number of tokens in a part; 1 if it has text but the server does not send tokens."""
     return sum(len(choice.tokens) or bool(choice.text) for choice in part.choices)

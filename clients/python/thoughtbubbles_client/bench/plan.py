@@ -1,4 +1,4 @@
-"""What a measurement asks for."""
+"""The plan of a measurement."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from thoughtbubbles_client.options import CompletionOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One measurement. Raises `ValueError` naming the setting that cannot be."""
+    """One measurement. Raises `ValueError` that names a wrong setting."""
 
     concurrency: int = 8
-    """Requests that run at once."""
+    """Number of concurrent requests."""
     requests: int | None = 64
-    """How many are sent in all; None sends as many as `seconds` allow."""
+    """Number of requests; None: as many as `seconds` allow."""
     seconds: float | None = None
-    """How long new ones are sent; those that run then are waited for. None: until `requests` have been."""
+    """How long new requests are sent; running ones then finish. None: until `requests` are sent."""
     prompt_tokens: int = 64
     """Tokens of each prompt."""
     completion_tokens: int = 64
@@ -22,13 +22,13 @@ class Plan:
     temperature: float = 1.0
     """0 is greedy."""
     fork_ratio: float | None = None
-    """Residual streams per token that the budget allows; None leaves it to the server."""
+    """Residual streams per token that the fork budget allows; None: the server's default."""
     model: str | None = None
-    """The model's name; None leaves it to the server."""
+    """The model's name; None: the server's default."""
     openai_only: bool = False
-    """Use nothing that OpenAI's API has not: lengths are then the server's to keep, and told as it tells them."""
+    """Use only OpenAI's API: prompts are counted in words, and completions may be shorter."""
     seed: int = 0
-    """Chooses prompts and samples: another one, or a server finds the prompts of the last run in its cache."""
+    """Selects prompts and samples. With the seed of an earlier run a server may have the prompts cached."""
 
     def __post_init__(self) -> None:
         if (self.requests is None) == (self.seconds is None):
@@ -41,13 +41,13 @@ class Plan:
             raise ValueError("fork_ratio is nothing that OpenAI's API has: leave it or openai_only out")
 
     def options(self, number: int) -> CompletionOptions:
-        """What the request `number` asks for beside its prompt."""
+        """Return the options of the request `number`."""
         options = CompletionOptions(
             model=self.model,
             max_tokens=self.completion_tokens,
             temperature=self.temperature,
             seed=self.seed + number,
         )
-        if not self.openai_only:  # ids tell how many tokens a part has
+        if not self.openai_only:  # ids show how many tokens a part has
             options |= CompletionOptions(fork_ratio=self.fork_ratio, ignore_eos=True, return_token_ids=True)
         return options

@@ -1,4 +1,4 @@
-"""Prompts of one length, no two alike: what a server has cached of one helps no other."""
+"""Random prompts of one length, so that a prefix cache does not help."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ TEXT = (
     " Nobody believed that it could work, yet everyone came down to the water with lamps, and the children counted each"
     " wave aloud until the smallest of them fell asleep on a heap of nets."
 )
-"""Whose tokens, or words, prompts are made of."""
+"""Prompts are made of its tokens or words."""
 
 
 async def make_prompts(client: AsyncClient, plan: Plan) -> Callable[[int], Prompt]:
-    """The prompt of each request by its number. Asks the server for token ids, unless it has OpenAI's API alone."""
+    """Return a function from a request's number to its prompt. Tokenizes on the server unless `plan.openai_only`."""
     if plan.openai_only:
         return lambda number: " ".join(_drawn(TEXT.split(), plan, number))
     token_ids = await client.tokenize(TEXT)

@@ -1,4 +1,4 @@
-"""What a measurement found: as numbers, as JSON and as a table."""
+"""The report of a measurement: as numbers, JSON and a table."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Median, 90th and 99th percentile of times in seconds: each one that was measured."""
+    """Median, 90th and 99th percentile of times in seconds; each is one of the measured values."""
 
     p50: float
     p90: float
@@ -21,7 +21,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self | None:
-        """The smallest values that so many shares of all do not exceed; None of none."""
+        """Return the percentiles of `values`; None if there are none."""
         ordered = sorted(values)
         if not ordered:
             return None
@@ -31,28 +31,28 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A measurement. Tokens and times are those of requests that were answered."""
+    """The results of a measurement. Tokens and times are of answered requests."""
 
     seconds: float
-    """From the first request to the last answer."""
+    """Time from the first request to the last answer."""
     answered: int
-    """Requests that were answered to their end."""
+    """Number of requests that were answered completely."""
     errors: Mapping[str, int]
-    """How many were not, by kind."""
+    """Number of failed requests, by kind."""
     prompt_tokens: int
-    """Of all prompts."""
+    """Tokens of all prompts."""
     completion_tokens: int
-    """Of all completions."""
+    """Tokens of all completions."""
     time_to_first_token_seconds: Spread | None
-    """From asking to the first token."""
+    """Time from request to first token."""
     inter_token_seconds: Spread | None
-    """Between one token and the next; those that come together have none between them."""
+    """Time between one token and the next; 0 for tokens that arrive together."""
     answer_seconds: Spread | None
-    """From asking to the end."""
+    """Time from request to complete answer."""
 
     @classmethod
     def of(cls, outcomes: Sequence[Answered | Failed], seconds: float) -> Self:
-        """What became of all requests within `seconds`."""
+        """Return the report of these requests, which took `seconds` together."""
         answered = [outcome for outcome in outcomes if isinstance(outcome, Answered)]
         return cls(
             seconds=seconds,
@@ -67,21 +67,21 @@ class Report:
 
     @property
     def requests_per_second(self) -> float:
-        """Answers a second, of all clients together."""
+        """Answers per second of all clients together."""
         return self.answered / self.seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens made a second, of all clients together."""
+        """Generated tokens per second of all clients together."""
         return self.completion_tokens / self.seconds
 
     def as_json(self) -> dict[str, Any]:
-        """All of it; times in seconds."""
+        """Return the report for JSON; times in seconds."""
         rates = {"requests_per_second": self.requests_per_second, "tokens_per_second": self.tokens_per_second}
         return asdict(self) | rates
 
     def as_text(self) -> str:
-        """A table; times in milliseconds."""
+        """Return the report as a table; times in milliseconds."""
         failed, tokens = sum(self.errors.values()), f"{self.prompt_tokens} tokens read, {self.completion_tokens} made"
         lines = [
             f"{self.answered} answered and {failed} failed in {self.seconds:.1f} s; {tokens}",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.harness import Running, chunks, joined, keeping_up
-from thoughtbubbles.server.protocol.echo import Seam
+from thoughtbubbles.server.protocol.echo import EchoJoiner
 
 LETTERS = "aé€🫧\ufffd"
 BYTES = st.binary(max_size=6) | st.text(LETTERS, max_size=3).map(str.encode)
@@ -20,13 +20,13 @@ def test_what_is_joined_is_decoded_as_one(prompt: bytes, rest: bytes, cut: int, 
     prompt, completion = whole[:cut], whole[cut:]
     at = sorted({0, len(completion), *(each for each in cuts if each < len(completion))})
     tokens = [completion[start:end] for start, end in itertools.pairwise(at)]
-    seam, alone, told = Seam(prompt), b"", ""
-    decoded = Seam(b"")._decoder  # as the engine decodes: fresh at the first byte
-    told = seam.text
+    joiner, alone, told = EchoJoiner(prompt), b"", ""
+    decoded = EchoJoiner(b"")._decoder  # as the engine decodes: fresh at the first byte
+    told = joiner.text
     for token in tokens:
-        told += seam.join([token], decoded.decode(token), last=False)
+        told += joiner.join([token], decoded.decode(token), last=False)
         alone += token
-    told += seam.join([], decoded.decode(b"", final=True), last=True)
+    told += joiner.join([], decoded.decode(b"", final=True), last=True)
     assert told == whole.decode("utf-8", "replace")
 
 

@@ -1,0 +1,83 @@
+"""What passes between scheduler, executor and engine in a step: the plan, its flights, and their outputs in columns."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
+
+from thoughtbubbles.engine.prompt_report import PromptReport, Scored
+from thoughtbubbles.engine.request import Request
+
+Phase = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many tokens of each request the next step computes: of its prompt, or the one drawn last."""
+
+    requests: list[Request]
+    num_tokens: list[int]
+    """(R,) 0 for a request whose last token has been scheduled already, and is not known yet."""
+    num_prefills: int = 0
+    """The first so many requests are prefilled; the others decode."""
+
+    @property
+    def phase(self) -> Phase:
+        """`prefill` if any request is prefilled."""
+        return "prefill" if self.num_prefills else "decode"
+
+    @property
+    def decodes(self) -> Iterator[tuple[Request, int]]:
+        """The requests that decode, and how many tokens of each are computed, one or none."""
+        return islice(zip(self.requests, self.num_tokens, strict=True), self.num_prefills, None)
+
+    def only(self, *, paged: bool) -> "Plan":
+        """Return the part of the plan whose requests have pages, or the part whose requests have none."""
+        if all(request.paged == paged for request in self.requests):
+            return self
+        rows = [i for i, request in enumerate(self.requests) if request.paged == paged]
+        prefills = sum(i < self.num_prefills for i in rows)
+        return Plan([self.requests[i] for i in rows], [self.num_tokens[i] for i in rows], prefills)
+
+
+class Row(NamedTuple):
+    """What a step computed of one request."""
+
+    fork_counts: Sequence[int]
+    num_streams: int
+    finite: bool
+    token: int | None
+    logprob: Scored | None
+    prompt_report: PromptReport | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a step computed, in columns with one entry a request."""
+
+    requests: Sequence[Request]
+    """Without those that were aborted or preempted since the launch."""
+    fork_counts: Sequence[Sequence[int]]
+    """For each token that was computed, its streams after the last fork layer."""
+    num_streams: Sequence[int]
+    """Streams after the last fork layer of all tokens computed so far."""
+    finite: Sequence[bool]
+    """Whether a token can be drawn: no logit is NaN or infinite."""
+    tokens: Sequence[int | None]
+    """The token drawn; None if tokens of the request are left to compute, or if `Request.draws` is false."""
+    logprobs: Sequence[Scored | None]
+    """Log-probability of that token, and the likeliest ones; None unless requested."""
+    prompt_reports: Sequence[PromptReport | None]
+    """Report of the prompt that was computed; None unless requested."""
+
+    def rows(self) -> Iterator[tuple[Request, Row]]:
+        """The requests, each with its entries."""
+        columns = (self.fork_counts, self.num_streams, self.finite, self.tokens, self.logprobs, self.prompt_reports)
+        return zip(self.requests, map(Row, *columns), strict=True)
+
+
+@dataclass(frozen=True)
+class Landed:
+    """The flight of a step that was computed as it was launched."""
+
+    output: Output

@@ -1,0 +1,142 @@
+"""The CUDA executor: Triton kernels in captured graphs. Requests decode one step ahead of the host.
+
+A decode step is launched before the tokens of the last one are known to the host: they are on the device, which draws
+them and needs them next. The host meanwhile reports the step before. Prompts are waited for in the same step, while the
+device computes what runs ahead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from thoughtbubbles.engine.batch import Output, Plan
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cuda.decode import decodes_alone
+from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch, Flight
+from thoughtbubbles.engine.cuda.forward import BATCH_SIZE, DeviceForward, Prefill
+from thoughtbubbles.engine.cuda.layers import has_kernels
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler
+from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
+from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
+from thoughtbubbles.engine.prompt_report import Scored
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.sampler import Drawn, Sampler
+from thoughtbubbles.model import Thoughtbubbles
+
+
+@dataclass(frozen=True)
+class PrefillFlight:
+    """Prompt tokens that were launched."""
+
+    batch: Batch
+    prefill: Prefill
+
+
+class CudaExecutor:
+    """Computes requests whose streams are in the fork-state cache with kernels, and draws tokens on the device."""
+
+    name = "cuda"
+    runs_ahead = True
+
+    def __init__(self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler) -> None:
+        """`forward` prefills, `decode` decodes; both over the same cache, and `sampler` draws for both."""
+        self.forward = forward
+        self.decode = decode
+        self.sampler = sampler
+        self.ahead: Flight | None = None
+        """The decode step that was launched last, and lands after the next launch."""
+        self._cache = cache
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        """As `Executor.max_prefill_tokens`."""
+        return self.forward.max_prefill_tokens
+
+    @property
+    def tally(self) -> ForkTally:
+        """As `Executor.tally`."""
+        return self.forward.tally
+
+    def prepare(self) -> None:
+        """As `Executor.prepare`."""
+        self.forward.prepare()
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> list[PrefillFlight | Flight]:
+        """As `Executor.launch`. Prefill goes first: it is waited for, and what runs ahead keeps the device busy."""
+        flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
+        if prefills := plan.requests[: plan.num_prefills]:
+            batch = Batch.of(prefills, plan.num_tokens[: plan.num_prefills])
+            self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), prefills)
+            flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
+        decodes = [request for request, tokens in plan.decodes if tokens]
+        self.ahead = self.decode.launch(decodes) if decodes else None
+        return flights
+
+    @torch.inference_mode()
+    def land(self, flight: PrefillFlight | Flight) -> Output:
+        """As `Executor.land`."""
+        return self._land_prefill(flight) if isinstance(flight, PrefillFlight) else self._land_decode(flight)
+
+    def _land_prefill(self, flight: PrefillFlight) -> Output:
+        extended = flight.prefill.land()
+        assert extended.drawn is not None, "the device draws after every prefill"
+        drawn = _drawn(flight.batch.requests, extended.drawn, extended.logprobs)
+        return flight.batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary)
+
+    def _land_decode(self, flight: Flight) -> Output:
+        """Wait for a decode step, and record its tokens in the cache, but for requests that have lost their lane."""
+        tokens, ends, logprobs = self.decode.land(flight)
+        rows = np.flatnonzero(self._cache.ledger.generation[flight.lanes] == flight.generations)
+        kept = rows.tolist()
+        requests = [flight.requests[i] for i in kept]
+        computed = [request.newest for request in requests]
+        counts = self._cache.append(flight.lanes[rows], computed, ends[rows]).tolist()
+        drawn = _drawn(requests, tokens[rows].tolist(), [logprobs[i] for i in kept] if logprobs else None)
+        if not all(drawn.finite):
+            self.forward.clear_gathered()
+        return Output(
+            requests=requests,
+            fork_counts=[[count] for count in counts],
+            num_streams=ends[rows, -1].tolist(),
+            finite=drawn.finite,
+            tokens=drawn.tokens,
+            logprobs=drawn.logprobs,
+            prompt_reports=[None] * len(requests),
+        )
+
+
+def _drawn(requests: Sequence[Request], tokens: Sequence[int], logprobs: Sequence[Scored | None] | None) -> Drawn:
+    """Return what the device drew for each request: -1 where logits are NaN or infinite."""
+    draws = [token >= 0 and one.is_computed and one.draws for one, token in zip(requests, tokens, strict=True)]
+    return Drawn(
+        [token >= 0 for token in tokens],
+        [token if draw else None for draw, token in zip(draws, tokens, strict=True)],
+        [one if draw else None for draw, one in zip(draws, logprobs or [None] * len(tokens), strict=True)],
+    )
+
+
+def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> CudaExecutor | PortableExecutor:
+    """Return an executor that computes a model of this kind with as many kernels as serve it.
+
+    `sampler` draws on the host for models that cannot be decoded with kernels.
+    """
+    tally = ForkTally()
+    if not has_kernels(model.config):
+        return PortableExecutor(CachedForward(model, cache, tally), sampler)
+    if not decodes_alone(model.config):
+        return PortableExecutor(DeviceForward(model, cache, tally, sampler=None), sampler)
+    device_sampler = make_device_sampler(model, cache, sampler)
+    forward = DeviceForward(model, cache, tally, sampler=device_sampler)
+    return CudaExecutor(forward, DeviceBatch(model, cache, tally, device_sampler), cache, device_sampler)
+
+
+def make_device_sampler(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> DeviceSampler:
+    """Return a sampler for every lane of the cache's ledger and the batch slots of any step."""
+    weight, lanes = model.transformer.wte.weight, cache.ledger.generation
+    return DeviceSampler(
+        lanes, batch_size=max(BATCH_SIZE, 1 << (len(lanes) - 1).bit_length()), vocabulary=sampler.vocabulary,
+        model_vocabulary=len(weight), end_of_text=sampler.end_of_text, device=weight.device,
+    )  # fmt: skip

@@ -1,0 +1,166 @@
+"""What decode and prefill steps share: a forward pass of some requests that the device runs without the host.
+
+The device alone knows how many streams survive each fork, and so how many rows each kernel computes, until the step has
+run. The host allocates pages beforehand for all streams that the budget admits. So each step is one CUDA graph.
+
+Letters: B batch slots, M rows that there may be, D model width, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.pages import SegmentPages
+from thoughtbubbles.engine.cuda.kernels.forking import average
+from thoughtbubbles.engine.cuda.kernels.rows import Rows
+from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
+from thoughtbubbles.engine.cuda.layers import Scratch, run_layers
+from thoughtbubbles.engine.cuda.sampler import DeviceSampler
+from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
+from thoughtbubbles.model.rotary import rotary_frequencies
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory that a step overwrites. Steps that never run at the same time can share it."""
+
+    x: Tensor
+    """(2,M,D): the streams of neighbouring segments, by turns."""
+    scratch: Scratch
+
+    @classmethod
+    def zeros(cls, model: Thoughtbubbles, *, batch_size: int, tokens: int, splits: int = 1) -> Self:
+        """Return memory for steps of at most so many tokens; `splits` as in `Scratch.zeros`."""
+        weight, rows = model.transformer.wte.weight, tokens << len(model.config.fork_layers)
+        scratch = Scratch.zeros(model.config, weight, batch_size=batch_size, rows=rows, usual=tokens, splits=splits)
+        return cls(weight.new_zeros((2, rows, model.config.n_embd)), scratch)
+
+    @classmethod
+    def shared(cls, model: Thoughtbubbles, *, batch_size: int, sizes: Sequence[int]) -> Self:
+        """Return memory for steps of each of these numbers of tokens; only the small ones have partial sums."""
+        work, width = cls.zeros(model, batch_size=batch_size, tokens=max(sizes)), model.config.n_embd
+        summing = max((n for n in sizes if n <= MOST_ROWS_OF_PARTS), default=0) << len(model.config.fork_layers)
+        sums = torch.empty(MOST_PARTS * summing * width, device=work.x.device)
+        return replace(work, scratch=replace(work.scratch, sums=sums))
+
+
+class Step(ABC):
+    """A forward pass for a fixed number of tokens and batch slots, which is launched, or replayed once captured.
+
+    Subclasses set `_rows`, and say what comes before the layers of each segment.
+    """
+
+    plain: ClassVar[tuple[bool, ...]]
+    """The values of `plain` that `DeviceSampler.draw` is captured with."""
+    normed: ClassVar[bool]
+    """Whether `_embed` and `_fork` also write LN_1 of the streams to `Scratch.normed`."""
+
+    def __init__(
+        self, model: Thoughtbubbles, cache: ForkCache, work: Workspace, sampler: DeviceSampler | None, *,
+        batch_size: int,
+    ) -> None:  # fmt: skip
+        """For requests in `batch_size` slots, over the pages of `cache`; without a sampler there are no logits."""
+        weight = model.transformer.wte.weight
+        self.batch_size = batch_size
+        self.logits = weight.new_empty((batch_size, model.config.vocab_size))
+        """(B,V) of the token that follows each request's last one."""
+        self._model, self._cache, self._work, self._sampler = model, cache, work, sampler
+        self._frequencies = rotary_frequencies(model.config.head_width, weight.device)
+        self._averaged = weight.new_empty((batch_size, model.config.n_embd))
+        self._rows: list[Rows] = []
+        """The streams of each segment."""
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+
+    @torch.inference_mode()
+    def capture(self, stream: torch.cuda.Stream) -> None:
+        """Record the step on a stream of its device: torch's default one belongs to the device that recorded first.
+
+        What is recorded is also run, so no request may be in its slots.
+        """
+        self._clear()
+        for plain in self.plain:
+            self._launch(plain=plain)  # compiles the kernels
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                self._launch(plain=plain)
+            self._graphs[plain] = graph
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Compile the kernels, without a graph."""
+        self._clear()
+        for plain in self.plain:
+            self._launch(plain=plain)
+
+    def _replay(self, *, plain: bool) -> None:
+        if plain in self._graphs:
+            self._graphs[plain].replay()
+        else:
+            self._launch(plain=plain)
+
+    def _launch(self, *, plain: bool) -> None:
+        self._embed()
+        for pages, rows in zip(self._cache.segments, self._rows, strict=True):
+            index = pages.segment.index
+            if index:
+                block = self._model.blocks[pages.segment.layers.start]
+                assert isinstance(block, ForkingBlock)
+                self._fork(block, index)
+            x = self._x(index)
+            run_layers(self._model, pages, x, rows, self._work.scratch.of(len(x)), normed=self.normed)
+        if self._sampler:
+            self._read_out(self._last_rows())
+            self._draw(self._sampler, plain=plain)
+
+    def _x(self, segment: int) -> Tensor:
+        """Return the vectors (M,D) of a segment's streams; those of its neighbours are elsewhere."""
+        return self._work.x[segment % 2, : len(self._rows[segment].slot)]
+
+    def _read_out(self, rows: Rows) -> None:
+        config = self._model.config
+        average(
+            x=self._x(len(self._rows) - 1), rows=rows, norm=self._model.transformer.ln_f, out=self._averaged,
+            rightmost=config.averaging == "rightmost", norm_first=config.norm_before_averaging,
+        )  # fmt: skip
+        torch.mm(self._averaged, self._model.transformer.wte.weight.T, out=self.logits)
+
+    def _rows_of(
+        self, pages: SegmentPages, lane: Tensor, table: Tensor, *, tokens: int, longest: int, **known: Tensor
+    ) -> Rows:
+        """Return the rows of a segment in a step of `tokens` tokens, of which one slot has at most `longest`.
+
+        `table` has the pages of all segments; `known` are columns that others write.
+        """
+        config, index, begin = self._model.config, pages.segment.index, self._cache.ledger.begin.tolist()
+        end = begin[index + 1] if index + 1 < len(begin) else table.shape[1]
+        return Rows.zeros(
+            lane, table[:, begin[index] : end], page_size=pages.page_size, rows=tokens << index, most=longest << index,
+            usual=min(tokens << index, -(-tokens * config.max_block_size // config.block_size)),
+            half=config.head_width // 2, **known,
+        )  # fmt: skip
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """Empty all batch slots, so that a launch computes nothing."""
+
+    @abstractmethod
+    def _embed(self) -> None:
+        """Launch what makes one stream of each new token."""
+
+    @abstractmethod
+    def _fork(self, block: ForkingBlock, into: int) -> None:
+        """Launch the fork before `block`, from the streams of the segment before `into` to those of `into`."""
+
+    @abstractmethod
+    def _last_rows(self) -> Rows:
+        """Return the streams of each request's last token, after the last layer."""
+
+    @abstractmethod
+    def _draw(self, sampler: DeviceSampler, *, plain: bool) -> None:
+        """Launch the draw of the token that follows."""

@@ -1,0 +1,201 @@
+"""The forward pass of new tokens over the fork-state cache in one call of the native library.
+
+It computes what `engine.cached_forward` does, which is its reference, and draws tokens.
+
+Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.native import library as c
+from thoughtbubbles.engine.native.loading import Native
+from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
+from thoughtbubbles.engine.portable.layers import PackedModel
+from thoughtbubbles.engine.sampling import Draw, sample
+from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
+from thoughtbubbles.model.rotary import rotary_frequencies
+from thoughtbubbles.model.transformer import Block
+
+_AVERAGINGS = ("residual", "logit", "rightmost")
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What came of chunks, their tokens laid end to end; all of it until the next step."""
+
+    counts: Indices
+    """(T,) streams of each token."""
+    logits: Tensor
+    """(R,V) of the token that follows each chunk."""
+    drawn: list[int]
+    """(R,) a draw of it by seed and temperature alone; -1 where a logit is NaN or infinite."""
+    read_streams: Callable[[], tuple[Tensor, Tensor]]
+    """x (S,D) after the last layer and the cumulative scores c (S,)."""
+
+    @property
+    def streams(self) -> Streams:
+        """Of all tokens (B = 1)."""
+        return lay_out(*self.read_streams(), self.counts)
+
+
+class NativeForward:
+    """Runs a model under the causal rule over a cache, on a CPU in float32. The weights are read once."""
+
+    max_prefill_tokens = 512
+    """As `CachedForward.max_prefill_tokens`."""
+
+    def __init__(
+        self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int, native: Native
+    ) -> None:
+        """Tokens from `vocabulary` on are never drawn."""
+        self.model, self.cache, self.tally, self.level = model, cache, tally, native.level
+        self._config, self._library, self._vocabulary = model.config, native.library, vocabulary
+        self._segments = len(cache.segments)
+        requests = len(cache.ledger.kappa)
+        self._kept: list[object] = [cache]  # what the library has pointers to
+        self._handle = native.library.create(self._model(model), native.level)
+        weakref.finalize(self, native.library.destroy, self._handle)
+        self._rows, self._counts, self._drawn = np.zeros((3, requests), np.int32)
+        self._temperature = np.zeros(requests, np.float32)
+        self._seed, self._position = np.zeros((2, requests), np.int64)
+        self._tally = np.zeros((max(1, self._segments - 1), 2), np.int64)
+        self._logits = torch.empty(requests, model.config.vocab_size)
+        self._step = c.Step(vocabulary=vocabulary, logits=self._logits.data_ptr())
+        for name in ("rows", "counts", "drawn", "temperature", "seed", "position", "tally"):
+            setattr(self._step, name, getattr(self, f"_{name}").ctypes.data)
+
+    @cached_property
+    def packed(self) -> PackedModel:
+        """As `CachedForward.packed`, for requests under the rules that revise; made for the first of them."""
+        return PackedModel(self.model)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are multiplied with."""
+        return self._library.weight_bytes(self._handle)
+
+    def clear_gathered(self) -> None:
+        """As `CachedForward.clear_gathered`: nothing is gathered."""
+
+    def extend(self, chunks: list[Chunk]) -> Extended:
+        """As `CachedForward.extend`."""
+        R, states = len(chunks), [chunk.state for chunk in chunks]
+        rows, sizes = [state.row for state in states], [len(chunk.ids) for chunk in chunks]
+        ids = np.array([i for chunk in chunks for i in chunk.ids], np.int32)
+        self._rows[:R], self._counts[:R] = rows, sizes
+        self._seed[:R] = [chunk.seed for chunk in chunks]
+        self._position[:R] = [chunk.drawn for chunk in chunks]
+        self._temperature[:R] = [chunk.temperature for chunk in chunks]
+        at = self._rows[:R].astype(np.int64)
+        before = self.cache.ledger.streams[at, -1]
+        self.cache.reserve(states, self.cache.ledger.tokens[at] + sizes)
+        ends = np.empty((self._segments, len(ids)), np.int32)
+        step = self._step
+        step.requests, step.tokens, step.ids, step.ends = R, len(ids), ids.ctypes.data, ends.ctypes.data
+        self._library.run(self._handle, step)
+        counts = self._note(chunks, ids, ends, at, before)
+        drawn = self._drawn[:R].tolist()
+        for i in [i for i, token in enumerate(drawn) if token == c.UNDECIDED]:
+            drawn[i] = self._draw(i)
+        return Extended(counts, self._logits[:R], drawn, self._read_streams)
+
+    def _note(
+        self, chunks: list[Chunk], ids: NDArray[np.int32], ends: NDArray[np.int32], rows: Indices, before: Indices
+    ) -> Indices:
+        """Record tokens and streams in the cache; (T,) the streams of each token after the last fork layer."""
+        for layer, (forks, deletions) in zip(self._config.fork_layers, self._tally.tolist(), strict=False):
+            self.tally.forks[layer] += forks
+            self.tally.deletions[layer] += deletions
+        self._tally[:] = 0
+        if len(ids) == len(chunks):
+            return self.cache.append(rows, ids.tolist(), ends.T)
+        counts, at = np.empty(len(ids), np.int64), 0
+        for chunk, streams in zip(chunks, before.tolist(), strict=True):
+            end = at + len(chunk.ids)
+            self.cache.extend(chunk.state, chunk.ids, ends[:, at:end])
+            counts[at:end] = np.diff(ends[-1, at:end], prepend=streams)
+            at = end
+        return counts
+
+    def _draw(self, i: int) -> int:
+        """Draw the token of a request whose noise has ties that the library does not break."""
+        one = slice(i, i + 1)
+        draw = Draw(
+            temperature=torch.from_numpy(self._temperature[one]),
+            top_k=torch.zeros(1, dtype=torch.int64, device="cpu"),
+            top_p=torch.ones(1, device="cpu"),
+            log_min_p=torch.full((1,), -torch.inf, device="cpu"),
+            seed=torch.from_numpy(self._seed[one]),
+            position=torch.from_numpy(self._position[one]),
+        )
+        return int(sample(self._logits[one, : self._vocabulary], draw))
+
+    def _read_streams(self) -> tuple[Tensor, Tensor]:
+        S, D = self._step.streams, self._config.n_embd
+        x = np.ctypeslib.as_array(self._step.x, (S, D))
+        return torch.from_numpy(x.copy()), torch.from_numpy(np.ctypeslib.as_array(self._step.score, (S,)).copy())
+
+    def _model(self, model: Thoughtbubbles) -> c.Model:
+        config, cache, ledger = model.config, self.cache, self.cache.ledger
+        scored = bool(config.fork_layers)
+        H = config.head_width
+        frequencies = rotary_frequencies(H, torch.device("cpu"))
+        layers = (c.Layer * config.n_layer)(*(self._layer(block) for block in model.blocks))
+        segments = (c.Segment * self._segments)(*(
+            c.Segment(
+                pages.segment.layers.start, pages.segment.layers.stop, pages.pages * pages.page_size, int(begin),
+                pages.keys.data_ptr(), pages.scores.data_ptr(),
+            )
+            for pages, begin in zip(cache.segments, ledger.begin, strict=True)
+        ))  # fmt: skip
+        norm = model.transformer.ln_f
+        return c.Model(
+            vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
+            block_size=config.block_size, copies=config.copies, segments=self._segments,
+            averaging=_AVERAGINGS.index(config.averaging), norm_before_averaging=config.norm_before_averaging,
+            activation=config.activation == "gelu_tanh", score_bias=scored and config.score_bias,
+            value_attenuation=scored and config.value_attenuation,
+            residual_attenuation=config.residual_attenuation, page_size=cache.page_size,
+            half_cache=cache.segments[0].keys.dtype == torch.float16, threads=torch.get_num_threads(),
+            layers=layers, embedding=self._pointer(model.transformer.wte.weight),
+            norm_weight=self._pointer(norm.weight), norm_bias=self._pointer(norm.bias),
+            frequencies=self._pointer(frequencies), segment=segments,
+            ledger_kappa=ledger.kappa.ctypes.data, ledger_tokens=ledger.tokens.ctypes.data,
+            ledger_streams=ledger.streams.ctypes.data, ledger_table=ledger.table.ctypes.data,
+            table_stride=ledger.table.shape[1],
+        )  # fmt: skip
+
+    def _layer(self, block: Block) -> c.Layer:
+        modules: list[Any] = [
+            block.ln_1,
+            block.attn.c_attn,
+            block.attn.c_proj,
+            block.ln_2,
+            block.mlp.c_fc,
+            block.mlp.c_proj,
+        ]
+        tensors = [tensor for module in modules for tensor in (module.weight, module.bias)]
+        if isinstance(block, ForkingBlock):
+            norm = block.forking_ln
+            tensors += [norm.weight, norm.bias, block.forking_score.weight, block.fork_embedding]
+        return c.Layer(*map(self._pointer, tensors))
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        """Where a tensor lies, contiguous, for as long as this lives."""
+        if tensor is None:
+            return None
+        tensor = tensor.detach().contiguous()
+        assert tensor.dtype == torch.float32, "the native step computes in float32"
+        self._kept.append(tensor)
+        return tensor.data_ptr()

@@ -1,0 +1,125 @@
+"""The portable executor: torch operators, with one forward pass for prefill and decode. Its flights land at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol, Self
+
+import torch
+
+from thoughtbubbles.engine.batch import Landed, Output, Plan
+from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
+from thoughtbubbles.engine.prompt_report import PromptReport
+from thoughtbubbles.engine.request import Request
+from thoughtbubbles.engine.sampler import Drawn, Sampler
+from thoughtbubbles.engine.scoring import score
+from thoughtbubbles.model import Streams, Thoughtbubbles
+
+
+class Computed(Protocol):
+    """What a forward pass computed, until its next step."""
+
+    @property
+    def counts(self) -> Indices:
+        """(T,) streams of each token."""
+
+    @property
+    def streams(self) -> Streams:
+        """Of all tokens (B = 1), after the last layer."""
+
+
+class Forward(Protocol):
+    """A forward pass over the fork-state cache."""
+
+    @property
+    def model(self) -> Thoughtbubbles:
+        """The model it computes."""
+
+    def clear_gathered(self) -> None:
+        """As `CachedForward.clear_gathered`."""
+
+
+class PortableExecutor:
+    """Computes requests whose streams are in the fork-state cache, on any device: the reference for other executors."""
+
+    name = "portable"
+    runs_ahead = False
+
+    def __init__(self, forward: CachedForward, sampler: Sampler) -> None:
+        self.forward = forward
+        self._sampler = sampler
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        """As `Executor.max_prefill_tokens`."""
+        return self.forward.max_prefill_tokens
+
+    @property
+    def tally(self) -> ForkTally:
+        """As `Executor.tally`."""
+        return self.forward.tally
+
+    def prepare(self) -> None:
+        """As `Executor.prepare`."""
+        self.forward.prepare()
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> list[Landed]:
+        """Compute the plan, and return its one flight."""
+        if not plan.requests:
+            return []
+        batch = Batch.of(plan.requests, plan.num_tokens)
+        extended = self.forward.extend(batch.chunks)
+        drawn = self._sampler.draw(plan.requests, extended.logits)
+        return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self._sampler.vocabulary))]
+
+    def land(self, flight: Landed) -> Output:
+        """As `Executor.land`."""
+        return flight.output
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of a forward pass and their next tokens."""
+
+    requests: list[Request]
+    chunks: list[Chunk]
+
+    @classmethod
+    def of(cls, requests: list[Request], num_tokens: Sequence[int]) -> Self:
+        """Return the batch of the next `num_tokens` tokens of each request."""
+        return cls(requests, [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)])
+
+    def output(self, forward: Forward, extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
+        """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
+        if not all(drawn.finite):
+            forward.clear_gathered()
+        counts = extended.counts.tolist()
+        ends = list(accumulate(len(chunk.ids) for chunk in self.chunks))
+        starts = [0, *ends[:-1]]
+        reports: list[PromptReport | None] = [None] * len(self.requests)
+        for i, request in enumerate(self.requests):
+            if request.wants_prompt_report:
+                top, scores, prompt = request.params.prompt_logprobs, None, request.prompt
+                if top is not None:
+                    scores = score(forward.model, extended.streams, prompt[1:], starts[i], top, vocabulary=vocabulary)
+                reports[i] = PromptReport(scores, tuple(counts[starts[i] : starts[i] + len(prompt)]))
+        return Output(
+            requests=self.requests,
+            fork_counts=[counts[start:end] for start, end in zip(starts, ends, strict=True)],
+            num_streams=[chunk.state.streams(-1) for chunk in self.chunks],
+            finite=drawn.finite,
+            tokens=drawn.tokens,
+            logprobs=drawn.logprobs,
+            prompt_reports=reports,
+        )
+
+
+def _chunk(request: Request, tokens: int) -> Chunk:
+    assert request.state is not None, "a request with pages runs with a state"
+    draws = tokens == request.num_pending and request.draws
+    return Chunk(
+        request.pending[:tokens], request.state, request.selection, draws, request.params.logprobs, request.seed,
+        len(request.output), request.params.effective_temperature,
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""Why a generation does not start, or ends early. `protocol.handlers` has the answer to each."""
+
+from thoughtbubbles.engine import InvalidRequest, QueueFull
+
+
+class GenerationError(Exception):
+    """A generation does not start, or ends early."""
+
+
+class UnavailableError(GenerationError):
+    """The server accepts no requests; `reason` says why, in one word."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the server is {reason}")
+        self.reason = reason
+
+
+class RefusedError(GenerationError):
+    """The engine refuses the generation's requests, for `refusal`.
+
+    If its queue is full, it drains in about `retry_seconds`.
+    """
+
+    def __init__(self, refusal: InvalidRequest | QueueFull, retry_seconds: int) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        self.retry_seconds = retry_seconds
+
+
+class TimeLimitError(GenerationError):
+    """The time limit of a request, `seconds`, has passed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the request took longer than {seconds:g} seconds")
+        self.seconds = seconds
+
+
+class CancelledError(GenerationError):
+    """Another call cancelled the generation."""
+
+
+class ServerStoppedError(GenerationError):
+    """The server stops before the generation is finished."""
+
+
+class NonFiniteLogitsError(GenerationError):
+    """The model's logits for a request are NaN or infinite."""
+
+
+class EngineFailedError(GenerationError):
+    """The engine raised an exception; it runs no more requests."""

@@ -1,0 +1,60 @@
+"""The nouns that all parts of the server share: the served model, and one request to its engine."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from thoughtbubbles.engine import SamplingParams
+from thoughtbubbles.model import ChatTemplate, ModelConfig, Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """The model that a server serves, and the limits of its requests. Constant; any thread may read it."""
+
+    name: str
+    """The name that clients use."""
+    config: ModelConfig
+    """Its architecture."""
+    tokenizer: Tokenizer
+    """Its tokenizer."""
+    max_model_len: int
+    """The context: most tokens of prompt and completion together."""
+    max_waiting_streams: int
+    """Most streams that all waiting requests may need."""
+    max_client_streams: int | None = None
+    """Most streams that the waiting requests of one client may need when complete; None: no limit."""
+    max_choices: int
+    """Most choices of one request."""
+    parameters: int
+    """Number of weights; the tied head counts once."""
+    device: str
+    """The torch device that it runs on."""
+    executor: str = "portable"
+    """The engine's executor."""
+    chat_template: ChatTemplate | None = None
+    """Turns a conversation into a prompt; None if the checkpoint has none."""
+    created: int = field(default_factory=lambda: int(time.time()))
+    """When it was loaded, in seconds since 1970."""
+
+    def labels(self) -> Mapping[str, str]:
+        """Return the labels of the metric `model_info`."""
+        return {
+            "model": self.name,
+            "parameters": str(self.parameters),
+            "fork_layers": ",".join(map(str, self.config.fork_layers)),
+            "max_model_len": str(self.max_model_len),
+            "device": self.device,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """One sequence for the engine: one choice of one prompt."""
+
+    request_id: str
+    """The engine's name for it: the completion's id and a number, unique in this process."""
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    params: SamplingParams
+    """How to continue the prompt."""
