@@ -37,4 +37,9 @@ def ratio(number: int, model: ModelConfig, config: TrainConfig) -> float | None:
     if not config.random_ratio:
         return None
     level = int(np.random.default_rng((config.seed, number, RATIO_LEVELS)).integers(RATIO_LEVELS))
-    return 1 + (model.ratio - 1) * level / (RATIO_LEVELS - 1)
+    return ratio_levels(model)[level]
+
+
+def ratio_levels(model: ModelConfig) -> list[float]:
+    """Return the ratios that a batch may draw."""
+    return [1 + (model.ratio - 1) * level / (RATIO_LEVELS - 1) for level in range(RATIO_LEVELS)]

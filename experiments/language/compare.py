@@ -6,17 +6,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from experiments.language.plan import Claim, Result, Study
+from experiments.runner.intervals import LEVEL, Interval, holm, t_interval, t_test
+from experiments.runner.plan import Claim, Result, Study
 
 Found = Mapping[str, Mapping[int, Result]]
 """Reported results by arm, in the order of the study, and seed."""
 Word = Literal["holds", "is contradicted", "is equal to within 0.01", "is open", "not measured"]
-Interval = tuple[float, float]
 
-LEVEL = 0.05
-"""Of the corrected p-values, and of what lies outside the intervals."""
 SMALL = 0.01
 """Nats a token: a difference within it does not matter."""
 SAMPLES = 10_000
@@ -57,31 +54,6 @@ def differences(found: Found, lower: str, than: str) -> dict[int, float]:
     """Return by seed how far the loss of `lower` is above that of `than`, where both were measured."""
     one, other = found.get(lower, {}), found.get(than, {})
     return {seed: one[seed]["loss"] - other[seed]["loss"] for seed in sorted(one.keys() & other.keys())}
-
-
-def t_interval(apart: Sequence[float]) -> Interval | None:
-    """Return the 95% interval of the mean; None of fewer than two values."""
-    if len(apart) < 2:
-        return None
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(apart) - 1)) * statistics.stdev(apart) / len(apart) ** 0.5
-    mean = statistics.mean(apart)
-    return mean - half, mean + half
-
-
-def t_test(apart: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of a mean of 0; None of fewer than two values."""
-    return float(stats.ttest_1samp(apart, 0.0).pvalue) if len(apart) > 1 and statistics.stdev(apart) else None
-
-
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number by Holm; None stays, and does not count."""
-    order = sorted((each, i) for i, each in enumerate(p) if each is not None)
-    corrected: list[float | None] = [None] * len(p)
-    highest = 0.0
-    for rank, (each, i) in enumerate(order):
-        highest = max(highest, min(1.0, each * (len(order) - rank)))
-        corrected[i] = highest
-    return corrected
 
 
 def document_interval(found: Found, lower: str, than: str) -> Interval | None:

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.language.compare import Found, differences, t_interval
+from experiments.language.compare import Found, differences
 from experiments.language.page import REGULAR
-from experiments.language.plan import Result
+from experiments.runner.intervals import t_interval
+from experiments.runner.plan import Result
 
 COLOURS = ("#4c6a92", "#e08a2e", "#5a8f5a", "#c1443c", "#8c6bb1", "#777777", "#3a9ea5", "#b5651d")
 BINS = 12

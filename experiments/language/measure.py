@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.language.plan import Evaluation
+from experiments.runner.plan import Run
 from thoughtbubbles.model import Fork, Selection, Thoughtbubbles
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.analysis.budget import budget_rows, score_rows
@@ -29,6 +30,37 @@ BATCH = 64
 """Windows that are measured at once."""
 SERVED: Rule = "causal"
 """The rule of every loss that is reported: no token's survivors depend on a later token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How every model is measured."""
+
+    report: str
+    """Folder under the study's data whose held-out documents results are reported on."""
+    tuning: str
+    """Folder whose held-out documents choose learning rates, and nothing else."""
+    other: str
+    """Folder with held-out documents of another domain."""
+    positions: int
+    """Positions of the reported documents at which the four rules are compared."""
+    ratios: list[float]
+    """Ratios of the dial."""
+    windows: int
+    """Windows whose forks, scores and entropies are kept."""
+    detailed: list[int]
+    """Seeds of the runs that rules, dial, forks and scores are measured of."""
+
+
+def measure_tuning(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the loss that chooses a learning rate, JSON-ready."""
+    return {"loss": tuning_loss(model, data, evaluation)}
+
+
+def measure_final(model: Thoughtbubbles, data: Path, evaluation: Evaluation, run: Run) -> dict[str, Any]:
+    """Return what is measured of a reported run, JSON-ready."""
+    found = measure(model, data, evaluation)
+    return found | details(model, data, evaluation) if run.seed in evaluation.detailed else found
 
 
 def tuning_loss(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> float:

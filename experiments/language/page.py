@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from experiments.language.compare import Comparison, Found, Interval, compare, differences
-from experiments.language.plan import Result, Study
+from experiments.language.compare import Comparison, Found, compare, differences
+from experiments.runner.intervals import Interval
+from experiments.runner.plan import Result, Study
 
 REGULAR = "regular"
 """The arm that every other is compared with."""
@@ -26,7 +27,7 @@ INTRODUCTION = """\
 processes that shared a device. The plan was written before the runs: [language.md](experiments/language.md). Every
 result is a line of [{file}]({results}). The first command trains and measures, the second writes this page:
 
-    python -m experiments.language.study
+    python -m experiments.runner.study
     {command}"""
 
 CLAIMS = """\

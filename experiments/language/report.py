@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 
 from experiments.language.compare import by_arm
+from experiments.language.measure import Evaluation
 from experiments.language.page import Made, page
-from experiments.language.plan import read_study
-from experiments.language.results import read_results
+from experiments.runner.plan import read_study
+from experiments.runner.results import read_results
 
 
 def main() -> None:
     """Print or write the page."""
     args = _arguments()
-    study, results = read_study(args.study), read_results(args.results)
+    study, results = read_study(args.study, Evaluation), read_results(args.results)
     sizes = {size: found for size in study.sizes if (found := by_arm(study, size, results))}
     if not sizes:
         raise SystemExit(f"error: no reported result in {args.results} has the settings of {args.study}")

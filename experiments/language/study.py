@@ -1,141 +1,20 @@
-"""Run the study: train and measure each run that has no result yet.
+"""When do forks help language modelling? Train and measure what has no result yet.
 
-    python -m experiments.language.study [--study FILE] [--data data/language] [--out runs/study]
+    python -m experiments.language.study [--study FILE] [--data data/language] [--out runs/language]
                                          [--results benchmarks/results/language.jsonl] [--jobs 6] [--seconds 540]
 
-Several processes (`arm.py`) share each visible device, so that one compiles while others train. Learning
-rates are chosen first, by short runs on a split of their own; the runs that are reported follow as soon as their arm's
-rate is known. A finished run is a line of the results and is not run again; a run that is stopped saves itself in OUT,
-and the same command resumes it there, or repeats it where OUT is lost. When the seconds are over, or at SIGTERM, no run
-is started and those that run have 20 seconds to save. Within the seconds as many runs end as can: those begun in OUT
-come first, as many run side by side as should end in time, and one that keeps the others from it is stopped. A run that
-alone takes longer is resumed by the next command.
+`experiments.runner.study` says what is run, stopped and resumed.
 """
 
-import argparse
-import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from benchmarks.header import machine
-from experiments.language.forecast import Forecast, Progresses, saved_step
-from experiments.language.plan import Result, Run, Study, read_study
-from experiments.language.processes import Patience, Work, devices
-from experiments.language.results import RESULT_FILE, append_result, read_results
-from thoughtbubbles.training.data.token_file import INDEX_FILE
-from thoughtbubbles.training.stopping import stop_on_signal
-
-OUTPUT_FILE = "output.txt"
-SHOWN = 5
-"""Lines of a failed run's output that are printed."""
+from experiments.language.measure import Evaluation
+from experiments.runner.study import run_study
 
 
 def main() -> int:
     """Run what has no result yet; return 0, or 1 if a run failed."""
-    args = _arguments()
-    study, places = read_study(args.study), devices()
-    args.out.mkdir(parents=True, exist_ok=True)
-    collect(study, args.out, args.results)
-    waiting = ready(study, args)
-    print(f"{len(waiting)} runs can start; devices: {', '.join(places) or 'none'}", flush=True)
-    environment, begin, failed = _environment(args.jobs * len(places), args.out), time.monotonic(), 0
-    progress = Progresses(args.out)
-
-    def start_run(run: Run, device: str) -> "subprocess.Popen[bytes]":
-        progress.begun(run)
-        return start(run, device, args=args, environment=environment)
-
-    with stop_on_signal() as stopping:
-        patience = Patience(args.seconds, stopping)
-        forecast = Forecast(progress, [line for line in read_results(args.results) if line.get("machine") == machine()])
-        work = Work(lambda: ready(study, args), start_run, places, args.jobs, patience=patience, forecast=forecast)
-        for run, status in work():
-            result = record(run, args.out, args.results)
-            collect(study, args.out, args.results)
-            failed += status > 0 and result is None
-            outcome = _outcome(result, status, args.out / run.name / OUTPUT_FILE)
-            print(f"{time.monotonic() - begin:6.1f} s  {run.name}: {outcome}", flush=True)
-    print(f"{len(ready(study, args))} runs without a result are left", flush=True)
-    return min(failed, 1)
-
-
-def ready(study: Study, args: argparse.Namespace) -> Sequence[Run]:
-    """Return the runs that have no result and whose data is present: those begun, then the most important first."""
-    missing = study.missing(read_results(args.results))
-    present = [run for run in missing if (args.data / run.data / INDEX_FILE).exists()]
-    return sorted(present, key=lambda run: saved_step(args.out / run.name) == 0)
-
-
-def collect(study: Study, out: Path, results: Path) -> None:
-    """Record every result in `out` that a former command left there, of runs that have none in `results`."""
-    found = True
-    while found:  # a result may decide an arm's rate, and so make further runs
-        missing = study.missing(read_results(results))
-        found = any(record(run, out, results) is not None for run in missing)
-
-
-def record(run: Run, out: Path, results: Path) -> Result | None:
-    """Append the result in the folder of `run` to `results` and return it; None if there is none of these settings."""
-    path = out / run.name / RESULT_FILE
-    if not path.exists():
-        return None
-    line = path.read_text(encoding="utf-8")
-    result: Result = json.loads(line)
-    if not run.is_of(result):
-        return None
-    append_result(results, line)
-    return result
-
-
-def start(run: Run, device: str, args: argparse.Namespace, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Return the process of one run on a device; it prints into output.txt in its folder."""
-    folder = args.out / run.name
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "experiments.language.arm", args.study, run.size, run.arm, run.kind, str(run.seed),
-               repr(run.training.learning_rate), "--data", args.data, "--out", folder]  # fmt: skip
-    with (folder / OUTPUT_FILE).open("ab") as output:
-        seen = {**environment, "CUDA_VISIBLE_DEVICES": device}
-        return subprocess.Popen(command, stdout=output, stderr=output, env=seen)  # noqa: S603 - our own words
-
-
-def _environment(processes: int, out: Path) -> dict[str, str]:
-    """Return this process's environment, with processors shared out among the runs, and one cache of compiled code."""
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    cache = out.resolve() / "compiled"
-    return {
-        "OMP_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": threads,
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton"), **os.environ,
-    }  # fmt: skip
-
-
-def _outcome(result: Result | None, status: int, output: Path) -> str:
-    if result is not None:
-        if result["loss"] is None:
-            return "diverged"
-        speed = f"{result['tokens_per_second'] or 0:,} tokens/s"
-        return f"loss {result['loss']:.4f} after {result['seconds']:.0f} s, {speed}"
-    if status <= 0:
-        return "stopped before its end"
-    last = output.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN:] if output.exists() else []
-    return "\n  ".join([f"failed, see {output}", *last])
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--study", type=Path, default=Path("experiments/language/study.toml"))
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/language"), help="folder that data.py wrote (%(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder for the runs (%(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/language.jsonl"),
-                        help="file with a line of JSON a run, read and appended to (%(default)s)")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=6, help="processes at a time on each device (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which to stop (never)")
-    return parser.parse_args()
+    return run_study("language", Evaluation)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from experiments.language.compare import by_arm, compare, differences, document_interval, holm, t_interval, t_test
-from experiments.language.plan import Study
-from tests.experiments.language.harness import result
+from experiments.language.compare import by_arm, compare, differences, document_interval
+from experiments.runner.intervals import holm, t_interval, t_test
+from experiments.runner.plan import Study
+from tests.experiments.harness import result
 
 
 def documents(loss: float) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from experiments.language.plan import Study
 from experiments.language.report import main
-from tests.experiments.language.harness import result
+from experiments.runner.plan import Study
+from tests.experiments.harness import result
 
 
 def reported(study: Study, arm: str, seed: int, loss: float) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from experiments.language.arm import main as train_arm
-from experiments.language.plan import TUNING_SEED, Run, Study, read_study
-from experiments.language.results import append_result, read_results
+from experiments.language.measure import Evaluation
 from experiments.language.study import main as train_all
-from tests.experiments.language.harness import TINY, result
+from experiments.runner.plan import TUNING_SEED, Run, Study, read_study
+from experiments.runner.results import append_result, read_results
+from tests.experiments.harness import TINY, result
 from thoughtbubbles.model import Thoughtbubbles
 from thoughtbubbles.training.flops import flops_per_block
 
@@ -40,7 +41,7 @@ def tuned(study: Study, arm: str, losses: list[float | None], size: str = "small
 @pytest.mark.parametrize("size", ["24m", "24m-4", "64m", "24m-20"])
 def test_the_committed_study_compares_like_with_like(size: str) -> None:
     """Equal tokens, equal parameters but for the deeper model, and that of equal operations."""
-    study = read_study(COMMITTED)
+    study = read_study(COMMITTED, Evaluation)
     runs = finals(study, size)
     assert len({run.tokens for run in runs.values()}) == 1
     deeper, forks, regular = (flops_per_block(runs[arm].model) for arm in ("deeper", "2l", "regular"))
@@ -53,7 +54,7 @@ def test_the_committed_study_compares_like_with_like(size: str) -> None:
 
 
 def test_the_committed_study_begins_with_what_decides_most() -> None:
-    study = read_study(COMMITTED)
+    study = read_study(COMMITTED, Evaluation)
     arms = [run.arm for run in study.runs([])][:20]
     assert arms == ["regular", "2l", "scores", "deeper", "random"] * 4
     results = [result(run, 3.0) for run in study.runs([])[:20]]
@@ -106,7 +107,7 @@ def test_what_cannot_be_used_is_named(toml: Path, old: str, new: str, reason: st
     assert TINY.count(old) == 1
     toml.write_text(TINY.replace(old, new), encoding="utf-8")
     with pytest.raises(ValueError, match=reason):
-        read_study(toml)
+        read_study(toml, Evaluation)
 
 
 def test_only_a_result_under_these_settings_counts(study: Study) -> None:
@@ -127,7 +128,7 @@ def test_a_result_from_before_a_setting_counts(study: Study) -> None:
 
 
 def test_every_recorded_result_is_of_the_committed_study() -> None:
-    study, results = read_study(COMMITTED), read_results(RECORDED)
+    study, results = read_study(COMMITTED, Evaluation), read_results(RECORDED)
     assert results
     for line in results:
         assert study.run(line["size"], line["arm"], line["kind"], line["seed"],

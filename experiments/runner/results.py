@@ -1,9 +1,9 @@
-"""Read and append results of the study: a line of JSON for each run."""
+"""The results of a study: a line of JSON for each run."""
 
 import json
 from pathlib import Path
 
-from experiments.language.plan import Result
+from experiments.runner.plan import Result
 
 RESULT_FILE = "result.json"
 """In a run's own folder: its line."""

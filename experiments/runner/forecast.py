@@ -1,11 +1,11 @@
 """Forecast when runs that share a device will have ended, from what they log and from former results."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.language.plan import Result, Run
+from experiments.runner.plan import Result, Run
 from thoughtbubbles.training.state import has_state, latest_state
 from thoughtbubbles.training.trainer import LOG_FILE, STATE_FOLDER
 
@@ -30,28 +30,33 @@ class Progresses:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._sizes: dict[str, int] = {}
+        self._read: dict[str, tuple[int, Progress]] = {}
 
     def begun(self, run: Run) -> None:
         """Record that a process of `run` starts now: what its log has so far says nothing of its speed."""
         log = self._log(run)
         self._sizes[run.name] = log.stat().st_size if log.exists() else 0
+        self._read.pop(run.name, None)
 
     def __call__(self, run: Run) -> Progress:
         """Return how far `run` is: by its log since it `begun`, or by its saved state."""
-        lines = list(self._lines(run))
+        log = self._log(run)
+        if run.name not in self._sizes or not log.exists():
+            return Progress(saved_step(self._out / run.name), None)
+        size = log.stat().st_size
+        if run.name not in self._read or self._read[run.name][0] != size:
+            self._read[run.name] = size, self._read_log(run)
+        return self._read[run.name][1]
+
+    def _read_log(self, run: Run) -> Progress:
+        with self._log(run).open("rb") as file:
+            file.seek(self._sizes[run.name])
+            lines = [json.loads(line) for line in file.read().split(b"\n")[:-1]]
         speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
         per_token = run.operations / run.tokens
         # The first line's time includes compilation.
         speed = speeds[-1] * per_token if len(speeds) > 1 else None
         return Progress(lines[-1]["step"] if lines else saved_step(self._out / run.name), speed)
-
-    def _lines(self, run: Run) -> Iterable[dict[str, float]]:
-        log = self._log(run)
-        if run.name not in self._sizes or not log.exists():
-            return []
-        with log.open("rb") as file:
-            file.seek(self._sizes[run.name])
-            return [json.loads(line) for line in file.read().split(b"\n")[:-1]]
 
     def _log(self, run: Run) -> Path:
         return self._out / run.name / LOG_FILE

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.language.plan import Run
+from experiments.runner.plan import Run
 
 TINY = """
 [evaluation]

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from experiments.language.forecast import START_SECONDS, Forecast, Progress, Progresses
-from experiments.language.plan import Run, Study
-from experiments.language.processes import Patience, Work
-from tests.experiments.language.harness import result
+from experiments.runner.forecast import START_SECONDS, Forecast, Progress, Progresses
+from experiments.runner.plan import Run, Study
+from experiments.runner.processes import Patience, Work
+from tests.experiments.harness import result
 
 ALONE = 100.0
 """Seconds of training of one run alone."""

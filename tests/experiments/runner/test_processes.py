@@ -9,9 +9,9 @@ from itertools import count
 import pytest
 import torch
 
-from experiments.language.forecast import Forecast, Progress
-from experiments.language.plan import Run, Study
-from experiments.language.processes import GRACE, Patience, Start, Work, devices
+from experiments.runner.forecast import Forecast, Progress
+from experiments.runner.plan import Run, Study
+from experiments.runner.processes import GRACE, Patience, Start, Work, devices
 
 
 def never() -> bool:

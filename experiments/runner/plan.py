@@ -1,15 +1,17 @@
-"""Read the study's TOML file: runs, sizes, arms, seeds and claims."""
+"""Read what a study trains and measures from its TOML file."""
 
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from thoughtbubbles.model import ModelConfig
 from thoughtbubbles.training.config import TrainConfig
 from thoughtbubbles.training.flops import flops_per_block
+from thoughtbubbles.training.schedule import ratio_levels
 
 Kind = Literal["tuning", "final"]
 Result = dict[str, Any]
@@ -47,7 +49,10 @@ class Run(NamedTuple):
     @property
     def operations(self) -> float:
         """Floating-point operations of the whole training."""
-        return self.training.steps * self.training.sequences_per_step * flops_per_block(self.model)
+        sequences = self.training.steps * self.training.sequences_per_step
+        if not self.training.random_ratio:
+            return sequences * flops_per_block(self.model)
+        return sequences * fmean(flops_per_block(self.model, ratio) for ratio in ratio_levels(self.model))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,7 +60,7 @@ class Run(NamedTuple):
         return {"data": self.data, "model": self.model.to_dict(), "training": self.training.to_dict()}
 
     def is_of(self, result: Result) -> bool:
-        """Return whether `result` is of this run. A setting that it lacks, being older, has the default."""
+        """Return whether `result` is this run's. A setting that is newer than the result had its default."""
         settings = result["settings"]
         named = all(result[key] == getattr(self, key) for key in ("size", "arm", "kind", "seed"))
         return named and self.data == settings["data"] and (self.model, self.training) == _configs(settings)
@@ -67,26 +72,6 @@ def _configs(settings: dict[str, Any]) -> tuple[ModelConfig, TrainConfig] | None
         return ModelConfig.from_dict(settings["model"]), TrainConfig(**settings["training"])
     except (TypeError, ValueError):
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How every model is measured."""
-
-    report: str
-    """Folder under the study's data whose held-out documents results are reported on."""
-    tuning: str
-    """Folder whose held-out documents choose learning rates, and nothing else."""
-    other: str
-    """Folder with held-out documents of another domain."""
-    positions: int
-    """Positions of the reported documents at which the four rules are compared."""
-    ratios: list[float]
-    """Ratios of the dial."""
-    windows: int
-    """Windows whose forks, scores and entropies are kept."""
-    detailed: list[int]
-    """Seeds of the runs that rules, dial, forks and scores are measured of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +105,27 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """That the loss of one arm is below another's."""
+    """That one arm is below another: in its loss, or in what the study measures beside it."""
 
     says: str
     lower: str
     than: str
+    measure: str = "loss"
+    """What is compared."""
+    ratios: list[float] | None = None
+    """Fork ratios of the two; None: each model's own."""
+
+    def __post_init__(self) -> None:
+        if self.ratios is not None and len(self.ratios) != 2:
+            raise ValueError(f"ratios of a claim must be two, not {self.ratios}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A whole file."""
 
-    evaluation: Evaluation
+    evaluation: Any
+    """How every model is measured: the study's own settings."""
     base: dict[str, Any]
     arms: dict[str, dict[str, Any]]
     sizes: dict[str, Size]
@@ -198,12 +192,15 @@ class Study:
                     yield self.run(stage.size, arm, "final", seed, rate)
 
 
-def read_study(path: Path) -> Study:
-    """Return the study in the TOML file `path`. `ValueError` naming what is wrong, `OSError` if it cannot be read."""
+def read_study(path: Path, evaluation: type[Any]) -> Study:
+    """Return the study in the TOML file `path`, whose table `evaluation` has the fields of that dataclass.
+
+    `ValueError` naming what is wrong, `OSError` if it cannot be read.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         study = Study(
-            evaluation=Evaluation(**table["evaluation"]), base=table["base"], arms=table["arms"],
+            evaluation=evaluation(**table["evaluation"]), base=table["base"], arms=table["arms"],
             sizes={name: Size(**size) for name, size in table["sizes"].items()},
             stages=[Stage(**stage) for stage in table["stages"]],
             claims=[Claim(**claim) for claim in table.get("claims", [])],

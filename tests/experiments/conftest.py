@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.language.plan import Study, read_study
-from tests.experiments.language.harness import TINY
+from experiments.language.measure import Evaluation
+from experiments.runner.plan import Study, read_study
+from tests.experiments.harness import TINY
 from thoughtbubbles.training.data.prepare import prepare
 
 
@@ -18,7 +19,7 @@ def toml(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def study(toml: Path) -> Study:
-    return read_study(toml)
+    return read_study(toml, Evaluation)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from signal import SIGKILL, SIGTERM, Signals
 
 import torch
 
-from experiments.language.forecast import START_SECONDS, Forecast
-from experiments.language.plan import Run
+from experiments.runner.forecast import START_SECONDS, Forecast
+from experiments.runner.plan import Run
 
 TICK = 0.2
 """Seconds between two looks at the processes."""

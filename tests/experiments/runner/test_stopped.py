@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from experiments.language.arm import main as train_arm
-from experiments.language.plan import Study
-from experiments.language.results import append_result, read_results
 from experiments.language.study import main as train_all
-from tests.experiments.language.harness import TINY, result
+from experiments.runner.plan import Study
+from experiments.runner.results import append_result, read_results
+from tests.experiments.harness import TINY, result
 
 ONE_ARM = TINY.partition("[[stages]]")[0].replace("rates = [1e-3, 1e-2]", "rates = [1e-2]") + (
     '[[stages]]\nsize = "small"\narms = ["regular"]\nseeds = [3]\n'
@@ -61,7 +61,7 @@ os.kill(os.getpid(), 15)
 """
         return subprocess.Popen([sys.executable, "-c", code])
 
-    monkeypatch.setattr("experiments.language.study.start", start)
+    monkeypatch.setattr("experiments.runner.study.start", start)
     assert train_all() == 0
     assert [(line["kind"], line["loss"]) for line in read_results(study_command)] == [("tuning", 2.5), ("final", 2.5)]
     assert capsys.readouterr().out.count("loss 2.5000") == 2
@@ -73,7 +73,7 @@ def test_results_that_were_written_but_not_recorded_are_collected_at_the_start(
     def start(*_arguments: object, **_more: object) -> None:
         raise AssertionError("every result is present")
 
-    monkeypatch.setattr("experiments.language.study.start", start)
+    monkeypatch.setattr("experiments.runner.study.start", start)
     [tuning] = study.tuning_runs("small", "regular")
     final = study.run("small", "regular", "final", 3, 1e-2)
     for run in (final, tuning):
@@ -111,11 +111,14 @@ def test_a_trained_run_that_is_killed_while_it_is_measured_is_measured_again_and
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("experiments.language.arm.measure", killed)
+        patched.setattr("experiments.language.measure.measure", killed)
         with pytest.raises(Killed):
             train_arm()
     assert not (out / "result.json").exists()
     log = (out / "log.jsonl").read_text(encoding="utf-8")
+    (out / "training-seconds").write_text("1000.0")  # of the session that was killed
     train_arm()
+    assert json.loads((out / "result.json").read_text(encoding="utf-8"))["training_seconds"] > 1000
+    assert not (out / "training-seconds").exists()
     assert (out / "log.jsonl").read_text(encoding="utf-8") == log
     assert list(json.loads((out / "result.json").read_text(encoding="utf-8"))["curve"]) == ["2", "3"]

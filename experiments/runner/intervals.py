@@ -1,0 +1,36 @@
+"""Intervals and tests of paired differences, and Holm's correction over several."""
+
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+
+Interval = tuple[float, float]
+
+LEVEL = 0.05
+"""Of the corrected p-values, and of what lies outside the intervals."""
+
+
+def t_interval(apart: Sequence[float]) -> Interval | None:
+    """Return the 95% interval of the mean; None of fewer than two values."""
+    if len(apart) < 2:
+        return None
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(apart) - 1)) * statistics.stdev(apart) / len(apart) ** 0.5
+    mean = statistics.mean(apart)
+    return mean - half, mean + half
+
+
+def t_test(apart: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of a mean of 0; None of fewer than two values."""
+    return float(stats.ttest_1samp(apart, 0.0).pvalue) if len(apart) > 1 and statistics.stdev(apart) else None
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Return p-values corrected for their number by Holm; None stays, and does not count."""
+    order = sorted((each, i) for i, each in enumerate(p) if each is not None)
+    corrected: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (each, i) in enumerate(order):
+        highest = max(highest, min(1.0, each * (len(order) - rank)))
+        corrected[i] = highest
+    return corrected
