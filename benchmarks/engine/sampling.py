@@ -59,21 +59,21 @@ def _draw(args: argparse.Namespace) -> None:
     print(f"\nmicroseconds of a draw, V = {VOCABULARY}; median of {args.runs} runs of 50")
     print("".join(f"  {size:>7}" for size in args.batch_sizes))
     for name in MIXES:
-        times = [_time_draw(*_sampler(size, name), runs=args.runs) for size in args.batch_sizes]
+        times = [_time_draw(*make_sampler(size, name), runs=args.runs) for size in args.batch_sizes]
         print("".join(f"  {time:7.1f}" for time in times), f"  {name}", flush=True)
 
 
-def _sampler(size: int, name: str) -> tuple[DeviceSampler, dict[str, Any]]:
+def make_sampler(size: int, name: str, device: str = "cuda") -> tuple[DeviceSampler, dict[str, Any]]:
     """Return a sampler whose lanes draw for a mix, and the arguments of a draw for all of them."""
     first, others = MIXES[name]
     tokenizer, selection = numbered_tokens(VOCABULARY), Selection.of(shape_124m(512), "causal")
     params = [SamplingParams(**first), *[SamplingParams(**others)] * (size - 1)]
     requests = [Request(str(i), (1, 2, 3), one, selection, i, Detokenizer(tokenizer)) for i, one in enumerate(params)]
-    sampler = DeviceSampler(np.ones(size, np.int64), places=size, vocabulary=VOCABULARY, model_vocabulary=VOCABULARY,
-                            end_of_text=0, device=torch.device("cuda"))  # fmt: skip
+    sampler = DeviceSampler(np.ones(size, np.int64), batch_size=size, vocabulary=VOCABULARY,
+                            model_vocabulary=VOCABULARY, end_of_text=0, device=torch.device(device))  # fmt: skip
     sampler.assign(np.arange(size), requests)
-    lane = torch.arange(size, dtype=torch.int32, device="cuda")
-    logits = (2 * torch.randn(size, VOCABULARY, device="cuda")).bfloat16()
+    lane = torch.arange(size, dtype=torch.int32, device=device)
+    logits = (2 * torch.randn(size, VOCABULARY, device=device)).bfloat16()
     return sampler, {"logits": logits, "lane": lane, "token": torch.empty_like(lane), "plain": name == "all plain"}
 
 
@@ -100,7 +100,7 @@ def _profile(args: argparse.Namespace) -> None:
     print("\nmicroseconds of each kernel of a draw")
     for size in args.batch_sizes:
         for name in ("all plain", "one top_p 0.9", "all top_p 0.9", "all top_k 50", "all logprobs 20"):
-            sampler, arguments = _sampler(size, name)
+            sampler, arguments = make_sampler(size, name)
             sampler.draw(**arguments)
             torch.cuda.synchronize()
             with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -119,7 +119,7 @@ def _requests(args: argparse.Namespace) -> None:
     runs: dict[str, list[float]] = {name: [] for name in MIXES}
     for _ in range(args.runs + 1):
         for name, (first, others) in MIXES.items():
-            runs[name].append(_decode(engine, prompts, [first, *[others] * 15]))
+            runs[name].append(decode(engine, prompts, [first, *[others] * 15]))
     plain = statistics.median(runs["all plain"][1:])
     print(f"\n16 requests, prompts of 128 tokens, {NEW} new ones; decode tokens/s; medians of {args.runs} runs")
     for name, rates in runs.items():
@@ -128,7 +128,7 @@ def _requests(args: argparse.Namespace) -> None:
         print(f"{rate:9,.0f}  {rate / plain:5.2f} of plain  {spread:>18}  {name}", flush=True)
 
 
-def _decode(engine: Engine, prompts: list[list[int]], settings: list[dict[str, Any]]) -> float:
+def decode(engine: Engine, prompts: list[list[int]], settings: list[dict[str, Any]]) -> float:
     """Return the tokens/s of all requests together, from every one's first token on."""
     for i, (ids, each) in enumerate(zip(prompts, settings, strict=True)):
         engine.add(str(i), ids, SamplingParams(max_tokens=NEW, ignore_eos=True, **each))
