@@ -53,6 +53,6 @@ def test_the_fused_loss_learns_as_the_models_own_step() -> None:
     own = final_loss(next_token_loss)
     fused = [final_loss(fused_loss) for _ in range(2)]
     print(f"own {own:.4f}, fused {fused[0]:.4f} and {fused[1]:.4f}")
-    # Equal runs differ by up to 0.008 (own 3.566; fused 3.567 and 3.559, of another seed 3.566 and 3.561). With bfloat16
-    # streams the mean of two was 0.017 to 0.023 above the own step.
+    # Equal runs differ by up to 0.008 (own 3.566; fused 3.567 and 3.559, of another seed 3.566 and 3.561). With
+    # bfloat16 streams the mean of two was 0.017 to 0.023 above the own step.
     assert sum(fused) / len(fused) - own < 0.010
