@@ -20,7 +20,7 @@ def test_greedy_tokens_are_the_engines(tmp_path: Path, monkeypatch: pytest.Monke
     checkpoint = load_checkpoint(tmp_path / "exported")
     engine = Engine(checkpoint.model, checkpoint.tokenizer)
     expected = engine.generate(PROMPTS, SamplingParams(max_tokens=16, temperature=0))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported", trust_remote_code=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "exported", trust_remote_code=True, dtype=torch.float32
     )

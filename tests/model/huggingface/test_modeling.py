@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,10 +28,16 @@ def exported(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> Pat
 
 
 @pytest.fixture
-def loaded(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="transformers (in the extra `test`) is not installed")
+def transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The package, which copies the code that it runs into a folder of the test."""
+    package = pytest.importorskip("transformers", reason="transformers (in the extra `test`) is not installed")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return package
+
+
+@pytest.fixture
+def loaded(transformers: ModuleType, exported: Path) -> nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True, dtype=torch.float32)
 
 
@@ -121,9 +128,8 @@ def test_saving_gives_the_same_tensors_and_config(loaded: nn.Module, exported: P
         assert torch.equal(again.model.state_dict()[name], tensor)
 
 
-def test_the_tokenizer_loads(exported: Path, tokenizer: Tokenizer) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers (in the extra `test`) is not installed")
-    found = transformers.AutoTokenizer.from_pretrained(exported)
+def test_the_tokenizer_loads(transformers: ModuleType, exported: Path, tokenizer: Tokenizer) -> None:
+    found = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     assert found.encode("The river 東京") == tokenizer.encode("The river 東京")
     assert found.eos_token_id == tokenizer.end_of_text
     assert found.chat_template == "{{ 1 }}"
