@@ -130,10 +130,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
     parts = {"model", "tokenizer", "provenance"}
     extra = set(config) - parts - {"format_version"}
-    if extra and config.get("model_type") != MODEL_TYPE:  # Hugging Face's tools add settings of their own
+    foreign = extra and config.get("model_type") != MODEL_TYPE  # Hugging Face's tools add settings of their own
+    if foreign or not all(isinstance(config.get(part), dict) for part in parts):
         raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
-    if not all(isinstance(config.get(part), dict) for part in parts):
-        raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance")
     return config
 
 

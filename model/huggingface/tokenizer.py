@@ -3,9 +3,6 @@
 import json
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as HuggingFaceTokenizer
-
 from thoughtbubbles.model.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -15,6 +12,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     Two differences remain: `<|endoftext|>` in a text is the special token, as in every tokenizer of this form, and runs
     of more than `model.text.runs.MAX_RUN` characters are not cut.
     """
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers  # noqa: PLC0415 - for this command alone
+    from tokenizers import Tokenizer as HuggingFaceTokenizer  # noqa: PLC0415
+
     ranks = {tokenizer.token_bytes(i): i for i in range(tokenizer.end_of_text)}
     names = _byte_names()
     vocabulary = {_name(token, names): rank for token, rank in ranks.items()}

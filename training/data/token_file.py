@@ -61,10 +61,10 @@ class Index:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Return the index of `folder`, made up for published files. Raise `ValueError` if it has neither."""
-        path = require_regular(folder / INDEX_FILE)
-        if not path.is_file() and _is_published(folder):
-            return cls(**_published_index(folder))
-        if not path.is_file():
+        path = folder / INDEX_FILE
+        if not path.exists():
+            if _is_published(folder):
+                return cls(**_published_index(folder))
             raise ValueError(f"data: {folder} has no {INDEX_FILE}; make it with `thoughtbubbles prepare`")
         index = read_json_object(path)
         try:
