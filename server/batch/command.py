@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         pending = batch.pending(read_lines(args.input, settings.max_body_bytes))
         for answer in _answers(pending, settings):
             batch.write(answer)
-    before = f", {batch.skipped} of them from an earlier run" if batch.skipped else ""
-    print(f"{args.output}: {lines} lines answered{before}; {batch.errors} have errors")
+    before = f", {batch.skipped} of them by an earlier run" if batch.skipped else ""
+    print(f"{args.output}: {lines} lines answered{before}; errors: {batch.errors}")
     return ERRORS if batch.errors else 0
 
 

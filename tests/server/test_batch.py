@@ -19,6 +19,7 @@ from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
 from thoughtbubbles.server.batch import runner
 from thoughtbubbles.server.batch.output_file import open_output
 from thoughtbubbles.server.bridge import loading
+from thoughtbubbles.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -168,7 +169,7 @@ def test_the_lines_are_openais(batch: Batch, output: Path, capsys: pytest.Captur
         == 4
     )
     shown = capsys.readouterr()
-    assert shown.out == f"{output}: 2 lines answered; 0 have errors\n"
+    assert shown.out == f"{output}: 2 lines answered; errors: 0\n"
     assert shown.err == "", "no progress bar outside a terminal"
 
 
@@ -352,7 +353,7 @@ def test_a_full_queue_is_waited_for(batch: Batch, output: Path, engine: None) ->
 
 def test_what_the_engine_refuses_is_an_error(batch: Batch, output: Path) -> None:
     bodies = [(TEXT, {"prompt": "a", "max_tokens": 60, "fork_ratio": 4, "n": 2}), (TEXT, {"seed": 1, "max_tokens": 2})]
-    assert batch(lines_of(bodies), "--cache-bytes", str(1 << 16)) == 1
+    assert batch(lines_of(bodies), "--cache-bytes", "90000") == 1
     found = answers(output)
     assert found["request 0"]["status_code"] == 400
     assert found["request 0"]["body"]["error"]["param"] == "fork_ratio"
@@ -385,7 +386,8 @@ def test_settings_come_from_the_environment_too(
     monkeypatch.setenv("THOUGHTBUBBLES_MAX_CLIENT_SHARE", "0.01")
     assert batch(lines_of([(TEXT, {"n": 3})])) == 1
     assert "at most 2" in answers(output)["request 0"]["body"]["error"]["message"]
-    assert batch(lines_of(SEEDED[20:22]), "--max-waiting-streams", "1000") == 0, "a batch has no share of the queue"
+    options = ["--max-choices", "9", "--max-waiting-streams", "1000"]
+    assert batch([line("share", {"n": 5})], *options) == 0, "a batch has no share of the queue"
 
 
 @pytest.fixture
