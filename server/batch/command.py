@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "IN has OpenAI's batch lines, for /v1/completions and /v1/chat/completions; OUT gets its batch output lines, in"
         " any order. After an interruption the same command goes on: lines that OUT answers are not computed again. "
-        "Exit status: 0 if every line has a completion, 1 if some have errors, 2 if nothing could be computed."
+        "Exit status: 0 if every line has a completion, 1 if some have errors, 2 if a file, a setting or the checkpoint cannot be used."
     )
     parser.add_argument("input", type=Path, metavar="IN", help="file of requests, a JSON object a line")
     parser.add_argument("output", type=Path, metavar="OUT", help="file of answers, made or continued")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     settings = replace(read_settings(args, os.environ), max_client_share=1)  # a batch has one client
     _check_files(args.input, args.output)
     lines = count_lines(args.input, settings.max_body_bytes)
-    with open_output(args.output) as output, tqdm(total=lines, unit=" lines", disable=None) as bar:
+    with open_output(args.output) as output, tqdm(total=lines, unit=" lines", dynamic_ncols=True, disable=None) as bar:
         batch = _Batch(output, bar)
         pending = batch.pending(read_lines(args.input, settings.max_body_bytes))
         for answer in _answers(pending, settings):

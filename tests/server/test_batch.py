@@ -328,12 +328,13 @@ def test_logits_that_are_not_finite_end_one_line(
     made = make_engine(ServerSettings(max_batch_size=4))
     monkeypatch.setattr(loading, "load_model", lambda _settings: made)
     embed(monkeypatch, model, 200, math.nan)
-    broken = [(TEXT, {"prompt": [[65], [200]], "n": 2, "seed": 1, "max_tokens": 9}) for _ in range(3)]
+    broken = [(TEXT, {"prompt": [[65], [200]], "n": 2, "seed": 1, "max_tokens": 60, "ignore_eos": True}) for _ in range(3)]
     fine = [(TEXT, {"prompt": "a", "seed": i}) for i in range(9)]
     assert batch(lines_of([*broken, *fine])) == 1
     found = answers(output)
     assert [found[f"request {i}"]["status_code"] for i in range(12)] == [500] * 3 + [200] * 9
     assert found["request 0"]["body"]["error"]["code"] == "non_finite_logits"
+    assert made[0].stats().generation_tokens_total < 9 * 16 + 60, "the other choices of a failed line are aborted"
 
 
 def test_a_full_queue_is_waited_for(batch: Batch, output: Path, engine: None) -> None:
