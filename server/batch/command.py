@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "IN has OpenAI's batch lines, for /v1/completions and /v1/chat/completions; OUT gets its batch output lines, in"
         " any order. After an interruption the same command goes on: lines that OUT answers are not computed again. "
-        "Exit status: 0 if every line has a completion, 1 if some have errors, 2 if a file, a setting or the checkpoint cannot be used."
+        "Exit status: 0 if every line has a completion, 1 if some have errors, 2 if a file, a setting or the checkpoint"
+        " cannot be used."
     )
     parser.add_argument("input", type=Path, metavar="IN", help="file of requests, a JSON object a line")
     parser.add_argument("output", type=Path, metavar="OUT", help="file of answers, made or continued")

@@ -1,5 +1,6 @@
 """`thoughtbubbles batch`: the answers of the server without a server, each once, however often it is killed."""
 
+import io
 import json
 import math
 import os
@@ -219,6 +220,18 @@ def choices(output: Path) -> dict[str, Json]:
     return {name: response["body"]["choices"] for name, response in answers(output).items() if response}
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_progress(batch: Batch, engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    assert batch([*lines_of(SEEDED[:2]), "{"]) == 1
+    assert "3/3 " in shown.getvalue()
+    assert "errors=1" in shown.getvalue()
+
+
 @pytest.mark.parametrize("left", [1, 20, 300, -1])
 def test_a_torn_last_line_is_answered_again(batch: Batch, output: Path, left: int) -> None:
     assert batch(lines_of(SEEDED[:5])) == 0
@@ -328,7 +341,9 @@ def test_logits_that_are_not_finite_end_one_line(
     made = make_engine(ServerSettings(max_batch_size=4))
     monkeypatch.setattr(loading, "load_model", lambda _settings: made)
     embed(monkeypatch, model, 200, math.nan)
-    broken = [(TEXT, {"prompt": [[65], [200]], "n": 2, "seed": 1, "max_tokens": 60, "ignore_eos": True}) for _ in range(3)]
+    broken = [
+        (TEXT, {"prompt": [[65], [200]], "n": 2, "seed": 1, "max_tokens": 60, "ignore_eos": True}) for _ in range(3)
+    ]
     fine = [(TEXT, {"prompt": "a", "seed": i}) for i in range(9)]
     assert batch(lines_of([*broken, *fine])) == 1
     found = answers(output)
