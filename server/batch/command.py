@@ -1,6 +1,7 @@
 """`thoughtbubbles batch`: answer a file of OpenAI's batch lines, and go on where an earlier run stopped."""
 
 import argparse
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -104,7 +105,9 @@ def _answers(pending: Iterator[Line], settings: ServerSettings) -> "Iterator[Ans
     from thoughtbubbles.server.batch.runner import Runner  # noqa: PLC0415
     from thoughtbubbles.server.bridge.loading import load_model  # noqa: PLC0415
 
-    yield from Runner(*load_model(settings)).answers(chain([first], pending))
+    runner = Runner(*load_model(settings))
+    gc.freeze()  # as `bridge.loop` does: each search of what is loaded for garbage takes as long as many steps
+    yield from runner.answers(chain([first], pending))
 
 
 def _check_files(source: Path, output: Path) -> None:
