@@ -6,7 +6,7 @@ could not name the variable or the file.
 
 import argparse
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -66,8 +66,8 @@ KINDS: Mapping[Any, Kind] = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each setting except the keys to `parser`; its help names the setting's variable."""
+def add_arguments(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """Add an option for each setting except the keys, or for those in `only`; its help names the setting's variable."""
     parser.allow_abbrev = False  # --api-keys KEY would mean --api-keys-file, and the error would show the key
     # Without a type, which argparse would apply to SUPPRESS; `read_settings` converts it.
     parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help="as --checkpoint")
@@ -76,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     texts = help_texts()
     for setting, kind in _options():
+        if only is not None and setting.name not in only:
+            continue
         default = "" if setting.default in (None, ()) else f" ({_written(setting.default)})"
         form: dict[str, Any] = {"type": kind.from_text, "metavar": setting.name.upper()}
         if isinstance(setting.default, bool):

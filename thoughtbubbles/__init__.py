@@ -44,6 +44,7 @@ FLOORS = {
 # command: (the module that has its add_arguments(parser) and run(args) -> int, its line of help)
 COMMANDS = {
     "serve": ("thoughtbubbles.server.__main__", "serve a checkpoint over HTTP"),
+    "batch": ("thoughtbubbles.server.batch.command", "answer a file of OpenAI's batch lines without a server"),
     "generate": ("thoughtbubbles.terminal.generate", "continue a text in the terminal"),
     "chat": ("thoughtbubbles.terminal.chat", "talk in the terminal with a checkpoint that has a chat template"),
     "prepare": ("thoughtbubbles.training.data.prepare", "turn text files into training data"),

@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails, from_json
 
 from thoughtbubbles.server.protocol.body_size import check_size
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request, clipped, quoted
-from thoughtbubbles.server.protocol.requests import RequestBody
+from thoughtbubbles.server.protocol.requests import Json, RequestBody
 
 Body = TypeVar("Body", bound=RequestBody)
 
@@ -47,13 +47,23 @@ PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
 
 def parse(body: bytes, schema: type[Body]) -> Body:
     """Return `body` parsed as `schema`. Raises `ApiError` 400 for the first mistake, 413 for too many values."""
-    check_size(body)
+    return validate(parse_object(body), schema)
+
+
+def parse_object(text: bytes, name: str = "The body") -> Json:
+    """Return the JSON object `text`, which errors call `name`. Raises `ApiError` 400, or 413 for too many values."""
+    check_size(text)
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
+        raise bad_request(f"{name} is not valid JSON: {error}.", "invalid_json") from None
     if not isinstance(value, dict):
-        raise bad_request(f"The body must be a JSON object, but is {_json_name(value)}.", "invalid_json")
+        raise bad_request(f"{name} must be a JSON object, but is {_json_name(value)}.", "invalid_json")
+    return value
+
+
+def validate(value: Json, schema: type[Body]) -> Body:
+    """Return a JSON object as `schema`. Raises `ApiError` 400 for the first mistake."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:

@@ -1,0 +1,102 @@
+"""The output of a batch: OpenAI's batch output lines, and what an interrupted run wrote of them."""
+
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pydantic_core import from_json, to_json
+
+from thoughtbubbles.server.batch.input_file import BadLine, Line
+from thoughtbubbles.server.protocol.requests import Json
+
+if TYPE_CHECKING:
+    from thoughtbubbles.server.batch.runner import Answer  # needs torch
+
+START = b'{"id":"batch_req_'
+"""How each line starts."""
+
+
+class Output:
+    """An output file: which lines of the input it has, and a way to append others. Each is written whole."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        """Read `file` from its start; raise `ValueError` for a line that no batch writes. Drop an incomplete last line.
+
+        Nobody else may write to the file.
+        """
+        self._file = file
+        self._succeeded: dict[str, bool] = {}  # by custom_id: whether the answer is a success
+        self._bad: set[int] = set()  # numbers of lines without a request
+        end = 0
+        for number, text in enumerate(file, start=1):
+            if text.endswith(b"\n"):
+                self._read(text, f"{path}, line {number}")
+                end += len(text)
+            elif not text.startswith(START[: len(text)]):
+                raise _foreign(f"{path}, line {number}")
+        file.truncate(end)
+
+    def succeeded(self, line: Line | BadLine) -> bool | None:
+        """Return whether the answer to `line` is a success; None if the file has no answer."""
+        if isinstance(line, BadLine):
+            return False if line.number in self._bad else None
+        return self._succeeded.get(line.custom_id)
+
+    def write_answer(self, answer: "Answer") -> None:
+        """Append the answer to a line."""
+        response: Json = {"status_code": answer.status, "request_id": f"req-{uuid.uuid4().hex}", "body": answer.body}
+        if answer.ignored:
+            response["ignored_parameters"] = list(answer.ignored)
+        self._write(answer.line.custom_id, response, None)
+
+    def write_bad_line(self, line: BadLine) -> None:
+        """Append the error of a line without a request."""
+        self._write(line.custom_id, None, {**line.error.body["error"], "line": line.number})
+
+    def _write(self, custom_id: str | None, response: Json | None, error: Json | None) -> None:
+        name = f"batch_req_{uuid.uuid4().hex}"
+        record = {"id": name, "custom_id": custom_id, "response": response, "error": error}
+        self._file.write(to_json(record) + b"\n")
+        self._file.flush()
+
+    def _read(self, text: bytes, where: str) -> None:
+        try:
+            record = from_json(text)
+            if record["error"] is None:
+                self._succeeded[record["custom_id"]] = record["response"]["status_code"] == 200
+            else:
+                self._bad.add(record["error"]["line"])
+        except (ValueError, TypeError, KeyError):
+            raise _foreign(where) from None
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[Output]:
+    """Open the output file, or make it. No other process can open it meanwhile.
+
+    Raises `OSError` or `ValueError` if it cannot be written, or is not the output of a batch.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file")
+    with path.open("a+b") as file:
+        _lock(file, path)
+        file.seek(0)
+        yield Output(file, path)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(f"{path} is being written by another batch") from None
+
+
+def _foreign(where: str) -> ValueError:
+    return ValueError(f"{where} is not a line of a batch's output; choose another output file")
