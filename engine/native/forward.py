@@ -91,6 +91,7 @@ class NativeForward:
         """As `CachedForward.extend`."""
         R, states = len(chunks), [chunk.state for chunk in chunks]
         rows, sizes = [state.row for state in states], [len(chunk.ids) for chunk in chunks]
+        assert min(sizes) > 0, "a chunk has a token"
         ids = np.array([i for chunk in chunks for i in chunk.ids], np.int32)
         self._rows[:R], self._counts[:R] = rows, sizes
         self._seed[:R] = [chunk.seed for chunk in chunks]

@@ -1,5 +1,6 @@
 """The library's threads: how many, and what becomes of them in a fork, at exit and where the system gives no more."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,9 @@ Library.destroy = lambda self, handle: os.write(2, b"freed at exit") and os._exi
 
 
 @on_linux
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer ends a process short of memory"
+)
 def test_fewer_threads_serve_where_the_system_gives_no_more(library: Library) -> None:
     """Else an exception would leave the pool with threads that run, which ends the process."""
     assert run("""
