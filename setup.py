@@ -1,4 +1,4 @@
-"""Nothing but for wheels with the native library in them, which TB_NATIVE_WHEEL=1 builds; pyproject.toml has the rest.
+"""Packages the project; TB_NATIVE_WHEEL=1 puts the native library into the wheel. pyproject.toml has all else.
 
 The library is no Python extension: it fits every version of Python, and one wheel a platform suffices.
 """
