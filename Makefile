@@ -3,6 +3,7 @@
 # make test-slow         the tests that `make test` leaves out
 # make test-processors   the numeric tests again, with the instruction sets of older processors
 # make native-sanitize   the tests of the native step under ASan and UBSan, and of its threads under TSan
+# make native-fuzz       random plans on the native step under both, beside the portable one, for SECONDS (600)
 # make scatter  compile torch-scatter against the installed torch (some five minutes, once)
 # make lint     lint, spelling and types alone
 # make coverage run the suite and print which lines and branches it does not reach
@@ -17,6 +18,7 @@
 PYTHON ?= python3
 ARGS   ?=
 WORKERS ?= 2
+SECONDS ?= 600
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -34,7 +36,7 @@ SANITIZE := LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-n
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	TB_NATIVE_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g'
 
-.PHONY: serve test test-slow test-processors native-sanitize install-test lint coverage scatter abuse audit clean
+.PHONY: serve test test-slow test-processors native-sanitize native-fuzz install-test lint coverage scatter abuse audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -56,6 +58,10 @@ native-sanitize: $(VENV)/.test
 	$(SANITIZE) $(BIN)/python -m pytest tests/engine/native $(ARGS)
 	c++ -std=c++17 -O1 -g -fsanitize=thread -pthread -Iengine/native/src tests/engine/native/pool.cpp \
 		engine/native/src/threads.cpp -o $(VENV)/pool-test && $(VENV)/pool-test
+
+# The same plans again: make native-fuzz ARGS='--seed N', with N from what it printed.
+native-fuzz: $(VENV)/.test
+	$(SANITIZE) $(BIN)/python -m tests.engine.native.fuzz --seconds $(SECONDS) $(ARGS)
 
 install-test: $(VENV)/.test
 

@@ -1,5 +1,6 @@
 """Models with random weights: ours of the 124M shape, and transformers' regular GPT-2 of the same shape."""
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,6 +36,29 @@ def regular_peer(config: ModelConfig, device: str, dtype: torch.dtype) -> Any | 
     )  # fmt: skip
     with torch.device(device):
         return transformers.GPT2LMHeadModel(peer).eval().to(dtype)
+
+
+def ctranslate2_peers(peer: Any, threads: int) -> dict[str, Any]:  # noqa: ANN401 - both libraries' own
+    """Return CTranslate2's generators of transformers' GPT-2, by their type; none if it is not installed.
+
+    Their tokens are named by decimal numbers.
+    """
+    try:
+        import ctranslate2  # noqa: PLC0415 - optional
+        from ctranslate2.converters.transformers import GPT2Loader  # noqa: PLC0415
+    except ImportError:
+        return {}
+    spec = GPT2Loader().get_model_spec(peer)
+    spec.register_vocabulary([str(i) for i in range(peer.config.vocab_size)])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"  # noqa: S105 - no password
+    spec.validate()
+    spec.optimize(quantization="float32")
+    with TemporaryDirectory() as folder:
+        spec.save(folder)
+        return {
+            dtype: ctranslate2.Generator(folder, "cpu", compute_type=dtype, intra_threads=threads)
+            for dtype in ("float32", "int8")
+        }
 
 
 def numbered_tokens(vocab_size: int) -> Tokenizer:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -19,18 +20,19 @@ FLOORS = ("model", "engine", "server", "terminal", "training")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, because a build writes into the source folder."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in (PACKAGE, *FLOORS, "tests"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True)
     return source
 
 
-def build(kind: str, source: Path, out: Path) -> Path:
+def build(kind: str, source: Path, out: Path, **environment: str) -> Path:
     """Return what setuptools builds from `source` for pip: a wheel, an sdist, the wheel of an editable install."""
     script = f"import sys; from setuptools.build_meta import build_{kind}; build_{kind}(sys.argv[1])"
     out.mkdir()
-    subprocess.run([sys.executable, "-c", script, out], cwd=source, check=True, capture_output=True)
+    environment = {**os.environ, "TB_NATIVE_WHEEL": "", **environment}
+    subprocess.run([sys.executable, "-c", script, out], cwd=source, check=True, capture_output=True, env=environment)
     (path,) = out.iterdir()
     return path
 
@@ -100,6 +102,30 @@ def test_an_installation_says_which_checkpoint_it_needs(wheel: zipfile.ZipFile, 
     assert re.fullmatch(message, served.stderr)
     shipped = str(ROOT / "checkpoints" / "thoughtbubbles-11m")
     assert run("-m", PACKAGE, "inspect", shipped, cwd=elsewhere, installed=site).returncode == 0
+
+
+def test_the_wheel_fits_every_machine(wheel: zipfile.ZipFile) -> None:
+    assert Path(str(wheel.filename)).name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.slow
+def test_a_wheel_may_bring_the_native_library(source: Path, wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """One for each platform, for all versions of Python; it needs no compiler where it is installed."""
+    out = tmp_path / "out"
+    native = zipfile.ZipFile(build("wheel", source, out, TB_NATIVE_WHEEL="1", TB_NATIVE_CXXFLAGS="-O0"))
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert next(out.iterdir()).name.endswith(f"-py3-none-{platform}.whl")
+    [library] = contents(native) - contents(wheel)
+    assert re.fullmatch(rf"{PACKAGE}/engine/native/lib/step-[0-9a-f-]+\.so", library)
+    native.extractall(tmp_path / "site")
+    script = """
+import os
+os.environ.update(PATH="", TB_NATIVE_CACHE="missing")
+from thoughtbubbles.engine.native import loading
+print(loading.load_native().library.path)
+"""
+    ran = run("-c", script, cwd=tmp_path, installed=tmp_path / "site")
+    assert ran.stdout.strip() == str(tmp_path / "site" / library), ran.stderr
 
 
 def test_an_editable_installation_imports_from_the_checkout(source: Path, tmp_path: Path) -> None:

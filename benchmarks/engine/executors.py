@@ -1,4 +1,7 @@
-"""Decode speed on a CPU, by turns: the native executor, the portable one, and transformers' regular GPT-2 if installed.
+"""Decode speed on a CPU, by turns: the native executor, the portable one, and a regular GPT-2 of the shape.
+
+transformers and CTranslate2 (in float32 and int8) compute the regular GPT-2, each if it is installed; CTranslate2's is
+converted from transformers'.
 
     python -m benchmarks.engine.executors [--threads 1] [--batch-sizes 1 8 32] [--contexts 32 480] [--runs 5]
 
@@ -11,18 +14,18 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.header import header
-from benchmarks.shapes import random_prompts, regular_peer
+from benchmarks.shapes import ctranslate2_peers, random_prompts, regular_peer
 from thoughtbubbles.engine import CacheDtype, Engine, EngineConfig, ExecutorKind, SamplingParams, set_threads
 from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
 
 PROMPT, NEW, WINDOW = 16, 128, 16
+
+Complete = Callable[[list[list[int]]], None]
 
 
 def main() -> None:
@@ -36,22 +39,23 @@ def main() -> None:
 
 
 def _print_speed(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    config = checkpoint.model.config
     kinds: list[ExecutorKind] = ["native", "portable"]
-    engines = [_engine(checkpoint, max(args.batch_sizes), kind) for kind in kinds]
-    peer = regular_peer(checkpoint.model.config, "cpu", torch.float32) if find_spec("transformers") else None
-    print(f"{engines[0].executor.name}, {torch.get_num_threads()} threads, float32; prompts of {PROMPT} tokens and"
-          f" {NEW} new ones, greedy; tokens/s")  # fmt: skip
-    print("batch  native  portable  native over it  transformers  native over it")
+    engines = {kind: _engine(checkpoint, max(args.batch_sizes), kind) for kind in kinds}
+    ways: dict[str, Complete] = {kind: partial(_complete, engine) for kind, engine in engines.items()}
+    peer = regular_peer(config, "cpu", torch.float32)
+    if peer is not None:
+        ways["transformers"] = partial(_generate, peer)
+        ways |= {f"ctranslate2 {dtype}": partial(_translate, generator)
+                 for dtype, generator in ctranslate2_peers(peer, args.threads).items()}  # fmt: skip
+    print(f"{engines['native'].executor.name}, {torch.get_num_threads()} threads, float32; prompts of {PROMPT} tokens,"
+          f" {NEW} new ones, greedy\nbatch  way                  tokens/s  native over it")  # fmt: skip
     for batch_size in args.batch_sizes:
-        prompts = random_prompts(checkpoint.model.config, batch_size, PROMPT)
-        ways: list[Callable[[], object]] = [partial(_complete, engine, prompts) for engine in engines]
-        if peer is not None:
-            ways.append(partial(_generate, peer, torch.tensor(prompts)))
-        runs = [[_seconds(way) for way in ways] for _ in range(args.runs + 1)][1:]
+        prompts = random_prompts(config, batch_size, PROMPT)
+        runs = [[_seconds(partial(way, prompts)) for way in ways.values()] for _ in range(args.runs + 1)][1:]
         speeds = [batch_size * NEW / statistics.median(times) for times in zip(*runs, strict=True)]
-        native, portable, theirs = [*speeds, float("nan")][:3]
-        print(f"{batch_size:5}  {native:6,.0f}  {portable:8,.0f}  {native / portable:14.2f}  {theirs:12,.0f}"
-              f"  {native / theirs:14.2f}", flush=True)  # fmt: skip
+        for name, speed in zip(ways, speeds, strict=True):
+            print(f"{batch_size:5}  {name:19}  {speed:8,.0f}  {speeds[0] / speed:14.2f}", flush=True)
 
 
 def _print_growth(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -81,9 +85,16 @@ def _complete(engine: Engine, prompts: list[list[int]]) -> None:
 
 
 @torch.inference_mode()
-def _generate(peer: Any, ids: Tensor) -> None:  # noqa: ANN401 - transformers' own
+def _generate(peer: Any, prompts: list[list[int]]) -> None:  # noqa: ANN401 - transformers' own
+    ids = torch.tensor(prompts)
     peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW,
                   do_sample=False, pad_token_id=0)  # fmt: skip
+
+
+def _translate(generator: Any, prompts: list[list[int]]) -> None:  # noqa: ANN401 - CTranslate2's own
+    results = generator.generate_batch([list(map(str, prompt)) for prompt in prompts], max_length=NEW, min_length=NEW,
+                                       include_prompt_in_result=False)  # fmt: skip
+    assert all(len(result.sequences_ids[0]) == NEW for result in results)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -5,6 +5,7 @@ It computes what `engine.cached_forward` does, which is its reference, and draws
 Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments.
 """
 
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,9 +64,7 @@ class NativeForward:
         self._config, self._library, self._vocabulary = model.config, native.library, vocabulary
         self._segments = len(cache.segments)
         requests = len(cache.ledger.kappa)
-        self._kept: list[object] = [cache]  # what the library has pointers to
-        self._handle = native.library.create(self._model(model), native.level)
-        weakref.finalize(self, native.library.destroy, self._handle)
+        self._create()
         self._rows, self._counts, self._drawn = np.zeros((3, requests), np.int32)
         self._temperature = np.zeros(requests, np.float32)
         self._seed, self._position = np.zeros((2, requests), np.int64)
@@ -92,6 +91,7 @@ class NativeForward:
         """As `CachedForward.extend`."""
         R, states = len(chunks), [chunk.state for chunk in chunks]
         rows, sizes = [state.row for state in states], [len(chunk.ids) for chunk in chunks]
+        assert min(sizes) > 0, "a chunk has a token"
         ids = np.array([i for chunk in chunks for i in chunk.ids], np.int32)
         self._rows[:R], self._counts[:R] = rows, sizes
         self._seed[:R] = [chunk.seed for chunk in chunks]
@@ -103,6 +103,10 @@ class NativeForward:
         ends = np.empty((self._segments, len(ids)), np.int32)
         step = self._step
         step.requests, step.tokens, step.ids, step.ends = R, len(ids), ids.ctypes.data, ends.ctypes.data
+        step.threads = torch.get_num_threads()
+        if os.getpid() != self._process:
+            self._create()
+        self._tally[:] = 0
         self._library.run(self._handle, step)
         counts = self._note(chunks, ids, ends, at, before)
         drawn = self._drawn[:R].tolist()
@@ -117,7 +121,6 @@ class NativeForward:
         for layer, (forks, deletions) in zip(self._config.fork_layers, self._tally.tolist(), strict=False):
             self.tally.forks[layer] += forks
             self.tally.deletions[layer] += deletions
-        self._tally[:] = 0
         if len(ids) == len(chunks):
             return self.cache.append(rows, ids.tolist(), ends.T)
         counts, at = np.empty(len(ids), np.int64), 0
@@ -146,6 +149,14 @@ class NativeForward:
         x = np.ctypeslib.as_array(self._step.x, (S, D))
         return torch.from_numpy(x.copy()), torch.from_numpy(np.ctypeslib.as_array(self._step.score, (S,)).copy())
 
+    def _create(self) -> None:
+        """Give the weights to the library. A forked process does so again: a fork copies no threads."""
+        self._process = os.getpid()
+        self._kept: list[object] = [self.cache]  # what the library has pointers to
+        self._handle = self._library.create(self._model(self.model), self.level)
+        # Not at exit: a daemon thread may be in a step.
+        weakref.finalize(self, _destroy, self._library, self._handle, self._process).atexit = False
+
     def _model(self, model: Thoughtbubbles) -> c.Model:
         config, cache, ledger = model.config, self.cache, self.cache.ledger
         scored = bool(config.fork_layers)
@@ -167,7 +178,7 @@ class NativeForward:
             activation=config.activation == "gelu_tanh", score_bias=scored and config.score_bias,
             value_attenuation=scored and config.value_attenuation,
             residual_attenuation=config.residual_attenuation, page_size=cache.page_size,
-            half_cache=cache.segments[0].keys.dtype == torch.float16, threads=torch.get_num_threads(),
+            half_cache=cache.segments[0].keys.dtype == torch.float16,
             layers=layers, embedding=self._pointer(model.transformer.wte.weight),
             norm_weight=self._pointer(norm.weight), norm_bias=self._pointer(norm.bias),
             frequencies=self._pointer(frequencies), segment=segments,
@@ -199,3 +210,9 @@ class NativeForward:
         assert tensor.dtype == torch.float32, "the native step computes in float32"
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def _destroy(library: c.Library, handle: int, process: int) -> None:
+    """Free a model, but not in a forked process: it would wait for threads that only its parent has."""
+    if os.getpid() == process:
+        library.destroy(handle)

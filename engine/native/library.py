@@ -5,7 +5,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LEVELS = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
 """Instruction levels, best first."""
 BROKEN = -1
@@ -42,7 +42,7 @@ class Model(ctypes.Structure):
         *((name, c_int32) for name in (
             "vocab_size", "n_layer", "n_head", "n_embd", "block_size", "copies", "segments", "averaging",
             "norm_before_averaging", "activation", "score_bias", "value_attenuation", "residual_attenuation",
-            "page_size", "half_cache", "threads",
+            "page_size", "half_cache",
         )),
         ("layers", POINTER(Layer)), ("embedding", c_void_p), ("norm_weight", c_void_p), ("norm_bias", c_void_p),
         ("frequencies", c_void_p), ("segment", POINTER(Segment)),
@@ -55,7 +55,8 @@ class Step(ctypes.Structure):
     """`TbStep`."""
 
     _fields_ = [
-        ("requests", c_int32), ("tokens", c_int32), ("rows", c_void_p), ("counts", c_void_p), ("ids", c_void_p),
+        ("requests", c_int32), ("tokens", c_int32), ("threads", c_int32),
+        ("rows", c_void_p), ("counts", c_void_p), ("ids", c_void_p),
         ("vocabulary", c_int32), ("temperature", c_void_p), ("seed", c_void_p), ("position", c_void_p),
         ("ends", c_void_p), ("tally", c_void_p), ("logits", c_void_p), ("drawn", c_void_p),
         ("streams", c_int32), ("x", POINTER(c_float)), ("score", POINTER(c_float)),

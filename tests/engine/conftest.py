@@ -18,24 +18,24 @@ def tokenizer() -> Tokenizer:
     return Tokenizer({bytes([byte]): byte for byte in range(256)}, "bytes")
 
 
+def lively_model(**settings: object) -> Thoughtbubbles:
+    """A random model whose scores differ enough that forks live and die."""
+    sizes = {
+        "vocab_size": 257, "block_size": 64, "max_block_size": 128, "n_layer": 5, "n_head": 2, "n_embd": 32,
+        "fork_layers": (1, 2, 4),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = Thoughtbubbles(ModelConfig.from_dict({**sizes, **settings})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "forking_score" in name or "fork_embedding" in name or "wte" in name:
+                parameter.normal_(std=0.5)
+    return model
+
+
 @pytest.fixture
 def make_model() -> MakeModel:
-    """A random model whose scores differ enough that forks live and die."""
-
-    def make(**settings: object) -> Thoughtbubbles:
-        sizes = {
-            "vocab_size": 257, "block_size": 64, "max_block_size": 128, "n_layer": 5, "n_head": 2, "n_embd": 32,
-            "fork_layers": (1, 2, 4),
-        }  # fmt: skip
-        torch.manual_seed(0)
-        model = Thoughtbubbles(ModelConfig.from_dict({**sizes, **settings})).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "forking_score" in name or "fork_embedding" in name or "wte" in name:
-                    parameter.normal_(std=0.5)
-        return model
-
-    return make
+    return lively_model
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define TB_ABI_VERSION 1
+#define TB_ABI_VERSION 2
 
 enum TbAveraging { TB_RESIDUAL = 0, TB_LOGIT = 1, TB_RIGHTMOST = 2 };
 enum TbActivation { TB_GELU = 0, TB_GELU_TANH = 1 };
@@ -35,7 +35,6 @@ struct TbModel {
     int32_t averaging, norm_before_averaging, activation;
     int32_t score_bias, value_attenuation, residual_attenuation;
     int32_t page_size, half_cache;    // half_cache: keys and values are float16
-    int32_t threads;
     const TbLayer *layers;
     const float *embedding;           // (V,D): stays with the caller for as long as the model lives
     const float *norm_weight, *norm_bias;
@@ -50,6 +49,7 @@ struct TbModel {
 // One step: R requests, T new tokens of all of them laid end to end, S streams of them after the last fork.
 struct TbStep {
     int32_t requests, tokens;
+    int32_t threads;             // that compute it, if the system gives as many
     const int32_t *rows;         // (R) each request's row of the ledger
     const int32_t *counts;       // (R) its new tokens
     const int32_t *ids;          // (T)

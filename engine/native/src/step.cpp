@@ -63,10 +63,9 @@ float log_sigmoid(float x) { return std::fmin(0.0f, x) - std::log1p(std::exp(-st
 class Forward : public Step {
   public:
     explicit Forward(const TbModel &model)
-        : m_(model), width_(model.n_embd), head_(model.n_embd / model.n_head), pool_(model.threads), layers_(model.n_layer),
+        : m_(model), width_(model.n_embd), head_(model.n_embd / model.n_head), layers_(model.n_layer),
           segments_(model.segment, model.segment + model.segments),
-          frequencies_(model.frequencies, model.frequencies + model.n_embd / model.n_head / 2),
-          attending_(std::max(1, model.threads)) {
+          frequencies_(model.frequencies, model.frequencies + model.n_embd / model.n_head / 2) {
         const int D = width_;
         for (int i = 0; i < m_.n_layer; i++) {
             const TbLayer &from = model.layers[i];
@@ -95,6 +94,8 @@ class Forward : public Step {
     }
 
     void run(TbStep &step) override {
+        pool_.resize(step.threads);
+        attending_.resize(pool_.size());
         begin(step);
         for (int g = 0; g < m_.segments; g++) {
             if (g) fork(step, g);

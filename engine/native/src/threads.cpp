@@ -1,5 +1,7 @@
 #include "threads.h"
 
+#include <system_error>
+
 namespace {
 constexpr int SPINS = 20000;  // about a millisecond: a step's phases, and mostly the steps, follow each other faster
 
@@ -16,11 +18,18 @@ void pause_or_yield(int turn) {
 }
 }  // namespace
 
-Pool::Pool(int threads) {
-    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+void Pool::resize(int threads) {
+    if (threads == wanted_) return;
+    stop();
+    wanted_ = threads;
+    workers_.reserve(threads);
+    try {
+        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i, phase = phase_.load()] { work(i, phase); });
+    } catch (const std::system_error &) {  // no more threads: those that there are do the work
+    }
 }
 
-Pool::~Pool() {
+void Pool::stop() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
@@ -28,6 +37,8 @@ Pool::~Pool() {
     }
     wake_.notify_all();
     for (auto &worker : workers_) worker.join();
+    workers_.clear();
+    stop_ = false;
 }
 
 void Pool::start(int parts, Call call, const void *context) {
@@ -49,8 +60,8 @@ void Pool::share(int thread) {
     for (int part; (part = next_.fetch_add(1)) < parts_;) call_(context_, part, thread);
 }
 
-void Pool::work(int thread) {
-    for (unsigned seen = 0;; seen++) {
+void Pool::work(int thread, unsigned seen) {
+    for (;; seen++) {
         for (int turn = 0; turn < SPINS && phase_.load(std::memory_order_acquire) == seen; turn++) pause_or_yield(turn);
         if (phase_.load(std::memory_order_acquire) == seen) {
             std::unique_lock<std::mutex> lock(mutex_);

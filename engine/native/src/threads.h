@@ -8,8 +8,9 @@
 
 class Pool {
   public:
-    explicit Pool(int threads);
-    ~Pool();
+    ~Pool() { stop(); }
+    // So many threads from now on, the caller's among them; fewer where the system gives no more.
+    void resize(int threads);
     int size() const { return 1 + int(workers_.size()); }
 
     // Calls body(part, thread) for each part, on any thread; returns when all are done.
@@ -25,7 +26,8 @@ class Pool {
   private:
     using Call = void (*)(const void *, int, int);
     void start(int parts, Call call, const void *context);
-    void work(int thread);
+    void stop();
+    void work(int thread, unsigned seen);
     void share(int thread);
 
     std::vector<std::thread> workers_;
@@ -34,7 +36,7 @@ class Pool {
     std::atomic<unsigned> phase_{0};
     std::atomic<int> next_{0}, busy_{0};
     std::atomic<bool> stop_{false};
-    int parts_ = 0;
+    int wanted_ = 1, parts_ = 0;
     Call call_ = nullptr;
     const void *context_ = nullptr;
 };

@@ -49,10 +49,10 @@ inline float largest(F v) {
     return most;
 }
 
-// exp, within 2 ulp; 0 below -87.
+// exp, within 2 ulp; 0 below -87. NaN stays NaN, for which the comparisons have x on their right.
 inline F exponential(F x) {
     const F low = all(-87.0f), high = all(88.0f);
-    F clamped = smaller(larger(x, low), high);
+    F clamped = smaller(high, larger(low, x));
     const F magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to a whole number
     F shifted = clamped * all(1.44269504f) + magic;
     F n = shifted - magic;

@@ -5,8 +5,9 @@
 #include "threads.h"
 
 int main() {
-    for (int threads = 1; threads <= 5; threads++) {
-        Pool pool(threads);
+    Pool pool;
+    for (int threads : {1, 2, 3, 4, 5, 2, 1, 3}) {
+        pool.resize(threads);
         std::vector<long> from(64, 1), to(64, 0);
         for (int phase = 0; phase < 2000; phase++) {
             const int parts = 1 + phase % 64;

@@ -10,24 +10,22 @@ from thoughtbubbles.engine.native.library import Library
 from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
 
 
-def serve(model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, seed: int) -> dict[str, tuple[int, ...]]:
-    """Return the greedy tokens of all requests that are not aborted."""
+def serve(
+    model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, seed: int, **settings: object
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Return the greedy tokens of all requests that are not aborted, and the number of preemptions."""
     dice, beginning = random.Random(seed), random.Random(seed + 1).choices(range(256), k=24)
-    cache = Engine(model, tokenizer, EngineConfig(page_size=4)).cache
+    settings = {"max_batch_size": 6, "page_size": 4, "max_prefill_tokens": 16, "executor": executor, **settings}
+    cache = Engine(model, tokenizer, EngineConfig(**settings)).cache  # type: ignore[arg-type]
     pages = cache.pages_needed(Selection.of(model.config, "causal"), 64)
     least = sum(n * segment.page_bytes for n, segment in zip(pages, cache.segments, strict=True))
-    engine = Engine(
-        model,
-        tokenizer,
-        EngineConfig(
-            max_batch_size=6, page_size=4, max_prefill_tokens=16, cache_bytes=int(1.4 * least), executor=executor
-        ),
-    )
+    engine = Engine(model, tokenizer, EngineConfig(**settings, cache_bytes=int(1.4 * least)))  # type: ignore[arg-type]
     tokens: dict[str, list[int]] = {}
     for i in range(24):
         prompt = [*beginning[: dice.choice([0, 0, 18, 24])], *(dice.randrange(256) for _ in range(dice.randint(1, 16)))]
         ratio = dice.choice([None, 1.0, dice.uniform(1, model.config.ratio)])
-        params = SamplingParams(max_tokens=dice.randint(8, 24), temperature=0, ignore_eos=True, fork_ratio=ratio)
+        new = min(dice.randint(8, 24), model.config.block_size - len(prompt))
+        params = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, fork_ratio=ratio)
         engine.add(str(i), prompt, params)
         tokens[str(i)] = []
     aborted = {str(i) for i in dice.sample(range(24), 5)}
@@ -39,9 +37,9 @@ def serve(model: Thoughtbubbles, tokenizer: Tokenizer, executor: ExecutorKind, s
         engine.cache.check_integrity()
         if leaving and dice.random() < 0.2:
             engine.abort(leaving.pop())
-    assert engine.stats().preemptions_total > 0
     assert engine.stats().cache_streams == 0
-    return {name: tuple(ids) for name, ids in tokens.items() if name not in aborted}
+    kept = {name: tuple(ids) for name, ids in tokens.items() if name not in aborted}
+    return kept, engine.stats().preemptions_total
 
 
 @pytest.mark.numeric
@@ -51,4 +49,6 @@ def test_both_give_the_same_greedy_tokens(
     seed: int, library: Library, make_model: MakeModel, tokenizer: Tokenizer
 ) -> None:
     model = make_model().bfloat16().float() if seed % 2 else make_model()
-    assert serve(model, tokenizer, "native", seed) == serve(model, tokenizer, "portable", seed)
+    given, preemptions = serve(model, tokenizer, "native", seed)
+    assert given == serve(model, tokenizer, "portable", seed)[0]
+    assert preemptions > 0

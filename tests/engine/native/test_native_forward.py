@@ -39,11 +39,11 @@ class Pair:
 class Mix:
     """Random requests that come, grow by some tokens at a time, leave, and begin where others left off."""
 
-    def __init__(self, model: Thoughtbubbles, make_native: MakeForward, seed: int) -> None:
+    def __init__(self, model: Thoughtbubbles, make_native: MakeForward, seed: int, page_size: int = 4) -> None:
         self.model, self.dice = model, random.Random(seed)
         self.caches = [
-            ForkCache(model.config, max_tokens=64, total_bytes=1 << 27, page_size=4, like=model.transformer.wte.weight,
-                      requests=6)
+            ForkCache(model.config, max_tokens=64, total_bytes=1 << 27, page_size=page_size,
+                      like=model.transformer.wte.weight, requests=6)
             for _ in range(2)
         ]  # fmt: skip
         self.portable = CachedForward(model, self.caches[0], ForkTally())
