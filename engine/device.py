@@ -62,7 +62,7 @@ def _make_cpu_executor(
             weight = model.transformer.wte.weight
             if weight.device.type == "cpu" and weight.dtype == torch.float32:
                 logger.warning(
-                    "The native executor is not available: %s. The portable one serves, at about a quarter of its speed.",
+                    "The native executor is not available: %s. The portable one serves, at about 0.2 of its speed.",
                     error,
                 )
     return PortableExecutor(CachedForward(model, cache, ForkTally()), sampler)
