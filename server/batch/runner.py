@@ -19,7 +19,7 @@ from thoughtbubbles.server.protocol.errors import ApiError, bad_request, interna
 from thoughtbubbles.server.protocol.handlers import api_error
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, GenerationRequest, Json
-from thoughtbubbles.server.protocol.unsupported import check_supported, ignored
+from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,6 @@ def _planned(line: Line, served: ServedModel) -> tuple[GenerationRequest, Comple
         chat_id = f"chatcmpl-{uuid.uuid4().hex}"
         return chat, ChatCompletion(chat_id, plan_chat(chat_id, chat, served), served)
     request = _parsed(line.body, CompletionRequest)
-    check_supported(request)
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     return request, Completion(completion_id, plan(completion_id, request, served), served)
 

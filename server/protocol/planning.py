@@ -8,6 +8,7 @@ from thoughtbubbles.model import Selection, Tokenizer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
 from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
 from thoughtbubbles.server.protocol.requests import CompletionRequest
+from thoughtbubbles.server.protocol.unsupported import check_supported
 from thoughtbubbles.server.protocol.validation import above_maximum, below_minimum
 from thoughtbubbles.server.protocol.vocabulary import check_ids, encode, token_id_keys
 
@@ -30,6 +31,7 @@ class Plan:
 
 def plan(completion_id: str, request: CompletionRequest, served: ServedModel) -> Plan:
     """Return the plan of `request`, checked against the model. Raises `ApiError` 400 or 404 for the first mistake."""
+    check_supported(request)
     _check_names(request, served)
     _check_candidates(request)
     _check_choices(request, served.max_choices)

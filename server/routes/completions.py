@@ -10,7 +10,7 @@ from thoughtbubbles.server.protocol.completions import Completion
 from thoughtbubbles.server.protocol.errors import not_found, quoted
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
-from thoughtbubbles.server.protocol.unsupported import check_supported, ignored
+from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond
@@ -31,7 +31,6 @@ async def create_completion(request: Request, service: Serving) -> Response:
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     body = await request.body()
     parsed = await offload(lambda: parse(body, CompletionRequest), len(body))
-    check_supported(parsed)
     completion = await offload(
         lambda: Completion(completion_id, plan(completion_id, parsed, served), served), len(body) * parsed.candidates
     )
