@@ -5,6 +5,7 @@ Letters: R requests, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,21 @@ class Drawn:
     finite: list[bool]
     tokens: list[int | None]
     logprobs: list[Scored | None]
+
+    @classmethod
+    def of(
+        cls, requests: Sequence[Request], tokens: Sequence[int], logprobs: Sequence[Scored | None] | None = None
+    ) -> Self:
+        """Return the columns of `tokens` that an executor drew, one a request; -1 if logits are NaN or infinite.
+
+        A request gets no token if some of its tokens are left to compute, or if it draws none.
+        """
+        draws = [token >= 0 and one.is_computed and one.draws for one, token in zip(requests, tokens, strict=True)]
+        return cls(
+            [token >= 0 for token in tokens],
+            [token if draw else None for draw, token in zip(draws, tokens, strict=True)],
+            [one if draw else None for draw, one in zip(draws, logprobs or [None] * len(tokens), strict=True)],
+        )
 
     def fill(self, rows: Sequence[int], own: "Drawn") -> None:
         """Replace the entries of these rows by those of `own`."""

@@ -5,7 +5,6 @@ them and needs them next. The host meanwhile reports the step before. Prompts ar
 device computes what runs ahead.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,6 @@ from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
 from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
-from thoughtbubbles.engine.prompt_report import Scored
-from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
 
@@ -83,7 +80,7 @@ class CudaExecutor:
     def _land_prefill(self, flight: PrefillFlight) -> Output:
         extended = flight.prefill.land()
         assert extended.drawn is not None, "the device draws after every prefill"
-        drawn = _drawn(flight.batch.requests, extended.drawn, extended.logprobs)
+        drawn = Drawn.of(flight.batch.requests, extended.drawn, extended.logprobs)
         return flight.batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary)
 
     def _land_decode(self, flight: Flight) -> Output:
@@ -94,7 +91,7 @@ class CudaExecutor:
         requests = [flight.requests[i] for i in kept]
         computed = [request.newest for request in requests]
         counts = self._cache.append(flight.lanes[rows], computed, ends[rows]).tolist()
-        drawn = _drawn(requests, tokens[rows].tolist(), [logprobs[i] for i in kept] if logprobs else None)
+        drawn = Drawn.of(requests, tokens[rows].tolist(), [logprobs[i] for i in kept] if logprobs else None)
         if not all(drawn.finite):
             self.forward.clear_gathered()
         return Output(
@@ -106,16 +103,6 @@ class CudaExecutor:
             logprobs=drawn.logprobs,
             prompt_reports=[None] * len(requests),
         )
-
-
-def _drawn(requests: Sequence[Request], tokens: Sequence[int], logprobs: Sequence[Scored | None] | None) -> Drawn:
-    """Return what the device drew for each request: -1 where logits are NaN or infinite."""
-    draws = [token >= 0 and one.is_computed and one.draws for one, token in zip(requests, tokens, strict=True)]
-    return Drawn(
-        [token >= 0 for token in tokens],
-        [token if draw else None for draw, token in zip(draws, tokens, strict=True)],
-        [one if draw else None for draw, one in zip(draws, logprobs or [None] * len(tokens), strict=True)],
-    )
 
 
 def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> CudaExecutor | PortableExecutor:

@@ -84,6 +84,9 @@ class NativeForward:
         """Bytes of the weights as they are multiplied with."""
         return self._library.weight_bytes(self._handle)
 
+    def prepare(self) -> None:
+        """As `CachedForward.prepare`: nothing is compiled when it is first met."""
+
     def clear_gathered(self) -> None:
         """As `CachedForward.clear_gathered`: nothing is gathered."""
 

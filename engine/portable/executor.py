@@ -1,15 +1,17 @@
 """The portable executor: torch operators, with one forward pass for prefill and decode. Its flights land at once."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
 from thoughtbubbles.engine.batch import Landed, Output, Plan
 from thoughtbubbles.engine.cache.layout import Indices
-from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
+from thoughtbubbles.engine.portable.forward import Chunk, Extended, ForkTally
+from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import PromptReport
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
@@ -29,26 +31,47 @@ class Computed(Protocol):
         """Of all tokens (B = 1), after the last layer."""
 
 
-class Forward(Protocol):
+Extended_co = TypeVar("Extended_co", bound=Computed, covariant=True)
+
+
+class Forward(Protocol[Extended_co]):
     """A forward pass over the fork-state cache."""
 
     @property
     def model(self) -> Thoughtbubbles:
         """The model it computes."""
 
+    @property
+    def packed(self) -> PackedModel:
+        """As `CachedForward.packed`."""
+
+    @property
+    def max_prefill_tokens(self) -> int:
+        """As `Executor.max_prefill_tokens`."""
+
+    @property
+    def tally(self) -> ForkTally:
+        """As `Executor.tally`."""
+
+    def prepare(self) -> None:
+        """As `Executor.prepare`."""
+
     def clear_gathered(self) -> None:
         """As `CachedForward.clear_gathered`."""
 
+    def extend(self, chunks: list[Chunk]) -> Extended_co:
+        """As `CachedForward.extend`."""
 
-class PortableExecutor:
-    """Computes requests whose streams are in the fork-state cache, on any device: the reference for other executors."""
 
-    name = "portable"
+class LandedExecutor(ABC, Generic[Extended_co]):
+    """Computes requests whose streams are in the fork-state cache. A plan is computed when it is launched."""
+
+    name: str
     runs_ahead = False
 
-    def __init__(self, forward: CachedForward, sampler: Sampler) -> None:
+    def __init__(self, forward: Forward[Extended_co], sampler: Sampler) -> None:
         self.forward = forward
-        self._sampler = sampler
+        self.sampler = sampler
 
     @property
     def max_prefill_tokens(self) -> int:
@@ -71,12 +94,26 @@ class PortableExecutor:
             return []
         batch = Batch.of(plan.requests, plan.num_tokens)
         extended = self.forward.extend(batch.chunks)
-        drawn = self._sampler.draw(plan.requests, extended.logits)
-        return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self._sampler.vocabulary))]
+        drawn = self.draw(plan.requests, extended)
+        return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary))]
 
     def land(self, flight: Landed) -> Output:
         """As `Executor.land`."""
         return flight.output
+
+    @abstractmethod
+    def draw(self, requests: list[Request], extended: Extended_co) -> Drawn:  # type: ignore[misc]
+        """Draw the next tokens from what the forward pass computed."""
+
+
+class PortableExecutor(LandedExecutor[Extended]):
+    """Computes with torch operators, on any device: the reference for other executors."""
+
+    name = "portable"
+
+    def draw(self, requests: list[Request], extended: Extended) -> Drawn:
+        """Draw every token on the host's side."""
+        return self.sampler.draw(requests, extended.logits)
 
 
 @dataclass(frozen=True)
@@ -91,7 +128,7 @@ class Batch:
         """Return the batch of the next `num_tokens` tokens of each request."""
         return cls(requests, [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)])
 
-    def output(self, forward: Forward, extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
+    def output(self, forward: Forward[Computed], extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
         """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
         if not all(drawn.finite):
             forward.clear_gathered()
