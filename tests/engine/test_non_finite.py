@@ -73,7 +73,7 @@ def innocent(engine: Engine) -> None:
         "first",
         "in the middle",
         "drawn",
-        "told of forks",
+        "fork counts",
         "scored",
         "only scored",
     ],

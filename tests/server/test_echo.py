@@ -20,14 +20,14 @@ def test_what_is_joined_is_decoded_as_one(prompt: bytes, rest: bytes, cut: int, 
     prompt, completion = whole[:cut], whole[cut:]
     at = sorted({0, len(completion), *(each for each in cuts if each < len(completion))})
     tokens = [completion[start:end] for start, end in itertools.pairwise(at)]
-    joiner, alone, told = EchoJoiner(prompt), b"", ""
+    joiner, alone, text = EchoJoiner(prompt), b"", ""
     decoded = EchoJoiner(b"")._decoder  # as the engine decodes: fresh at the first byte
-    told = joiner.text
+    text = joiner.text
     for token in tokens:
-        told += joiner.join([token], decoded.decode(token), last=False)
+        text += joiner.join([token], decoded.decode(token), last=False)
         alone += token
-    told += joiner.join([], decoded.decode(b"", final=True), last=True)
-    assert told == whole.decode("utf-8", "replace")
+    text += joiner.join([], decoded.decode(b"", final=True), last=True)
+    assert text == whole.decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("ends", [b"\xa9", b"A"], ids=["ends it", "breaks it"])

@@ -16,7 +16,7 @@ PROMPTS = [[5, 9, 3, 3, 3, 7], [1, 2], [8] * 7, [40, 41, 42, 43, 44], [5, 9, 3, 
 KINDS: dict[str, dict[str, object]] = {
     "greedy": {"temperature": 0},
     "drawn": {"temperature": 0.9, "seed": 3},
-    "told of forks": {"temperature": 0.9, "seed": 3, "return_fork_counts": True},
+    "fork counts": {"temperature": 0.9, "seed": 3, "return_fork_counts": True},
     "restricted": {"temperature": 0.9, "seed": 3, "top_p": 0.8},
     "scored": {"temperature": 0, "logprobs": 2},
     "penalised": {
@@ -115,7 +115,7 @@ def test_kinds_beside_each_other(small_model: Thoughtbubbles, make_engine: MakeE
 def test_prompts_taken_in_and_first_tokens_drawn_by_kernels(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:
-    kinds = ("greedy", "told of forks", "restricted", "scored")
+    kinds = ("greedy", "fork counts", "restricted", "scored")
     requests = [(kind, prompt, params(**KINDS[kind])) for kind, prompt in zip(kinds, PROMPTS, strict=False)]
     requests += [("another", [3] * 9, params(**KINDS["drawn"]))]
     waited = run(plain(small_model, tokenizer), requests)
@@ -312,7 +312,7 @@ def test_a_prefix_left_by_a_device_is_shared(
     assert usage.cached_tokens >= len(prompt) + 4 - 2
 
 
-@pytest.mark.parametrize("kind", ["told of forks", "restricted"])
+@pytest.mark.parametrize("kind", ["fork counts", "restricted"])
 def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
     """As in tests/engine/test_device.py: what does not name its device is made on `meta`, in prefill and in decode."""
     engine = on_kernels(make_engine(small_model), [16])
@@ -322,7 +322,7 @@ def test_no_tensor_is_made_elsewhere(kind: str, small_model: Thoughtbubbles, mak
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("kind", ["greedy", "drawn", "told of forks", "restricted", "scored"])
+@pytest.mark.parametrize("kind", ["greedy", "drawn", "fork counts", "restricted", "scored"])
 def test_keys_and_values_that_are_nan_end_one_request(
     kind: str, small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:

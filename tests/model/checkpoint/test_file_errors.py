@@ -21,11 +21,11 @@ def folder(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> Path:
 def error(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     """Return the message of a command that is refused."""
     assert thoughtbubbles.main(command) == 2
-    told = capsys.readouterr().err
-    assert "Errno" not in told
-    assert "os error" not in told
-    assert "tokenizer 'gpt2'" not in told, "the mistake is reported before a tokenizer is needed"
-    return told
+    message = capsys.readouterr().err
+    assert "Errno" not in message
+    assert "os error" not in message
+    assert "tokenizer 'gpt2'" not in message, "the mistake is reported before a tokenizer is needed"
+    return message
 
 
 def arguments(command: str, path: Path) -> list[str]:
