@@ -1,6 +1,5 @@
 """The device of a model: the executor that computes on it, and the thread's current CUDA device."""
 
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,6 @@ from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 if TYPE_CHECKING:
     from thoughtbubbles.engine.cuda.executor import CudaExecutor
-
-logger = logging.getLogger(__name__)
 
 
 def make_executor(
@@ -59,12 +56,6 @@ def _make_cpu_executor(
         except NativeUnavailableError as error:
             if kind == "native":
                 raise ValueError(f"executor 'native' is not available: {error}") from error
-            weight = model.transformer.wte.weight
-            if weight.device.type == "cpu" and weight.dtype == torch.float32:
-                logger.warning(
-                    "The native executor is not available: %s. The portable one serves, at about 0.2 of its speed.",
-                    error,
-                )
     return PortableExecutor(CachedForward(model, cache, ForkTally()), sampler)
 
 

@@ -17,8 +17,10 @@ def main() -> int:
         if parser.parse_args().package:
             build_library(PACKAGED)
         native = load_native()
-    except (BuildError, NativeUnavailableError) as error:
+    except BuildError as error:
         print(f"The native executor is not available: {error}", file=sys.stderr)
+        return 1
+    except NativeUnavailableError:  # the log says why
         return 1
     print(f"{native.library.path}: {native.level}")
     return 0

@@ -1,11 +1,14 @@
 """Which native library serves, and at which instruction level; or why none does."""
 
+import logging
 import os
 from dataclasses import dataclass
 from functools import cache
 
 from thoughtbubbles.engine.native.build import BuildError, find_library
 from thoughtbubbles.engine.native.library import LEVELS, Library
+
+logger = logging.getLogger(__name__)
 
 LEVEL_VARIABLE = "TB_NATIVE_LEVEL"
 """Environment variable: the highest instruction level that may be used."""
@@ -23,14 +26,25 @@ class NativeUnavailableError(Exception):
     """Why no native library serves."""
 
 
-@cache
 def load_native() -> Native:
     """Return the library, built on first use. Raises `NativeUnavailableError`, with the reason."""
+    found = find_native()
+    if isinstance(found, Native):
+        return found
+    raise NativeUnavailableError(found)
+
+
+@cache
+def find_native() -> Native | str:
+    """Return the library, or log and return why none serves. Either is kept: a build may take long before it fails."""
     try:
         library = Library(find_library())
-    except (BuildError, OSError) as error:
-        raise NativeUnavailableError(str(error)) from error
-    return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
+        return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
+    except (BuildError, OSError, NativeUnavailableError) as error:
+        logger.warning(
+            "The native executor is not available: %s. The portable one computes at about 0.2 of its speed.", error
+        )
+        return str(error)
 
 
 def choose_level(present: list[str], most: str | None) -> str:

@@ -20,7 +20,7 @@ from tests.engine.native.test_native_forward import MORE_SHAPES, STEPS, Mix
 from tests.engine.test_oracle import SHAPES
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.native.forward import NativeForward
-from thoughtbubbles.engine.native.loading import LEVEL_VARIABLE, Native, load_native
+from thoughtbubbles.engine.native.loading import LEVEL_VARIABLE, Native, find_native, load_native
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer, set_threads
 
@@ -76,7 +76,7 @@ def run_mix(model: Thoughtbubbles, level: str, seed: int, page_size: int) -> Mix
 def run_load(model: Thoughtbubbles, level: str, seed: int, page_size: int, dice: random.Random) -> tuple[int, int, int]:
     """Return how many requests there were, of how many the tokens differ, and the preemptions."""
     os.environ[LEVEL_VARIABLE] = level
-    load_native.cache_clear()
+    find_native.cache_clear()
     settings = {"page_size": page_size, "max_batch_size": dice.choice([1, 3, 6, 24]),
                 "max_prefill_tokens": dice.choice([1, 7, 16, 64]), "prefix_caching": dice.random() < 0.8,
                 "cache_dtype": dice.choice(["float32", "float32", "float16"])}  # fmt: skip
