@@ -28,6 +28,8 @@ def used(serve: Serve) -> Iterator[Running]:
         server.engine.hold(after=1)
         with server.client.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_lines())
+        # Only then: the engine could finish nine tokens before the server notices.
+        eventually(lambda: "stream_disconnects_total 1.0" in server.client.get("/metrics").text)
         server.engine.let_go()
         eventually(lambda: 'finished_total{finish_reason="abort"} 1.0' in server.client.get("/metrics").text)
         yield server
