@@ -4,6 +4,7 @@ from thoughtbubbles.model.checkpoint.checks import CheckpointError
 from thoughtbubbles.model.checkpoint.read import Checkpoint, load_checkpoint, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.write import save_checkpoint
 from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.forking import Fork, Streams
 from thoughtbubbles.model.memory import lack_of_memory, require_memory
 from thoughtbubbles.model.segments import backend as segments_backend
@@ -29,6 +30,7 @@ __all__ = [
     "Thoughtbubbles",
     "Tokenizer",
     "budget",
+    "install_command",
     "lack_of_memory",
     "load_checkpoint",
     "require_memory",

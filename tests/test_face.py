@@ -12,6 +12,7 @@ import torch
 
 import thoughtbubbles
 from thoughtbubbles.model import ModelConfig, Tokenizer, save_checkpoint
+from thoughtbubbles.model.extras import client_install_command
 
 ROOT = Path(__file__).parents[1]
 IDS = torch.tensor([[5, 250, 17, 17]])
@@ -175,7 +176,7 @@ def test_the_load_generator_is_in_a_package_of_its_own(
 
     monkeypatch.setattr(thoughtbubbles, "importlib", SimpleNamespace(import_module=absent))
     assert thoughtbubbles.main(["bench"]) == 2
-    assert capsys.readouterr().err.endswith("pip install ./clients/python in a checkout\n")
+    assert capsys.readouterr().err.endswith(f"{client_install_command()}\n")
 
 
 def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,4 +164,6 @@ def _module(command: str) -> Command:
     except ModuleNotFoundError as missing:
         if missing.name != "thoughtbubbles_client":
             raise
-        raise ValueError(f"{command} is in a separate package: pip install ./clients/python in a checkout") from None
+        from thoughtbubbles.model.extras import client_install_command  # noqa: PLC0415
+
+        raise ValueError(f"{command} is in a separate package: {client_install_command()}") from None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.analysis.files import write_data
 from thoughtbubbles.training.analysis.study import fork_map, study
@@ -68,7 +69,7 @@ def _figures() -> ModuleType:
     try:
         from thoughtbubbles.training.analysis import figures  # noqa: PLC0415  (matplotlib is in an extra)
     except ModuleNotFoundError as missing:
-        raise ValueError(f"figures need {missing.name}: pip install 'thoughtbubbles[plots]'") from missing
+        raise ValueError(f"figures need {missing.name}: {install_command('plots')}") from missing
     return figures
 
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from thoughtbubbles.model.extras import install_command
+
 
 class Tracker(Protocol):
     """A function that receives each line of the log."""
@@ -19,7 +21,7 @@ def tensorboard(folder: Path) -> Iterator[Tracker]:
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ValueError("tensorboard is not installed: pip install 'thoughtbubbles[tensorboard]'") from error
+        raise ValueError(f"tensorboard is not installed: {install_command('tensorboard')}") from error
     with SummaryWriter(str(folder)) as writer:
 
         def track(step: int, values: Mapping[str, float]) -> None:
@@ -39,7 +41,7 @@ def weights_and_biases(project: str, folder: Path, settings: Mapping[str, Any]) 
     try:
         import wandb  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ValueError("wandb is not installed: pip install 'thoughtbubbles[wandb]'") from error
+        raise ValueError(f"wandb is not installed: {install_command('wandb')}") from error
     name = folder.resolve().name
     with wandb.init(project=project, dir=str(folder), name=name, id=name, resume="allow", config=dict(settings)) as run:
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thoughtbubbles.engine import RequestUsage
+from thoughtbubbles.model import install_command
 from thoughtbubbles.server.observe.exchange import Exchange
 from thoughtbubbles.server.observe.summary import summary
 
@@ -25,7 +26,7 @@ def exporting_to(endpoint: str) -> Callable[[Exchange], None]:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
-        raise ValueError("otel_endpoint needs the packages of the extra: pip install 'thoughtbubbles[otel]'") from error
+        raise ValueError(f"otel_endpoint needs packages: {install_command('otel')}") from error
     provider = TracerProvider(resource=Resource.create({"service.name": "thoughtbubbles"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return spans_of(provider)

@@ -21,6 +21,7 @@ from thoughtbubbles.model import (
     load_checkpoint,
     save_checkpoint,
 )
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.__main__ import main
 from thoughtbubbles.training.analysis.attention import KEYS, AttentionShares, key_kinds
@@ -208,4 +209,4 @@ def test_without_matplotlib_it_says_what_to_install(checkpoints: tuple[Path, Pat
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert "pip install 'thoughtbubbles[plots]'" in ended.stderr
+    assert install_command("plots") in ended.stderr

@@ -11,6 +11,7 @@ import pytest
 from tests.training.test_prepare import documents_of
 from thoughtbubbles import main
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.training.data.published import published_documents
 from thoughtbubbles.training.data.token_file import Index
 
@@ -159,4 +160,4 @@ def test_without_the_extra_training_imports_and_says_what_to_install(
     (tmp_path / "a.parquet").write_bytes(b"")
     what = ["mmlu"] if missing == "datasets" else ["--train", str(tmp_path / "a.parquet")]
     assert main(["prepare", *what, "--tokenizer", str(ranks), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
-    assert "pip install 'thoughtbubbles[datasets]'" in capsys.readouterr().err
+    assert install_command("datasets") in capsys.readouterr().err

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.files.untrusted import require_regular
 from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, read_json_lines
 from thoughtbubbles.training.data.rows import Document, conversation, require_characters
@@ -88,7 +89,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Document, str]]:
         import pyarrow as pa  # noqa: PLC0415 - comes with the extra `datasets`
         from pyarrow import parquet  # noqa: PLC0415
     except ModuleNotFoundError:
-        raise ValueError(f"{path}: parquet needs the extra: pip install 'thoughtbubbles[datasets]'") from None
+        raise ValueError(f"{path}: parquet needs packages: {install_command('datasets')}") from None
     try:
         file = parquet.ParquetFile(require_regular(path))
         columns = [name for name in ("text", "messages") if name in file.schema_arrow.names] or None

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.training.data.documents import Documents
 from thoughtbubbles.training.data.rows import (
     Document,
@@ -120,7 +121,7 @@ def _load(published: PublishedSet, split: Split, folder: Path | None) -> "Datase
     try:
         from datasets import disable_progress_bars, load_dataset  # noqa: PLC0415 - the extra `datasets`
     except ModuleNotFoundError:
-        raise ValueError("published sets need the extra: pip install 'thoughtbubbles[datasets]'") from None
+        raise ValueError(f"published sets need packages: {install_command('datasets')}") from None
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
