@@ -42,7 +42,7 @@ class Service:
         """
         file = settings.api_keys_file
         keys = settings.api_keys if file is None else settings.api_keys | ApiKeys.read(file)
-        metrics = Metrics()
+        metrics = Metrics(gateway=settings.gateway_metrics)
         tracing = [] if settings.otel_endpoint is None else [exporting_to(settings.otel_endpoint)]
         worker = Worker(
             load or partial(load_model, settings),

@@ -90,6 +90,8 @@ class ServerSettings:
     """format of log lines: text or json"""
     log_prompts: bool = False
     """write prompts to the log"""
+    gateway_metrics: bool = False
+    """report queue, cache use and prefix hits under vLLM's metric names too, which inference gateways read"""
     otel_endpoint: str | None = None
     """URL of an OpenTelemetry collector that receives traces over HTTP (none); needs the otel extra"""
     api_keys: ApiKeys = NO_KEYS

@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from thoughtbubbles.engine import EngineStats
+from thoughtbubbles.server.observe.gateway_metrics import GatewayCollector
 from thoughtbubbles.server.observe.histograms import PREFIX, Histograms
 from thoughtbubbles.server.observe.meter import Meter, Snapshot
 from thoughtbubbles.server.version import build_info
@@ -42,9 +43,12 @@ LAYER_COUNTERS: Mapping[str, str] = {
 
 
 class Metrics:
-    """The registry of one server: the counters of its routes and connections, and the meter of its engine."""
+    """The registry of one server: the counters of its routes and connections, and the meter of its engine.
 
-    def __init__(self) -> None:
+    `gateway` adds the metrics that inference gateways read.
+    """
+
+    def __init__(self, *, gateway: bool = False) -> None:
         self.registry = CollectorRegistry()
         self.meter = Meter(Histograms(self.registry))
         self.rejected = Counter(
@@ -61,6 +65,8 @@ class Metrics:
         for reason in CLOSE_REASONS:
             self.connections_closed.labels(reason=reason)
         self.registry.register(_EngineCollector(self.meter))
+        if gateway:
+            self.registry.register(GatewayCollector(self.meter))
 
 
 class _EngineCollector(Collector):

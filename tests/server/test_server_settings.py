@@ -19,9 +19,10 @@ GIVEN = {
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
     "max_connections": 12, "write_timeout_seconds": 13.5,
     "api_keys_file": Path("keys"), "cors_origins": ("https://a", "https://b"), "log_format": "json",
-    "log_prompts": True, "otel_endpoint": "http://c",
+    "log_prompts": True, "gateway_metrics": True, "otel_endpoint": "http://c",
 }  # fmt: skip
-WRITTEN = {**GIVEN, "cors_origins": "https://a, https://b", "log_prompts": "true"}
+FLAGS = ("log_prompts", "gateway_metrics")
+WRITTEN = {**GIVEN, "cors_origins": "https://a, https://b", **dict.fromkeys(FLAGS, "true")}
 
 
 def parsed(*given: str, environment: dict[str, str] | None = None) -> ServerSettings:
@@ -36,7 +37,7 @@ def toml(tmp_path: Path) -> Path:
     file = tmp_path / "server.toml"
     told = {**WRITTEN, "cors_origins": ["https://a", "https://b"], "watchdog_seconds": 11}
     quoted = {name: f'"{value}"' if isinstance(value, str | Path) else value for name, value in told.items()}
-    quoted["log_prompts"] = "true"
+    quoted |= dict.fromkeys(FLAGS, "true")
     file.write_text("".join(f"{name} = {value}\n" for name, value in quoted.items()))
     return file
 
@@ -49,8 +50,8 @@ def test_what_is_not_said_has_its_default() -> None:
 
 def test_every_setting_can_be_said_everywhere(toml: Path) -> None:
     assert {*GIVEN, "api_keys"} == {setting.name for setting in fields(ServerSettings)}
-    line = [f"--{name.replace('_', '-')}={value}" for name, value in WRITTEN.items() if name != "log_prompts"]
-    assert parsed(*line, "--log-prompts") == ServerSettings(**GIVEN)
+    line = [f"--{name.replace('_', '-')}={value}" for name, value in WRITTEN.items() if name not in FLAGS]
+    assert parsed(*line, "--log-prompts", "--gateway-metrics") == ServerSettings(**GIVEN)
     variables = {PREFIX + name.upper(): str(value) for name, value in WRITTEN.items()}
     others = {"PATH": "/bin", f"{PREFIX}CONFORMANCE": "/cases"}
     assert parsed(environment={**variables, **others}) == ServerSettings(**GIVEN)
