@@ -14,6 +14,8 @@ class ServedModel:
 
     name: str
     """The name that clients use."""
+    revision: str | None = None
+    """The commit of its repository on a hub; None for a folder."""
     config: ModelConfig
     """Its architecture."""
     tokenizer: Tokenizer

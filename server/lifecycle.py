@@ -182,8 +182,9 @@ async def _announce(service: Service, listener: socket.socket) -> None:
     build = build_info(model.device, model.executor)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    name = model.name if model.revision is None else f"{model.name} at {model.revision}"
     print(
-        f"thoughtbubbles {build['version']} serves {model.name} ({model.parameters:,} parameters) on {model.device},"
+        f"thoughtbubbles {build['version']} serves {name} ({model.parameters:,} parameters) on {model.device},"
         f" executor {model.executor},"
         f" torch {build['torch']}, segments by {build['segments_backend']}\n"
         f"Listening on {address}; try\n\n"

@@ -35,10 +35,10 @@ class ServerSettings:
     """address to listen on; the default accepts connections of this machine only"""
     port: int = 8000
     """port to listen on; 0 takes any free one"""
-    checkpoint: Path | None = None
-    """checkpoint folder (the one in checkpoints/)"""
+    checkpoint: str | Path | None = None
+    """checkpoint folder, or a hub id: org/name[@revision] (the one in checkpoints/)"""
     model_name: str | None = None
-    """name of the model for clients (the checkpoint folder's)"""
+    """name of the model for clients (the checkpoint folder's, or org/name)"""
     device: str = "cpu"
     """torch device of the model, such as cpu or cuda"""
     dtype: str = "float32"

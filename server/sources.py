@@ -96,8 +96,6 @@ def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
     Raises `ValueError` that names an unknown setting or one of the wrong type, `OSError` if the file cannot be read.
     """
     given = {setting.name: getattr(arguments, setting.name) for setting, _ in _options() if setting.name in arguments}
-    if "checkpoint" in given:
-        given["checkpoint"] = Path(given["checkpoint"])
     file = arguments.config or environment.get(CONFIG)
     return ServerSettings(**(({} if file is None else _from_file(Path(file))) | _from_environment(environment) | given))
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from thoughtbubbles.engine import RequestUsage, TokenEvent
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model.checkpoint.argument import CHECKPOINT_HELP
 from thoughtbubbles.terminal import session
 from thoughtbubbles.terminal.interrupt import interrupts
 from thoughtbubbles.terminal.shading import TokenWriter
@@ -20,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="[CHECKPOINT] PROMPT",
-        help="text to continue (none: the start of a document), and before it a checkpoint folder",
+        help="text to continue (none: the start of a document), and before it a checkpoint",
     )
     parser.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="write each token when it is generated, not all at the end (on in a terminal)",
     )
-    parser.add_argument("--checkpoint", type=Path, help="the checkpoint folder as an option (the one in checkpoints/)")
+    parser.add_argument("--checkpoint", help=f"the same as an option: {CHECKPOINT_HELP} (the one in checkpoints/)")
     session.add_arguments(parser, max_tokens=128)
 
 
@@ -57,7 +58,7 @@ def _words(args: argparse.Namespace) -> str:
     """Return the prompt, and set `args.checkpoint` to a folder before it; a folder alone is a checkpoint."""
     words = list(args.words)
     if words and args.checkpoint is None and (len(words) > 1 or Path(words[0]).is_dir()):
-        args.checkpoint = Path(words.pop(0))
+        args.checkpoint = words.pop(0)
     if len(words) > 1:
         args.parser.error(f"one prompt at a time: quote it; these are {len(words)} words")
     return words[0] if words else ""

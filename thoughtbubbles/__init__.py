@@ -57,6 +57,7 @@ COMMANDS = {
     "inspect": ("thoughtbubbles.model.checkpoint.inspection", "describe a checkpoint"),
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
     "export": ("thoughtbubbles.model.huggingface.export", "write a checkpoint for Hugging Face's tools"),
+    "push": ("thoughtbubbles.model.huggingface.push", "upload a checkpoint to a Hugging Face hub"),
     "convert": ("thoughtbubbles.model.checkpoint.convert", "make a checkpoint from the authors' PyTorch release"),
 }
 
@@ -72,18 +73,19 @@ class Command(Protocol):
 
 
 def load(
-    path: str | Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+    checkpoint: str | Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
 ) -> "tuple[Thoughtbubbles, Tokenizer]":
-    """Return the model, in evaluation mode on `device` as `dtype` (float32), and the tokenizer of a checkpoint folder.
+    """Return the model, in evaluation mode on `device` as `dtype` (float32), and the tokenizer of a checkpoint.
 
-    Raises `thoughtbubbles.model.CheckpointError`, a `ValueError`, with the reason if the folder is not a checkpoint.
+    `checkpoint` is a folder or a hub id, `org/name` or `org/name@revision`. Raises
+    `thoughtbubbles.model.CheckpointError`, a `ValueError`, with the reason if it is not a checkpoint.
     """
     import torch  # noqa: PLC0415  (imported on first use, like every name here)
 
     from thoughtbubbles.model import load_checkpoint  # noqa: PLC0415
 
-    checkpoint = load_checkpoint(path, device=device, dtype=dtype or torch.float32)
-    return checkpoint.model, checkpoint.tokenizer
+    loaded = load_checkpoint(checkpoint, device=device, dtype=dtype or torch.float32)
+    return loaded.model, loaded.tokenizer
 
 
 def __getattr__(name: str) -> object:

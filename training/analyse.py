@@ -99,7 +99,8 @@ def _read(checkpoint: Checkpoint, regular: Checkpoint | None, args: argparse.Nam
 
 def _about(args: argparse.Namespace, checkpoint: Checkpoint, selection: Selection) -> dict[str, Any]:
     return {
-        "checkpoint": (args.checkpoint or shipped_checkpoint()).name,
+        "checkpoint": checkpoint.name,
+        "revision": checkpoint.revision,
         "step": checkpoint.provenance.get("step"),
         "regular": args.regular.name if args.regular else None,
         "data": [path.name for path in args.data],

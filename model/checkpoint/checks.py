@@ -1,5 +1,6 @@
 """Refuse what cannot be a checkpoint: a folder, a vocabulary, a chat template or a device that does not fit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ class CheckpointError(ValueError):
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what config.json says about `tokenizer`."""
     return {"file": TOKENIZER_FILE, "vocab_size": tokenizer.vocab_size, "pattern": PATTERN_NAME}
+
+
+def check_architecture(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` naming the architecture if `config`, of a config.json, is not a checkpoint's."""
+    if "format_version" not in config:
+        kind = f"its model_type is {config['model_type']!r}" if "model_type" in config else "it has no format_version"
+        raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: {kind}")
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -16,15 +16,16 @@ Facts = dict[str, Any]
 """JSON-ready."""
 
 
-def inspect_checkpoint(folder: str | Path) -> Facts:
+def inspect_checkpoint(source: str | Path) -> Facts:
     """Return the facts of a checkpoint, JSON-ready; sizes and dtypes of tensors are those on disk.
 
-    Raises `CheckpointError` if the folder is not a checkpoint, or is incomplete.
+    Raises `CheckpointError` if `source` is not a checkpoint, or is incomplete.
     """
-    checkpoint, headers = open_checkpoint(folder)
+    checkpoint, headers = open_checkpoint(source)
     config = checkpoint.model.config
     return {
-        "checkpoint": str(folder),
+        "checkpoint": str(source),
+        "revision": checkpoint.revision,
         "parameters": sum(weight.numel() for weight in checkpoint.model.parameters()),
         "model": config.to_dict(),
         "budget": {name: getattr(config, name) for name in ("block_size", "max_block_size", "ratio", "max_ratio")},
@@ -59,7 +60,8 @@ def page(facts: Facts) -> str:
         "weights": _stored(facts["weights"]),
     }
     lines = [line for name, part in parts.items() for line in ("", *_lines({name: part}))]
-    return "\n".join([facts["checkpoint"], *lines])
+    revision = f" at {facts['revision']}" if facts["revision"] else ""
+    return "\n".join([facts["checkpoint"] + revision, *lines])
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Facts:

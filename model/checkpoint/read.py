@@ -16,14 +16,15 @@ from thoughtbubbles.model.checkpoint.checks import (
     MODEL_TYPE,
     TOKENIZER_FILE,
     CheckpointError,
+    check_architecture,
     check_device,
     check_template,
     check_vocabulary,
     describe,
 )
+from thoughtbubbles.model.checkpoint.hub import locate
 from thoughtbubbles.model.checkpoint.weights import Header, read_headers, read_weights
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.files.atomic import latest_folder
 from thoughtbubbles.model.files.untrusted import explain, read_json_object, require_present, require_regular
 from thoughtbubbles.model.text.tokenizer import Tokenizer
 from thoughtbubbles.model.transformer import Thoughtbubbles
@@ -42,28 +43,32 @@ class Checkpoint:
     """How the weights were made, as recorded when they were saved."""
     chat_template: str | None = None
     """The source of its `ChatTemplate`; None for a model of plain text."""
+    name: str = ""
+    """Its folder's name, or org/name if it is from a hub."""
+    revision: str | None = None
+    """The commit of its repository on a hub; None for a folder."""
 
 
 def load_checkpoint(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
-    """Return the checkpoint in `folder`, its weights on `device` as `dtype`.
+    """Return the checkpoint `source`, a folder or a hub id (`checkpoint.hub`), its weights on `device` as `dtype`.
 
-    Raises `CheckpointError` if the folder is not a checkpoint, and `ValueError` if `device` cannot be used.
+    Raises `CheckpointError` if `source` is not a checkpoint, and `ValueError` if `device` cannot be used.
     """
     check_device(device)
-    with _read(folder) as (found, checkpoint):
+    with _read(source) as (found, checkpoint):
         weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)
         checkpoint.model.load_state_dict(weights, assign=True)
     return checkpoint
 
 
-def open_checkpoint(folder: str | Path) -> tuple[Checkpoint, list[Header]]:
-    """Return the checkpoint in `folder` without weights (they are meta tensors), and the header of each tensor.
+def open_checkpoint(source: str | Path) -> tuple[Checkpoint, list[Header]]:
+    """Return the checkpoint `source` without weights (they are meta tensors), and the header of each tensor.
 
-    Raises `CheckpointError` if the folder is not a checkpoint.
+    Raises `CheckpointError` if `source` is not a checkpoint.
     """
-    with _read(folder) as (found, checkpoint):
+    with _read(source) as (found, checkpoint):
         return checkpoint, read_headers(found, checkpoint.model.state_dict())
 
 
@@ -88,13 +93,13 @@ def empty_model(config: ModelConfig) -> Thoughtbubbles:
 
 
 @contextmanager
-def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
+def _read(source: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
     """Yield the folder to read and its checkpoint without weights. Errors of the block become `CheckpointError` too."""
-    given = Path(folder)
-    folder = latest_folder(given.resolve())
+    location = locate(source)
+    folder = location.folder
     try:
         if not folder.is_dir():
-            _refuse_other(given)
+            _refuse_other(Path(source))
         config = _read_config(folder)
         tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
         if config["tokenizer"] != describe(tokenizer):
@@ -108,6 +113,8 @@ def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
                 tokenizer=tokenizer,
                 provenance=config["provenance"],
                 chat_template=_read_template(folder),
+                name=location.name,
+                revision=location.revision,
             ),
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -117,15 +124,14 @@ def _read(folder: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
 def _refuse_other(path: Path) -> None:
     """Raise `OSError` or `ValueError` that says what `path` is, which is not a folder."""
     if not path.exists() and not path.is_symlink():
-        raise ValueError("no such folder")
+        raise ValueError("no such folder, and no hub id, which is org/name or org/name@revision")
     require_present(path)
     raise ValueError("not a folder: a checkpoint is a folder with config.json, a tokenizer and weights")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json_object(folder / CONFIG_FILE)
-    if "format_version" not in config:
-        raise ValueError(f"{CONFIG_FILE} is not a checkpoint's: it has no format_version")
+    check_architecture(config)
     if config["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {config['format_version']} is not known: this program reads {FORMAT_VERSION}")
     parts = {"model", "tokenizer", "provenance"}

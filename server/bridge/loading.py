@@ -23,8 +23,8 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
 
     Raises `ValueError` (`CheckpointError` is one) or `OSError` if the checkpoint or a setting is wrong.
     """
-    folder = settings.checkpoint or shipped_checkpoint()
-    checkpoint = load_checkpoint(folder, device=settings.device, dtype=getattr(torch, settings.dtype))
+    source = settings.checkpoint or shipped_checkpoint()
+    checkpoint = load_checkpoint(source, device=settings.device, dtype=getattr(torch, settings.dtype))
     set_threads(settings.threads)
     config = EngineConfig(
         max_batch_size=settings.max_batch_size,
@@ -40,7 +40,8 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
     _warm_up(checkpoint.model, checkpoint.tokenizer, config)
     engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
     return engine, ServedModel(
-        name=settings.model_name or folder.resolve().name,
+        name=settings.model_name or checkpoint.name,
+        revision=checkpoint.revision,
         config=checkpoint.model.config,
         tokenizer=checkpoint.tokenizer,
         max_model_len=engine.max_model_len,

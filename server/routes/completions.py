@@ -71,4 +71,5 @@ def _model_object(served: ServedModel) -> Json:
         "block_size": served.config.block_size,
         "max_block_size": served.config.max_block_size,
         "parameters": served.parameters,
+        "revision": served.revision,
     }

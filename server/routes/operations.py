@@ -30,9 +30,9 @@ async def ready(service: Serving) -> Json:
 
 @router.get("/version", responses=refusals(503))
 async def version(service: Serving) -> Json:
-    """Return the versions of the server and of torch, the device and the executor."""
+    """Return the versions of the server, of torch and of the model, the device and the executor."""
     model = service.worker.model
-    return {**build_info(model.device, model.executor)}
+    return {**build_info(model.device, model.executor), "model": model.name, "model_revision": model.revision}
 
 
 @router.get("/docs", include_in_schema=False)

@@ -137,6 +137,7 @@ def test_build_and_model_are_labels(server: Running) -> None:
     assert version["torch"] == torch.__version__
     assert version["device"] == "cpu"
     assert version["segments_backend"] in {"torch", "torch-scatter"}
+    assert (version.pop("model"), version.pop("model_revision")) == ("tiny", None)
     assert found["build_info", *(version[name] for name in sorted(version))] == 1
     assert any(name[0] == "model_info" and "tiny" in name for name in found)
 
