@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from thoughtbubbles.engine.prompt_report import PromptReport, Scored
+from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport, Scored
 from thoughtbubbles.engine.request import Request
 
 Phase = Literal["prefill", "decode"]
@@ -49,6 +49,7 @@ class Row(NamedTuple):
     token: int | None
     logprob: Scored | None
     prompt_report: PromptReport | None
+    fork_scores: Sequence[ForkScores]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,13 @@ class Output:
     """Log-probability of that token, and the likeliest ones; None unless requested."""
     prompt_reports: Sequence[PromptReport | None]
     """Report of the prompt that was computed; None unless requested."""
+    fork_scores: Sequence[Sequence[ForkScores]]
+    """Of each token in `fork_counts`; empty unless requested."""
 
     def rows(self) -> Iterator[tuple[Request, Row]]:
         """The requests, each with its entries."""
-        columns = (self.fork_counts, self.num_streams, self.finite, self.tokens, self.logprobs, self.prompt_reports)
+        columns = (self.fork_counts, self.num_streams, self.finite, self.tokens, self.logprobs, self.prompt_reports,
+                   self.fork_scores)  # fmt: skip
         return zip(self.requests, map(Row, *columns), strict=True)
 
 

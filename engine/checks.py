@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from thoughtbubbles.engine.errors import InvalidRequest
 from thoughtbubbles.engine.sampling_params import SamplingParams
-from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.model import ModelConfig, check_fork_biases
 
 
 def check_request(
@@ -26,10 +26,25 @@ def check_request(
             param="max_tokens",
             code="context_length_exceeded",
         )
+    _check_fork_bias(params, len(prompt) + params.max_tokens, config)
     if params.fork_ratio is not None and params.fork_ratio > config.max_ratio:
         raise InvalidRequest(
             f"fork_ratio must be at most {config.max_ratio}, which keeps every fork", param="fork_ratio"
         )
+
+
+def _check_fork_bias(params: SamplingParams, tokens: int, config: ModelConfig) -> None:
+    try:
+        check_fork_biases(params.fork_bias, config)
+    except ValueError as error:
+        raise InvalidRequest(f"fork_bias: {error}", param="fork_bias") from error
+    for i, each in enumerate(params.fork_bias):
+        if each.position >= tokens:
+            raise InvalidRequest(
+                f"fork_bias[{i}].position must be below {tokens}, the tokens of prompt and completion, not"
+                f" {each.position}",
+                param="fork_bias",
+            )
 
 
 def _check_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:

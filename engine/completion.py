@@ -34,13 +34,15 @@ def advance(request: Request, row: Row, end_of_text: int) -> list[TokenEvent]:
     """
     events: list[TokenEvent] = []
     if request.pending_event:
-        events.append(request.pending_event._replace(fork_count=row.fork_counts[-1]))
+        count = row.fork_counts[-1] if request.params.return_fork_counts else None
+        scores = row.fork_scores[-1] if request.params.return_fork_scores else None
+        events.append(request.pending_event._replace(fork_count=count, fork_scores=scores))
         request.pending_event = None
     elif request.params.max_tokens == 0:
         events.append(TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"))
     if row.token is not None:
         event = _append(request, row.token, row.logprob, end_of_text)
-        if request.params.return_fork_counts:
+        if request.params.reports_forks:
             request.defer(event)
         else:
             events.append(event)
@@ -57,7 +59,9 @@ def _append(request: Request, token_id: int, scored: Scored | None, end_of_text:
     logprob, top = scored or (None, ())
     prompt = request.prompt_report if len(output) == 1 else None
     # As TokenEvent(…), in half the time, and one is made for every token.
-    return TokenEvent._make((request.id, token_id, text, logprob, top, None, prompt, finish_reason, stop_reason, None))
+    return TokenEvent._make(
+        (request.id, token_id, text, logprob, top, None, None, prompt, finish_reason, stop_reason, None)
+    )
 
 
 def _read(request: Request, token_id: int, end_of_text: int) -> tuple[str, FinishReason | None, str | int | None]:

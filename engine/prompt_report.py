@@ -11,6 +11,8 @@ TopLogprobs = tuple[tuple[int, float], ...]
 """The likeliest tokens at a position and their log-probabilities, best first."""
 Scored = tuple[float, TopLogprobs]
 """The log-probability of a token, and the likeliest tokens at its position."""
+ForkScores = tuple[tuple[float, ...], ...]
+"""For each fork layer, P of each of a token's streams after it: from left to right, the original last."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class PromptReport:
     """Of all tokens but the first; None unless `prompt_logprobs` was requested."""
     fork_counts: tuple[int, ...] = ()
     """Streams of each prompt token after the last fork layer. Empty unless `return_fork_counts` was requested."""
+    fork_scores: tuple[ForkScores, ...] = ()
+    """Of each prompt token. Empty unless `return_fork_scores` was requested."""
 
     @property
     def token_logprobs(self) -> tuple[float | None, ...]:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.prompt_report import PromptReport, TopLogprobs
+from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport, TopLogprobs
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.model import Selection
 
@@ -28,7 +28,7 @@ class RequestUsage:
     """Stream-rows computed in the final segment."""
     computed_tokens: int
     """Tokens whose streams are known: prompt and output, but for the output's last token, which no step has computed
-    unless `return_fork_counts` is set. `fork_count` and `budget_used_ratio` are of these."""
+    unless the request reports forks. `fork_count` and `budget_used_ratio` are of these."""
     fork_count: int
     """Streams that the computed tokens have after the last fork layer, beyond one a token."""
     budget_used_ratio: float
@@ -55,6 +55,8 @@ class TokenEvent(NamedTuple):
     """The likeliest tokens, best first."""
     fork_count: int | None = None
     """The token's streams after the last fork layer; None unless requested."""
+    fork_scores: ForkScores | None = None
+    """P of the token's streams after each fork layer; None unless requested."""
     prompt: PromptReport | None = None
     """On the first event, if a report of the prompt was requested."""
     finish_reason: FinishReason | None = None
@@ -97,12 +99,16 @@ class Request:
     first_token: float | None = None
 
     def __post_init__(self) -> None:
-        self.max_scheduled = self.params.max_tokens + self.params.return_fork_counts
+        self.max_scheduled = self.params.max_tokens + self.params.reports_forks
 
     @cached_property
     def paged(self) -> bool:
-        """Whether its streams are in pages of the fork-state cache, as only a rule that never revises allows."""
-        return self.selection.rule == "causal"
+        """Whether its streams are in pages of the fork-state cache, which others may share.
+
+        Only a rule that never revises allows it, and only the forks that every request with the same tokens has.
+        """
+        params = self.params
+        return self.selection.rule == "causal" and not (params.fork_bias or params.return_fork_scores)
 
     @property
     def tokens(self) -> list[int]:
@@ -126,7 +132,7 @@ class Request:
     @property
     def draws(self) -> bool:
         """Whether another token is to be drawn once all its tokens are computed: none after the last one."""
-        return len(self.output) + self.params.return_fork_counts < self.max_scheduled
+        return len(self.output) + self.params.reports_forks < self.max_scheduled
 
     @property
     def draws_alone(self) -> bool:
@@ -162,7 +168,7 @@ class Request:
     @property
     def wants_prompt_report(self) -> bool:
         """Whether a report of its prompt is requested and not made yet."""
-        wanted = self.params.prompt_logprobs is not None or self.params.return_fork_counts
+        wanted = self.params.prompt_logprobs is not None or self.params.reports_forks
         return wanted and self.prompt_report is None
 
     def defer(self, event: TokenEvent) -> None:
@@ -180,7 +186,7 @@ class Request:
         """Return what the request took. Its last token is known, and its state is not closed yet."""
         now = time.monotonic()
         computed = self.num_tokens
-        if self.output and not self.params.return_fork_counts:
+        if self.output and not self.params.reports_forks:
             computed -= 1
         assert self.state is None or self.state.tokens == computed, "streams of other tokens than are reported"
         started = self.started or now

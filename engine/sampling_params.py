@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from thoughtbubbles.engine.errors import InvalidRequest
+from thoughtbubbles.model import ForkBias
 
 ForkSelection = Literal["causal", "dynamic", "fixed"]
 MAX_LOGPROBS = 20
 MIN_TEMPERATURE = 1e-5
 """Temperatures below are greedy, as 0 is: logits over them may be too large for float32."""
 MAX_LOGIT_BIAS = 100
+MAX_FORK_BIAS = 100
+MAX_FORK_BIASES = 256
+"""Most entries of `fork_bias`; each costs a little in every step."""
 
 # setting: (lowest, highest, whether the lowest itself is allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -73,9 +77,15 @@ class SamplingParams:
     """r, streams per token that the budget allows (None: the checkpoint's κ / L)."""
     fork_selection: ForkSelection = "causal"
     """The rule that picks survivors; `dynamic` and `fixed` recompute for every token what it changes."""
+    fork_bias: tuple[ForkBias, ...] = ()
+    """Interventions in the forks of single tokens, of prompt or completion, each bias -100 … 100; at most 256. A
+    request that has some is computed as under `dynamic`: it shares no prefix with others, and is not preempted."""
 
     return_fork_counts: bool = False
     """Whether events report the streams of each token; they then come one step later, when these are known."""
+    return_fork_scores: bool = False
+    """Whether events report P of each token's streams after every fork layer, also one step later. Such a request is
+    computed as one with `fork_bias`."""
 
     def __post_init__(self) -> None:
         for name, (low, high, inclusive) in _RANGES.items():
@@ -89,11 +99,28 @@ class SamplingParams:
                 raise InvalidRequest(
                     f"logit_bias of token {token_id} must be {limits}, not {bias:g}", param="logit_bias"
                 )
+        self._check_fork_bias()
         if "" in self.stop:
             raise InvalidRequest("stop must not contain an empty string", param="stop")
         if self.fork_selection not in ("causal", "dynamic", "fixed"):
             raise InvalidRequest(f"fork_selection must be causal, dynamic or fixed, not {self.fork_selection!r}",
                                  param="fork_selection")  # fmt: skip
+
+    def _check_fork_bias(self) -> None:
+        if len(self.fork_bias) > MAX_FORK_BIASES:
+            raise InvalidRequest(f"fork_bias must have at most {MAX_FORK_BIASES} entries, not {len(self.fork_bias)}",
+                                 param="fork_bias")  # fmt: skip
+        for i, each in enumerate(self.fork_bias):
+            if not -MAX_FORK_BIAS <= each.bias <= MAX_FORK_BIAS:
+                limits = f"-{MAX_FORK_BIAS} … {MAX_FORK_BIAS}"
+                raise InvalidRequest(f"fork_bias[{i}].bias must be {limits}, not {each.bias:g}", param="fork_bias")
+            if each.row is not None:
+                raise InvalidRequest(f"fork_bias[{i}].row must be None: a request is one row", param="fork_bias")
+
+    @property
+    def reports_forks(self) -> bool:
+        """Whether events wait for the streams of their tokens."""
+        return self.return_fork_counts or self.return_fork_scores
 
     @property
     def effective_temperature(self) -> float:

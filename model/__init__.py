@@ -6,6 +6,7 @@ from thoughtbubbles.model.checkpoint.write import save_checkpoint
 from thoughtbubbles.model.config import ModelConfig
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.forking import Fork, Streams
+from thoughtbubbles.model.interventions import ForkBias, Hook, Intervention, StreamEdit, check_fork_biases, record
 from thoughtbubbles.model.memory import lack_of_memory, require_memory
 from thoughtbubbles.model.segments import backend as segments_backend
 from thoughtbubbles.model.selection import Rule, Selection, budget
@@ -22,17 +23,23 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Fork",
+    "ForkBias",
     "ForkingBlock",
+    "Hook",
+    "Intervention",
     "ModelConfig",
     "Rule",
     "Selection",
+    "StreamEdit",
     "Streams",
     "Thoughtbubbles",
     "Tokenizer",
     "budget",
+    "check_fork_biases",
     "install_command",
     "lack_of_memory",
     "load_checkpoint",
+    "record",
     "require_memory",
     "save_checkpoint",
     "segments_backend",

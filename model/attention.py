@@ -3,6 +3,7 @@
 Letters: B batch, S streams, N heads, H head width, D = N·H.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -23,6 +24,13 @@ class Attend(Protocol):
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return attention within the block, by torch's causal flash path without an explicit mask."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Return softmax(q·k / sqrt(H)), causal in stream order: (B,N,S,S) float32 from (B,N,S,H)."""
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return logits.masked_fill(hidden, -torch.inf).softmax(-1)
 
 
 class Attention(nn.Module):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thoughtbubbles.model.interventions import Tap, untouched
+from thoughtbubbles.model.segments import token_streams
 from thoughtbubbles.model.selection import Selection, select
 
 LOWEST_LOG_P = -20.0
@@ -32,6 +34,10 @@ class Streams:
     tokens: int
     """T, the length of the longest row."""
 
+    def of_token(self, token: int, row: int = 0) -> slice:
+        """Return the streams of a token in a row of the batch, forks first; the last is its original."""
+        return token_streams(self.token_index[row], token)
+
 
 @dataclass(frozen=True)
 class Fork:
@@ -48,14 +54,21 @@ class Fork:
     candidate_scores: Tensor
     """(B,2S) scores of all candidates, survivors and deleted."""
 
+    def of_token(self, token: int, row: int = 0) -> slice:
+        """Return the survivors of a token in a row of the batch, forks first; the last is its original."""
+        return token_streams(self.token_index[row], token)
 
-def candidate_scores(x: Tensor, score: Tensor, norm: nn.LayerNorm, projection: nn.Linear) -> Tensor:
+
+def candidate_scores(
+    x: Tensor, score: Tensor, norm: nn.LayerNorm, projection: nn.Linear, tap: Tap = untouched
+) -> Tensor:
     """Return the candidates' cumulative scores (B,2S) float32: stream i's fork copy at 2i, stream i kept at 2i + 1.
 
     s = W_f · LN_f(x), log p = max(logsigmoid(s), -20), c' = c + log p; `x` (B,S,D), `score` (B,S).
     """
     with torch.autocast(x.device.type, enabled=False):  # scores stay float32 under mixed precision
-        return accumulate(score, F.linear(norm(x).float(), projection.weight.float()))
+        logits = tap("fork_logits", F.linear(norm(x).float(), projection.weight.float()))
+        return tap("candidate_scores", accumulate(score, logits))
 
 
 def accumulate(score: Tensor, logits: Tensor) -> Tensor:
@@ -95,13 +108,22 @@ def gather(
 
 
 def fork(
-    streams: Streams, scores: Tensor, fork_embedding: Tensor, selection: Selection, take: Take = take_rows
+    streams: Streams,
+    scores: Tensor,
+    fork_embedding: Tensor,
+    selection: Selection,
+    take: Take = take_rows,
+    overrides: Tensor | None = None,
 ) -> tuple[Streams, Tensor]:
     """Return the surviving streams, selected by the candidates' `scores` (B,2S), and their candidate numbers (B,S').
 
-    `take` may be a version of `take_rows` with a faster gradient.
+    `take` may be a version of `take_rows` with a faster gradient; `overrides` (B,2S) is as in `select`.
     """
     token_index = streams.token_index.repeat_interleave(2, dim=1)
-    keep = select(selection, scores.detach(), token_index, streams.tokens)
-    candidate = compact(keep, selection.capacity(streams.tokens, streams.x.shape[1]))
+    keep = select(selection, scores.detach(), token_index, streams.tokens, overrides)
+    if overrides is None:
+        capacity = selection.capacity(streams.tokens, streams.x.shape[1])
+    else:  # forced forks may exceed the budget, and forbidden ones leave places of it empty
+        capacity = int(keep.sum(1).max())
+    candidate = compact(keep, capacity)
     return gather(streams, candidate, scores, fork_embedding, take), candidate

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thoughtbubbles.model.interventions import Intervention, within
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.model.transformer import Thoughtbubbles
 
@@ -20,12 +21,14 @@ def generate(
     temperature: float = 1.0,
     seed: int | None = None,
     end_of_text: int | None = None,
+    intervene: Sequence[Intervention] = (),
 ) -> list[int]:
     """Return up to `max_tokens` tokens that continue `ids`.
 
     For every token the streams of the whole sequence are selected again, by `rule` and `ratio` (see
     `Thoughtbubbles.forward`). `temperature` 0 chooses the most likely token; otherwise `seed` makes the draws
-    repeatable. Stops after `end_of_text`, which is returned too. Raises `ValueError` for no `ids` or a temperature
+    repeatable. Stops after `end_of_text`, which is returned too. `intervene` are those of `Thoughtbubbles.forward`, whose
+    positions may be those of tokens to come. Raises `ValueError` for no `ids` or a temperature
     below 0.
     """
     if not ids:
@@ -40,7 +43,7 @@ def generate(
     sequence = list(ids)
     for _ in range(max_tokens):
         block = torch.tensor([sequence], device=model.transformer.wte.weight.device)
-        logits = model(block, rule=rule, ratio=ratio)[0, -1]
+        logits = model(block, rule=rule, ratio=ratio, intervene=within(intervene, len(sequence)))[0, -1]
         sequence.append(_choose(logits.float().cpu(), temperature, generator))
         if sequence[-1] == end_of_text:
             break

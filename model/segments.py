@@ -40,6 +40,12 @@ def segment_counts(token_index: Tensor, T: int) -> Tensor:
     return _pointers(token_index, T).diff(dim=1)[:, :T]
 
 
+def token_streams(token_index: Tensor, token: int) -> slice:
+    """Return the streams of a token, empty if it has none, from one row's `token_index` (S,), non-decreasing."""
+    ends = torch.searchsorted(token_index.contiguous(), torch.tensor([token, token + 1], device=token_index.device))
+    return slice(*ends.tolist())
+
+
 def segment_sum(values: Tensor, token_index: Tensor, T: int) -> Tensor:
     """Return the sum of `values` over each token's streams: (B, S, D) -> (B, T, D). SPEC "Output averaging", eq. 12."""
     return _reduce(values, token_index, T, "sum")[:, :T]

@@ -24,6 +24,9 @@ GRID = 2**16
 NEVER = torch.iinfo(torch.int64).min
 """A grid score below all others: marks padding among prior candidates."""
 
+ALWAYS = 2**40
+"""A grid score above all others: that of forks which an intervention forces."""
+
 _FORCED = 2**62
 _PAIRS_AT_ONCE = 2**23
 _RANDOM_RANKS = 2**24
@@ -93,20 +96,24 @@ def forced_candidates(token_index: Tensor, tokens: int) -> Tensor:
     return (token_index != following) & (token_index < tokens)
 
 
-def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int) -> Tensor:
+def select(
+    selection: Selection, score: Tensor, token_index: Tensor, tokens: int, overrides: Tensor | None = None
+) -> Tensor:
     """Return the mask (B,C) of the candidates that survive in whole sequences.
 
     `score` (B,C) float32 and `token_index` (B,C) describe the candidates; `tokens` is the length of the longest row.
+    `overrides` (B,C) int8 are decisions about fork copies (`ForkBias.select`): 1 always survives and takes a place of
+    the budget, -1 never survives, 0 is left to the rule. None: all are.
     """
     grid = _ranks(selection, score)
     if selection.rule == "causal":
         lengths = torch.arange(1, tokens + 1, device=score.device)
         slots = (selection.budget(lengths) - lengths).expand(score.shape[0], tokens)
-        return select_causal(grid, token_index, slots)[0]
+        return select_causal(grid, token_index, slots, overrides=overrides)[0]
     if selection.rule == "dynamic":
         lengths = forced_candidates(token_index, tokens).sum(1)
-        return select_highest(grid, token_index, tokens, selection.budget(lengths))
-    return select_highest(grid, token_index, tokens, selection.max_block_size)
+        return select_highest(grid, token_index, tokens, selection.budget(lengths), overrides)
+    return select_highest(grid, token_index, tokens, selection.max_block_size, overrides)
 
 
 def _ranks(selection: Selection, score: Tensor) -> Tensor:
@@ -123,15 +130,22 @@ def _gumbel_like(score: Tensor) -> Tensor:
     return -exponential.clamp(min=torch.finfo(score.dtype).tiny).log()  # a draw of 0 would give infinite noise
 
 
-def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor) -> Tensor:
+def select_highest(
+    grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor, overrides: Tensor | None = None
+) -> Tensor:
     """Return the survivors (B,C) of `blockwise(κ)` and `fixed(κ)`, and with a κ' for each row (B,) of `dynamic(r)`.
 
-    These are the forced candidates and the highest free ones, max(T, min(κ, C)) in all, with T and C of each row.
+    These are the forced candidates and the highest free ones, max(T, min(κ, C)) in all, with T and C of each row: with
+    `overrides` the number of forced ones for T, and of those that may survive for C.
     """
     present = token_index < tokens
+    if overrides is not None:
+        present = present & (overrides >= 0)
     if isinstance(kappa, int) and grid.shape[1] <= kappa:
         return present
     forced = forced_candidates(token_index, tokens)
+    if overrides is not None:
+        forced = forced | (present & (overrides > 0))
     survivors = torch.maximum(present.sum(1).clamp(max=kappa), forced.sum(1))
     key = _keys(grid).masked_fill(~present, NEVER) + forced * _FORCED
     threshold = key.sort(dim=1, descending=True).values.gather(1, survivors[:, None] - 1)
@@ -139,29 +153,58 @@ def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | 
 
 
 def select_causal(
-    grid: Tensor, token_index: Tensor, slots: Tensor, prior: Tensor | None = None, prior_alive: Tensor | None = None
+    grid: Tensor,
+    token_index: Tensor,
+    slots: Tensor,
+    prior: Tensor | None = None,
+    prior_alive: Tensor | None = None,
+    overrides: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the survivors (B,C) of `causal(r)`, and `alive` (B,T), the free survivors up to each token.
 
     Runs without a loop over tokens, from the start of a sequence or after a cached prefix. `grid` and `token_index`
     (B,C) describe the candidates of T new tokens (numbered from 0); `slots` (B,T) is budget(t+1) - (t+1). For a prefix,
     `prior` (B,P) has the grid scores of all its free candidates, deleted ones included, padded with `NEVER`, and
-    `prior_alive` (B,) the number of them that survived.
+    `prior_alive` (B,) the number of them that survived. `overrides` are as in `select`; in `prior`, candidates that
+    always survive are `ALWAYS`, and those that never do `NEVER`.
     """
     tokens = slots.shape[1]
     free = (token_index < tokens) & ~forced_candidates(token_index, tokens)
+    always = None
+    if overrides is not None:
+        free, always = free & (overrides >= 0), free & (overrides > 0)
+        grid = grid.masked_fill(always, ALWAYS)
     earlier, siblings = _count_higher(grid, token_index, free)
     if prior is not None:  # ties go to the candidate further left: the prefix wins them
         earlier = earlier + count_earlier(grid, prior)
     own = token_index.clamp(max=tokens - 1)
     passing = free & (earlier < slots.gather(1, own))  # rule (a): a running top-k
     start = torch.zeros_like(slots[:, 0]) if prior_alive is None else prior_alive
-    passed = torch.zeros_like(slots).scatter_add(1, own, passing.to(slots.dtype)).cumsum(1)
-    ceiling = torch.cummin(slots - passed, dim=1).values
-    alive = passed + torch.minimum(start[:, None], ceiling)  # rule (b): within the budget at every length
+    if always is None:
+        passed = torch.zeros_like(slots).scatter_add(1, own, passing.to(slots.dtype)).cumsum(1)
+        ceiling = torch.cummin(slots - passed, dim=1).values
+        alive = passed + torch.minimum(start[:, None], ceiling)  # rule (b): within the budget at every length
+    else:
+        forced, passed = (
+            torch.zeros_like(slots).scatter_add(1, own, each.to(slots.dtype)) for each in (always, passing & ~always)
+        )
+        alive = _walk(start, slots, forced, passed)
     gained = torch.diff(alive, dim=1, prepend=start[:, None])
-    keep = free & (siblings < gained.gather(1, own))
+    keep = free & (siblings < gained.gather(1, own))  # what always survives has no higher siblings
     return keep | forced_candidates(token_index, tokens), alive
+
+
+def _walk(start: Tensor, slots: Tensor, forced: Tensor, passed: Tensor) -> Tensor:
+    """Return `alive` (B,T) under rule (b), token by token, where `forced` (B,T) candidates survive in any case.
+
+    `passed` (B,T) counts the others that pass rule (a). Forced forks may exceed the budget; then no others survive.
+    """
+    alive = []
+    for t in range(slots.shape[1]):
+        start = start + forced[:, t]
+        start = torch.maximum(start, torch.minimum(start + passed[:, t], slots[:, t]))
+        alive.append(start)
+    return torch.stack(alive, dim=1)
 
 
 def _keys(grid: Tensor) -> Tensor:

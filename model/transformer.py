@@ -4,7 +4,7 @@ Letters: B batch, T tokens, S streams (S ≥ T), D model width, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
 import torch
@@ -15,6 +15,7 @@ from thoughtbubbles.model.attention import Attend, Attention, causal_attention
 from thoughtbubbles.model.averaging import logit_average, residual_average, rightmost
 from thoughtbubbles.model.config import ModelConfig
 from thoughtbubbles.model.forking import Fork, Streams, candidate_scores, fork
+from thoughtbubbles.model.interventions import Intervention, Tap, Taps, untouched
 from thoughtbubbles.model.rotary import Rotation, fractions, rotation
 from thoughtbubbles.model.selection import Rule, Selection
 
@@ -45,11 +46,15 @@ class Block(nn.Module):
         self.residual_attenuation = config.residual_attenuation
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
+    def forward(
+        self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention, tap: Tap = untouched
+    ) -> Tensor:
         """Return the updated streams (B,S,D), for streams with cumulative scores (B,S)."""
         p = (score if self.residual_attenuation else torch.zeros_like(score)).exp()[:, :, None]
-        x = x + self._attenuate(p, self.attn(self.ln_1(x), score, by, attend), x.dtype)
-        return x + self._attenuate(p, self.mlp(self.ln_2(x)), x.dtype)
+        update = tap("attention_out", self.attn(self.ln_1(x), score, by, attend))
+        x = tap("after_attention", x + self._attenuate(p, update, x.dtype))
+        update = tap("mlp_out", self.mlp(self.ln_2(x)))
+        return tap("after_block", x + self._attenuate(p, update, x.dtype))
 
     def _attenuate(self, p: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
         """Return P · update, multiplied in float32 and cast to the residual stream's dtype."""
@@ -65,14 +70,17 @@ class ForkingBlock(Block):
         self.forking_score = nn.Linear(config.n_embd, 2, bias=False)
         self.fork_embedding = nn.Parameter(torch.empty(config.n_embd))
 
-    def candidate_scores(self, x: Tensor, score: Tensor) -> Tensor:
+    def candidate_scores(self, x: Tensor, score: Tensor, tap: Tap = untouched) -> Tensor:
         """Return the cumulative scores (B,2S) of the candidates of streams (B,S,D) with scores (B,S)."""
-        return candidate_scores(x, score, self.forking_ln, self.forking_score)
+        return candidate_scores(x, score, self.forking_ln, self.forking_score, tap)
 
-    def fork(self, layer: int, streams: Streams, selection: Selection) -> tuple[Streams, Fork]:
-        """Return the surviving streams and the record of the fork."""
-        scores = self.candidate_scores(streams.x, streams.score)
-        streams, candidate = fork(streams, scores, self.fork_embedding, selection)
+    def fork(
+        self, layer: int, streams: Streams, selection: Selection, tap: Tap = untouched, overrides: Tensor | None = None
+    ) -> tuple[Streams, Fork]:
+        """Return the surviving streams and the record of the fork; `overrides` (B,2S) is as in `select`."""
+        streams = Streams(tap("before_fork", streams.x), streams.score, streams.token_index, streams.tokens)
+        scores = self.candidate_scores(streams.x, streams.score, tap)
+        streams, candidate = fork(streams, scores, self.fork_embedding, selection, overrides=overrides)
         return streams, Fork(layer, streams.token_index, streams.score, candidate, scores)
 
 
@@ -110,12 +118,12 @@ class Thoughtbubbles(nn.Module):
     @overload
     def forward(
         self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
-        noise: Tensor | None = ..., return_forks: Literal[False] = ...,
+        noise: Tensor | None = ..., return_forks: Literal[False] = ..., intervene: Sequence[Intervention] = ...,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def forward(
         self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
-        noise: Tensor | None = ..., return_forks: Literal[True],
+        noise: Tensor | None = ..., return_forks: Literal[True], intervene: Sequence[Intervention] = ...,
     ) -> tuple[Tensor, list[Fork]]: ...  # fmt: skip
     def forward(
         self,
@@ -126,15 +134,17 @@ class Thoughtbubbles(nn.Module):
         lengths: Tensor | None = None,
         noise: Tensor | None = None,
         return_forks: bool = False,
+        intervene: Sequence[Intervention] = (),
     ) -> Tensor | tuple[Tensor, list[Fork]]:
         """Return logits (B,T,V) of token ids (B,T); log-probabilities if `averaging` is `logit`.
 
         `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
         `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
-        `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. Raises `ValueError` for
-        an unknown rule, a ratio below 1 or T = 0.
+        `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. `intervene` are applied
+        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, a ratio below 1, T = 0 or an
+        intervention outside of model and batch.
         """
-        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths)
+        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths, intervene=intervene)
         logits = self.readout(streams)
         return (logits, forks) if return_forks else logits
 
@@ -144,6 +154,7 @@ class Thoughtbubbles(nn.Module):
         selection: Selection,
         lengths: Tensor | None = None,
         attend: Callable[[int, list[Fork]], Attend] | None = None,
+        intervene: Sequence[Intervention] = (),
     ) -> tuple[Streams, list[Fork]]:
         """Return the residual streams after the last layer, and the `Fork` of each fork layer.
 
@@ -151,13 +162,20 @@ class Thoughtbubbles(nn.Module):
         """
         streams, forks = self.embed(ids, lengths), []
         by = self.rotation(streams.token_index, streams.tokens)
+        taps = Taps(intervene, self.config, *ids.shape) if intervene else None
         for layer, block in enumerate(self.blocks):
+            tap = taps.at(layer, streams.token_index, streams.tokens) if taps else untouched
             if isinstance(block, ForkingBlock):
-                streams, record = block.fork(layer, streams, selection)
+                overrides = taps.overrides(layer, streams.token_index) if taps else None
+                streams, record = block.fork(layer, streams, selection, tap, overrides)
                 forks.append(record)
                 by = self.rotation(streams.token_index, streams.tokens)
-            x = block(streams.x, streams.score, by, attend=attend(layer, forks) if attend else causal_attention)
-            streams = Streams(x, streams.score, streams.token_index, streams.tokens)
+                tap = taps.at(layer, streams.token_index, streams.tokens) if taps else untouched
+            attention = attend(layer, forks) if attend else causal_attention
+            if taps:
+                attention = taps.attend(layer, attention, tap)
+            x, score = tap("before_block", streams.x), tap("score", streams.score)
+            streams = Streams(block(x, score, by, attention, tap), score, streams.token_index, streams.tokens)
         return streams, forks
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:

@@ -102,6 +102,7 @@ class CudaExecutor:
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
             prompt_reports=[None] * len(requests),
+            fork_scores=[()] * len(requests),
         )
 
 

@@ -150,6 +150,7 @@ class Batch:
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
             prompt_reports=reports,
+            fork_scores=[()] * len(self.requests),
         )
 
 

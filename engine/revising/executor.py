@@ -1,4 +1,4 @@
-"""The executor of the rules that revise earlier tokens, beside one for all other requests."""
+"""The executor of requests without pages, beside one for all others."""
 
 from typing import Generic
 
@@ -7,7 +7,7 @@ import torch
 from thoughtbubbles.engine.batch import Landed, Output, Plan
 from thoughtbubbles.engine.executor import Executor, Flight
 from thoughtbubbles.engine.portable.forward import ForkTally
-from thoughtbubbles.engine.prompt_report import PromptReport
+from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised
 from thoughtbubbles.engine.revising.recompute import Recompute
@@ -15,7 +15,9 @@ from thoughtbubbles.engine.sampler import Sampler
 
 
 class RevisingExecutor(Generic[Flight]):
-    """Computes the requests that have no pages, under `dynamic` and `fixed`, and passes the others on.
+    """Computes the requests that have no pages, and passes the others on.
+
+    They are under `dynamic` or `fixed`, have interventions in their forks, or report the scores of forks.
 
     What it computes lands at once, also where the other executor runs ahead.
     """
@@ -65,6 +67,8 @@ class RevisingExecutor(Generic[Flight]):
     @torch.inference_mode()
     def _compute(self, requests: list[Request]) -> Output:
         revised = self.recompute.step(requests)
+        wanted = [request.params.return_fork_scores for request in requests]
+        scores = [each.fork_scores() if report else [] for each, report in zip(revised, wanted, strict=True)]
         drawn = self._sampler.draw(requests, torch.stack([each.logits for each in revised]))
         return Output(
             requests=requests,
@@ -73,13 +77,15 @@ class RevisingExecutor(Generic[Flight]):
             finite=drawn.finite,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
-            prompt_reports=[self._report(*each) for each in zip(requests, revised, strict=True)],
+            prompt_reports=[self._report(*each) for each in zip(requests, revised, scores, strict=True)],
+            fork_scores=scores,
         )
 
-    def _report(self, request: Request, revised: Revised) -> PromptReport | None:
+    def _report(self, request: Request, revised: Revised, fork_scores: list[ForkScores]) -> PromptReport | None:
         """Return the report of a prompt that was computed as a whole, if the request asks for one."""
         if not request.wants_prompt_report:
             return None
         top = request.params.prompt_logprobs
-        scores = None if top is None else self.recompute.score(request.prompt, request.selection, top)
-        return PromptReport(scores, tuple(revised.fork_counts[: len(request.prompt)]))
+        scores = None if top is None else self.recompute.score(request, top)
+        prompt = slice(len(request.prompt))
+        return PromptReport(scores, tuple(revised.fork_counts[prompt]), tuple(fork_scores[prompt]))

@@ -1,16 +1,16 @@
-"""The forward pass under the rules that revise: every fork selects again, and what that changes is recomputed.
+"""The forward pass of requests without pages: every fork selects again, and what that changes is recomputed.
 
 A stream depends on the streams left of it and on its index in its bubble. So in each segment nothing changes before the
-first token whose streams changed. From segment to segment that token only moves to the left. Before the first fork, and
-after forks that keep every candidate, it is the new token.
+first token whose streams changed. From segment to segment that token only moves to the left. Before the first fork,
+after forks that keep every candidate, and under `causal` it is the new token.
 
 Letters: R requests, T tokens that are computed of all of them, S their streams, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from thoughtbubbles.engine.cache.fork_cache import segments
 from thoughtbubbles.engine.cache.pages import Segment
 from thoughtbubbles.engine.portable.block import Attend
 from thoughtbubbles.engine.portable.layers import PackedModel
+from thoughtbubbles.engine.prompt_report import ForkScores
 from thoughtbubbles.engine.revising.state import RevisableSegment, RevisableState
 from thoughtbubbles.engine.scoring import last_logits
-from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
-from thoughtbubbles.model.forking import fork
+from thoughtbubbles.model import ForkBias, ForkingBlock, Streams, Thoughtbubbles
+from thoughtbubbles.model.forking import fork, gather
+from thoughtbubbles.model.interventions import Point, fork_overrides, shift_forks
 from thoughtbubbles.model.rotary import fractions
 from thoughtbubbles.model.segments import segment_counts
+from thoughtbubbles.model.selection import ALWAYS, NEVER, forced_candidates, on_grid, select_causal
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Revised:
     """Streams after the last fork layer of each token computed there, which are the last tokens of the request."""
     streams: int
     """Streams after the last fork layer of all its tokens."""
+    state: RevisableState
+    """The state that it was computed from, valid until the next step."""
+
+    def fork_scores(self) -> list[ForkScores]:
+        """Return the scores of the same tokens as `fork_counts`."""
+        first = self.state.tokens - len(self.fork_counts)
+        layers = [_scores_by_token(segment, first) for segment in self.state.segments[1:]]
+        return list(zip(*layers, strict=True)) if layers else [()] * len(self.fork_counts)
 
 
 @dataclass
@@ -55,6 +66,11 @@ class _Revision:
     def computed(self) -> int:
         """Number of tokens whose streams are computed in the present segment."""
         return self.tokens - self.first
+
+    def biases(self, layer: int) -> list[ForkBias]:
+        """Return its interventions in the forks that a layer computes."""
+        computed = range(self.first, self.tokens)
+        return [each for each in self.state.biases if each.layer == layer and each.position in computed]
 
 
 class RevisingForward:
@@ -88,8 +104,14 @@ class RevisingForward:
         """Select the streams of a segment among all candidates, and start from the first token that this changes."""
         before, after = revision.state.segments[into.index - 1 : into.index + 1]
         parents, scores = before.parents(revision.tokens)
-        embedding = self._forking_block(into.layers.start).fork_embedding
-        streams, candidate = fork(parents, scores, embedding, revision.state.selection)
+        embedding, selection = self._forking_block(into.layers.start).fork_embedding, revision.state.selection
+        biases = [each for each in revision.state.biases if each.layer == into.layers.start]
+        overrides = fork_overrides(biases, parents.token_index)
+        if selection.rule == "causal":
+            candidate = _extend_causal(revision, parents, scores, after, overrides)
+            streams = gather(parents, candidate, scores, embedding)
+        else:
+            streams, candidate = fork(parents, scores, embedding, selection, overrides=overrides)
         revision.first = after.first_change(streams.token_index, candidate, revision.first)
         after.choose(streams, candidate)
         revision.streams = _from_token(streams, revision.first)
@@ -104,13 +126,20 @@ class RevisingForward:
         attend = partial(_attention, own, rows)
         self._packed.run(segment.layers, streams.x[0], positions[0], streams.score[0], attend)
         if segment.forks_after:
-            self._keep(segment, streams, own, rows)
+            self._keep(segment, streams, own, rows, _biases_end_to_end(revisions, segment.layers.stop))
         return streams
 
-    def _keep(self, segment: Segment, streams: Streams, states: list[RevisableSegment], rows: list[int]) -> None:
+    def _keep(
+        self, segment: Segment, streams: Streams, states: list[RevisableSegment], rows: list[int],
+        biases: list[ForkBias],
+    ) -> None:  # fmt: skip
         """Store in each request's state the candidates of the fork after a segment."""
+
+        def tap(point: Point, value: Tensor) -> Tensor:
+            return shift_forks(value, biases, streams.token_index) if point == "fork_logits" else value
+
         block = self._forking_block(segment.layers.stop)
-        scores = block.candidate_scores(streams.x, streams.score).unflatten(1, (-1, 2))
+        scores = block.candidate_scores(streams.x, streams.score, tap).unflatten(1, (-1, 2))
         for each, x, own in zip(states, streams.x.split(rows, dim=1), scores.split(rows, dim=1), strict=True):
             each.keep(x, own)
 
@@ -121,13 +150,57 @@ class RevisingForward:
         computed = [each.computed for each in revisions]
         logits = last_logits(self.model, streams, [end - 1 for end in accumulate(computed)], self._packed.head)
         counts = segment_counts(streams.token_index, streams.tokens)[0].split(computed)
-        totals = [each.state.segments[-1].count for each in revisions]
-        return [Revised(row, own.tolist(), n) for row, own, n in zip(logits, counts, totals, strict=True)]
+        states = [each.state for each in revisions]
+        return [
+            Revised(row, own.tolist(), state.segments[-1].count, state)
+            for row, own, state in zip(logits, counts, states, strict=True)
+        ]
 
     def _forking_block(self, layer: int) -> ForkingBlock:
         block = self.model.blocks[layer]
         assert isinstance(block, ForkingBlock), "a segment begins with a fork"
         return block
+
+
+def _extend_causal(
+    revision: _Revision, parents: Streams, scores: Tensor, after: RevisableSegment, overrides: Tensor | None
+) -> Tensor:
+    """Return the survivors (1,S') of candidates with `scores` (1,2S) under `causal`: those in `after`, and new ones."""
+    first, tokens, selection = revision.first, revision.tokens, revision.state.selection
+    start = 2 * int(torch.searchsorted(parents.token_index[0], first))
+    token_index, grid = parents.token_index.repeat_interleave(2, dim=1), on_grid(scores)
+    absent = forced_candidates(token_index, tokens)
+    prior = grid
+    if overrides is not None:
+        prior, absent = prior.masked_fill(overrides > 0, ALWAYS), absent | (overrides < 0)
+        overrides = overrides[:, start:]
+    lengths = torch.arange(first + 1, tokens + 1, device=grid.device)
+    keep, _ = select_causal(
+        grid[:, start:],
+        token_index[:, start:] - first,
+        (selection.budget(lengths) - lengths)[None],
+        prior.masked_fill(absent, NEVER)[:, :start],
+        torch.tensor([after.count - first], device=grid.device),
+        overrides,
+    )
+    return torch.cat((after.candidate, keep.nonzero()[None, :, 1] + start), dim=1)
+
+
+def _biases_end_to_end(revisions: list[_Revision], layer: int) -> list[ForkBias]:
+    """Return the interventions in a layer's forks, their tokens numbered as by `_end_to_end`."""
+    ends = accumulate(each.computed for each in revisions)
+    return [
+        replace(bias, position=bias.position + end - each.tokens)
+        for each, end in zip(revisions, ends, strict=True)
+        for bias in each.biases(layer)
+    ]
+
+
+def _scores_by_token(segment: RevisableSegment, first: int) -> list[tuple[float, ...]]:
+    """Return P of the streams of each token from `first` on."""
+    start = int(torch.searchsorted(segment.token_index[0], first))
+    both = zip(segment.token_index[0, start:].tolist(), segment.score[0, start:].exp().tolist(), strict=True)
+    return [tuple(p for _, p in own) for _, own in groupby(both, key=lambda each: each[0])]
 
 
 def _from_token(streams: Streams, first: int) -> Streams:

@@ -1,4 +1,4 @@
-"""Steps of requests under the rules that revise, `dynamic` and `fixed`, and the states kept between them.
+"""Steps of requests without pages, and the states kept between them.
 
 A state only saves time: without it the whole sequence is computed again. So the memory of states can be limited.
 """
@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
+import torch
+
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
 from thoughtbubbles.engine.revising.state import RevisableState
-from thoughtbubbles.engine.scoring import report
-from thoughtbubbles.model import Selection, Thoughtbubbles
+from thoughtbubbles.engine.scoring import report, score
+from thoughtbubbles.model import Thoughtbubbles
+from thoughtbubbles.model.interventions import within
 
 
 class Recompute:
@@ -50,28 +53,36 @@ class Recompute:
             revised.update(zip(kept, together, strict=True))
         return [revised[request] for request in requests]
 
-    def score(self, prompt: Sequence[int], selection: Selection, top: int) -> Scores:
+    def score(self, request: Request, top: int) -> Scores:
         """Return the log-probabilities of the prompt's second and later tokens, each given the prefix before it alone.
 
-        That is the distribution that the token would be drawn from; a later token may change earlier selections.
+        That is the distribution that the token would be drawn from; a later token may change earlier selections, but
+        not under `causal`.
         """
-        scores, state = Scores(), self._open(selection, len(prompt))
+        prompt, vocabulary = request.prompt, self.vocabulary
+        if request.selection.rule == "causal":
+            ids = torch.tensor([prompt], device=self.model.transformer.wte.weight.device)
+            biases = within(request.params.fork_bias, len(prompt))
+            streams, _ = self.model.streams(ids, request.selection, intervene=biases)
+            return score(self.model, streams, prompt[1:], 0, top, vocabulary=vocabulary)
+        scores, state = Scores(), self._open(request, len(prompt))
         for length in range(1, len(prompt)):
             [revised] = self._forward.extend([state], [prompt[:length]])
-            scores.extend(report(revised.logits[None], prompt[length : length + 1], top, vocabulary=self.vocabulary))
+            scores.extend(report(revised.logits[None], prompt[length : length + 1], top, vocabulary=vocabulary))
         return scores
 
     def _keep(self, request: Request) -> bool:
         """Return whether the request has a kept state. Keep a new one if it fits."""
         if request not in self._kept:
-            state = self._open(request.selection, request.max_tokens)
+            state = self._open(request, request.max_tokens)
             if self.kept_bytes + state.nbytes <= self.limit_bytes:
                 self._kept[request] = state
         return request in self._kept
 
     def _alone(self, request: Request) -> Revised:
-        state = self._open(request.selection, request.num_tokens)
+        state = self._open(request, request.num_tokens)
         return self._forward.extend([state], [request.tokens])[0]
 
-    def _open(self, selection: Selection, max_tokens: int) -> RevisableState:
-        return RevisableState(self.model.config, selection, max_tokens, self.model.transformer.wte.weight)
+    def _open(self, request: Request, max_tokens: int) -> RevisableState:
+        weight, biases = self.model.transformer.wte.weight, request.params.fork_bias
+        return RevisableState(self.model.config, request.selection, max_tokens, weight, biases)

@@ -1,18 +1,21 @@
-"""The state of a request under the rules that revise, `dynamic` and `fixed`: its streams as they were last selected.
+"""The state of a request without pages: its streams as they were last selected.
 
-A later token may remove or restore a fork of an earlier one. So a state is not shared between requests and has no
-pages: it is overwritten in place, from the first token whose streams changed.
+Under `dynamic` and `fixed` a later token may remove or restore a fork of an earlier one, and an intervention changes
+the forks of one request alone. So a state is not shared between requests and has no pages: it is overwritten in place,
+from the first token whose streams changed.
 
 Letters: S streams of one segment, M of them computed, N heads, H head width, D model width.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thoughtbubbles.engine.cache.fork_cache import most_streams, segments
+from thoughtbubbles.engine.cache.fork_cache import segments
 from thoughtbubbles.engine.cache.pages import Segment
-from thoughtbubbles.model import ModelConfig, Selection, Streams
+from thoughtbubbles.model import ForkBias, ModelConfig, Selection, Streams
 
 ROWS_AT_ONCE = 128
 """Queries that attend in one operation: a mask for all of them would be large, and most of it masked."""
@@ -92,10 +95,14 @@ class RevisableSegment:
 class RevisableState:
     """The state of one request, segment by segment."""
 
-    def __init__(self, config: ModelConfig, selection: Selection, max_tokens: int, like: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, selection: Selection, max_tokens: int, like: Tensor, biases: Sequence[ForkBias] = ()
+    ) -> None:
         """Allocate buffers for `max_tokens` tokens, on the device and with the dtype of `like`."""
-        capacities = most_streams(config, selection, max_tokens)
+        capacities = _capacities(config, selection, max_tokens, biases)
         self.selection = selection
+        self.biases = biases
+        """The interventions in its forks."""
         self.segments = [
             RevisableSegment(config, s, n, like) for s, n in zip(segments(config), capacities, strict=True)
         ]
@@ -106,6 +113,15 @@ class RevisableState:
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(segment.nbytes for segment in self.segments)
+
+
+def _capacities(config: ModelConfig, selection: Selection, tokens: int, biases: Sequence[ForkBias]) -> list[int]:
+    """Return `most_streams` of each segment and, beyond the budget, the forks that interventions force."""
+    streams = [tokens * config.copies]
+    for i, layer in enumerate(config.fork_layers):
+        forced = sum(each.layer == layer and each.select == "always" for each in biases) << i
+        streams.append(min(2 * streams[-1], selection.capacity(tokens, streams[-1]) + forced))
+    return streams
 
 
 def _mask(first: int, end: int, device: torch.device) -> Tensor | None:

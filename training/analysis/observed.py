@@ -1,16 +1,15 @@
 """Run the forward pass of one sequence and expose its attention weights.
 
-`tests/training/test_analysis.py` compares it with the model's own. Letters: T tokens, S streams, N heads, H head width.
+`tests/training/test_analysis.py` compares it with the model's own. Letters: T tokens, S streams, N heads.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from thoughtbubbles.model import Fork, Selection, Streams, Thoughtbubbles
-from thoughtbubbles.model.attention import Attend
+from thoughtbubbles.model.attention import Attend, attention_weights
 
 Observe = Callable[[int, list[Fork], Tensor], None]
 """A function of a layer's number, the forks up to the layer, and its attention weights (N,S,S), whose rows sum to 1."""
@@ -23,17 +22,10 @@ def observed_streams(
 
     def attention(layer: int, forks: list[Fork]) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            weights = _weights(q, k)
+            weights = attention_weights(q, k)
             observe(layer, forks, weights[0])
             return weights.type_as(v) @ v
 
         return attend
 
     return model.streams(ids[None], selection, attend=attention)
-
-
-def _weights(q: Tensor, k: Tensor) -> Tensor:
-    """Return softmax(q·k / sqrt(H)), causal in stream order: (1,N,S,S) from (1,N,S,H)."""
-    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    return logits.masked_fill(hidden, -torch.inf).softmax(-1)
