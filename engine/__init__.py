@@ -6,9 +6,15 @@ from thoughtbubbles.engine.config import CacheDtype, EngineConfig, ExecutorKind
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
-from thoughtbubbles.engine.prompt_report import PromptReport
+from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport
 from thoughtbubbles.engine.request import FinishReason, RequestUsage, TokenEvent
-from thoughtbubbles.engine.sampling_params import MAX_LOGPROBS, ForkSelection, SamplingParams
+from thoughtbubbles.engine.sampling_params import (
+    MAX_FORK_BIAS,
+    MAX_FORK_BIASES,
+    MAX_LOGPROBS,
+    ForkSelection,
+    SamplingParams,
+)
 from thoughtbubbles.engine.stats import EngineStats, StepReport
 from thoughtbubbles.model import set_threads
 
@@ -16,6 +22,8 @@ if __name__ != "thoughtbubbles.engine":  # in a checkout, which would have each 
     raise ImportError("import thoughtbubbles.engine instead of engine")
 
 __all__ = [
+    "MAX_FORK_BIAS",
+    "MAX_FORK_BIASES",
     "MAX_LOGPROBS",
     "CacheDtype",
     "ClientQueueFull",
@@ -27,6 +35,7 @@ __all__ = [
     "EngineStats",
     "ExecutorKind",
     "FinishReason",
+    "ForkScores",
     "ForkSelection",
     "InvalidRequest",
     "PromptReport",

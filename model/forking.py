@@ -113,6 +113,7 @@ def fork(
     fork_embedding: Tensor,
     selection: Selection,
     take: Take = take_rows,
+    *,
     overrides: Tensor | None = None,
 ) -> tuple[Streams, Tensor]:
     """Return the surviving streams, selected by the candidates' `scores` (B,2S), and their candidate numbers (B,S').
@@ -121,9 +122,8 @@ def fork(
     """
     token_index = streams.token_index.repeat_interleave(2, dim=1)
     keep = select(selection, scores.detach(), token_index, streams.tokens, overrides)
-    if overrides is None:
-        capacity = selection.capacity(streams.tokens, streams.x.shape[1])
-    else:  # forced forks may exceed the budget, and forbidden ones leave places of it empty
+    capacity = selection.capacity(streams.tokens, streams.x.shape[1])
+    if overrides is not None:  # forced forks may exceed the budget, and forbidden ones leave places of it empty
         capacity = int(keep.sum(1).max())
     candidate = compact(keep, capacity)
     return gather(streams, candidate, scores, fork_embedding, take), candidate

@@ -27,9 +27,8 @@ def generate(
 
     For every token the streams of the whole sequence are selected again, by `rule` and `ratio` (see
     `Thoughtbubbles.forward`). `temperature` 0 chooses the most likely token; otherwise `seed` makes the draws
-    repeatable. Stops after `end_of_text`, which is returned too. `intervene` are those of `Thoughtbubbles.forward`, whose
-    positions may be those of tokens to come. Raises `ValueError` for no `ids` or a temperature
-    below 0.
+    repeatable. Stops after `end_of_text`, which is returned too. `intervene` is as in `Thoughtbubbles.forward`; its
+    positions may be those of tokens to come. Raises `ValueError` for no `ids` or a temperature below 0.
     """
     if not ids:
         raise ValueError("ids must hold at least one token to continue from")

@@ -152,7 +152,8 @@ class Hook:
     point: Point
     """The hook point; the module's docstring lists them."""
     call: Callable[[Tensor, Site], Tensor | None]
-    """Called with the quantity. What it returns replaces the quantity; None changes nothing. It must not write to it."""
+    """Called with the quantity. What it returns replaces the quantity; None changes nothing. It must not
+    write to the tensor."""
     layer: int | None = None
     """The layer, counted from 0; None: every layer that has the point."""
 

@@ -158,6 +158,7 @@ def select_causal(
     slots: Tensor,
     prior: Tensor | None = None,
     prior_alive: Tensor | None = None,
+    *,
     overrides: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the survivors (B,C) of `causal(r)`, and `alive` (B,T), the free survivors up to each token.

@@ -181,7 +181,7 @@ def _extend_causal(
         (selection.budget(lengths) - lengths)[None],
         prior.masked_fill(absent, NEVER)[:, :start],
         torch.tensor([after.count - first], device=grid.device),
-        overrides,
+        overrides=overrides,
     )
     return torch.cat((after.candidate, keep.nonzero()[None, :, 1] + start), dim=1)
 

@@ -51,7 +51,8 @@ class Choice:
         self._request = request
         self._token_bytes = token_bytes
         # Most streams return text alone; then offsets need not be computed.
-        self._returns_tokens = request.return_token_ids or request.return_fork_counts or request.logprobs is not None
+        reports_forks = request.return_fork_counts or request.return_fork_scores
+        self._returns_tokens = request.return_token_ids or reports_forks or request.logprobs is not None
         self._offsets = Offsets()
         self._joiner: EchoJoiner | None = None  # of an echoed prompt and its completion
         self._started = False
@@ -95,15 +96,15 @@ class Choice:
         return self._joiner.text, [] if report is None else list(self._prompt_tokens(report, offsets))
 
     def _prompt_tokens(self, report: PromptReport, offsets: Sequence[int]) -> Iterator[Token]:
-        columns = (report.token_logprobs, report.top_logprobs, report.fork_counts)
+        columns = (offsets, report.token_logprobs, report.top_logprobs, report.fork_counts, report.fork_scores)
         # Columns that the request does not return are empty.
-        for token_id, offset, logprob, top_logprobs, fork_count in zip_longest(self._prompt, offsets, *columns):
-            yield Token(token_id, logprob, top_logprobs, fork_count, offset)
+        for token_id, offset, logprob, top_logprobs, count, scores in zip_longest(self._prompt, *columns):
+            yield Token(token_id, logprob, top_logprobs, count, scores, offset)
 
     def _token(self, event: TokenEvent) -> Token:
         assert event.token_id is not None, "a token was generated"
         offset = self._offsets.add(self._token_bytes(event.token_id))
-        return Token(event.token_id, event.logprob, event.top_logprobs, event.fork_count, offset)
+        return Token(event.token_id, event.logprob, event.top_logprobs, event.fork_count, event.fork_scores, offset)
 
     def _take_tokens(self, *, everything: bool) -> Sequence[Token]:
         """Remove and return the tokens whose first character has been sent, or all."""

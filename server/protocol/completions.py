@@ -4,13 +4,18 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from thoughtbubbles.engine import RequestUsage, TokenEvent
+from thoughtbubbles.engine import ForkScores, RequestUsage, TokenEvent
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.protocol.choices import Choice, Delta
 from thoughtbubbles.server.protocol.logprobs import logprobs_object, printed
 from thoughtbubbles.server.protocol.planning import Plan
 from thoughtbubbles.server.protocol.requests import Json
 from thoughtbubbles.server.version import VERSION
+
+
+def rounded(scores: ForkScores) -> list[list[float]]:
+    """Return a token's scores with six significant digits, for each fork layer."""
+    return [[float(f"{p:.6g}") for p in streams] for streams in scores]
 
 
 class Completion:
@@ -41,8 +46,8 @@ class Completion:
 
     @property
     def long(self) -> bool:
-        """Whether it returns log-probabilities of prompts, which are many."""
-        return self._request.echo and self._request.logprobs is not None
+        """Whether it returns log-probabilities or fork scores of prompts, which are many."""
+        return self._request.echo and (self._request.logprobs is not None or self._request.return_fork_scores)
 
     def add(self, events: Sequence[TokenEvent]) -> None:
         """Keep events for `whole`."""
@@ -122,6 +127,8 @@ class Completion:
             choice["prompt_token_ids"] = delta.prompt_ids
         if self._request.return_fork_counts:
             choice["fork_counts"] = [token.fork_count for token in (*delta.echoed, *delta.tokens)]
+        if self._request.return_fork_scores:
+            choice["fork_scores"] = [rounded(token.fork_scores or ()) for token in (*delta.echoed, *delta.tokens)]
         return choice
 
     def _usage_so_far(self) -> Json:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from thoughtbubbles.engine import ForkScores
 from thoughtbubbles.server.protocol.requests import Json
 
 MIN_LOGPROB = -9999.0
@@ -24,6 +25,8 @@ class Token(NamedTuple):
     """The most probable ids at its position and their log-probabilities; None if `logprob` is."""
     fork_count: int | None
     """Its streams after the last fork layer; None if not requested."""
+    fork_scores: ForkScores | None
+    """P of its streams after each fork layer; None if not requested."""
     offset: int
     """Where its text starts in the returned text, in characters."""
 

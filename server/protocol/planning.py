@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thoughtbubbles.engine import SamplingParams, most_streams
-from thoughtbubbles.model import Selection, Tokenizer
+from thoughtbubbles.model import ForkBias, Selection, Tokenizer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
 from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
 from thoughtbubbles.server.protocol.requests import CompletionRequest
@@ -38,6 +38,7 @@ def plan(completion_id: str, request: CompletionRequest, served: ServedModel) ->
     _check_limits(request, served)
     prompts = _prompts(request, served)
     _check_sizes(request, prompts, served)
+    _check_fork_bias(request, min(map(len, prompts)) + request.max_tokens, served)
     bias = token_id_keys("logit_bias", request.logit_bias, served.tokenizer)
     sequences = [
         EngineRequest(
@@ -125,6 +126,23 @@ def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], s
     _check_queue_limits(request, prompts, served)
 
 
+def _check_fork_bias(request: CompletionRequest, tokens: int, served: ServedModel) -> None:
+    """Refuse layers that do not fork, positions that are not below `tokens`, and two entries for the same forks."""
+    seen: dict[tuple[int, int], int] = {}
+    for number, each in enumerate(request.fork_bias):
+        name, layers = f"fork_bias[{number}]", served.config.fork_layers
+        if each.layer not in layers:
+            forks = f"one of the fork layers {', '.join(map(str, layers))}" if layers else "a model with fork layers"
+            message = f"Invalid '{name}.layer': expected {forks}, but got {quoted(str(each.layer))} instead."
+            raise bad_request(message, "invalid_value", f"{name}.layer")
+        if each.position >= tokens:
+            raise above_maximum(f"{name}.position", tokens - 1, each.position)
+        first = seen.setdefault((each.layer, each.position), number)
+        if first != number:
+            message = f"Invalid '{name}': fork_bias[{first}] has the same layer and position."
+            raise bad_request(message, "invalid_value", name)
+
+
 def _check_queue_limits(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
     """Refuse choices that together exceed the queue: the engine accepts all of a request or none."""
     if len(prompts) * request.candidates == 1:
@@ -171,6 +189,11 @@ def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, 
         logprobs=(request.logprobs or 0) if ranked else request.logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
         return_fork_counts=request.return_fork_counts,
+        return_fork_scores=request.return_fork_scores,
+        fork_bias=tuple(
+            ForkBias(layer=each.layer, position=each.position, bias=each.bias, select=each.select)
+            for each in request.fork_bias
+        ),
         fork_ratio=request.fork_ratio,
         fork_selection=request.fork_selection,
     )

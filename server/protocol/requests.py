@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from thoughtbubbles.engine import MAX_FORK_BIAS, MAX_FORK_BIASES
+
 INT64 = 1 << 63
 
 MAX_TEXT_LENGTH = 1 << 20
@@ -83,6 +85,19 @@ class StreamOptions(RequestBody):
     """Send the usage so far in every chunk."""
 
 
+class ForkBiasEntry(RequestBody):
+    """An intervention in the forks that one fork layer makes of one token's streams."""
+
+    layer: int = Field(ge=0)
+    """The fork layer, counted from 0."""
+    position: int = Field(ge=0)
+    """The token of prompt and completion, counted from 0."""
+    bias: float = Field(0.0, ge=-MAX_FORK_BIAS, le=MAX_FORK_BIAS)
+    """Added to the fork logit of each of the token's streams."""
+    select: Literal["by_rule", "always", "never"] = "by_rule"
+    """Whether the fork copies survive: as the selection rule says, always or never."""
+
+
 class GenerationRequest(RequestBody):
     """Fields that completions and chats share. An absent or null field has its default."""
 
@@ -132,6 +147,10 @@ class GenerationRequest(RequestBody):
     """The selection rule (SPEC.md)."""
     return_fork_counts: bool = False
     """Add `fork_counts` to each choice."""
+    fork_bias: list[ForkBiasEntry] = Field([], max_length=MAX_FORK_BIASES, fail_fast=True)
+    """Shift, force or forbid the forks of single tokens."""
+    return_fork_scores: bool = False
+    """Add `fork_scores` to each choice."""
 
 
 class CompletionRequest(GenerationRequest):

@@ -112,7 +112,7 @@ def test_causal_goes_on_from_any_prefix_with_forced_forks() -> None:
         prior = grid.masked_fill(overrides > 0, ALWAYS).masked_fill(originals | (overrides < 0), NEVER)[old]
         before = alive[:, cut - 1] if cut else torch.zeros(1, dtype=torch.int64)
         new = [each[~old][None] for each in (grid, token_index, overrides)]
-        keep, after = select_causal(new[0], new[1] - cut, slots[:, cut:], prior[None], before, new[2])
+        keep, after = select_causal(new[0], new[1] - cut, slots[:, cut:], prior[None], before, overrides=new[2])
         assert torch.equal(keep[0], whole[~old])
         assert torch.equal(after, alive[:, cut:])
 

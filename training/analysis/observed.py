@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from thoughtbubbles.model import Fork, Selection, Streams, Thoughtbubbles

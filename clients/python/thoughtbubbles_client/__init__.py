@@ -32,7 +32,7 @@ from thoughtbubbles_client.errors import (
     UnauthorizedError,
     UnreachableError,
 )
-from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
+from thoughtbubbles_client.options import ChatOptions, CompletionOptions, ForkBias, Message, Prompt
 from thoughtbubbles_client.results import Choice, Completion, Model, Token, Usage
 from thoughtbubbles_client.retry import RetryPolicy
 from thoughtbubbles_client.streams import AsyncCompletionStream, CompletionStream
@@ -54,6 +54,7 @@ __all__ = [
     "ContextLengthError",
     "DisconnectedError",
     "EngineFailedError",
+    "ForkBias",
     "InvalidAnswerError",
     "Message",
     "Model",

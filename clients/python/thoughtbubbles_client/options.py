@@ -1,7 +1,7 @@
 """The options of completions and chats, as keyword arguments. None means not given."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, Required, TypedDict
 
 import httpx
 
@@ -16,6 +16,19 @@ class Message(TypedDict):
     """The speaker's role."""
     content: str
     """The message's text."""
+
+
+class ForkBias(TypedDict, total=False):
+    """An intervention in the forks that one fork layer makes of one token's streams."""
+
+    layer: Required[int]
+    """The fork layer, counted from 0; `Model.fork_layers` has them."""
+    position: Required[int]
+    """The token of prompt and completion, counted from 0."""
+    bias: float
+    """Added to the fork logit of each of the token's streams, from -100 to 100; by default 0."""
+    select: Literal["by_rule", "always", "never"]
+    """Whether the fork copies survive: as the selection rule says (the default), always or never."""
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -67,6 +80,10 @@ class GenerationOptions(TypedDict, total=False):
     """The rule that selects surviving streams; `dynamic` and `fixed` are slower than `causal`."""
     return_fork_counts: bool | None
     """Return each token's number of residual streams; the default is the client's `fork_counts`."""
+    fork_bias: Sequence[ForkBias] | None
+    """Shift, force or forbid the forks of single tokens; at most 256."""
+    return_fork_scores: bool | None
+    """Return P of each token's streams after every fork layer."""
 
 
 class CompletionOptions(GenerationOptions, total=False):

@@ -93,12 +93,13 @@ def _tokens(choice: Json) -> Iterable[Token]:
     """Yield the tokens of a choice: log-probabilities, fork counts and ids are columns of the same length."""
     scores = list(_scores(choice.get("logprobs") or {}))
     fork_counts = choice.get("fork_counts") or []
+    fork_scores = [tuple(map(tuple, each)) for each in choice.get("fork_scores") or []]
     ids = choice.get("token_ids") or []
-    length = max(len(scores), len(fork_counts), len(ids))
+    length = max(len(scores), len(fork_counts), len(fork_scores), len(ids))
     if length > len(ids):  # with echo the other columns begin with the prompt
         ids = [*(choice.get("prompt_token_ids") or []), *ids]
-    for token_id, fork_count, score in zip_longest(ids, fork_counts, scores):
-        yield Token(id=token_id, fork_count=fork_count, **(score or {}))
+    for token_id, fork_count, own, score in zip_longest(ids, fork_counts, fork_scores, scores):
+        yield Token(id=token_id, fork_count=fork_count, fork_scores=own, **(score or {}))
 
 
 def _scores(logprobs: Json) -> Iterable[dict[str, Any]]:

@@ -10,6 +10,8 @@ class Token:
 
     fork_count: int | None = None
     """Number of the token's residual streams after the last fork layer; 1 means that it did not fork."""
+    fork_scores: tuple[tuple[float, ...], ...] | None = None
+    """For each fork layer P of the token's streams after it: forks first, original last; with `return_fork_scores`."""
     id: int | None = None
     """The token's id in the vocabulary; with `return_token_ids`."""
     text: str | None = None
