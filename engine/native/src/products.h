@@ -71,7 +71,7 @@ class Linear {
 
   private:
     static constexpr int panels_at_once(int rows) {
-        return LANES == 16 ? (rows <= 3 ? 8 : rows <= 6 ? 4 : 2) : (rows == 1 ? 8 : rows <= 3 ? 4 : 2);
+        return LANES == 16 ? (rows <= 3 ? 8 : rows <= 6 ? 4 : 2) : (rows == 1 ? 8 : rows == 2 ? 4 : 2);
     }
 
     static bool bfloat16_holds(const float *weight, size_t count) {
@@ -98,8 +98,8 @@ class Linear {
 #if LANES == 16
         if (rows != 16) ROWS(12)
         ROWS(8)
-#endif
         ROWS(6)
+#endif
         ROWS(4)
         ROWS(3)
         ROWS(2)
@@ -116,29 +116,52 @@ class Linear {
         for (; first < last; first++) tile<R, 1, HALF>(x, stride, row, first, sink);
     }
 
+    // One input of R rows times P panels. Of rows and panels the fewer stay in registers, beside the sums: with all of
+    // both the compiler would keep sums in memory.
+    template <int R, int P, bool HALF, bool ODD>
+    __attribute__((always_inline)) static void multiply_input(F (&sums)[R][P], const float *x, int64_t stride,
+                                                              const uint32_t *w, size_t size) {
+        if constexpr (R <= P) {
+            F inputs[R];
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) inputs[r] = all(x[r * stride]);
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) {
+                const F weights = widened<HALF, ODD>(w + p * size);
+#pragma GCC unroll 12
+                for (int r = 0; r < R; r++) sums[r][p] += inputs[r] * weights;
+            }
+        } else {
+            F weights[P];
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) weights[p] = widened<HALF, ODD>(w + p * size);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                const F input = all(x[r * stride]);
+#pragma GCC unroll 8
+                for (int p = 0; p < P; p++) sums[r][p] += input * weights[p];
+            }
+        }
+    }
+
+    // A panel's weights of the even or the odd one of two inputs.
+    template <bool HALF, bool ODD> static F widened(const uint32_t *w) {
+        if constexpr (!HALF)
+            return (F)load_words(w + (ODD ? LANES : 0));
+        else if constexpr (ODD)
+            return (F)(load_words(w) & 0xffff0000u);
+        else
+            return (F)(load_words(w) << 16);
+    }
+
     template <int R, int P, bool HALF>
     void tile(const float *x, int64_t stride, int row, int panel, const Sink &sink) const {
         F sums[R][P] = {};
         const size_t size = size_t(inputs_) * LANES / (HALF ? 2 : 1);
         const uint32_t *w = weights_.data() + panel * size;
         for (int k = 0; k < inputs_; k += 2, w += HALF ? LANES : 2 * LANES) {
-#pragma GCC unroll 8
-            for (int p = 0; p < P; p++) {
-                F even, odd;
-                if constexpr (HALF) {
-                    const U both = load_words(w + p * size);
-                    even = (F)(both << 16);
-                    odd = (F)(both & 0xffff0000u);
-                } else {
-                    even = (F)load_words(w + p * size);
-                    odd = (F)load_words(w + p * size + LANES);
-                }
-#pragma GCC unroll 12
-                for (int r = 0; r < R; r++) {
-                    sums[r][p] += all(x[r * stride + k]) * even;
-                    sums[r][p] += all(x[r * stride + k + 1]) * odd;
-                }
-            }
+            multiply_input<R, P, HALF, false>(sums, x + k, stride, w, size);
+            multiply_input<R, P, HALF, true>(sums, x + k + 1, stride, w, size);
         }
         for (int r = 0; r < R; r++)
             for (int p = 0; p < P; p++) finish(row + r, panel + p, sums[r][p], sink);

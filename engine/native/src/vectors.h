@@ -34,7 +34,7 @@ inline U load_words(const void *p) {
     return v;
 }
 inline void store(float *p, F v) { std::memcpy(p, &v, sizeof v); }
-inline F all(float x) { return F{} + x; }
+inline F all(float x) { return x - F{}; }  // not x + 0, which is another number where x is -0: a broadcast and no sum
 inline F smaller(F a, F b) { return a < b ? a : b; }
 inline F larger(F a, F b) { return a > b ? a : b; }
 
