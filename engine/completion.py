@@ -42,6 +42,8 @@ def advance(request: Request, row: Row, end_of_text: int) -> list[TokenEvent]:
         events.append(TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"))
     if row.token is not None:
         event = _append(request, row.token, row.logprob, end_of_text)
+        if event.finish_reason is not None:
+            request.finish()
         if request.params.reports_forks:
             request.defer(event)
         else:

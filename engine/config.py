@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 ExecutorKind = Literal["auto", "native", "portable"]
 CacheDtype = Literal["float32", "float16"]
+MAX_SPECULATE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class EngineConfig:
     """Streams of a page."""
     executor: ExecutorKind = "auto"
     """What computes on a CPU: the native library, torch's operators (`portable`), or native where it is available."""
+    speculate: int = 0
+    """The most tokens that a step guesses of each request, from what followed its last tokens earlier in prompt and
+    output, and computes with the next one. Tokens stay the same. Under `causal` on a CPU; 0: off."""
     seed: int | None = None
     """Seed of the seeds of requests that have none (None: random)."""
 
@@ -46,6 +50,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
+        if not 0 <= self.speculate <= MAX_SPECULATE:
+            raise ValueError(f"speculate must be from 0 to {MAX_SPECULATE}, not {self.speculate}")
         if self.executor not in get_args(ExecutorKind):
             raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorKind))}, not {self.executor!r}")
         if self.cache_dtype not in {None, *get_args(CacheDtype)}:

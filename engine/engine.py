@@ -3,7 +3,8 @@
 import random
 import time
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, groupby, zip_longest
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.device import current_device, make_executor
 from thoughtbubbles.engine.errors import EngineError, InvalidRequest
+from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.engine.prompts import Array, Prompt, batch_token_ids, token_ids
 from thoughtbubbles.engine.request import Request, TokenEvent
 from thoughtbubbles.engine.sampling_params import SamplingParams
@@ -31,6 +33,7 @@ class Engine:
         """Raise `ValueError` naming the setting if the model cannot be served within `config`."""
         self.config = config or EngineConfig()
         _require_servable(model.config)
+        _require_speculable(model, self.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -53,6 +56,7 @@ class Engine:
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
         self._integrity_checks = self._integrity_failures = 0
+        self._proposed = self._accepted = 0
 
     @property
     def has_work(self) -> bool:
@@ -72,6 +76,8 @@ class Engine:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
         request = Request(request_id, ids, params, selection, seed, detokenizer, client)
+        if self.config.speculate and request.paged:
+            request.lookup = Lookup(self.config.speculate)
         if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
                 "the forks of this request need more than the whole fork-state cache: ask for fewer tokens or a lower "
@@ -121,17 +127,45 @@ class Engine:
         failures: list[TokenEvent] = []
         events: list[TokenEvent] = []
         now = time.monotonic()
-        for request, row in output.rows():
-            request.count(row.num_streams, sum(row.fork_counts))
-            if not row.finite:
+        for request, own in groupby(output.rows(), itemgetter(0)):
+            row, *others = [row for _, row in own]
+            if others:
+                events += self._check_draft(request, [row, *others], now)
+            elif not row.finite:
                 failures.append(self._fail(request))
-            elif request.is_computed:  # else only a chunk of its prompt is
+            else:
                 events += self._advance(request, row, now)
         events = failures + events
         self._release([event.request_id for event in events if event.finish_reason is not None])
         return events
 
+    def _check_draft(self, request: Request, rows: Sequence[Row], now: float) -> list[TokenEvent]:
+        """Take the tokens drawn in the place of guesses, and the one after, up to the first that was not guessed.
+
+        Removes the guesses from there on, and their streams. If a row is NaN or infinite, a later guess may be why: the
+        next step computes that token without guesses.
+        """
+        assert request.state, "guesses are checked over the cache"
+        events: list[TokenEvent] = []
+        draft, accepted = request.draft, 0
+        for row, guess in zip_longest(rows, draft):
+            if not row.finite:
+                request.lookup = None
+                break
+            events += self._advance(request, row, now)
+            accepted += row.token == guess
+            if row.token != guess or not request.draws:
+                break
+        request.drop_draft()
+        self.cache.keep(request.state, request.num_tokens - 1)
+        self._proposed += len(draft)
+        self._accepted += accepted
+        return events
+
     def _advance(self, request: Request, row: Row, now: float) -> list[TokenEvent]:
+        request.count(row.num_streams, sum(row.fork_counts))
+        if not request.is_computed:  # only a chunk of its prompt is
+            return []
         request.prompt_report = row.prompt_report or request.prompt_report
         if row.token is not None:
             self._generation_tokens += 1
@@ -207,6 +241,8 @@ class Engine:
             non_finite_logits_total=self._non_finite,
             cache_integrity_checks_total=self._integrity_checks,
             cache_integrity_failures_total=self._integrity_failures,
+            speculation_proposed_tokens_total=self._proposed,
+            speculation_accepted_tokens_total=self._accepted,
             preemptions_total=self.scheduler.preemptions,
             prefix_cache_queries_total=self.scheduler.prefix_queries,
             prefix_cache_hits_total=self.scheduler.prefix_hits,
@@ -239,4 +275,14 @@ def _require_servable(config: ModelConfig) -> None:
         raise ValueError(
             f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"
             " with `thoughtbubbles evaluate`"
+        )
+
+
+def _require_speculable(model: Thoughtbubbles, config: EngineConfig) -> None:
+    """Raise `ValueError` if tokens are to be guessed where a step is launched before the last one's are known."""
+    device = model.transformer.wte.weight.device
+    if config.speculate and device.type != "cpu":
+        raise ValueError(
+            f"speculate must be 0 on {device}, not {config.speculate}: there a step is launched before the tokens of"
+            " the last one are known, which guesses need; only a CPU speculates"
         )

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport, TopLogprobs
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.model import Selection
@@ -79,7 +80,11 @@ class Request:
     detokenizer: Detokenizer
     client: str = ""
     """The client that sent it; requests of "" count for no client."""
+    lookup: Lookup | None = None
+    """What guesses its tokens; None if nothing does."""
     output: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    """Guesses of the tokens after the next one, computed in the same step as the newest token."""
     state: ForkState | None = None
     """Its tokens and streams in the fork-state cache; None while it waits, and always if it is not `paged`."""
     pending_event: TokenEvent | None = None
@@ -130,6 +135,11 @@ class Request:
         return self.output[-1] if self.output else self.prompt[-1]
 
     @property
+    def most_guesses(self) -> int:
+        """Number of tokens that may follow the next one."""
+        return self.params.max_tokens - len(self.output) - 1
+
+    @property
     def draws(self) -> bool:
         """Whether another token is to be drawn once all its tokens are computed: none after the last one."""
         return len(self.output) + self.params.reports_forks < self.max_scheduled
@@ -163,7 +173,7 @@ class Request:
     @property
     def is_computed(self) -> bool:
         """Whether all its tokens are computed, once a step has landed. A request without pages always computes all."""
-        return self.state is None or self.state.tokens == self.num_tokens
+        return self.state is None or self.state.tokens >= self.num_tokens  # more: guesses
 
     @property
     def wants_prompt_report(self) -> bool:
@@ -174,8 +184,15 @@ class Request:
     def defer(self, event: TokenEvent) -> None:
         """Keep the event of the newest token until the next step, which computes that token's streams."""
         self.pending_event = event
-        if event.finish_reason is not None:
-            self.max_scheduled = len(self.output) + 1
+
+    def finish(self) -> None:
+        """Draw no token after the newest one, whose streams are computed only if they are to be reported."""
+        self.max_scheduled = len(self.output) + self.params.reports_forks
+
+    def drop_draft(self) -> None:
+        """Remove the guesses, once they are checked."""
+        self.draft = []
+        self.num_scheduled = len(self.output)
 
     def count(self, streams: int, computed: int) -> None:
         """Record its streams after the last fork layer, and how many of them a step computed."""
@@ -188,7 +205,7 @@ class Request:
         computed = self.num_tokens
         if self.output and not self.params.reports_forks:
             computed -= 1
-        assert self.state is None or self.state.tokens == computed, "streams of other tokens than are reported"
+        assert self.state is None or self.state.tokens >= computed, "streams of other tokens than are reported"
         started = self.started or now
         first = self.first_token or now
         return RequestUsage(

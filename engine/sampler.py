@@ -54,10 +54,11 @@ class Sampler:
         """How many of the model's token ids stand for a text; those after them only pad its embedding."""
         self.end_of_text = tokenizer.end_of_text
 
-    def draw(self, requests: Sequence[Request], logits: Tensor) -> Drawn:
+    def draw(self, requests: Sequence[Request], logits: Tensor, guessed: Sequence[int] = ()) -> Drawn:
         """Draw from logits (R,V) for each request whose tokens are all computed and that draws another.
 
-        Rows that are NaN or infinite get no token.
+        Row i follows the first `guessed[i]` guesses of its request's draft, none by default: a request may have a row
+        for each. Rows that are NaN or infinite get no token.
         """
         finite = finite_rows(logits)
         rows = [i for i, request in enumerate(requests) if finite[i] and request.is_computed and request.draws]
@@ -66,21 +67,21 @@ class Sampler:
         if rows:
             drawing = [requests[i] for i in rows]
             own = (logits if len(rows) == len(requests) else logits[rows]).float()
-            drawn = self._sample(drawing, own)
+            drawn = self._sample(drawing, own, [_output(requests[i], guessed[i] if guessed else 0) for i in rows])
             for i, token, scored in zip(rows, drawn, self._score(drawing, own, drawn), strict=True):
                 tokens[i], logprobs[i] = token, scored
         return Drawn(finite, tokens, logprobs)
 
-    def _sample(self, requests: list[Request], logits: Tensor) -> list[int]:
-        """Return a token for each request, from logits (R,V)."""
+    def _sample(self, requests: list[Request], logits: Tensor, outputs: list[list[int]]) -> list[int]:
+        """Return a token for each request, from logits (R,V) that follow these outputs."""
         adjusted = logits.clone()
         adjusted[:, self.vocabulary :] = -torch.inf  # rows that only pad the embedding
-        for i, request in enumerate(requests):
+        for i, (request, output) in enumerate(zip(requests, outputs, strict=True)):
             if request.params.adjusts_logits:
-                adjusted[i] = penalise(adjusted[i], request.params, request.prompt, request.output)
-            if len(request.output) < request.params.min_tokens:
+                adjusted[i] = penalise(adjusted[i], request.params, request.prompt, output)
+            if len(output) < request.params.min_tokens:
                 adjusted[i] = ban(adjusted[i], banned_early(request.params, self.end_of_text))
-        positions = [len(request.output) for request in requests]
+        positions = list(map(len, outputs))
         draw = Draw.of([r.params for r in requests], [r.seed for r in requests], positions, logits.device)
         tokens: list[int] = sample(adjusted, draw).tolist()
         return tokens
@@ -95,3 +96,8 @@ class Sampler:
             for i, top, (logprob, likeliest) in zip(rows, tops, reported, strict=True):
                 scores[i] = logprob, likeliest[:top]
         return scores
+
+
+def _output(request: Request, guessed: int) -> list[int]:
+    """Return a request's output and as many guesses of its draft."""
+    return [*request.output, *request.draft[:guessed]] if guessed else request.output

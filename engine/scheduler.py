@@ -119,10 +119,23 @@ class Scheduler:
 
     def _plan_decode(self, requests: list[Request]) -> Plan:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
+        self._draft(requests)
         num_tokens = [int(request.num_scheduled < request.max_scheduled) for request in requests]
         for request, tokens in zip(requests, num_tokens, strict=True):
             request.num_scheduled += tokens
-        return Plan(list(requests), num_tokens)
+        return Plan(list(requests), [n + len(each.draft) for each, n in zip(requests, num_tokens, strict=True)])
+
+    def _draft(self, requests: Sequence[Request]) -> None:
+        """Guess tokens of running requests, if pages for them are left; nothing is preempted for a guess."""
+        drafting = [request for request in requests if request.lookup and request.draws]
+        for request in drafting:
+            request.draft = request.lookup.guess(request.prompt, request.output, request.most_guesses)
+        if any(request.draft for request in drafting):
+            if self.cache.fits(needs := self._present_needs()):
+                self.cache.evict(needs)
+            else:
+                for request in drafting:
+                    request.draft = []
 
     def _plan_prefill(self, beside: Plan) -> Plan:
         """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them."""
@@ -207,7 +220,8 @@ class Scheduler:
 
     def _present_needs(self) -> list[Sequence[int]]:
         """Return the pages needed for the tokens that requests have: a quick upper bound if it fits, else exactly."""
-        bound = self.cache.most_needed(len(self.running))
+        most = max((len(request.draft) for request in self.running), default=0)
+        bound = self.cache.most_needed(len(self.running), 2 + most)
         return [bound] if not self.prefilling and self.cache.fits([bound]) else self._needs()
 
     def _needs(self, ahead: int = 0) -> list[Sequence[int]]:
@@ -221,8 +235,8 @@ class Scheduler:
 
 
 def _reach(request: Request, ahead: int) -> int:
-    """Return the tokens that a request has, scheduled ones included, and `ahead` more, at most `max_tokens`."""
-    return min(len(request.prompt) + request.num_scheduled + ahead, request.max_tokens)
+    """Return the tokens that a request has, also scheduled and guessed, and `ahead` more, at most `max_tokens`."""
+    return min(len(request.prompt) + request.num_scheduled + len(request.draft) + ahead, request.max_tokens)
 
 
 def _without(removed: Sequence[Request], requests: list[Request]) -> list[Request]:

@@ -30,6 +30,10 @@ class EngineStats:
     """Tokens of sequences that were looked up in the prefix cache."""
     prefix_cache_hits_total: int
     """Of those, tokens that were found."""
+    speculation_proposed_tokens_total: int
+    """Tokens that were guessed, and computed before they were known to be right."""
+    speculation_accepted_tokens_total: int
+    """Of those, tokens that were then drawn."""
     non_finite_logits_total: int
     """Requests that ended because their logits were NaN or infinite."""
     cache_integrity_checks_total: int

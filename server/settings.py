@@ -62,6 +62,9 @@ class ServerSettings:
     """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
     executor: str = "auto"
     """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
+    speculate: int = 0
+    """most tokens to guess for a request in a step, from what followed its last tokens earlier in its text, on a CPU;
+    answers stay the same; 0: off"""
     max_body_bytes: int = 8 << 20
     """most bytes of a request body"""
     max_connections: int = 1000

@@ -133,14 +133,11 @@ class ForkCache:
         """Close the states of requests that no longer run. Retain them as prefixes until their pages are evicted."""
         assert all(self._open.get(state.row) is state for state in states), "closed twice"
         ledger, rows = self.ledger, _rows(states)
-        allocated = ledger.pages[rows]
         retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
         used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were reserved only
-        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), allocated), strict=True):
+        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), used), strict=True):
             segment.retire(pages)
-        for segment, pages in zip(self.segments, self._pages(rows, used, allocated), strict=True):
-            segment.release(pages)
-        ledger.pages[rows] = used
+        self._free_beyond(rows, used)
         for state, kept in zip(states, retained.tolist(), strict=True):
             self._vacant.append(state.row)
             del self._open[state.row]
@@ -213,10 +210,11 @@ class ForkCache:
         ledger.ends[row, segment, tokens : tokens + len(ends)] = ends
         ledger.streams[row, segment] = ends[-1]
 
-    def extend(self, state: ForkState, ids: Sequence[int], ends: Numbers | None = None) -> None:
+    def extend(self, state: ForkState, ids: Sequence[int], ends: Numbers | None = None, *, guesses: int = 0) -> None:
         """Append U tokens whose streams are stored in every segment. From now on they can be found as a prefix.
 
-        The streams up to each token were passed to `grow`, or are `ends` (G,U) if the pages were reserved.
+        The streams up to each token were passed to `grow`, or are `ends` (G,U) if the pages were reserved. If the last
+        `guesses` of the tokens are guesses, none can be found before `keep`.
         """
         tokens = state.tokens
         if ends is not None:
@@ -224,8 +222,19 @@ class ForkCache:
             self.ledger.streams[state.row] = ends[:, -1]
         self.ledger.ids[state.row, tokens : tokens + len(ids)] = ids
         self.ledger.tokens[state.row] += len(ids)
-        if self._retain and tokens // BLOCK < (tokens + len(ids)) // BLOCK:
-            self._index.grow(state.kappa, state)
+        if not guesses:
+            self._index_blocks(state)
+
+    def keep(self, state: ForkState, tokens: int) -> None:
+        """Remove all but the first `tokens` tokens of an open state, at least one, and free the pages of the others.
+
+        None of those removed could be found as a prefix; the others can from now on.
+        """
+        ledger, rows = self.ledger, _rows([state])
+        if tokens < state.tokens:
+            ledger.tokens[rows], ledger.streams[rows] = tokens, ledger.ends[rows, :, tokens - 1]
+            self._free_beyond(rows, self._pages_for(ledger.streams[rows]))
+        self._index_blocks(state)
 
     def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
         """Append a token to each open state, given by ledger row (R,), with its streams up to that token, `ends` (R,G).
@@ -296,6 +305,18 @@ class ForkCache:
             if end > begin:
                 segment.allocate(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
+
+    def _free_beyond(self, rows: Indices, used: Indices) -> None:
+        """Free the pages that these open rows (R,) have beyond their first `used` (R,G)."""
+        for segment, pages in zip(self.segments, self._pages(rows, used, self.ledger.pages[rows]), strict=True):
+            segment.retire(pages)
+            segment.release(pages)
+        self.ledger.pages[rows] = used
+
+    def _index_blocks(self, state: ForkState) -> None:
+        """Let requests find the whole blocks of tokens that a state has gained."""
+        if self._retain and self._index.num_blocks(state) < state.tokens // BLOCK:
+            self._index.grow(state.kappa, state)
 
     def _free(self, needed: Sequence[int]) -> bool:
         """Return whether `needed` pages of each segment are free now."""

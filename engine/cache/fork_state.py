@@ -35,6 +35,12 @@ class ForkState:
         pages: list[int] = self.ledger.pages_of(self.row, segment).tolist()
         return pages
 
+    def last_ends(self, tokens: int) -> list[int]:
+        """Return the streams after the last fork layer up to and including each of its last `tokens` tokens."""
+        end = self.tokens
+        ends: list[int] = self.ledger.ends[self.row, -1, end - tokens : end].tolist()
+        return ends
+
     def streams(self, segment: int) -> int:
         """Return the number of its streams in a segment."""
         return int(self.ledger.streams[self.row, segment])

@@ -38,6 +38,10 @@ class PrefixIndex(Generic[State]):
             self._by_hash[key] = state
             keys.append(key)
 
+    def num_blocks(self, state: State) -> int:
+        """Return how many whole blocks of a state's tokens are indexed."""
+        return len(self._hashes.get(state, ()))
+
     def remove(self, state: State) -> None:
         """Remove a state."""
         for key in self._hashes.pop(state, ()):

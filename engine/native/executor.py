@@ -7,9 +7,8 @@ import torch
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.native.forward import Extended, NativeForward
 from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_native
-from thoughtbubbles.engine.portable.executor import LandedExecutor
+from thoughtbubbles.engine.portable.executor import Batch, LandedExecutor
 from thoughtbubbles.engine.portable.forward import ForkTally
-from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
 
@@ -31,10 +30,12 @@ class NativeExecutor(LandedExecutor[Extended]):
         native = load_native()
         return cls(NativeForward(model, cache, ForkTally(), vocabulary=sampler.vocabulary, native=native), sampler)
 
-    def draw(self, requests: list[Request], extended: Extended) -> Drawn:
+    def draw(self, batch: Batch, extended: Extended) -> Drawn:
         """Take the library's draws, and draw on the host for requests that set more than a temperature."""
+        requests = batch.requests
         drawn = Drawn.of(requests, extended.drawn)
         others = [i for i, token in enumerate(drawn.tokens) if token is not None and not requests[i].draws_alone]
         if others:
-            drawn.fill(others, self.sampler.draw([requests[i] for i in others], extended.logits[others]))
+            guessed = [batch.guessed[i] for i in others]
+            drawn.fill(others, self.sampler.draw([requests[i] for i in others], extended.logits[others], guessed))
         return drawn

@@ -2,7 +2,8 @@
 
 It computes what `engine.cached_forward` does, which is its reference, and draws tokens.
 
-Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments.
+Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments, L tokens
+after which one is drawn.
 """
 
 import os
@@ -38,9 +39,9 @@ class Extended:
     counts: Indices
     """(T,) streams of each token."""
     logits: Tensor
-    """(R,V) of the token that follows each chunk."""
+    """(L,V) of the token that follows each chunk and, before it, each token that is followed by a guess."""
     drawn: list[int]
-    """(R,) a draw of it by seed and temperature alone; -1 where a logit is NaN or infinite."""
+    """(L,) a draw of it by seed and temperature alone; -1 where a logit is NaN or infinite."""
     read_streams: Callable[[], tuple[Tensor, Tensor]]
     """x (S,D) after the last layer and the cumulative scores c (S,)."""
 
@@ -65,14 +66,11 @@ class NativeForward:
         self._segments = len(cache.segments)
         requests = len(cache.ledger.kappa)
         self._create()
-        self._rows, self._counts, self._drawn = np.zeros((3, requests), np.int32)
-        self._temperature = np.zeros(requests, np.float32)
-        self._seed, self._position = np.zeros((2, requests), np.int64)
+        self._rows, self._counts, self._draws = np.zeros((3, requests), np.int32)
         self._tally = np.zeros((max(1, self._segments - 1), 2), np.int64)
-        self._logits = torch.empty(requests, model.config.vocab_size)
-        self._step = c.Step(vocabulary=vocabulary, logits=self._logits.data_ptr())
-        for name in ("rows", "counts", "drawn", "temperature", "seed", "position", "tally"):
-            setattr(self._step, name, getattr(self, f"_{name}").ctypes.data)
+        self._step = c.Step(vocabulary=vocabulary)
+        self._point_to("rows", "counts", "draws", "tally")
+        self._allocate(requests)
 
     @cached_property
     def packed(self) -> PackedModel:
@@ -92,14 +90,17 @@ class NativeForward:
 
     def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`."""
-        R, states = len(chunks), [chunk.state for chunk in chunks]
+        R, L, states = len(chunks), sum(chunk.num_draws for chunk in chunks), [chunk.state for chunk in chunks]
         rows, sizes = [state.row for state in states], [len(chunk.ids) for chunk in chunks]
         assert min(sizes) > 0, "a chunk has a token"
         ids = np.array([i for chunk in chunks for i in chunk.ids], np.int32)
         self._rows[:R], self._counts[:R] = rows, sizes
-        self._seed[:R] = [chunk.seed for chunk in chunks]
-        self._position[:R] = [chunk.drawn for chunk in chunks]
-        self._temperature[:R] = [chunk.temperature for chunk in chunks]
+        if len(self._drawn) < L:
+            self._allocate(L)
+        self._draws[:R] = draws = [chunk.num_draws for chunk in chunks]
+        self._seed[:L] = np.repeat(np.array([chunk.seed for chunk in chunks]), draws)
+        self._position[:L] = [chunk.drawn + i for chunk in chunks for i in range(chunk.num_draws)]
+        self._temperature[:L] = np.repeat([chunk.temperature for chunk in chunks], draws)
         at = self._rows[:R].astype(np.int64)
         before = self.cache.ledger.streams[at, -1]
         self.cache.reserve(states, self.cache.ledger.tokens[at] + sizes)
@@ -112,10 +113,23 @@ class NativeForward:
         self._tally[:] = 0
         self._library.run(self._handle, step)
         counts = self._note(chunks, ids, ends, at, before)
-        drawn = self._drawn[:R].tolist()
+        drawn = self._drawn[:L].tolist()
         for i in [i for i, token in enumerate(drawn) if token == c.UNDECIDED]:
             drawn[i] = self._draw(i)
-        return Extended(counts, self._logits[:R], drawn, self._read_streams)
+        return Extended(counts, self._logits[:L], drawn, self._read_streams)
+
+    def _allocate(self, draws: int) -> None:
+        """Allocate what a step with so many draws reads and writes."""
+        self._drawn = np.zeros(draws, np.int32)
+        self._temperature = np.zeros(draws, np.float32)
+        self._seed, self._position = np.zeros((2, draws), np.int64)
+        self._logits = torch.empty(draws, self._config.vocab_size)
+        self._step.logits = self._logits.data_ptr()
+        self._point_to("drawn", "temperature", "seed", "position")
+
+    def _point_to(self, *columns: str) -> None:
+        for name in columns:
+            setattr(self._step, name, getattr(self, f"_{name}").ctypes.data)
 
     def _note(
         self, chunks: list[Chunk], ids: NDArray[np.int32], ends: NDArray[np.int32], rows: Indices, before: Indices
@@ -129,13 +143,13 @@ class NativeForward:
         counts, at = np.empty(len(ids), np.int64), 0
         for chunk, streams in zip(chunks, before.tolist(), strict=True):
             end = at + len(chunk.ids)
-            self.cache.extend(chunk.state, chunk.ids, ends[:, at:end])
+            self.cache.extend(chunk.state, chunk.ids, ends[:, at:end], guesses=chunk.guesses)
             counts[at:end] = np.diff(ends[-1, at:end], prepend=streams)
             at = end
         return counts
 
     def _draw(self, i: int) -> int:
-        """Draw the token of a request whose noise has ties that the library does not break."""
+        """Draw a token whose noise has ties that the library does not break."""
         one = slice(i, i + 1)
         draw = Draw(
             temperature=torch.from_numpy(self._temperature[one]),

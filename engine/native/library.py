@@ -5,7 +5,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LEVELS = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
 """Instruction levels, best first."""
 BROKEN = -1
@@ -56,7 +56,7 @@ class Step(ctypes.Structure):
 
     _fields_ = [
         ("requests", c_int32), ("tokens", c_int32), ("threads", c_int32),
-        ("rows", c_void_p), ("counts", c_void_p), ("ids", c_void_p),
+        ("rows", c_void_p), ("counts", c_void_p), ("draws", c_void_p), ("ids", c_void_p),
         ("vocabulary", c_int32), ("temperature", c_void_p), ("seed", c_void_p), ("position", c_void_p),
         ("ends", c_void_p), ("tally", c_void_p), ("logits", c_void_p), ("drawn", c_void_p),
         ("streams", c_int32), ("x", POINTER(c_float)), ("score", POINTER(c_float)),

@@ -94,7 +94,7 @@ class LandedExecutor(ABC, Generic[Extended_co]):
             return []
         batch = Batch.of(plan.requests, plan.num_tokens)
         extended = self.forward.extend(batch.chunks)
-        drawn = self.draw(plan.requests, extended)
+        drawn = self.draw(batch, extended)
         return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary))]
 
     def land(self, flight: Landed) -> Output:
@@ -102,7 +102,7 @@ class LandedExecutor(ABC, Generic[Extended_co]):
         return flight.output
 
     @abstractmethod
-    def draw(self, requests: list[Request], extended: Extended_co) -> Drawn:  # type: ignore[misc]
+    def draw(self, batch: "Batch", extended: Extended_co) -> Drawn:  # type: ignore[misc]
         """Draw the next tokens from what the forward pass computed."""
 
 
@@ -111,29 +111,35 @@ class PortableExecutor(LandedExecutor[Extended]):
 
     name = "portable"
 
-    def draw(self, requests: list[Request], extended: Extended) -> Drawn:
+    def draw(self, batch: "Batch", extended: Extended) -> Drawn:
         """Draw every token on the host's side."""
-        return self.sampler.draw(requests, extended.logits)
+        return self.sampler.draw(batch.requests, extended.logits, batch.guessed)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The requests of a forward pass and their next tokens."""
+    """The requests of a forward pass and their next tokens, in rows: one a request, and one for each guess."""
 
     requests: list[Request]
+    """(L,) the request of each row."""
+    guessed: list[int]
+    """(L,) how many guesses of the request's draft are before the token that the row draws."""
     chunks: list[Chunk]
+    """One a request."""
 
     @classmethod
     def of(cls, requests: list[Request], num_tokens: Sequence[int]) -> Self:
         """Return the batch of the next `num_tokens` tokens of each request."""
-        return cls(requests, [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)])
+        chunks = [_chunk(request, tokens) for request, tokens in zip(requests, num_tokens, strict=True)]
+        rows = [(request, i) for request, chunk in zip(requests, chunks, strict=True) for i in range(chunk.num_draws)]
+        return cls([request for request, _ in rows], [i for _, i in rows], chunks)
 
     def output(self, forward: Forward[Computed], extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
         """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
         if not all(drawn.finite):
             forward.clear_gathered()
         counts = extended.counts.tolist()
-        ends = list(accumulate(len(chunk.ids) for chunk in self.chunks))
+        ends = list(accumulate(size for chunk in self.chunks for size in chunk.row_sizes))
         starts = [0, *ends[:-1]]
         reports: list[PromptReport | None] = [None] * len(self.requests)
         for i, request in enumerate(self.requests):
@@ -145,7 +151,7 @@ class Batch:
         return Output(
             requests=self.requests,
             fork_counts=[counts[start:end] for start, end in zip(starts, ends, strict=True)],
-            num_streams=[chunk.state.streams(-1) for chunk in self.chunks],
+            num_streams=[streams for chunk in self.chunks for streams in chunk.state.last_ends(chunk.num_draws)],
             finite=drawn.finite,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
@@ -156,8 +162,9 @@ class Batch:
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
-    draws = tokens == request.num_pending and request.draws
+    guesses = len(request.draft)
+    draws = tokens == request.num_pending + guesses and request.draws
     return Chunk(
-        request.pending[:tokens], request.state, request.selection, draws, request.params.logprobs, request.seed,
-        len(request.output), request.params.effective_temperature,
+        [*request.pending, *request.draft][:tokens], request.state, request.selection, draws, request.params.logprobs,
+        request.seed, len(request.output), request.params.effective_temperature, guesses,
     )  # fmt: skip

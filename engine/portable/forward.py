@@ -2,7 +2,8 @@
 
 The host counts streams in numpy, whose operations cost less than torch's on few numbers; torch computes with them.
 
-Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width, V vocabulary.
+Letters: R requests, T new tokens of all of them, U of one, S their streams, D model width, V vocabulary, L tokens
+after which one is drawn.
 """
 
 from collections import Counter
@@ -50,6 +51,18 @@ class Chunk:
     drawn: int = 0
     """Number of tokens that the request has drawn before."""
     temperature: float = 0.0
+    guesses: int = 0
+    """How many of the ids, the last ones, are guesses: a token is drawn in the place of each, too."""
+
+    @property
+    def num_draws(self) -> int:
+        """Number of tokens that are drawn, if any are: rows of logits."""
+        return 1 + self.guesses
+
+    @property
+    def row_sizes(self) -> list[int]:
+        """The tokens computed before each draw: one guess more each time."""
+        return [len(self.ids) - self.guesses, *[1] * self.guesses]
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Extended:
     counts: Indices
     """(T,) streams of each token."""
     logits: Tensor
-    """(R,V) of the token that follows each chunk."""
+    """(L,V) of the token that follows each chunk and, before it, in the place of each guess."""
     drawn: list[int] | None = None
     """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any if `draws` is false."""
     logprobs: list[Scored | None] | None = None
@@ -129,11 +142,17 @@ class _Step:
         fraction = (bubbles.place + 1) / bubbles.counts[bubbles.group]
         return torch.from_numpy(token.astype(np.float32) + fraction.astype(np.float32))
 
-    def broken(self, rows: "_Rows") -> list[int]:
-        """Return the requests with a stream that is NaN or infinite; logits show it only of the last token."""
+    @property
+    def read(self) -> list[int]:
+        """The L tokens after which one is drawn, ascending."""
+        ends = zip(self.layout.ends.tolist(), self.chunks, strict=True)
+        return [token for end, chunk in ends for token in range(end - chunk.num_draws, end)]
+
+    def broken(self, rows: "_Rows", read: list[int]) -> list[int]:
+        """Return which of L logits follow a stream that is NaN or infinite; they show it only of the last token."""
         streams = (~rows.x.sum(1).isfinite()).nonzero()[:, 0].numpy(force=True)
-        requests: list[int] = np.unique(self.layout.group[rows.bubbles.group[streams]]).tolist()
-        return requests
+        following: list[int] = np.unique(np.searchsorted(read, rows.bubbles.group[streams])).tolist()
+        return following
 
     def num_cached(self, segment: Segment) -> list[int]:
         """Return the cached streams of each request in a segment."""
@@ -186,11 +205,11 @@ class CachedForward:
             view = self._grow(pages, step, rows.bubbles)
             self._run(pages.segment, rows, step, view)
         for chunk in chunks:
-            self.cache.extend(chunk.state, chunk.ids)
-        counts, last = rows.bubbles.counts, (step.layout.ends - 1).tolist()
-        logits = last_logits(self.model, lay_out(rows.x, rows.score, counts), last, self.packed.head)
+            self.cache.extend(chunk.state, chunk.ids, guesses=chunk.guesses)
+        counts, read = rows.bubbles.counts, step.read
+        logits = last_logits(self.model, lay_out(rows.x, rows.score, counts), read, self.packed.head)
         if len(counts) > len(chunks):
-            logits[step.broken(rows)] = torch.nan
+            logits[step.broken(rows, read)] = torch.nan
         return Extended(rows.x, rows.score, counts, logits)
 
     def _embed(self, chunks: list[Chunk]) -> _Rows:

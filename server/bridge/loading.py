@@ -34,6 +34,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         cache_bytes=settings.cache_bytes,
         cache_dtype=cast(CacheDtype | None, settings.cache_dtype),
         executor=cast(ExecutorKind, settings.executor),
+        speculate=settings.speculate,
     )
     if settings.device == "cpu":  # other devices raise when they run out of memory
         require_memory(settings.cache_bytes, f"cache_bytes {settings.cache_bytes}")

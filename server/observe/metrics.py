@@ -31,6 +31,8 @@ COUNTERS: Mapping[str, str] = {
     "stream_tokens_total": "Streams computed in the last segment, for prompt and generated tokens.",
     "prefix_cache_queries_total": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits_total": "Prompt tokens found in the prefix cache, and not computed again.",
+    "speculation_proposed_tokens_total": "Tokens guessed, and computed before it was known whether they are drawn.",
+    "speculation_accepted_tokens_total": "Guessed tokens that were then drawn.",
     "non_finite_logits_total": "Requests ended because their logits were NaN or infinite.",
     "preemptions_total": "Requests preempted because the cache was full.",
     "cache_integrity_checks_total": "Checks of the fork-state cache's page counts, made when the engine is idle.",

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define TB_ABI_VERSION 2
+#define TB_ABI_VERSION 3
 
 enum TbAveraging { TB_RESIDUAL = 0, TB_LOGIT = 1, TB_RIGHTMOST = 2 };
 enum TbActivation { TB_GELU = 0, TB_GELU_TANH = 1 };
@@ -46,21 +46,23 @@ struct TbModel {
     int64_t table_stride;
 };
 
-// One step: R requests, T new tokens of all of them laid end to end, S streams of them after the last fork.
+// One step: R requests, T new tokens of all of them laid end to end, S streams of them after the last fork; a token is
+// drawn after L of the T tokens, the last ones of each request.
 struct TbStep {
     int32_t requests, tokens;
     int32_t threads;             // that compute it, if the system gives as many
     const int32_t *rows;         // (R) each request's row of the ledger
     const int32_t *counts;       // (R) its new tokens
+    const int32_t *draws;        // (R) after how many of its new tokens a token is drawn, at least 1; L together
     const int32_t *ids;          // (T)
     int32_t vocabulary;          // tokens that may be drawn are below
-    const float *temperature;    // (R) 0 is greedy, below 0 draws nothing
-    const int64_t *seed;         // (R)
-    const int64_t *position;     // (R) tokens that the request has drawn before
+    const float *temperature;    // (L) 0 is greedy, below 0 draws nothing
+    const int64_t *seed;         // (L)
+    const int64_t *position;     // (L) tokens that the request has drawn before
     int32_t *ends;               // out (G,T): streams of the request up to and including each token
     int64_t *tally;              // out, added to (G-1,2): fork copies that survived, streams that were deleted
-    float *logits;               // out (R,V)
-    int32_t *drawn;              // out (R): a token; TB_BROKEN or TB_UNDECIDED
+    float *logits;               // out (L,V)
+    int32_t *drawn;              // out (L): a token; TB_BROKEN or TB_UNDECIDED
     int32_t streams;             // out: S
     const float *x;              // out (S,D): until the next step
     const float *score;          // out (S)

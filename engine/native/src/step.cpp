@@ -58,6 +58,12 @@ struct Request {
     int64_t slot;               // where its slots begin in the list of all slots
 };
 
+// A token after which one is drawn: where its streams end, how many they are, and where those begin that are of it or of
+// its request's tokens since the one read before.
+struct Read {
+    int since, end, count;
+};
+
 float log_sigmoid(float x) { return std::fmin(0.0f, x) - std::log1p(std::exp(-std::fabs(x))); }
 
 class Forward : public Step {
@@ -331,33 +337,47 @@ class Forward : public Step {
         std::swap(x_, other_);
     }
 
-    // Logits of what follows each request's last token, and a draw.
+    // Logits of what follows the last tokens of each request, and a draw after each.
     void read_out(TbStep &step) {
         const int D = width_, V = m_.vocab_size;
-        const int rows = m_.averaging == TB_LOGIT ? last_streams(step) : step.requests;
+        list_read(step);
+        const int rows = m_.averaging == TB_LOGIT ? read_streams() : int(read_.size());
         float *read = normed_.reserve(size_t(rows) * D), *logits = step.logits;
         if (m_.averaging == TB_LOGIT) logits = heads_.reserve(size_t(rows) * V);
         std::vector<float> total(D);
-        for (int r = 0, row = 0, end = 0; r < step.requests; r++) {
-            end += requests_[r].streams;
-            const int count = counts_[requests_[r].token + requests_[r].tokens - 1];
+        int row = 0;
+        for (const Read &token : read_)
             if (m_.averaging == TB_LOGIT)
-                for (int s = end - count; s < end; s++) norm_.apply(x_.data() + size_t(s) * D, read + size_t(row++) * D);
+                for (int s = token.end - token.count; s < token.end; s++)
+                    norm_.apply(x_.data() + size_t(s) * D, read + size_t(row++) * D);
             else
-                average(end - count, end, total.data(), read + size_t(r) * D);
-        }
+                average(token.end - token.count, token.end, total.data(), read + size_t(row++) * D);
         readout_.multiply(pool_, splits_, read, D, rows, Sink{logits, V, Finish::store, nullptr});
         if (m_.averaging == TB_LOGIT) mix_streams(step, logits);
-        pool_.run(step.requests, [&](int r, int) {
-            float *own = step.logits + size_t(r) * V;
-            if (step.tokens > step.requests && broken(requests_[r])) std::fill(own, own + V, NAN);
-            step.drawn[r] = draw(own, V, step.vocabulary, step.temperature[r], step.seed[r], step.position[r]);
+        pool_.run(int(read_.size()), [&](int l, int) {
+            float *own = step.logits + size_t(l) * V;
+            if (step.tokens > step.requests && broken(read_[l])) std::fill(own, own + V, NAN);
+            step.drawn[l] = draw(own, V, step.vocabulary, step.temperature[l], step.seed[l], step.position[l]);
         });
     }
 
-    int last_streams(const TbStep &step) const {
+    // The tokens after which a token is drawn.
+    void list_read(const TbStep &step) {
+        read_.clear();
+        int end = 0;
+        for (int r = 0; r < step.requests; r++) {
+            const int token = requests_[r].token, last = token + requests_[r].tokens, first = last - step.draws[r];
+            int since = end;
+            for (int t = token; t < last; t++) {
+                end += counts_[t];
+                if (t >= first) read_.push_back(Read{since, end, counts_[t]}), since = end;
+            }
+        }
+    }
+
+    int read_streams() const {
         int rows = 0;
-        for (int r = 0; r < step.requests; r++) rows += counts_[requests_[r].token + requests_[r].tokens - 1];
+        for (const Read &token : read_) rows += token.count;
         return rows;
     }
 
@@ -380,9 +400,8 @@ class Forward : public Step {
     // The mixture of the streams' softmaxes (docs/SPEC.md, "Output averaging"): `logits` are each stream's.
     void mix_streams(const TbStep &step, float *logits) {
         const int V = m_.vocab_size;
-        for (int r = 0, row = 0, end = 0; r < step.requests; r++) {
-            end += requests_[r].streams;
-            const int count = counts_[requests_[r].token + requests_[r].tokens - 1];
+        for (int l = 0, row = 0; l < int(read_.size()); l++) {
+            const int end = read_[l].end, count = read_[l].count;
             float *own = logits + size_t(row) * V;
             std::vector<double> weight(count);
             double total = 0;
@@ -399,15 +418,15 @@ class Forward : public Step {
                 double most = -INFINITY, sum = 0;
                 for (int j = 0; j < count; j++) most = std::fmax(most, own[size_t(j) * V + v] + weight[j]);
                 for (int j = 0; j < count; j++) sum += std::exp(own[size_t(j) * V + v] + weight[j] - most);
-                step.logits[size_t(r) * V + v] = float(most + std::log(sum));
+                step.logits[size_t(l) * V + v] = float(most + std::log(sum));
             }
             row += count;
         }
     }
 
-    // Whether one of a request's streams is NaN or infinite: of a token before the last, no logit need show it.
-    bool broken(const Request &request) const {
-        for (int s = request.stream; s < request.stream + request.streams; s++) {
+    // Whether a stream is NaN or infinite of this token, or of those since the one read before: no logit need show it.
+    bool broken(const Read &token) const {
+        for (int s = token.since; s < token.end; s++) {
             float total = 0;
             for (int i = 0; i < width_; i++) total += x_[size_t(s) * width_ + i];
             if (!std::isfinite(total)) return true;
@@ -427,6 +446,7 @@ class Forward : public Step {
     Linear readout_;
 
     std::vector<Request> requests_;
+    std::vector<Read> read_;
     std::vector<int> counts_;                          // (T) streams of each token
     std::vector<float> score_, next_score_, p_, update_;  // (S) c, exp(c), and what updates are multiplied by
     std::vector<int32_t> slots_, slot_, grid_, prior_;
