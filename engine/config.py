@@ -23,7 +23,8 @@ class EngineConfig:
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
     max_prefill_tokens: int | None = None
     """Most prompt tokens that one step prefills; a longer prompt takes several, between which other requests decode.
-    (None: 512 on a CPU; on a device with captured steps as many as the largest computes, up to 2048.)"""
+    (None: 128 by the native library, 512 by torch's operators; on a device with captured steps as many as the largest
+    computes, up to 2048.)"""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True
