@@ -11,7 +11,7 @@ CacheDtype = Literal["float32", "float16"]
 class EngineConfig:
     """Limits of an engine. Raises `ValueError` naming the setting."""
 
-    max_batch_size: int = 32
+    max_batch_size: int = 64
     """Most requests that run at once; the others wait."""
     max_waiting_streams: int = 1 << 18
     """The most streams, after the last fork layer, that the tokens of waiting requests may have. A request beyond is
