@@ -12,7 +12,7 @@ MAX_SPECULATE = 32
 class EngineConfig:
     """Limits of an engine. Raises `ValueError` naming the setting."""
 
-    max_batch_size: int = 32
+    max_batch_size: int = 64
     """Most requests that run at once; the others wait."""
     max_waiting_streams: int = 1 << 18
     """The most streams, after the last fork layer, that the tokens of waiting requests may have. A request beyond is
@@ -24,7 +24,8 @@ class EngineConfig:
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
     max_prefill_tokens: int | None = None
     """Most prompt tokens that one step prefills; a longer prompt takes several, between which other requests decode.
-    (None: 512 on a CPU; on a device with captured steps as many as the largest computes, up to 2048.)"""
+    (None: 128 by the native library, 512 by torch's operators; on a device with captured steps as many as the largest
+    computes, up to 2048.)"""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
     prefix_caching: bool = True

@@ -18,7 +18,11 @@ class Executor(Protocol[Flight]):
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether `launch` returns before the plan is computed. Its plans may mix prefill and decode."""
+        """Whether `launch` returns before the plan is computed."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a plan should prefill some requests and decode others, or only one of both."""
 
     @property
     def max_prefill_tokens(self) -> int:

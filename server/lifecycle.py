@@ -31,8 +31,11 @@ at the moment the server closes the connection."""
 WATCH_SECONDS = 0.25
 """How often the watchdog checks the current step."""
 SWITCH_SECONDS = 0.00005
-"""The interpreter's switch interval. The engine's thread releases the interpreter lock in each call of torch and each
-read of a pipe: with Python's default of 5 ms it would then wait for the event loop longer than a GPU step takes."""
+"""The interpreter's switch interval where the engine has a process of its own. Its thread releases the interpreter lock
+in each read of a pipe: with Python's default of 5 ms it would then wait for the event loop longer than a step takes."""
+ENGINE_SWITCH_SECONDS = 0.0005
+"""The same where the engine's thread steps. Its Python between two steps takes less, so that the event loop does not
+interrupt it, but writes while the next step is computed, without the lock."""
 FAILURE_NOTICE_SECONDS = 1.0
 """How long a failed server still answers its clients and /ready with the failure."""
 
@@ -90,15 +93,15 @@ async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None
     """
     allow_connections(service.settings.max_connections)
     warn_if_open(listener.getsockname()[0], service.keys)
-    with _short_switch_interval():
+    with _switch_interval(ENGINE_SWITCH_SECONDS if service.settings.device == "cpu" else SWITCH_SECONDS):
         await _serve(service, app, listener)
 
 
 @contextmanager
-def _short_switch_interval() -> Iterator[None]:
-    """Inside the block, the interpreter's switch interval is `SWITCH_SECONDS`."""
+def _switch_interval(seconds: float) -> Iterator[None]:
+    """Set the interpreter's switch interval inside the block."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    sys.setswitchinterval(seconds)
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ class ServerSettings:
     """CPU threads of torch (one fewer than torch's default)"""
     max_model_len: int | None = None
     """most tokens of prompt and completion together (those of a training block)"""
-    max_batch_size: int = 32
+    max_batch_size: int = 64
     """most requests computed in one step, up to 4096"""
     max_waiting_streams: int = 1 << 18
     """most streams that the prompts of waiting requests may need; further requests are refused"""

@@ -37,6 +37,7 @@ import torch
 from uvicorn.loops.auto import auto_loop_factory
 
 from benchmarks.header import header
+from benchmarks.server.alone import complete_alone
 from benchmarks.server.clients import Answer, Load, Request, put_load, require_complete
 from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, SamplingParams
@@ -215,28 +216,12 @@ def _rate(answers: list[Answer]) -> float:
 
 def _generate(engine: Engine, prompts: Prompts) -> list[Answer]:
     """Return the answers of the engine without a server."""
-    sent: dict[str, float] = {}
-    arrivals: dict[str, list[float]] = {}
 
-    def add(client: int, number: int) -> None:
-        name = f"{client}/{number}"
+    def ask(client: int, number: int) -> tuple[list[int], SamplingParams]:
         params = SamplingParams(max_tokens=prompts.tokens(client, number), ignore_eos=True)
-        sent[name], arrivals[name] = time.monotonic(), []
-        engine.add(name, prompts.prompt(client, number), params)
+        return prompts.prompt(client, number), params
 
-    for client in range(prompts.clients):
-        add(client, 0)
-    while engine.has_work:
-        events = engine.step()
-        now = time.monotonic()
-        for event in events:
-            arrivals[event.request_id].append(now)
-            client, number = map(int, event.request_id.split("/"))
-            if event.finish_reason is not None and number + 1 < prompts.requests:
-                add(client, number + 1)
-    return [
-        Answer(outcome="200", sent=sent[name], arrivals=arrivals[name], tokens=len(arrivals[name])) for name in sent
-    ]
+    return complete_alone(engine, ask, clients=prompts.clients, requests=prompts.requests)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class CudaExecutor:
 
     name = "cuda"
     runs_ahead = True
+    mixes = True
 
     def __init__(self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler) -> None:
         """`forward` prefills, `decode` decodes; both over the same cache, and `sampler` draws for both."""

@@ -16,6 +16,8 @@ from thoughtbubbles.model import Thoughtbubbles
 class NativeExecutor(LandedExecutor[Extended]):
     """Computes requests whose streams are in the fork-state cache, on a CPU in float32."""
 
+    mixes = True  # weights are read once for all rows, and what decodes does not wait for a prompt
+
     def __init__(self, forward: NativeForward, sampler: Sampler) -> None:
         super().__init__(forward, sampler)
         self.name = f"native ({forward.level})"

@@ -54,8 +54,8 @@ class Extended:
 class NativeForward:
     """Runs a model under the causal rule over a cache, on a CPU in float32. The weights are read once."""
 
-    max_prefill_tokens = 512
-    """As `CachedForward.max_prefill_tokens`."""
+    max_prefill_tokens = 128
+    """As `CachedForward.max_prefill_tokens`. More is computed no faster, and what decodes would wait longer."""
 
     def __init__(
         self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int, native: Native

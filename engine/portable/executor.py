@@ -68,6 +68,7 @@ class LandedExecutor(ABC, Generic[Extended_co]):
 
     name: str
     runs_ahead = False
+    mixes = False
 
     def __init__(self, forward: Forward[Extended_co], sampler: Sampler) -> None:
         self.forward = forward
@@ -162,9 +163,10 @@ class Batch:
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
-    guesses = len(request.draft)
-    draws = tokens == request.num_pending + guesses and request.draws
+    pending, guesses = request.num_pending, len(request.draft)
+    draws = tokens == pending + guesses and request.draws
+    ids = [request.newest] if pending == 1 else request.pending[:tokens]  # mostly the former, whatever its length
     return Chunk(
-        [*request.pending, *request.draft][:tokens], request.state, request.selection, draws, request.params.logprobs,
-        request.seed, len(request.output), request.params.effective_temperature, guesses,
+        [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, request.seed,
+        len(request.output), request.params.effective_temperature, guesses,
     )  # fmt: skip

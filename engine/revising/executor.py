@@ -39,6 +39,11 @@ class RevisingExecutor(Generic[Flight]):
         return self.paged.runs_ahead
 
     @property
+    def mixes(self) -> bool:
+        """As `Executor.mixes`."""
+        return self.paged.mixes
+
+    @property
     def max_prefill_tokens(self) -> int:
         """As `Executor.max_prefill_tokens`."""
         return self.paged.max_prefill_tokens

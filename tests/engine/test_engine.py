@@ -247,10 +247,11 @@ def test_engine_settings_name_themselves(setting: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "tokens"), [(None, 512), (7, 7)])
-def test_a_step_on_a_cpu_takes_in_512_tokens_unless_told(
+def test_a_step_of_torchs_operators_takes_in_512_tokens_unless_told(
     asked: int | None, tokens: int, model: Thoughtbubbles, tokenizer: Tokenizer
 ) -> None:
-    engine = Engine(model, tokenizer, EngineConfig(max_prefill_tokens=asked, max_model_len=600, page_size=4))
+    config = EngineConfig(max_prefill_tokens=asked, max_model_len=600, page_size=4, executor="portable")
+    engine = Engine(model, tokenizer, config)
     assert engine.max_prefill_tokens == tokens
     engine.add("a", [1] * 599, SamplingParams(max_tokens=1))
     assert engine.scheduler.schedule().num_tokens == [tokens]

@@ -52,3 +52,30 @@ def test_both_give_the_same_greedy_tokens(
     given, preemptions = serve(model, tokenizer, "native", seed)
     assert given == serve(model, tokenizer, "portable", seed)[0]
     assert preemptions > 0
+
+
+@pytest.mark.numeric
+def test_running_requests_decode_in_the_steps_of_a_long_prompt(
+    library: Library, make_model: MakeModel, tokenizer: Tokenizer
+) -> None:
+    """Their tokens are those of the portable executor, which computes either prompts or new tokens in a step."""
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    tokens = {}
+    for executor in ("native", "portable"):
+        engine = Engine(make_model(), tokenizer, EngineConfig(max_prefill_tokens=4, page_size=4, executor=executor))  # type: ignore[arg-type]
+        engine.add("runs", [1, 2, 3], params)
+        engine.step()
+        engine.add("comes", list(range(20)), params)
+        steps = [[(event.request_id, event.token_id) for event in engine.step()] for _ in range(5)]
+        if executor == "native":
+            assert [[name for name, _ in step] for step in steps] == [["runs"]] * 4 + [["comes", "runs"]]
+        while engine.has_work:
+            steps.append([(event.request_id, event.token_id) for event in engine.step()])
+        events = [event for step in steps for event in step]
+        tokens[executor] = {name: [token for one, token in events if one == name] for name in ("runs", "comes")}
+    assert tokens["native"] == tokens["portable"]
+
+
+def test_a_step_takes_128_tokens_of_a_prompt(library: Library, make_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = Engine(make_model(), tokenizer, EngineConfig(page_size=4, executor="native"))
+    assert engine.max_prefill_tokens == 128
