@@ -45,6 +45,7 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
         "files": set[str](),
         "text": {"files"},
         "checkpoint": {"files", "text"},
+        "huggingface": {"checkpoint", "files", "text"},
     },
     "training": {
         "kernels": set[str](),

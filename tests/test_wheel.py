@@ -64,7 +64,7 @@ def test_the_wheel_holds_every_file_of_our_packages_and_nothing_else(wheel: zipf
         for path in (ROOT / floor).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert contents(wheel) == tracked | {f"{PACKAGE}/__init__.py", f"{PACKAGE}/__main__.py"}
+    assert contents(wheel) == tracked | {f"{PACKAGE}/{name}.py" for name in ("__init__", "__main__", "hf")}
 
 
 def test_a_wheel_built_from_the_sdist_has_the_same_files(source: Path, wheel: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ MODEL_TYPE = "thoughtbubbles"
 """`model_type` in the config.json of a checkpoint that Hugging Face's tools read too."""
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.tiktoken"
+TOKENIZER_JSON = "tokenizer.json"
+"""The tokenizer as Hugging Face's tools read and save it."""
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 MAX_PADDING = 127
 """Most rows that a model's vocabulary may have above the tokenizer's, to reach a multiple that hardware likes."""

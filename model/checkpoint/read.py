@@ -15,6 +15,7 @@ from thoughtbubbles.model.checkpoint.checks import (
     FORMAT_VERSION,
     MODEL_TYPE,
     TOKENIZER_FILE,
+    TOKENIZER_JSON,
     CheckpointError,
     check_architecture,
     check_device,
@@ -101,7 +102,7 @@ def _read(source: str | Path) -> Iterator[tuple[Path, Checkpoint]]:
         if not folder.is_dir():
             _refuse_other(Path(source))
         config = _read_config(folder)
-        tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
+        tokenizer = _read_tokenizer(folder)
         if config["tokenizer"] != describe(tokenizer):
             raise ValueError(f"{TOKENIZER_FILE} is not the tokenizer that {CONFIG_FILE} describes")
         model = empty_model(ModelConfig.from_dict(config["model"])).eval()
@@ -140,6 +141,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if foreign or not all(isinstance(config.get(part), dict) for part in parts):
         raise ValueError(f"{CONFIG_FILE} must hold format_version, model, tokenizer and provenance, and nothing else")
     return config
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a checkpoint; transformers' `save_pretrained` leaves only its tokenizer.json."""
+    if not (folder / TOKENIZER_FILE).exists() and (folder / TOKENIZER_JSON).exists():
+        return Tokenizer.from_tokenizer_json(folder / TOKENIZER_JSON)
+    return Tokenizer.from_file(folder / TOKENIZER_FILE)
 
 
 def _read_template(folder: Path) -> str | None:

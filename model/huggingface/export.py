@@ -7,18 +7,21 @@ from thoughtbubbles.model.checkpoint.checks import MODEL_TYPE
 from thoughtbubbles.model.checkpoint.read import load_checkpoint, open_checkpoint
 from thoughtbubbles.model.checkpoint.weights import DTYPES
 from thoughtbubbles.model.checkpoint.write import save_checkpoint
+from thoughtbubbles.model.files.atomic import latest_folder
 from thoughtbubbles.model.huggingface.source import modeling_source
 from thoughtbubbles.model.huggingface.tokenizer import to_json, tokenizer_config, tokenizer_json
 
 MODULE = "modeling_thoughtbubbles"
+CARD = "README.md"
 CLASS = "ThoughtbubblesForCausalLM"
 
 
 def export_checkpoint(source: str | Path, out: str | Path) -> None:
     """Write the checkpoint `source` to the folder `out`, with the files of Hugging Face's tools beside ours.
 
-    It stays a checkpoint: `load_checkpoint` reads it, with the same weights in the same dtype. Raises
-    `CheckpointError` if `source` is not a checkpoint, `ValueError` if `out` is a folder with anything else in it.
+    It stays a checkpoint: `load_checkpoint` reads it, with the same weights in the same dtype. A model card, README.md,
+    is copied. `out` may be `source`, which is then brought up to date. Raises `CheckpointError` if `source` is not a
+    checkpoint, `ValueError` if `out` is a folder with anything else in it.
     """
     _, headers = open_checkpoint(source)
     dtype = DTYPES[headers[0].dtype]
@@ -31,13 +34,15 @@ def export_checkpoint(source: str | Path, out: str | Path) -> None:
         "auto_map": {"AutoConfig": f"{MODULE}.ThoughtbubblesConfig", "AutoModelForCausalLM": f"{MODULE}.{CLASS}"},
         "dtype": str(dtype).removeprefix("torch."),
     }
-    generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "use_cache": False}
+    generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     files = {
         f"{MODULE}.py": modeling_source().encode(),
         "generation_config.json": to_json(generation),
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": to_json(tokenizer_config(model.config.block_size, checkpoint.chat_template)),
     }
+    if (card := latest_folder(Path(source).resolve()) / CARD).is_file():
+        files[CARD] = card.read_bytes()
     save_checkpoint(
         out,
         model,

@@ -11,6 +11,7 @@ import tiktoken
 
 from thoughtbubbles.model.files.atomic import write_file
 from thoughtbubbles.model.files.untrusted import require_regular
+from thoughtbubbles.model.text.byte_level import read_ranks
 from thoughtbubbles.model.text.runs import cut_runs
 
 END_OF_TEXT = "<|endoftext|>"
@@ -57,6 +58,14 @@ class Tokenizer:
         Raises `OSError` if the file cannot be read, and `ValueError` naming it if it has another form.
         """
         return cls(_read_ranks(Path(path)), Path(path).name)
+
+    @classmethod
+    def from_tokenizer_json(cls, path: str | Path) -> "Tokenizer":
+        """Return the vocabulary of a tokenizer.json with the ids of a checkpoint's (`model.text.byte_level`).
+
+        Raises `OSError` if the file cannot be read, and `ValueError` naming the part that would give other ids.
+        """
+        return cls(read_ranks(Path(path), END_OF_TEXT), Path(path).name)
 
     @classmethod
     def from_name_or_file(cls, source: str) -> "Tokenizer":
