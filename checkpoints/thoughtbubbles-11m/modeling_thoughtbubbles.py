@@ -4,7 +4,7 @@ import math
 import numpy as np
 import reprlib
 import torch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import pairwise
@@ -204,6 +204,12 @@ def segment_counts(token_index: Tensor, T: int) -> Tensor:
     return _pointers(token_index, T).diff(dim=1)[:, :T]
 
 
+def token_streams(token_index: Tensor, token: int) -> slice:
+    """Return the streams of a token, empty if it has none, from one row's `token_index` (S,), non-decreasing."""
+    ends = torch.searchsorted(token_index.contiguous(), torch.tensor([token, token + 1], device=token_index.device))
+    return slice(*ends.tolist())
+
+
 def segment_sum(values: Tensor, token_index: Tensor, T: int) -> Tensor:
     """Return the sum of `values` over each token's streams: (B, S, D) -> (B, T, D). SPEC "Output averaging", eq. 12."""
     return _reduce(values, token_index, T, "sum")[:, :T]
@@ -317,6 +323,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Return softmax(q·k / sqrt(H)), causal in stream order: (B,N,S,S) float32 from (B,N,S,H)."""
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return logits.masked_fill(hidden, -torch.inf).softmax(-1)
+
+
 class Attention(nn.Module):
     """Multi-head attention over streams, biased by their cumulative scores in a model with fork layers."""
 
@@ -361,6 +374,311 @@ def attenuate(v: Tensor, score: Tensor) -> Tensor:
     """Return the values (B,N,S,H) times P = exp(c), for `score` c (B,S), in the values' dtype."""
     return (v * score[:, None, :, None].exp()).type_as(v)
 
+# From interventions.py
+
+"""Interventions on a forward pass: shift, force or forbid forks, edit streams, read or replace any quantity.
+
+Each hook point is a quantity of SPEC.md. In the order in which a layer computes them:
+
+| point | shape | quantity |
+|---|---|---|
+| `before_fork` | (B,S,D) | x that enters the fork; fork layers only, as the next two |
+| `fork_logits` | (B,S,2) | s = W_f · LN_f(x), fork logit and keep logit, every `ForkBias` added |
+| `candidate_scores` | (B,2S) | c + max(logsigmoid(s), -20) of both candidates of each stream |
+| `before_block` | (B,S',D) | x after the fork; in layers without one, x that enters |
+| `score` | (B,S') | c, from this layer on; P = exp(c) |
+| `attention_pattern` | (B,N,S',S') | softmax((q·k + c) / sqrt(H)), float32 |
+| `attention_out` | (B,S',D) | Attention(LN_1(x)), before it is multiplied by P |
+| `after_attention` | (B,S',D) | x + P · Attention(LN_1(x)) |
+| `mlp_out` | (B,S',D) | MLP(LN_2(x)), before it is multiplied by P |
+| `after_block` | (B,S',D) | x + P · MLP(LN_2(x)) |
+
+Letters: B batch, T tokens, S streams before the fork of a layer, S' after it, D model width, N heads, H head width.
+"""
+
+
+
+
+StreamPoint = Literal["before_fork", "before_block", "attention_out", "after_attention", "mlp_out", "after_block"]
+"""The points whose quantity is a vector of each stream, (B,S,D)."""
+Point = Literal[StreamPoint, "fork_logits", "candidate_scores", "score", "attention_pattern"]
+"""All hook points; the module's docstring has their shapes."""
+Select = Literal["by_rule", "always", "never"]
+
+_OF_FORKS = ("before_fork", "fork_logits", "candidate_scores")
+Tap = Callable[[Point, Tensor], Tensor]
+"""Passes a quantity on, as it is or replaced."""
+
+
+def untouched(_point: Point, value: Tensor) -> Tensor:
+    """Return the quantity as it is: the tap of a forward pass without interventions."""
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkBias:
+    """An intervention in the forks that one fork layer makes of one token's streams.
+
+    The fork logit of each of the token's streams becomes s + `bias`. All else follows from SPEC.md: the fork copy has
+    log p = max(logsigmoid(s + bias), -20), its cumulative score is c + log p and its P = exp(c + log p), by which
+    candidates are compared and survivors weighed. The keep logit and the kept streams' scores do not change.
+
+    `select` = `never`: none of these fork copies survives, and they do not count as candidates. `always`: all of them
+    survive, whatever their scores. They join the forced candidates of SPEC.md, "Fork", so they take places of the
+    budget: `blockwise`, `dynamic` and `fixed` keep the forced, and the highest-scoring others, max(forced, κ') in all.
+    Under `causal` they rank above every other candidate in rule (a) and count as survivors in rule (b), so later
+    tokens get fewer forks. If the forced are more than the budget, they all survive, and no other fork does.
+    """
+
+    layer: int
+    """The fork layer, counted from 0."""
+    position: int
+    """The token, counted from 0."""
+    bias: float = 0.0
+    """Added to the fork logit; finite."""
+    select: Select = "by_rule"
+    """Whether the fork copies survive: as the selection rule says, always or never."""
+    row: int | None = None
+    """The row of the batch; None: every row."""
+
+    def __post_init__(self) -> None:
+        _check(_is_whole(self.position) and self.position >= 0, "position", "a whole number, at least 0", self.position)
+        finite = isinstance(self.bias, int | float) and not isinstance(self.bias, bool) and math.isfinite(self.bias)
+        _check(finite, "bias", "a finite number", self.bias)
+        _check(self.select in get_args(Select), "select", f"one of {', '.join(get_args(Select))}", self.select)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamEdit:
+    """Scale or replace streams of one token at one point. Raises `ValueError` if the token has no such stream."""
+
+    layer: int
+    """The layer, counted from 0."""
+    position: int
+    """The token, counted from 0."""
+    stream: int | Literal["all", "forks"] = "all"
+    """Which of the token's streams: an index from the left, -1 for the original, its forks, or all."""
+    at: StreamPoint = "before_block"
+    """Where in the layer."""
+    scale: float = 1.0
+    """Multiplies the streams' vectors."""
+    replace: Tensor | None = None
+    """(D) or (streams,D): takes the place of the vectors. None: they are only scaled."""
+    row: int | None = None
+    """The row of the batch; None: every row."""
+
+    def __post_init__(self) -> None:
+        _check(self.at in get_args(StreamPoint), "at", f"one of {', '.join(get_args(StreamPoint))}", self.at)
+        _check(_is_whole(self.position) and self.position >= 0, "position", "a whole number, at least 0", self.position)
+        _check(_is_whole(self.stream) or self.stream in ("all", "forks"), "stream",
+                 "'all', 'forks' or an index", self.stream)  # fmt: skip
+        _check(self.replace is None or self.scale == 1, "scale", "1 where `replace` is given", self.scale)
+
+    def apply(self, value: Tensor, site: "Site") -> Tensor:
+        """Return a copy of (B,S,D) with the edited streams."""
+        edited = value.clone()
+        for row in range(len(value)) if self.row is None else (self.row,):
+            at = self._chosen(site.of_token(self.position, row), site)
+            edited[row, at] = edited[row, at] * self.scale if self.replace is None else self.replace.to(edited)
+        return edited
+
+    def _chosen(self, own: slice, site: "Site") -> slice:
+        count = own.stop - own.start
+        if self.stream == "all":
+            return own
+        if self.stream == "forks":
+            return slice(own.start, max(own.start, own.stop - 1))
+        if not -count <= self.stream < count:
+            raise ValueError(
+                f"stream {self.stream} does not exist: token {self.position} has {count} at layer {site.layer}"
+            )
+        start = own.start + self.stream % count
+        return slice(start, start + 1)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a hook is called."""
+
+    layer: int
+    """The layer, counted from 0."""
+    point: Point
+    """The hook point."""
+    token_index: Tensor
+    """(B,S) the token of each stream; `tokens` in padding."""
+    tokens: int
+    """T, the length of the longest row."""
+
+    def of_token(self, token: int, row: int = 0) -> slice:
+        """Return the streams of a token in a row of the batch; the last is its original."""
+        return token_streams(self.token_index[row], token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """Read or replace the quantity at a point."""
+
+    point: Point
+    """The hook point; the module's docstring lists them."""
+    call: Callable[[Tensor, Site], Tensor | None]
+    """Called with the quantity. What it returns replaces the quantity; None changes nothing. It must not
+    write to the tensor."""
+    layer: int | None = None
+    """The layer, counted from 0; None: every layer that has the point."""
+
+    def __post_init__(self) -> None:
+        _check(self.point in get_args(Point), "point", f"one of {', '.join(get_args(Point))}", self.point)
+
+
+Intervention = ForkBias | StreamEdit | Hook
+
+
+def record(into: dict[tuple[int, Point], Tensor], point: Point, layer: int | None = None) -> Hook:
+    """Return a hook that stores the quantity in `into`, by layer and point, and changes nothing."""
+
+    def store(value: Tensor, site: Site) -> None:
+        into[site.layer, site.point] = value
+
+    return Hook(point=point, call=store, layer=layer)
+
+
+class Taps:
+    """The interventions of one forward pass, applied in the order given; every `ForkBias` before hooks."""
+
+    def __init__(self, interventions: Sequence[Intervention], config: ModelConfig, batch: int, tokens: int) -> None:
+        """For `batch` rows of at most `tokens` tokens. Raises `ValueError` naming what is not in the model or batch."""
+        self.biases = [each for each in interventions if isinstance(each, ForkBias)]
+        self._edits = [each for each in interventions if not isinstance(each, ForkBias)]
+        check_fork_biases(self.biases, config)
+        for each in interventions:
+            _check_place(each, config, batch, tokens)
+
+    def at(self, layer: int, token_index: Tensor, tokens: int) -> Tap:
+        """Return the tap of a layer whose streams belong to the tokens `token_index` (B,S)."""
+
+        def tap(point: Point, value: Tensor) -> Tensor:
+            if point == "fork_logits":
+                value = shift_forks(value, self._biases_of(layer), token_index)
+            for edit in self._edits:
+                if _point(edit) == point and edit.layer in (None, layer):
+                    value = _edited(edit, value, Site(layer, point, token_index, tokens))
+            return value
+
+        return tap
+
+    def overrides(self, layer: int, token_index: Tensor) -> Tensor | None:
+        """Return `fork_overrides` of a fork layer that streams (B,S) enter."""
+        return fork_overrides(self._biases_of(layer), token_index)
+
+    def attend(self, layer: int, attend: Attend, tap: Tap) -> Attend:
+        """Return `attend` with the layer's hooks on the attention pattern."""
+        hooked = any(_point(edit) == "attention_pattern" and edit.layer in (None, layer) for edit in self._edits)
+        return _with_pattern(attend, tap) if hooked else attend
+
+    def _biases_of(self, layer: int) -> list[ForkBias]:
+        return [each for each in self.biases if each.layer == layer]
+
+
+def within(interventions: Iterable[Intervention], tokens: int) -> list[Intervention]:
+    """Return the interventions without those in tokens from number `tokens` on."""
+    return [each for each in interventions if isinstance(each, Hook) or each.position < tokens]
+
+
+def check_fork_biases(biases: Sequence[ForkBias], config: ModelConfig) -> None:
+    """Raise `ValueError` naming a layer that does not fork, or a token whose forks two biases of a layer change."""
+    seen: dict[tuple[int, int], set[int | None]] = {}
+    for each in biases:
+        if each.layer not in config.fork_layers:
+            layers = ", ".join(map(str, config.fork_layers)) or "none"
+            raise ValueError(f"layer must be a fork layer of the model ({layers}), not {each.layer}")
+        rows = seen.setdefault((each.layer, each.position), set())
+        if each.row in rows or (rows and None in {each.row, *rows}):
+            raise ValueError(f"layer {each.layer}, position {each.position} is there twice; give it one bias")
+        rows.add(each.row)
+
+
+def shift_forks(logits: Tensor, biases: Sequence[ForkBias], token_index: Tensor) -> Tensor:
+    """Return fork and keep logits (B,S,2), the former shifted by the biases of one layer."""
+    if not biases:
+        return logits
+    shift = _of_streams(biases, [each.bias for each in biases], token_index).to(logits.dtype)
+    return torch.stack((logits[..., 0] + shift, logits[..., 1]), dim=-1)
+
+
+def fork_overrides(biases: Sequence[ForkBias], token_index: Tensor) -> Tensor | None:
+    """Return (B,2S) int8 what the biases of one layer decide: 1 survives, -1 does not, 0 as the rule says.
+
+    None if they decide nothing.
+    """
+    deciding = [each for each in biases if each.select != "by_rule"]
+    if not deciding:
+        return None
+    values = [1.0 if each.select == "always" else -1.0 for each in deciding]
+    chosen = _of_streams(deciding, values, token_index).to(torch.int8)
+    return torch.stack((chosen, torch.zeros_like(chosen)), dim=-1).flatten(1)  # a kept stream is left to the rule
+
+
+def _of_streams(biases: Sequence[ForkBias], values: Sequence[float], token_index: Tensor) -> Tensor:
+    """Return for each stream (B,S) the value of its token's bias, 0 without one; float64."""
+    size = max(each.position for each in biases) + 2
+    table = torch.zeros((len(token_index), size), dtype=torch.float64, device=token_index.device)  # its last column: 0
+    for row in {each.row for each in biases}:
+        own = [i for i, each in enumerate(biases) if each.row == row]
+        positions = torch.tensor([biases[i].position for i in own], device=table.device)
+        given = torch.tensor([values[i] for i in own], dtype=table.dtype, device=table.device)
+        table[slice(None) if row is None else row, positions] = given
+    return table.gather(1, token_index.clamp(max=size - 1))
+
+
+def _with_pattern(attend: Attend, tap: Tap) -> Attend:
+    """Return `attend` that shows its weights to hooks. Unless one replaces them, its result is that of `attend`."""
+
+    def hooked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = attention_weights(q, k)
+        replaced = tap("attention_pattern", weights)
+        return attend(q, k, v) if replaced is weights else replaced.type_as(v) @ v
+
+    return hooked
+
+
+def _edited(edit: StreamEdit | Hook, value: Tensor, site: Site) -> Tensor:
+    if isinstance(edit, StreamEdit):
+        return edit.apply(value, site)
+    found = edit.call(value, site)
+    if found is None:
+        return value
+    if found.shape != value.shape:
+        raise ValueError(
+            f"the hook at {site.point} of layer {site.layer} must return shape {tuple(value.shape)},"
+            f" not {tuple(found.shape)}"
+        )
+    return found
+
+
+def _point(edit: StreamEdit | Hook) -> Point:
+    return edit.at if isinstance(edit, StreamEdit) else edit.point
+
+
+def _check_place(each: Intervention, config: ModelConfig, batch: int, tokens: int) -> None:
+    layers = config.n_layer * config.loops
+    if each.layer is not None:
+        _check(_is_whole(each.layer) and 0 <= each.layer < layers, "layer", f"0 … {layers - 1}", each.layer)
+    if not isinstance(each, Hook):
+        _check(each.position < tokens, "position", f"below the {tokens} tokens", each.position)
+        _check(each.row is None or (_is_whole(each.row) and 0 <= each.row < batch), "row", f"0 … {batch - 1}", each.row)
+    if not isinstance(each, ForkBias) and each.layer is not None and _point(each) in _OF_FORKS:
+        layers_that_fork = ", ".join(map(str, config.fork_layers)) or "none"
+        _check(each.layer in config.fork_layers, "layer", f"one of the fork layers ({layers_that_fork})", each.layer)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(ok: bool, name: str, wanted: str, value: object) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
 # From selection.py
 
 """Select the candidates that survive a fork layer: the four rules of SPEC.md, "Selection rules".
@@ -381,6 +699,9 @@ GRID = 2**16
 
 NEVER = torch.iinfo(torch.int64).min
 """A grid score below all others: marks padding among prior candidates."""
+
+ALWAYS = 2**40
+"""A grid score above all others: that of forks which an intervention forces."""
 
 _FORCED = 2**62
 _PAIRS_AT_ONCE = 2**23
@@ -451,20 +772,24 @@ def forced_candidates(token_index: Tensor, tokens: int) -> Tensor:
     return (token_index != following) & (token_index < tokens)
 
 
-def select(selection: Selection, score: Tensor, token_index: Tensor, tokens: int) -> Tensor:
+def select(
+    selection: Selection, score: Tensor, token_index: Tensor, tokens: int, overrides: Tensor | None = None
+) -> Tensor:
     """Return the mask (B,C) of the candidates that survive in whole sequences.
 
     `score` (B,C) float32 and `token_index` (B,C) describe the candidates; `tokens` is the length of the longest row.
+    `overrides` (B,C) int8 are decisions about fork copies (`ForkBias.select`): 1 always survives and takes a place of
+    the budget, -1 never survives, 0 is left to the rule. None: all are.
     """
     grid = _ranks(selection, score)
     if selection.rule == "causal":
         lengths = torch.arange(1, tokens + 1, device=score.device)
         slots = (selection.budget(lengths) - lengths).expand(score.shape[0], tokens)
-        return select_causal(grid, token_index, slots)[0]
+        return select_causal(grid, token_index, slots, overrides=overrides)[0]
     if selection.rule == "dynamic":
         lengths = forced_candidates(token_index, tokens).sum(1)
-        return select_highest(grid, token_index, tokens, selection.budget(lengths))
-    return select_highest(grid, token_index, tokens, selection.max_block_size)
+        return select_highest(grid, token_index, tokens, selection.budget(lengths), overrides)
+    return select_highest(grid, token_index, tokens, selection.max_block_size, overrides)
 
 
 def _ranks(selection: Selection, score: Tensor) -> Tensor:
@@ -481,15 +806,22 @@ def _gumbel_like(score: Tensor) -> Tensor:
     return -exponential.clamp(min=torch.finfo(score.dtype).tiny).log()  # a draw of 0 would give infinite noise
 
 
-def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor) -> Tensor:
+def select_highest(
+    grid: Tensor, token_index: Tensor, tokens: int, kappa: int | Tensor, overrides: Tensor | None = None
+) -> Tensor:
     """Return the survivors (B,C) of `blockwise(κ)` and `fixed(κ)`, and with a κ' for each row (B,) of `dynamic(r)`.
 
-    These are the forced candidates and the highest free ones, max(T, min(κ, C)) in all, with T and C of each row.
+    These are the forced candidates and the highest free ones, max(T, min(κ, C)) in all, with T and C of each row: with
+    `overrides` the number of forced ones for T, and of those that may survive for C.
     """
     present = token_index < tokens
+    if overrides is not None:
+        present = present & (overrides >= 0)
     if isinstance(kappa, int) and grid.shape[1] <= kappa:
         return present
     forced = forced_candidates(token_index, tokens)
+    if overrides is not None:
+        forced = forced | (present & (overrides > 0))
     survivors = torch.maximum(present.sum(1).clamp(max=kappa), forced.sum(1))
     key = _keys(grid).masked_fill(~present, NEVER) + forced * _FORCED
     threshold = key.sort(dim=1, descending=True).values.gather(1, survivors[:, None] - 1)
@@ -497,29 +829,59 @@ def select_highest(grid: Tensor, token_index: Tensor, tokens: int, kappa: int | 
 
 
 def select_causal(
-    grid: Tensor, token_index: Tensor, slots: Tensor, prior: Tensor | None = None, prior_alive: Tensor | None = None
+    grid: Tensor,
+    token_index: Tensor,
+    slots: Tensor,
+    prior: Tensor | None = None,
+    prior_alive: Tensor | None = None,
+    *,
+    overrides: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the survivors (B,C) of `causal(r)`, and `alive` (B,T), the free survivors up to each token.
 
     Runs without a loop over tokens, from the start of a sequence or after a cached prefix. `grid` and `token_index`
     (B,C) describe the candidates of T new tokens (numbered from 0); `slots` (B,T) is budget(t+1) - (t+1). For a prefix,
     `prior` (B,P) has the grid scores of all its free candidates, deleted ones included, padded with `NEVER`, and
-    `prior_alive` (B,) the number of them that survived.
+    `prior_alive` (B,) the number of them that survived. `overrides` are as in `select`; in `prior`, candidates that
+    always survive are `ALWAYS`, and those that never do `NEVER`.
     """
     tokens = slots.shape[1]
     free = (token_index < tokens) & ~forced_candidates(token_index, tokens)
+    always = None
+    if overrides is not None:
+        free, always = free & (overrides >= 0), free & (overrides > 0)
+        grid = grid.masked_fill(always, ALWAYS)
     earlier, siblings = _count_higher(grid, token_index, free)
     if prior is not None:  # ties go to the candidate further left: the prefix wins them
         earlier = earlier + count_earlier(grid, prior)
     own = token_index.clamp(max=tokens - 1)
     passing = free & (earlier < slots.gather(1, own))  # rule (a): a running top-k
     start = torch.zeros_like(slots[:, 0]) if prior_alive is None else prior_alive
-    passed = torch.zeros_like(slots).scatter_add(1, own, passing.to(slots.dtype)).cumsum(1)
-    ceiling = torch.cummin(slots - passed, dim=1).values
-    alive = passed + torch.minimum(start[:, None], ceiling)  # rule (b): within the budget at every length
+    if always is None:
+        passed = torch.zeros_like(slots).scatter_add(1, own, passing.to(slots.dtype)).cumsum(1)
+        ceiling = torch.cummin(slots - passed, dim=1).values
+        alive = passed + torch.minimum(start[:, None], ceiling)  # rule (b): within the budget at every length
+    else:
+        forced, passed = (
+            torch.zeros_like(slots).scatter_add(1, own, each.to(slots.dtype)) for each in (always, passing & ~always)
+        )
+        alive = _walk(start, slots, forced, passed)
     gained = torch.diff(alive, dim=1, prepend=start[:, None])
-    keep = free & (siblings < gained.gather(1, own))
+    keep = free & (siblings < gained.gather(1, own))  # what always survives has no higher siblings
     return keep | forced_candidates(token_index, tokens), alive
+
+
+def _walk(start: Tensor, slots: Tensor, forced: Tensor, passed: Tensor) -> Tensor:
+    """Return `alive` (B,T) under rule (b), token by token, where `forced` (B,T) candidates survive in any case.
+
+    `passed` (B,T) counts the others that pass rule (a). Forced forks may exceed the budget; then no others survive.
+    """
+    alive = []
+    for t in range(slots.shape[1]):
+        start = start + forced[:, t]
+        start = torch.maximum(start, torch.minimum(start + passed[:, t], slots[:, t]))
+        alive.append(start)
+    return torch.stack(alive, dim=1)
 
 
 def _keys(grid: Tensor) -> Tensor:
@@ -583,6 +945,10 @@ class Streams:
     tokens: int
     """T, the length of the longest row."""
 
+    def of_token(self, token: int, row: int = 0) -> slice:
+        """Return the streams of a token in a row of the batch, forks first; the last is its original."""
+        return token_streams(self.token_index[row], token)
+
 
 @dataclass(frozen=True)
 class Fork:
@@ -599,14 +965,21 @@ class Fork:
     candidate_scores: Tensor
     """(B,2S) scores of all candidates, survivors and deleted."""
 
+    def of_token(self, token: int, row: int = 0) -> slice:
+        """Return the survivors of a token in a row of the batch, forks first; the last is its original."""
+        return token_streams(self.token_index[row], token)
 
-def candidate_scores(x: Tensor, score: Tensor, norm: nn.LayerNorm, projection: nn.Linear) -> Tensor:
+
+def candidate_scores(
+    x: Tensor, score: Tensor, norm: nn.LayerNorm, projection: nn.Linear, tap: Tap = untouched
+) -> Tensor:
     """Return the candidates' cumulative scores (B,2S) float32: stream i's fork copy at 2i, stream i kept at 2i + 1.
 
     s = W_f · LN_f(x), log p = max(logsigmoid(s), -20), c' = c + log p; `x` (B,S,D), `score` (B,S).
     """
     with torch.autocast(x.device.type, enabled=False):  # scores stay float32 under mixed precision
-        return accumulate(score, F.linear(norm(x).float(), projection.weight.float()))
+        logits = tap("fork_logits", F.linear(norm(x).float(), projection.weight.float()))
+        return tap("candidate_scores", accumulate(score, logits))
 
 
 def accumulate(score: Tensor, logits: Tensor) -> Tensor:
@@ -646,15 +1019,24 @@ def gather(
 
 
 def fork(
-    streams: Streams, scores: Tensor, fork_embedding: Tensor, selection: Selection, take: Take = take_rows
+    streams: Streams,
+    scores: Tensor,
+    fork_embedding: Tensor,
+    selection: Selection,
+    take: Take = take_rows,
+    *,
+    overrides: Tensor | None = None,
 ) -> tuple[Streams, Tensor]:
     """Return the surviving streams, selected by the candidates' `scores` (B,2S), and their candidate numbers (B,S').
 
-    `take` may be a version of `take_rows` with a faster gradient.
+    `take` may be a version of `take_rows` with a faster gradient; `overrides` (B,2S) is as in `select`.
     """
     token_index = streams.token_index.repeat_interleave(2, dim=1)
-    keep = select(selection, scores.detach(), token_index, streams.tokens)
-    candidate = compact(keep, selection.capacity(streams.tokens, streams.x.shape[1]))
+    keep = select(selection, scores.detach(), token_index, streams.tokens, overrides)
+    capacity = selection.capacity(streams.tokens, streams.x.shape[1])
+    if overrides is not None:  # forced forks may exceed the budget, and forbidden ones leave places of it empty
+        capacity = int(keep.sum(1).max())
+    candidate = compact(keep, capacity)
     return gather(streams, candidate, scores, fork_embedding, take), candidate
 
 # From averaging.py
@@ -726,11 +1108,15 @@ class Block(nn.Module):
         self.residual_attenuation = config.residual_attenuation
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention) -> Tensor:
+    def forward(
+        self, x: Tensor, score: Tensor, by: Rotation, attend: Attend = causal_attention, tap: Tap = untouched
+    ) -> Tensor:
         """Return the updated streams (B,S,D), for streams with cumulative scores (B,S)."""
         p = (score if self.residual_attenuation else torch.zeros_like(score)).exp()[:, :, None]
-        x = x + self._attenuate(p, self.attn(self.ln_1(x), score, by, attend), x.dtype)
-        return x + self._attenuate(p, self.mlp(self.ln_2(x)), x.dtype)
+        update = tap("attention_out", self.attn(self.ln_1(x), score, by, attend))
+        x = tap("after_attention", x + self._attenuate(p, update, x.dtype))
+        update = tap("mlp_out", self.mlp(self.ln_2(x)))
+        return tap("after_block", x + self._attenuate(p, update, x.dtype))
 
     def _attenuate(self, p: Tensor, update: Tensor, dtype: torch.dtype) -> Tensor:
         """Return P · update, multiplied in float32 and cast to the residual stream's dtype."""
@@ -746,14 +1132,17 @@ class ForkingBlock(Block):
         self.forking_score = nn.Linear(config.n_embd, 2, bias=False)
         self.fork_embedding = nn.Parameter(torch.empty(config.n_embd))
 
-    def candidate_scores(self, x: Tensor, score: Tensor) -> Tensor:
+    def candidate_scores(self, x: Tensor, score: Tensor, tap: Tap = untouched) -> Tensor:
         """Return the cumulative scores (B,2S) of the candidates of streams (B,S,D) with scores (B,S)."""
-        return candidate_scores(x, score, self.forking_ln, self.forking_score)
+        return candidate_scores(x, score, self.forking_ln, self.forking_score, tap)
 
-    def fork(self, layer: int, streams: Streams, selection: Selection) -> tuple[Streams, Fork]:
-        """Return the surviving streams and the record of the fork."""
-        scores = self.candidate_scores(streams.x, streams.score)
-        streams, candidate = fork(streams, scores, self.fork_embedding, selection)
+    def fork(
+        self, layer: int, streams: Streams, selection: Selection, tap: Tap = untouched, overrides: Tensor | None = None
+    ) -> tuple[Streams, Fork]:
+        """Return the surviving streams and the record of the fork; `overrides` (B,2S) is as in `select`."""
+        streams = Streams(tap("before_fork", streams.x), streams.score, streams.token_index, streams.tokens)
+        scores = self.candidate_scores(streams.x, streams.score, tap)
+        streams, candidate = fork(streams, scores, self.fork_embedding, selection, overrides=overrides)
         return streams, Fork(layer, streams.token_index, streams.score, candidate, scores)
 
 
@@ -791,12 +1180,12 @@ class Thoughtbubbles(nn.Module):
     @overload
     def forward(
         self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
-        noise: Tensor | None = ..., return_forks: Literal[False] = ...,
+        noise: Tensor | None = ..., return_forks: Literal[False] = ..., intervene: Sequence[Intervention] = ...,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def forward(
         self, ids: Tensor, *, rule: Rule = ..., ratio: float | None = ..., lengths: Tensor | None = ...,
-        noise: Tensor | None = ..., return_forks: Literal[True],
+        noise: Tensor | None = ..., return_forks: Literal[True], intervene: Sequence[Intervention] = ...,
     ) -> tuple[Tensor, list[Fork]]: ...  # fmt: skip
     def forward(
         self,
@@ -807,15 +1196,17 @@ class Thoughtbubbles(nn.Module):
         lengths: Tensor | None = None,
         noise: Tensor | None = None,
         return_forks: bool = False,
+        intervene: Sequence[Intervention] = (),
     ) -> Tensor | tuple[Tensor, list[Fork]]:
         """Return logits (B,T,V) of token ids (B,T); log-probabilities if `averaging` is `logit`.
 
         `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
         `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
-        `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. Raises `ValueError` for
-        an unknown rule, a ratio below 1 or T = 0.
+        `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. `intervene` are applied
+        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, a ratio below 1, T = 0 or an
+        intervention outside of model and batch.
         """
-        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths)
+        streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths, intervene=intervene)
         logits = self.readout(streams)
         return (logits, forks) if return_forks else logits
 
@@ -825,6 +1216,7 @@ class Thoughtbubbles(nn.Module):
         selection: Selection,
         lengths: Tensor | None = None,
         attend: Callable[[int, list[Fork]], Attend] | None = None,
+        intervene: Sequence[Intervention] = (),
     ) -> tuple[Streams, list[Fork]]:
         """Return the residual streams after the last layer, and the `Fork` of each fork layer.
 
@@ -832,13 +1224,20 @@ class Thoughtbubbles(nn.Module):
         """
         streams, forks = self.embed(ids, lengths), []
         by = self.rotation(streams.token_index, streams.tokens)
+        taps = Taps(intervene, self.config, *ids.shape) if intervene else None
         for layer, block in enumerate(self.blocks):
+            tap = taps.at(layer, streams.token_index, streams.tokens) if taps else untouched
             if isinstance(block, ForkingBlock):
-                streams, record = block.fork(layer, streams, selection)
+                overrides = taps.overrides(layer, streams.token_index) if taps else None
+                streams, record = block.fork(layer, streams, selection, tap, overrides)
                 forks.append(record)
                 by = self.rotation(streams.token_index, streams.tokens)
-            x = block(streams.x, streams.score, by, attend=attend(layer, forks) if attend else causal_attention)
-            streams = Streams(x, streams.score, streams.token_index, streams.tokens)
+                tap = taps.at(layer, streams.token_index, streams.tokens) if taps else untouched
+            attention = attend(layer, forks) if attend else causal_attention
+            if taps:
+                attention = taps.attend(layer, attention, tap)
+            x, score = tap("before_block", streams.x), tap("score", streams.score)
+            streams = Streams(block(x, score, by, attention, tap), score, streams.token_index, streams.tokens)
         return streams, forks
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
