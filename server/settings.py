@@ -17,6 +17,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "cache_dtype": ("float32", "float16"),
     "executor": ("auto", "native", "portable"),
+    "weights": ("exact", "int8"),
     "log_format": ("text", "json"),
 }
 MAX_BATCH_SIZE = 4096
@@ -62,6 +63,8 @@ class ServerSettings:
     """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
     executor: str = "auto"
     """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
+    weights: str = "exact"
+    """weights of the layers: exact, or rounded to int8, for which the native executor must serve"""
     max_body_bytes: int = 8 << 20
     """most bytes of a request body"""
     max_connections: int = 1000

@@ -5,7 +5,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LEVELS = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
 """Instruction levels, best first."""
 BROKEN = -1
@@ -42,7 +42,7 @@ class Model(ctypes.Structure):
         *((name, c_int32) for name in (
             "vocab_size", "n_layer", "n_head", "n_embd", "block_size", "copies", "segments", "averaging",
             "norm_before_averaging", "activation", "score_bias", "value_attenuation", "residual_attenuation",
-            "page_size", "half_cache",
+            "page_size", "half_cache", "eight",
         )),
         ("layers", POINTER(Layer)), ("embedding", c_void_p), ("norm_weight", c_void_p), ("norm_bias", c_void_p),
         ("frequencies", c_void_p), ("segment", POINTER(Segment)),
