@@ -2,7 +2,7 @@
 
 from thoughtbubbles.engine.cache.fork_cache import most_streams
 from thoughtbubbles.engine.completion import Completion
-from thoughtbubbles.engine.config import CacheDtype, EngineConfig, ExecutorKind
+from thoughtbubbles.engine.config import CacheDtype, EngineConfig, ExecutorKind, WeightKind
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
@@ -44,6 +44,7 @@ __all__ = [
     "SamplingParams",
     "StepReport",
     "TokenEvent",
+    "WeightKind",
     "most_streams",
     "set_threads",
 ]

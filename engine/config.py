@@ -6,6 +6,7 @@ from typing import Literal, get_args
 ExecutorKind = Literal["auto", "native", "portable"]
 CacheDtype = Literal["float32", "float16"]
 MAX_SPECULATE = 32
+WeightKind = Literal["exact", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class EngineConfig:
     speculate: int = 0
     """The most tokens that a step guesses of each request, from what followed its last tokens earlier in prompt and
     output, and computes with the next one. Tokens stay the same. Under `causal` on a CPU; 0: off."""
+    weights: WeightKind = "exact"
+    """Weights of the layers: the model's, or rounded to int8 with a scale for each output, which the native executor
+    alone computes with."""
     seed: int | None = None
     """Seed of the seeds of requests that have none (None: random)."""
 
@@ -57,6 +61,10 @@ class EngineConfig:
             raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorKind))}, not {self.executor!r}")
         if self.cache_dtype not in {None, *get_args(CacheDtype)}:
             raise ValueError(f"cache_dtype must be one of {', '.join(get_args(CacheDtype))}, not {self.cache_dtype!r}")
+        if self.weights not in get_args(WeightKind):
+            raise ValueError(f"weights must be one of {', '.join(get_args(WeightKind))}, not {self.weights!r}")
+        if self.weights == "int8" and self.executor == "portable":
+            raise ValueError("weights 'int8' need the native executor; executor is 'portable'")
         for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
                      "page_size"):  # fmt: skip
             value = getattr(self, name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
-from thoughtbubbles.engine.config import ExecutorKind
+from thoughtbubbles.engine.config import ExecutorKind, WeightKind
 from thoughtbubbles.engine.executor import Executor
 from thoughtbubbles.engine.native.executor import NativeExecutor
 from thoughtbubbles.engine.native.loading import NativeUnavailableError
@@ -23,22 +23,28 @@ if TYPE_CHECKING:
 
 
 def make_executor(
-    model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer, kind: ExecutorKind = "auto"
+    model: Thoughtbubbles,
+    cache: ForkCache,
+    tokenizer: Tokenizer,
+    kind: ExecutorKind = "auto",
+    weights: WeightKind = "exact",
 ) -> Executor[Any]:
     """Return the executor for a model on its device, ready for its first request.
 
-    Raises `ValueError` with the reason if `kind` is `native` and that is not available. Nothing else chooses by the
-    type of the device.
+    Raises `ValueError` with the reason if `kind` is `native` or `weights` are `int8` and the native executor is not
+    available. Nothing else chooses by the type of the device.
     """
     sampler = Sampler(tokenizer)
     on_cuda = model.transformer.wte.weight.device.type == "cuda"
     paged: PortableExecutor | NativeExecutor | CudaExecutor
     if on_cuda:
+        if weights == "int8":
+            raise ValueError("weights 'int8' need the native executor, which computes on a CPU, not on a GPU")
         from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
 
         paged = make_cuda_executor(model, cache, sampler)
     else:
-        paged = _make_cpu_executor(model, cache, sampler, kind)
+        paged = _make_cpu_executor(model, cache, sampler, kind, weights)
     limit = cache.total_bytes
     recompute = Recompute(model, lambda: paged.forward.packed, vocabulary=sampler.vocabulary, limit_bytes=limit)
     executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler)
@@ -48,12 +54,14 @@ def make_executor(
 
 
 def _make_cpu_executor(
-    model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, kind: ExecutorKind
+    model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, kind: ExecutorKind, weights: WeightKind
 ) -> PortableExecutor | NativeExecutor:
     if kind != "portable":
         try:
-            return NativeExecutor.make(model, cache, sampler)
+            return NativeExecutor.make(model, cache, sampler, weights)
         except NativeUnavailableError as error:
+            if weights == "int8":
+                raise ValueError(f"weights 'int8' need the native executor, which is not available: {error}") from error
             if kind == "native":
                 raise ValueError(f"executor 'native' is not available: {error}") from error
     return PortableExecutor(CachedForward(model, cache, ForkTally()), sampler)

@@ -49,7 +49,7 @@ class Engine:
         self.last_step: StepReport | None = None
         self._current = current_device(model.transformer.wte.weight.device)
         with self._current:
-            self.executor = make_executor(model, self.cache, tokenizer, self.config.executor)
+            self.executor = make_executor(model, self.cache, tokenizer, self.config.executor, self.config.weights)
         self.max_prefill_tokens = self.config.max_prefill_tokens or self.executor.max_prefill_tokens
         self.scheduler = Scheduler(self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes)
         self._requests: dict[str, Request] = {}

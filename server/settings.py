@@ -17,6 +17,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "cache_dtype": ("float32", "float16"),
     "executor": ("auto", "native", "portable"),
+    "weights": ("exact", "int8"),
     "log_format": ("text", "json"),
 }
 MAX_BATCH_SIZE = 4096
@@ -65,6 +66,8 @@ class ServerSettings:
     speculate: int = 0
     """most tokens to guess for a request in a step, from what followed its last tokens earlier in its text, on a CPU;
     answers stay the same; 0: off"""
+    weights: str = "exact"
+    """weights of the layers: exact, or rounded to int8, for which the native executor must serve"""
     max_body_bytes: int = 8 << 20
     """most bytes of a request body"""
     max_connections: int = 1000

@@ -1,12 +1,13 @@
-"""Decode speed on a CPU, by turns: the native executor, the portable one, and a regular GPT-2 of the shape.
+"""Decode speed on a CPU, by turns: the native executor, also with int8 weights, the portable one, and a regular GPT-2.
 
 transformers and CTranslate2 (in float32 and int8) compute the regular GPT-2, each if it is installed; CTranslate2's is
 converted from transformers'.
 
-    python -m benchmarks.engine.executors [--threads 1] [--batch-sizes 1 8 32] [--contexts 32 480] [--runs 5]
+    python -m benchmarks.engine.executors [--threads 1] [--batch-sizes 1 8 32] [--contexts 32 480] [--runs 5] [--busy]
 
 Tokens/s count the prompts' time too. The growth of a step is of the native executor, with keys and values in float32
-and in float16. Medians are taken over runs; one run before them is left out.
+and in float16. Medians are taken over runs; one run before them is left out. With --busy seconds are those of the
+process on its processor, which other work on the machine lengthens less than those of a clock; for one thread.
 """
 
 import argparse
@@ -20,10 +21,19 @@ import torch
 
 from benchmarks.header import header
 from benchmarks.shapes import ctranslate2_peers, random_prompts, regular_peer
-from thoughtbubbles.engine import CacheDtype, Engine, EngineConfig, ExecutorKind, SamplingParams, set_threads
+from thoughtbubbles.engine import (
+    CacheDtype,
+    Engine,
+    EngineConfig,
+    ExecutorKind,
+    SamplingParams,
+    WeightKind,
+    set_threads,
+)
 from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
 
 PROMPT, NEW, WINDOW = 16, 128, 16
+CLOCKS = {False: time.perf_counter, True: time.process_time}
 
 Complete = Callable[[list[list[int]]], None]
 
@@ -43,6 +53,7 @@ def _print_speed(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     kinds: list[ExecutorKind] = ["native", "portable"]
     engines = {kind: _engine(checkpoint, max(args.batch_sizes), kind) for kind in kinds}
     ways: dict[str, Complete] = {kind: partial(_complete, engine) for kind, engine in engines.items()}
+    ways["native int8"] = partial(_complete, _engine(checkpoint, max(args.batch_sizes), "native", weights="int8"))
     peer = regular_peer(config, "cpu", torch.float32)
     if peer is not None:
         ways["transformers"] = partial(_generate, peer)
@@ -52,7 +63,7 @@ def _print_speed(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
           f" {NEW} new ones, greedy\nbatch  way                  tokens/s  native over it")  # fmt: skip
     for batch_size in args.batch_sizes:
         prompts = random_prompts(config, batch_size, PROMPT)
-        runs = [[_seconds(partial(way, prompts)) for way in ways.values()] for _ in range(args.runs + 1)][1:]
+        runs = [[_seconds(partial(way, prompts), args.busy) for way in ways.values()] for _ in range(args.runs + 1)][1:]
         speeds = [batch_size * NEW / statistics.median(times) for times in zip(*runs, strict=True)]
         for name, speed in zip(ways, speeds, strict=True):
             print(f"{batch_size:5}  {name:19}  {speed:8,.0f}  {speeds[0] / speed:14.2f}", flush=True)
@@ -64,7 +75,9 @@ def _print_growth(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     for dtype in dtypes:
         engine = _engine(checkpoint, max(args.batch_sizes), "native", dtype)
         for batch_size in args.batch_sizes:
-            runs = [_steps(engine, batch_size, max(args.contexts) + WINDOW) for _ in range(args.runs + 1)][1:]
+            runs = [_steps(engine, batch_size, max(args.contexts) + WINDOW, args.busy) for _ in range(args.runs + 1)][
+                1:
+            ]
             medians = [statistics.median(t for run in runs for t in run[at - WINDOW : at + WINDOW])
                        for at in args.contexts]  # fmt: skip
             for context, step in zip(args.contexts, medians, strict=True):
@@ -73,10 +86,17 @@ def _print_growth(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
                 )
 
 
-def _engine(checkpoint: Checkpoint, batch_size: int, kind: ExecutorKind, cache_dtype: CacheDtype = "float32") -> Engine:
+def _engine(
+    checkpoint: Checkpoint,
+    batch_size: int,
+    kind: ExecutorKind,
+    cache_dtype: CacheDtype = "float32",
+    weights: WeightKind = "exact",
+) -> Engine:
     config = EngineConfig(
-        max_batch_size=batch_size, executor=kind, cache_dtype=cache_dtype, prefix_caching=False, cache_bytes=2 << 30
-    )
+        max_batch_size=batch_size, executor=kind, cache_dtype=cache_dtype, weights=weights, prefix_caching=False,
+        cache_bytes=2 << 30,
+    )  # fmt: skip
     return Engine(checkpoint.model, checkpoint.tokenizer, config)
 
 
@@ -97,19 +117,20 @@ def _translate(generator: Any, prompts: list[list[int]]) -> None:  # noqa: ANN40
     assert all(len(result.sequences_ids[0]) == NEW for result in results)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(work: Callable[[], object], busy: bool) -> float:
+    clock = CLOCKS[busy]
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def _steps(engine: Engine, batch_size: int, length: int) -> list[float]:
+def _steps(engine: Engine, batch_size: int, length: int, busy: bool) -> list[float]:
     """Return the seconds of each step that a batch takes from one token to `length`."""
     for i, prompt in enumerate(random_prompts(engine.model.config, batch_size, 1)):
         engine.add(str(i), prompt, SamplingParams(max_tokens=length - 1, ignore_eos=True, temperature=0))
     times = []
     while engine.has_work:
-        times.append(_seconds(engine.step))
+        times.append(_seconds(engine.step, busy))
     return times
 
 
@@ -119,7 +140,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--contexts", type=int, nargs="+", default=[32, 480], help="in tokens, of growth; at least 16")
     parser.add_argument("--runs", type=int, default=5, help="that medians are taken over (%(default)s)")
-    return parser.parse_args()
+    parser.add_argument("--busy", action="store_true", help="take processor time, since the machine has other work")
+    args = parser.parse_args()
+    if args.busy and args.threads != 1:
+        parser.error("--busy takes one thread")
+    return args
 
 
 if __name__ == "__main__":

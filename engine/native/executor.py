@@ -5,6 +5,7 @@ from typing import Self
 import torch
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.config import WeightKind
 from thoughtbubbles.engine.native.forward import Extended, NativeForward
 from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_native
 from thoughtbubbles.engine.portable.executor import Batch, LandedExecutor
@@ -20,17 +21,19 @@ class NativeExecutor(LandedExecutor[Extended]):
 
     def __init__(self, forward: NativeForward, sampler: Sampler) -> None:
         super().__init__(forward, sampler)
-        self.name = f"native ({forward.level})"
+        self.name = f"native ({forward.level}{', int8' if forward.weights == 'int8' else ''})"
 
     @classmethod
-    def make(cls, model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> Self:
+    def make(cls, model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, weights: WeightKind = "exact") -> Self:
         """Return an executor of a model. Raises `NativeUnavailableError` where it cannot compute that."""
         weight = model.transformer.wte.weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             dtype = str(weight.dtype).removeprefix("torch.")
             raise NativeUnavailableError(f"it computes in float32 on a CPU, not in {dtype} on {weight.device}")
-        native = load_native()
-        return cls(NativeForward(model, cache, ForkTally(), vocabulary=sampler.vocabulary, native=native), sampler)
+        forward = NativeForward(
+            model, cache, ForkTally(), vocabulary=sampler.vocabulary, native=load_native(), weights=weights
+        )
+        return cls(forward, sampler)
 
     def draw(self, batch: Batch, extended: Extended) -> Drawn:
         """Take the library's draws, and draw on the host for requests that set more than a temperature."""

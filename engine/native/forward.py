@@ -20,6 +20,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.config import WeightKind
 from thoughtbubbles.engine.native import library as c
 from thoughtbubbles.engine.native.loading import Native
 from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
@@ -58,10 +59,18 @@ class NativeForward:
     """As `CachedForward.max_prefill_tokens`. More is computed no faster, and what decodes would wait longer."""
 
     def __init__(
-        self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally, *, vocabulary: int, native: Native
+        self,
+        model: Thoughtbubbles,
+        cache: ForkCache,
+        tally: ForkTally,
+        *,
+        vocabulary: int,
+        native: Native,
+        weights: WeightKind = "exact",
     ) -> None:
-        """Tokens from `vocabulary` on are never drawn."""
+        """Tokens from `vocabulary` on are never drawn. `weights` are those of the layers; the head is always exact."""
         self.model, self.cache, self.tally, self.level = model, cache, tally, native.level
+        self.weights: WeightKind = weights
         self._config, self._library, self._vocabulary = model.config, native.library, vocabulary
         self._segments = len(cache.segments)
         requests = len(cache.ledger.kappa)
@@ -195,7 +204,7 @@ class NativeForward:
             activation=config.activation == "gelu_tanh", score_bias=scored and config.score_bias,
             value_attenuation=scored and config.value_attenuation,
             residual_attenuation=config.residual_attenuation, page_size=cache.page_size,
-            half_cache=cache.segments[0].keys.dtype == torch.float16,
+            half_cache=cache.segments[0].keys.dtype == torch.float16, eight=self.weights == "int8",
             layers=layers, embedding=self._pointer(model.transformer.wte.weight),
             norm_weight=self._pointer(norm.weight), norm_bias=self._pointer(norm.bias),
             frequencies=self._pointer(frequencies), segment=segments,

@@ -42,7 +42,7 @@ class Model(ctypes.Structure):
         *((name, c_int32) for name in (
             "vocab_size", "n_layer", "n_head", "n_embd", "block_size", "copies", "segments", "averaging",
             "norm_before_averaging", "activation", "score_bias", "value_attenuation", "residual_attenuation",
-            "page_size", "half_cache",
+            "page_size", "half_cache", "eight",
         )),
         ("layers", POINTER(Layer)), ("embedding", c_void_p), ("norm_weight", c_void_p), ("norm_bias", c_void_p),
         ("frequencies", c_void_p), ("segment", POINTER(Segment)),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SETTINGS = frozenset(
     {
         "cache_bytes", "cache_dtype", "checkpoint", "device", "dtype", "executor", "max_batch_size", "max_body_bytes",
-        "max_choices", "max_model_len", "max_waiting_streams", "model_name", "speculate", "threads",
+        "max_choices", "max_model_len", "max_waiting_streams", "model_name", "speculate", "threads", "weights",
     }
 )  # fmt: skip
 """The settings of `thoughtbubbles serve` that a batch has, too."""

@@ -5,7 +5,15 @@ from typing import cast
 
 import torch
 
-from thoughtbubbles.engine import CacheDtype, Engine, EngineConfig, ExecutorKind, SamplingParams, set_threads
+from thoughtbubbles.engine import (
+    CacheDtype,
+    Engine,
+    EngineConfig,
+    ExecutorKind,
+    SamplingParams,
+    WeightKind,
+    set_threads,
+)
 from thoughtbubbles.model import (
     ChatTemplate,
     Thoughtbubbles,
@@ -35,6 +43,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
         cache_dtype=cast(CacheDtype | None, settings.cache_dtype),
         executor=cast(ExecutorKind, settings.executor),
         speculate=settings.speculate,
+        weights=cast(WeightKind, settings.weights),
     )
     if settings.device == "cpu":  # other devices raise when they run out of memory
         require_memory(settings.cache_bytes, f"cache_bytes {settings.cache_bytes}")

@@ -14,7 +14,7 @@ GIVEN = {
     "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",
     "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5, "max_waiting_streams": 6,
     "max_client_share": 0.25, "max_choices": 12,
-    "cache_bytes": 7, "cache_dtype": "float16", "executor": "portable", "speculate": 14,
+    "cache_bytes": 7, "cache_dtype": "float16", "executor": "native", "speculate": 14, "weights": "int8",
     "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
     "max_connections": 12, "write_timeout_seconds": 13.5,

@@ -35,6 +35,7 @@ struct TbModel {
     int32_t averaging, norm_before_averaging, activation;
     int32_t score_bias, value_attenuation, residual_attenuation;
     int32_t page_size, half_cache;    // half_cache: keys and values are float16
+    int32_t eight;                    // the layers' weights are kept in int8
     const TbLayer *layers;
     const float *embedding;           // (V,D): stays with the caller for as long as the model lives
     const float *norm_weight, *norm_bias;

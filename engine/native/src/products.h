@@ -1,8 +1,12 @@
-// Products of a few rows with weights that are laid out once (engine/native/README.md, "Products").
+// Products of a few rows with weights that are laid out once (docs/CPU.md, "What it computes").
 //
 // A panel holds LANES outputs: for each pair of inputs (k, k+1) the weights of all its outputs. Weights that bfloat16
 // holds exactly are kept so, two to a word, the even input in the low half: an order that AMX, too, reads as it is.
 // Others are kept in float32. Either way products and sums are those of float32.
+//
+// Where int8 is asked for, each output has whole numbers up to 127 and a scale. A row of inputs is rounded to whole
+// numbers too, of as many bits as a sum of 32 has room for (15, from 516 inputs on fewer): what is lost is lost by the
+// weights. Sums are exact.
 #pragma once
 #include <algorithm>
 
@@ -14,6 +18,8 @@
 #endif
 
 namespace {
+
+enum class Stored { whole, half, eight };  // float32, bfloat16, int8
 
 enum class Finish { store, gelu, gelu_tanh, add };
 
@@ -29,50 +35,115 @@ class Linear {
   public:
     Linear() = default;
 
-    void pack(const float *weight, const float *bias, int outputs, int inputs) {
+    void pack(const float *weight, const float *bias, int outputs, int inputs, bool eight = false) {
         outputs_ = outputs;
         inputs_ = inputs;
         panels_ = (outputs + LANES - 1) / LANES;
-        half_ = bfloat16_holds(weight, size_t(outputs) * inputs);
-        const size_t words = size_t(panels_) * inputs * LANES / (half_ ? 2 : 1);
-        uint32_t *to = weights_.reserve(words);
+        stored_ = eight ? Stored::eight : bfloat16_holds(weight, size_t(outputs) * inputs) ? Stored::half : Stored::whole;
+        bias_.reserve(size_t(panels_) * LANES);
+        for (int i = 0; i < panels_ * LANES; i++) bias_[i] = bias && i < outputs ? bias[i] : 0;
+        uint32_t *to = weights_.reserve(size_t(panels_) * panel_words());
+        if (eight) return pack_eight(weight, reinterpret_cast<int8_t *>(to));
+        const bool half = stored_ == Stored::half;
         for (int panel = 0; panel < panels_; panel++)
             for (int k = 0; k < inputs; k += 2)
                 for (int lane = 0; lane < LANES; lane++) {
                     const int output = panel * LANES + lane;
                     const uint32_t even = word(weight, output, k), odd = word(weight, output, k + 1);
-                    uint32_t *at = to + (size_t(panel) * inputs + k) * LANES / (half_ ? 2 : 1) + lane;
-                    if (half_)
+                    uint32_t *at = to + panel * panel_words() + size_t(k) * LANES / (half ? 2 : 1) + lane;
+                    if (half)
                         *at = even >> 16 | odd;  // their low halves are 0
                     else
                         at[0] = even, at[LANES] = odd;
                 }
-        bias_.reserve(size_t(panels_) * LANES);
-        for (int i = 0; i < panels_ * LANES; i++) bias_[i] = bias && i < outputs ? bias[i] : 0;
     }
 
     int outputs() const { return outputs_; }
-    size_t bytes() const { return size_t(panels_) * inputs_ * LANES * (half_ ? 2 : 4); }
+    size_t bytes() const { return size_t(panels_) * panel_words() * 4; }
 
     // x (rows,inputs), rows `stride` apart.
     void multiply(Pool &pool, Buffer<uint32_t> &scratch, const float *x, int64_t stride, int rows, const Sink &sink) const {
 #if defined(__AMX_BF16__)
-        if (half_ && rows >= FEWEST_AMX_ROWS && inputs_ % 32 == 0) return multiply_tiles(pool, scratch, x, stride, rows, sink);
+        if (stored_ == Stored::half && rows >= FEWEST_AMX_ROWS && inputs_ % 32 == 0)
+            return multiply_tiles(pool, scratch, x, stride, rows, sink);
 #endif
-        (void)scratch;
-        const int group = pool.size() == 1 ? 8 : 4, parts = (panels_ + group - 1) / group;
-        pool.run(parts, [&](int part, int) {
-            const int first = part * group, last = std::min(first + group, panels_);
-            for (int row = 0; row < rows;)
-                row += half_ ? some<true>(x + row * stride, stride, row, rows - row, first, last, sink)
-                             : some<false>(x + row * stride, stride, row, rows - row, first, last, sink);
-        });
+        if (stored_ == Stored::eight) {
+            const Rounded rounded = round_rows(pool, scratch, x, stride, rows);
+            return multiply_panels<Stored::eight>(pool, rounded.pairs, inputs_ / 2, rounded.scales, rows, sink);
+        }
+        if (stored_ == Stored::half) return multiply_panels<Stored::half>(pool, x, stride, nullptr, rows, sink);
+        multiply_panels<Stored::whole>(pool, x, stride, nullptr, rows, sink);
     }
 
   private:
     static constexpr int panels_at_once(int rows) {
         return LANES == 16 ? (rows <= 3 ? 8 : rows <= 6 ? 4 : 2) : (rows == 1 ? 8 : rows == 2 ? 4 : 2);
     }
+
+    // Words of a panel; of int8 four weights to a word, the pair of the next output beside that of an output.
+    size_t panel_words() const {
+        return size_t(inputs_) * LANES / (stored_ == Stored::whole ? 1 : stored_ == Stored::half ? 2 : 4);
+    }
+
+    void pack_eight(const float *weight, int8_t *to) {
+        scales_.reserve(size_t(panels_) * LANES);
+        for (int output = 0; output < panels_ * LANES; output++) {
+            const float *row = weight + size_t(output) * inputs_;
+            float most = 0, broken = 0;
+            for (int k = 0; output < outputs_ && k < inputs_; k++) {
+                most = std::fmax(most, std::fabs(row[k]));
+                broken += row[k] - row[k];  // NaN where a weight is NaN or infinite
+            }
+            if (broken != 0) most = 0;
+            scales_[output] = most / 127 + broken;
+            int8_t *at = to + size_t(output / LANES) * inputs_ * LANES + output % LANES * 2;
+            for (int k = 0; k < inputs_; k++)
+                at[k / 2 * 2 * LANES + k % 2] = most > 0 ? int8_t(std::nearbyint(row[k] * (127 / most))) : 0;
+        }
+    }
+
+    // Rows of inputs as whole numbers: two 16-bit ones to a word, the even input in the low half.
+    struct Rounded {
+        const int32_t *pairs;  // (rows,inputs/2)
+        const float *scales;   // (rows) NaN where an input is NaN or infinite
+    };
+
+    Rounded round_rows(Pool &pool, Buffer<uint32_t> &scratch, const float *x, int64_t stride, int rows) const {
+        const size_t words = size_t(inputs_) / 2;
+        int32_t *pairs = reinterpret_cast<int32_t *>(scratch.reserve(rows * (words + 1)));
+        float *scales = reinterpret_cast<float *>(pairs + rows * words);
+        const float range = std::fmin(32767, 2147483647 / (127.0f * inputs_) - 1);
+        const int parts = rows < 8 ? 1 : (rows + 7) / 8, each = rows < 8 ? rows : 8;
+        pool.run(parts, [&](int part, int) {
+            for (int r = part * each; r < std::min((part + 1) * each, rows); r++)
+                scales[r] = round_row(x + r * stride, reinterpret_cast<int16_t *>(pairs + r * words), range);
+        });
+        return {pairs, scales};
+    }
+
+    float round_row(const float *x, int16_t *to, float range) const {
+        const int whole = inputs_ / LANES * LANES;
+        F highest{}, odd{};
+        for (int k = 0; k < whole; k += LANES) {
+            const F v = load(x + k);
+            highest = larger(larger(v, -v), highest);
+            odd += v - v;  // NaN where v is NaN or infinite
+        }
+        float most = largest(highest), broken = sum(odd);
+        for (int k = whole; k < inputs_; k++) {
+            most = std::fmax(most, std::fabs(x[k]));
+            broken += x[k] - x[k];
+        }
+        if (!(most > LEAST && broken == 0)) {
+            std::memset(to, 0, size_t(inputs_) * 2);
+            return broken;
+        }
+        const float by = range / most, magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to a whole number
+        for (int k = 0; k < inputs_; k++) to[k] = int16_t((x[k] * by + magic) - magic);
+        return most / range;
+    }
+
+    static constexpr float LEAST = 1e-30f;  // a row that is no larger counts as 0
 
     static bool bfloat16_holds(const float *weight, size_t count) {
         uint32_t any = 0;
@@ -90,11 +161,22 @@ class Linear {
         return bits;
     }
 
+    // x (rows) is float32, or of int8 pairs of inputs, with their rows' scales.
+    template <Stored W, class X>
+    void multiply_panels(Pool &pool, const X *x, int64_t stride, const float *scales, int rows, const Sink &sink) const {
+        const int group = pool.size() == 1 ? 8 : 4, parts = (panels_ + group - 1) / group;
+        pool.run(parts, [&](int part, int) {
+            const int first = part * group, last = std::min(first + group, panels_);
+            for (int row = 0; row < rows;)
+                row += some<W>(x + row * stride, stride, scales, row, rows - row, first, last, sink);
+        });
+    }
+
     // As many of the rows as are multiplied at once; returns how many. Each number is code of its own.
-    template <bool HALF>
-    int some(const float *x, int64_t stride, int row, int rows, int first, int last, const Sink &sink) const {
+    template <Stored W, class X>
+    int some(const X *x, int64_t stride, const float *scales, int row, int rows, int first, int last, const Sink &sink) const {
 #define ROWS(R) \
-    if (rows >= R) return panels<R, HALF>(x, stride, row, first, last, sink), R;
+    if (rows >= R) return panels<R, W>(x, stride, scales, row, first, last, sink), R;
 #if LANES == 16
         if (rows != 16) ROWS(12)
         ROWS(8)
@@ -108,45 +190,50 @@ class Linear {
         return rows;
     }
 
-    template <int R, bool HALF>
-    void panels(const float *x, int64_t stride, int row, int first, int last, const Sink &sink) const {
+    template <int R, Stored W, class X>
+    void panels(const X *x, int64_t stride, const float *scales, int row, int first, int last, const Sink &sink) const {
         constexpr int MOST = panels_at_once(R);
-        for (; first + MOST <= last; first += MOST) tile<R, MOST, HALF>(x, stride, row, first, sink);
-        if (MOST > 4 && first + 4 <= last) tile<R, 4, HALF>(x, stride, row, first, sink), first += 4;
-        for (; first < last; first++) tile<R, 1, HALF>(x, stride, row, first, sink);
+        for (; first + MOST <= last; first += MOST) tile<R, MOST, W>(x, stride, scales, row, first, sink);
+        if (MOST > 4 && first + 4 <= last) tile<R, 4, W>(x, stride, scales, row, first, sink), first += 4;
+        for (; first < last; first++) tile<R, 1, W>(x, stride, scales, row, first, sink);
     }
 
-    // One input of R rows times P panels. Of rows and panels the fewer stay in registers, beside the sums: with all of
-    // both the compiler would keep sums in memory.
-    template <int R, int P, bool HALF, bool ODD>
-    __attribute__((always_inline)) static void multiply_input(F (&sums)[R][P], const float *x, int64_t stride,
-                                                              const uint32_t *w, size_t size) {
+    // One input, or of int8 one pair of inputs, of R rows times P panels. Of rows and panels the fewer stay in registers,
+    // beside the sums: with all of both the compiler would keep sums in memory.
+    template <int R, int P, Stored W, bool ODD, class X, class V>
+    __attribute__((always_inline)) static void multiply_input(V (&sums)[R][P], const X *x, int64_t stride, const uint32_t *w,
+                                                              size_t size) {
         if constexpr (R <= P) {
-            F inputs[R];
+            V inputs[R];
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) inputs[r] = all(x[r * stride]);
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) {
-                const F weights = widened<HALF, ODD>(w + p * size);
+                const V weights = widened<W, ODD>(w + p * size);
 #pragma GCC unroll 12
-                for (int r = 0; r < R; r++) sums[r][p] += inputs[r] * weights;
+                for (int r = 0; r < R; r++) add_product(sums[r][p], inputs[r], weights);
             }
         } else {
-            F weights[P];
+            V weights[P];
 #pragma GCC unroll 8
-            for (int p = 0; p < P; p++) weights[p] = widened<HALF, ODD>(w + p * size);
+            for (int p = 0; p < P; p++) weights[p] = widened<W, ODD>(w + p * size);
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
-                const F input = all(x[r * stride]);
+                const V input = all(x[r * stride]);
 #pragma GCC unroll 8
-                for (int p = 0; p < P; p++) sums[r][p] += input * weights[p];
+                for (int p = 0; p < P; p++) add_product(sums[r][p], input, weights[p]);
             }
         }
     }
 
-    // A panel's weights of the even or the odd one of two inputs.
-    template <bool HALF, bool ODD> static F widened(const uint32_t *w) {
-        if constexpr (!HALF)
+    static void add_product(F &sum, F a, F b) { sum += a * b; }
+    static void add_product(I &sum, I a, I b) { sum += products_of_pairs(a, b); }
+
+    // A panel's weights of the even or the odd one of two inputs, or of int8 of both.
+    template <Stored W, bool ODD> static auto widened(const uint32_t *w) {
+        if constexpr (W == Stored::eight)
+            return load_pairs(w);
+        else if constexpr (W == Stored::whole)
             return (F)load_words(w + (ODD ? LANES : 0));
         else if constexpr (ODD)
             return (F)(load_words(w) & 0xffff0000u);
@@ -154,17 +241,30 @@ class Linear {
             return (F)(load_words(w) << 16);
     }
 
-    template <int R, int P, bool HALF>
-    void tile(const float *x, int64_t stride, int row, int panel, const Sink &sink) const {
+    template <int R, int P, Stored W>
+    void tile(const float *x, int64_t stride, const float *, int row, int panel, const Sink &sink) const {
         F sums[R][P] = {};
-        const size_t size = size_t(inputs_) * LANES / (HALF ? 2 : 1);
+        const size_t size = panel_words(), pair = W == Stored::half ? LANES : 2 * LANES;
         const uint32_t *w = weights_.data() + panel * size;
-        for (int k = 0; k < inputs_; k += 2, w += HALF ? LANES : 2 * LANES) {
-            multiply_input<R, P, HALF, false>(sums, x + k, stride, w, size);
-            multiply_input<R, P, HALF, true>(sums, x + k + 1, stride, w, size);
+        for (int k = 0; k < inputs_; k += 2, w += pair) {
+            multiply_input<R, P, W, false>(sums, x + k, stride, w, size);
+            multiply_input<R, P, W, true>(sums, x + k + 1, stride, w, size);
         }
         for (int r = 0; r < R; r++)
             for (int p = 0; p < P; p++) finish(row + r, panel + p, sums[r][p], sink);
+    }
+
+    template <int R, int P, Stored W>
+    void tile(const int32_t *x, int64_t stride, const float *scales, int row, int panel, const Sink &sink) const {
+        I sums[R][P] = {};
+        const size_t size = panel_words();
+        const uint32_t *w = weights_.data() + panel * size;
+        for (int k = 0; k < inputs_ / 2; k++, w += LANES / 2) multiply_input<R, P, W, false>(sums, x + k, stride, w, size);
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) {
+                const F scale = load(scales_.data() + (panel + p) * LANES) * all(scales[row + r]);
+                finish(row + r, panel + p, __builtin_convertvector(sums[r][p], F) * scale, sink);
+            }
     }
 
     void finish(int row, int panel, F v, const Sink &sink) const {
@@ -281,9 +381,9 @@ class Linear {
 #endif
 
     int outputs_ = 0, inputs_ = 0, panels_ = 0;
-    bool half_ = false;
+    Stored stored_ = Stored::whole;
     Buffer<uint32_t> weights_;
-    Buffer<float> bias_;
+    Buffer<float> bias_, scales_;  // scales_: of int8
 };
 
 }  // namespace

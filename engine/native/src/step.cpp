@@ -73,15 +73,16 @@ class Forward : public Step {
           segments_(model.segment, model.segment + model.segments),
           frequencies_(model.frequencies, model.frequencies + model.n_embd / model.n_head / 2) {
         const int D = width_;
+        const bool eight = m_.eight;
         for (int i = 0; i < m_.n_layer; i++) {
             const TbLayer &from = model.layers[i];
             Layer &to = layers_[i];
             to.before_attention.read(from.norm_1_weight, from.norm_1_bias, D);
             to.before_hidden.read(from.norm_2_weight, from.norm_2_bias, D);
-            to.heads.pack(from.heads_weight, from.heads_bias, 3 * D, D);
-            to.attended.pack(from.attended_weight, from.attended_bias, D, D);
-            to.hidden.pack(from.hidden_weight, from.hidden_bias, 4 * D, D);
-            to.activated.pack(from.activated_weight, from.activated_bias, D, 4 * D);
+            to.heads.pack(from.heads_weight, from.heads_bias, 3 * D, D, eight);
+            to.attended.pack(from.attended_weight, from.attended_bias, D, D, eight);
+            to.hidden.pack(from.hidden_weight, from.hidden_bias, 4 * D, D, eight);
+            to.activated.pack(from.activated_weight, from.activated_bias, D, 4 * D, eight);
             if (from.fork_weight) {
                 to.before_fork.read(from.fork_norm_weight, from.fork_norm_bias, D);
                 to.fork_weight.assign(from.fork_weight, from.fork_weight + 2 * D);

@@ -11,7 +11,7 @@
 #else
 #define LANES 4
 #endif
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -33,8 +33,29 @@ inline U load_words(const void *p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+// LANES pairs of int8, each pair as two int16 in a word.
+inline I load_pairs(const void *p) {
+    typedef int8_t B __attribute__((vector_size(2 * LANES)));
+    typedef int16_t S __attribute__((vector_size(4 * LANES)));
+    B bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return (I)__builtin_convertvector(bytes, S);
+}
+// Of words that are two int16 each, the sum of the two products.
+inline I products_of_pairs(I a, I b) {
+#if LANES == 16
+    return (I)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif LANES == 8
+    return (I)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (I)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
 inline void store(float *p, F v) { std::memcpy(p, &v, sizeof v); }
 inline F all(float x) { return x - F{}; }  // not x + 0, which is another number where x is -0: a broadcast and no sum
+inline I all(int32_t x) { return x - I{}; }
 inline F smaller(F a, F b) { return a < b ? a : b; }
 inline F larger(F a, F b) { return a > b ? a : b; }
 
