@@ -99,7 +99,7 @@ def _measure(ways: Mapping[str, Complete], load: str, clients: int, args: argpar
     for run in range(args.runs + 1):
         for name, way in ways.items():
             answers = way(Requests(load=load, clients=clients, requests=each, seed=run))
-            rows[name] += [_numbers(answers)] if run else []
+            rows[name] += [numbers(answers)] if run else []
     for name, runs in rows.items():
         rate, *times, chunk = (statistics.median(column) for column in zip(*runs, strict=True))
         shown = (f"{1000 * seconds:.1f}" for seconds in times)
@@ -107,7 +107,7 @@ def _measure(ways: Mapping[str, Complete], load: str, clients: int, args: argpar
         print("  ".join(cell.rjust(len(title)) for cell, title in zip(cells, COLUMNS, strict=True)), flush=True)
 
 
-def _numbers(answers: Sequence[Answer]) -> Sequence[float]:
+def numbers(answers: Sequence[Answer]) -> Sequence[float]:
     """Return tokens/s, first-token times, times between events (both the 50th and 99th percentile), tokens an event."""
     began, ended = min(each.sent for each in answers), max(each.arrivals[-1] for each in answers)
     tokens, events = sum(each.tokens for each in answers), sum(len(each.arrivals) for each in answers)
