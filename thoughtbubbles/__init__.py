@@ -58,7 +58,10 @@ COMMANDS = {
     "bench": ("thoughtbubbles_client.bench.command", "load a server and measure what its clients see"),
     "export": ("thoughtbubbles.model.huggingface.export", "write a checkpoint for Hugging Face's tools"),
     "push": ("thoughtbubbles.model.huggingface.push", "upload a checkpoint to a Hugging Face hub"),
-    "convert": ("thoughtbubbles.model.checkpoint.convert", "make a checkpoint from the authors' PyTorch release"),
+    "convert": (
+        "thoughtbubbles.model.checkpoint.convert",
+        "make a checkpoint from one of the authors' PyTorch or JAX code",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`thoughtbubbles convert`: make a checkpoint from the authors' PyTorch release."""
+"""`thoughtbubbles convert`: make a checkpoint from one of the authors' PyTorch or JAX code."""
 
 import argparse
 import re
@@ -28,14 +28,16 @@ def convert(
     dtypes = {tensor.dtype for tensor in release.state.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else torch.float32
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in release.state.items()}, assign=True)
-    provenance = {"converted_from": "the authors' PyTorch release", "settings": release.settings}
+    provenance = {"converted_from": "a checkpoint of the authors' code", "settings": release.settings}
     save_checkpoint(out, model, tokenizer, provenance)
     return release
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", type=Path, help="the release: a folder with config.json, or a weights file beside it")
+    parser.add_argument(
+        "source", type=Path, help="a folder with config.json or config.yaml, or a weights file beside it"
+    )
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     parser.add_argument("--tokenizer", default="gpt2", help="gpt2, or the path of a tiktoken ranks file (%(default)s)")
     parser.add_argument(

@@ -1,9 +1,12 @@
-"""Read the authors' PyTorch release: map its settings and tensor names to ours.
+"""Read a checkpoint of the authors' PyTorch or JAX code: map its settings and tensor names to ours.
 
 config.json   the settings, or a record of the trainer with the settings under `config`. The layers are a `plan`, a list
               of "regular" and "fork"; `averaging_method` is our `averaging`; training settings are ignored
+config.yaml   of their second JAX code, theseus: the settings under `architecture`, `fork` a list of layers
 weights       `transformer.wte.weight`, `transformer.h.3.forking_score.weight`, …, under any prefix of a wrapper
-              (`module.`, `_orig_mod.`) or of a training state (`model.`); see `release_files`
+              (`module.`, `_orig_mod.`) or of a training state (`model.`); see `release_files`, for JAX `orbax`
+
+JAX's GELU is the tanh approximation, and it averages streams before the final LayerNorm.
 """
 
 import re
@@ -15,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thoughtbubbles.model.checkpoint.release_files import read_tensors
+from thoughtbubbles.model.checkpoint.release_files import has_orbax_tree, read_tensors
 from thoughtbubbles.model.config import ModelConfig
-from thoughtbubbles.model.files.untrusted import read_json_object, require_present
+from thoughtbubbles.model.files.untrusted import read_json_object, require_present, require_regular
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
@@ -43,14 +46,14 @@ class Release:
 def read_release(source: Path, *, norm_before_averaging: bool | None = None) -> Release:
     """Return the release of a folder, or of a weights file with config.json beside it.
 
-    `norm_before_averaging` overrides the settings. By default it is on for settings with a `plan`, which are the
-    authors' first PyTorch release (SPEC.md, "Output averaging"). Raises `OSError` for a missing file, `ValueError` for
-    contents that are not a release.
+    `norm_before_averaging` overrides the settings. By default it is on for settings with a `plan` and no Orbax tree,
+    which are the authors' first PyTorch release (SPEC.md, "Output averaging"). Raises `OSError` for a missing file,
+    `ValueError` for contents that are not a release.
     """
     settings = read_settings(source)
     config_file = _config_file(source)
     try:
-        config = _read_config(settings)
+        config = _read_config(settings, jax=has_orbax_tree(source))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_file}: {error}") from error
     if norm_before_averaging is not None:
@@ -65,6 +68,8 @@ def read_settings(source: Path) -> dict[str, Any]:
     if not require_present(source).is_dir() and not source.is_file():
         raise OSError(f"{source} is neither a folder nor a regular file")
     config_file = _config_file(source)
+    if config_file.suffix == ".yaml":
+        return _read_yaml(config_file)
     content = read_json_object(config_file)
     if "format_version" in content:
         raise ValueError(f"{config_file.parent} is already a Thoughtbubbles checkpoint: nothing is to be converted")
@@ -75,10 +80,32 @@ def read_settings(source: Path) -> dict[str, Any]:
 
 
 def _config_file(source: Path) -> Path:
-    return (source if source.is_dir() else source.parent) / "config.json"
+    folder = source if source.is_dir() else source.parent
+    return folder / ("config.yaml" if (folder / "config.yaml").is_file() else "config.json")
 
 
-def _read_config(settings: Mapping[str, Any]) -> ModelConfig:
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """Return the settings in theseus' config.yaml: those of the model, under `architecture`."""
+    try:
+        import yaml  # noqa: PLC0415 - the extra `jax`
+    except ModuleNotFoundError:
+        raise ValueError(f"{file}: YAML needs the extra: pip install 'thoughtbubbles[jax]'") from None
+    try:
+        content = yaml.safe_load(require_regular(file).read_bytes())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file}: not YAML that can be read") from error
+    settings = content.get("architecture") if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: it has no settings under architecture")
+    tokenizer = content.get("tokenizer") or {}
+    if isinstance(tokenizer, dict) and tokenizer.get("name", "gpt2") != "gpt2":
+        raise ValueError(f"{file}: tokenizer {tokenizer['name']} is not supported, only gpt2")
+    return settings
+
+
+def _read_config(settings: Mapping[str, Any], *, jax: bool) -> ModelConfig:
+    if "n_layers" in settings:
+        return _read_theseus(settings)
     if "plan" not in settings:
         return ModelConfig.from_dict(settings)
     plan = settings["plan"]
@@ -87,15 +114,41 @@ def _read_config(settings: Mapping[str, Any]) -> ModelConfig:
     if settings.get("merge_killed_tokens"):
         raise ValueError("merge_killed_tokens is not supported")
     same = ("vocab_size", "block_size", "max_block_size", "n_head", "n_embd", "bias")
-    if missing := [name for name in same if name not in settings]:
-        raise ValueError(f"settings are missing: {', '.join(missing)}")
     return ModelConfig(
-        **{name: settings[name] for name in same},
+        **_required(settings, same),
         n_layer=len(plan),
         fork_layers=tuple(layer for layer, word in enumerate(plan) if LAYERS[word]),
         averaging=settings.get("averaging_method", "residual"),
-        norm_before_averaging=True,
+        activation="gelu_tanh" if jax else "gelu",
+        norm_before_averaging=not jax,
     )
+
+
+def _read_theseus(settings: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration of theseus' Thoughtbubbles; without `fork`, of its regular model."""
+    same = _required(settings, ("vocab_size", "block_size", "n_head", "n_embd", "n_layers"))
+    supported = {"rope": (True,), "layer_norm_eps": (1e-5,), "intermediate_size": (-1, 4 * same["n_embd"])}
+    for name, values in supported.items():
+        if settings.get(name, values[0]) not in values:
+            raise ValueError(f"{name} {settings[name]!r} is not supported")
+    forks = settings.get("fork")
+    if forks == []:  # theseus gives up a channel of its heads all the same
+        raise ValueError("fork must name a layer, or be absent")
+    return ModelConfig(
+        n_layer=same.pop("n_layers"),
+        **same,
+        max_block_size=settings.get("max_block_size", 0) if forks else same["block_size"],
+        fork_layers=tuple(forks or ()),
+        bias=settings.get("bias", True),
+        activation="gelu_tanh",
+        score_bias=settings.get("use_fork_channel", True) or not forks,
+    )
+
+
+def _required(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    if missing := [name for name in names if name not in settings]:
+        raise ValueError(f"settings are missing: {', '.join(missing)}")
+    return {name: settings[name] for name in names}
 
 
 def _our_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Read tensors by name from files of others: safetensors, a pickled state dict, or a distributed checkpoint.
+"""Read tensors by name from files of others: safetensors, pickled state dicts, distributed checkpoints, Orbax trees.
 
 Pickles are limited to tensors and plain data.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from thoughtbubbles.model.checkpoint.distributed import INDEX, SafeReader, load_distributed, reason
+from thoughtbubbles.model.checkpoint.orbax import METADATA, OrbaxTree
 from thoughtbubbles.model.files.untrusted import require_regular
 
 WEIGHTS = ("model.safetensors", "weights.safetensors", "model.pt", "model.pth")
@@ -25,10 +26,10 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors of `path`, on the CPU under new names, and the old names of the tensors left out.
 
-    `path` is a weights file or a folder. The folder is a distributed checkpoint, contains one, or has one of the files
-    `WEIGHTS`. `rename` gets all names (nested dictionaries joined by dots) and returns new names for the tensors to
-    keep. The others, such as an optimizer's state, are not read if the format allows. Raises `OSError` for a missing
-    file, `ValueError` naming a file with other contents.
+    `path` is a weights file or a folder. The folder is a distributed checkpoint or an Orbax tree, contains one, or has
+    one of the files `WEIGHTS`. `rename` gets all names (nested dictionaries joined by dots) and returns new names
+    for the tensors to keep. The others, such as an optimizer's state, are not read if the format allows. Raises
+    `OSError` for a missing file, `ValueError` naming a file with other contents.
     """
     names, read = _open(_find(path))
     renamed = rename(names)
@@ -39,19 +40,29 @@ def read_tensors(
 def _open(path: Path) -> tuple[list[str], Read]:
     if path.name == INDEX:
         return _open_distributed(path.parent)
+    if path.name == METADATA:
+        tree = OrbaxTree(path.parent)
+        return tree.names, tree.read
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
     return list(state), lambda _names: state
+
+
+def has_orbax_tree(path: Path) -> bool:
+    """Return whether `path` is an Orbax tree or a folder with one."""
+    return any(file.is_file() for file in (path / METADATA, *path.glob(f"*/{METADATA}")))
 
 
 def _find(path: Path) -> Path:
     if not path.is_dir():
         return path
-    candidates = [path / INDEX, *path.glob(f"*/{INDEX}"), *(path / name for name in WEIGHTS)]
+    indexes = [path / index for index in (INDEX, METADATA)] + [*path.glob(f"*/{INDEX}"), *path.glob(f"*/{METADATA}")]
+    candidates = [*indexes, *(path / name for name in WEIGHTS)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise ValueError(
-        f"{path} is not a distributed checkpoint and has none of {', '.join(WEIGHTS)}: name the weights file"
+        f"{path} is not a distributed checkpoint or an Orbax tree and has none of {', '.join(WEIGHTS)}:"
+        " name the weights file"
     )
 
 
