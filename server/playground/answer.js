@@ -13,7 +13,8 @@ export class Answer {
   /** Made from the page's template; all answers share the card. */
   constructor(template, card) {
     this.#section = template.content.cloneNode(true).firstElementChild;
-    this.#text = new Text(this.#section.querySelector(".text"), (index) => this.#point(index));
+    const choose = (index) => card.choose(index, this.transcript.tokens[index]);
+    this.#text = new Text(this.#section.querySelector(".text"), (index) => this.#point(index), choose);
     this.#chart = new Chart(this.#section.querySelector("svg"), (index) => this.#point(index));
     this.#card = card;
     this.transcript = new Transcript();
@@ -67,10 +68,15 @@ export class Answer {
     this.#text.token(this.transcript.promptTokens + agreed)?.classList.add("parting");
   }
 
+  /** Mark the tokens at `positions`, whose forks were changed. */
+  markChanged(positions) {
+    for (const position of positions) this.#text.token(position)?.classList.add("changed");
+  }
+
   #point(index) {
     this.#chart.point(index);
     if (index === undefined) this.#card.leave();
-    else this.#card.show(this.#text.token(index), this.transcript.tokens[index]);
+    else this.#card.show(this.#text.token(index), index, this.transcript.tokens[index]);
   }
 
   #addFigure(name, value) {

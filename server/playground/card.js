@@ -12,6 +12,8 @@ export class Card {
   #target = null;
   #leaving = null;
   #form;
+  /** Called with position and token if the user wants to change a token's forks; null if no layer forks. */
+  onChoose = null;
 
   /** In the element `card`, which is not to cover `form`. */
   constructor(card, form) {
@@ -21,17 +23,23 @@ export class Card {
     card.addEventListener("pointerleave", () => this.leave());
   }
 
-  /** Describe `token` beside the element that shows it. */
-  show(target, token) {
+  /** Describe the token at `position` beside the element that shows it. */
+  show(target, position, token) {
     clearTimeout(this.#leaving);
     if (target === this.#target) return;
     this.hide();
     this.#target = target;
-    this.#card.replaceChildren(...described(token));
+    this.#card.replaceChildren(...described(token), ...this.#offer(position, token));
     this.#card.hidden = false;
     target.setAttribute("aria-describedby", this.#card.id);
     target.classList.add("pointed");
     this.#position(target);
+  }
+
+  /** Choose the token at `position` to change its forks. */
+  choose(position, token) {
+    this.hide();
+    this.onChoose?.(position, token);
   }
 
   /** Hide soon, unless the pointer enters the card or another token is shown. */
@@ -49,6 +57,18 @@ export class Card {
     this.#target = null;
     this.#card.hidden = true;
     return shown;
+  }
+
+  // With the keyboard, Enter on the token does the same.
+  #offer(position, token) {
+    if (!this.onChoose) return [];
+    const button = element("button", "", "Change its forks");
+    button.type = "button";
+    button.tabIndex = -1;
+    button.addEventListener("pointerdown", (event) => event.preventDefault()); // the token keeps the focus
+    button.addEventListener("mousedown", (event) => event.preventDefault());
+    button.addEventListener("click", () => this.choose(position, token));
+    return [button];
   }
 
   // Above the token, where the text has been read, unless that covers the form; else below it.
@@ -75,10 +95,12 @@ export function visible(text) {
   return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "→") || "(nothing)";
 }
 
-function described({ printed, streams, logprob, top }) {
+function described({ printed, streams, scores = [], logprob, top }) {
   const streamsLine = element("p", "streams", `${streams} ${streams === 1 ? "stream" : "streams"}`);
   streamsLine.prepend(...Array.from({ length: streams }, () => element("i")));
-  const head = [element("p", "name", visible(printed)), streamsLine];
+  const weights = scores.map((own) => own.map((p) => p.toFixed(2)).join(" "));
+  const note = weights.length ? [element("p", "note", `P after each fork layer: ${weights.join(", ")}`)] : [];
+  const head = [element("p", "name", visible(printed)), streamsLine, ...note];
   if (logprob === null) return [...head, element("p", "note", "The first token: nothing stands before it.")];
   const { ranked, rest, bits } = alternatives(top);
   return [

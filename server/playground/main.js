@@ -2,7 +2,8 @@
 
 import { Answer } from "./answer.js";
 import { complete, servedModel } from "./api.js";
-import { Card } from "./card.js";
+import { Card, visible } from "./card.js";
+import { Changes } from "./changes.js";
 import { showScale } from "./depth.js";
 import { Dial } from "./dial.js";
 import { keepKey, key, mark, settings, unmark } from "./form.js";
@@ -16,6 +17,11 @@ const number = new Intl.NumberFormat("en");
 const field = (id) => document.getElementById(id);
 const card = new Card(field("card"), field("ask"));
 const dials = [new Dial(field("ratio-1")), new Dial(field("ratio-2"))];
+const changes = new Changes(field("changes"), () => {
+  field("beside").checked = false;
+  field("second").hidden = true;
+  rewrite();
+});
 const answers = dials.map(() => new Answer(field("answer"), card));
 let connected = false; // whether the served model is known
 let stopping = null; // aborts the running completion
@@ -43,15 +49,18 @@ async function connect() {
   showScale(field("scale"), 2 ** forks);
   dials[0].reach(forks, model.max_block_size / model.block_size);
   dials[1].reach(forks, SECOND_RATIO);
+  changes.layers = model.fork_layers;
+  card.onChoose = forks ? (position, { printed }) => changes.choose(position, visible(printed)) : null;
   connected = true;
 }
 
 async function write() {
   stopping?.abort();
   const mine = (stopping = new AbortController());
-  const shown = answers.slice(0, field("beside").checked ? 2 : 1);
+  const { bias } = changes;
+  const shown = answers.slice(0, field("beside").checked || bias.length ? 2 : 1);
   begin();
-  const requests = shown.map((_, index) => ({ ...OUTPUTS, ...settings(), fork_ratio: dials[index].ratio }));
+  const requests = shown.map((_, index) => request(index, bias));
   let started = false;
   // Only now: a refused request leaves the previous answer.
   const start = () => {
@@ -60,6 +69,16 @@ async function write() {
   };
   const ends = await Promise.allSettled(shown.map((answer, index) => fill(answer, requests[index], mine.signal, start)));
   if (stopping === mine) finish(ends); // else a newer completion has replaced them
+}
+
+// With changes both answers have scores, so that both are computed in the same way.
+function request(index, bias) {
+  const common = { ...OUTPUTS, ...settings(), fork_ratio: dials[bias.length ? 0 : index].ratio };
+  return bias.length ? { ...common, return_fork_scores: true, fork_bias: index ? bias : [] } : common;
+}
+
+function title({ fork_ratio: ratio, fork_bias: bias = [] }) {
+  return bias.length ? `Fork ratio ${ratio}, other forks` : `Fork ratio ${ratio}`;
 }
 
 function begin() {
@@ -71,7 +90,7 @@ function begin() {
 
 function showAnswers(shown, requests) {
   card.hide();
-  shown.forEach((answer, index) => answer.clear(`Fork ratio ${requests[index].fork_ratio}`));
+  shown.forEach((answer, index) => answer.clear(title(requests[index])));
   field("answers").replaceChildren(...shown.map((answer) => answer.element));
 }
 
@@ -88,6 +107,7 @@ function finish(ends) {
   const shown = answers.filter(({ element }) => element.isConnected);
   const length = Math.max(...shown.map(({ transcript }) => transcript.tokens.length));
   for (const answer of shown) answer.end(length);
+  shown[1]?.markChanged(changes.positions);
   if (document.activeElement === field("stop")) field("send").focus(); // a disabled button loses the focus
   field("stop").disabled = true;
   const errors = ends.flatMap(({ reason }) => reason ?? []);
@@ -117,7 +137,9 @@ field("ask").addEventListener("submit", async (submitted) => {
   if (connected) await write();
 });
 field("stop").addEventListener("click", () => stopping.abort());
+field("prompt").addEventListener("input", () => changes.clear()); // other tokens have their positions
 field("beside").addEventListener("change", () => {
+  changes.clear();
   field("second").hidden = !field("beside").checked;
   rewrite();
 });

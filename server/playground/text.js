@@ -7,9 +7,17 @@ const STEPS = { ArrowLeft: (at) => at - 1, ArrowRight: (at) => at + 1, Home: () 
 export class Text {
   #element;
 
-  /** In `element`. `onPoint` is called with the index of the selected token; undefined if none is. */
-  constructor(element, onPoint) {
+  /**
+   * In `element`. `onPoint` is called with the index of the selected token, undefined if none is; `onChoose` with the
+   * index of the token on which Enter is pressed.
+   */
+  constructor(element, onPoint, onChoose) {
     this.#element = element;
+    element.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
+      event.preventDefault(); // else the radio that gets the focus would submit the form
+      onChoose(this.#at(event));
+    });
     // Only moves of a mouse: text that scrolls under a resting mouse is not selected, and a tap sets the focus.
     element.addEventListener("pointermove", (event) => {
       if (event.pointerType === "mouse") onPoint(this.#at(event) ?? this.focused);

@@ -3,7 +3,8 @@
 /**
  * Prompt and completion, token by token. A token has `id`, `printed` (its text, or its bytes if they are part of a
  * character), `offset` in characters, `streams` after the last fork layer, `logprob`, and `top`, the log-probabilities of
- * the likeliest tokens at its position by printed text. The last two are null for the first token.
+ * the likeliest tokens at its position by printed text. The last two are null for the first token. `scores` are P of its
+ * streams after each fork layer, if the request has them.
  */
 export class Transcript {
   tokens = [];
@@ -11,7 +12,7 @@ export class Transcript {
   #characters = []; // code points: the server counts offsets in these
 
   /** Add a chunk's choice. Its request must have echo, log-probabilities, token ids and fork counts. */
-  add({ text, logprobs, token_ids: ids, prompt_token_ids: promptIds = [], fork_counts: counts }) {
+  add({ text, logprobs, token_ids: ids, prompt_token_ids: promptIds = [], fork_counts: counts, fork_scores: scores }) {
     this.promptTokens += promptIds.length;
     for (const character of text) this.#characters.push(character);
     [...promptIds, ...ids].forEach((id, index) => {
@@ -20,6 +21,7 @@ export class Transcript {
         printed: logprobs.tokens[index],
         offset: logprobs.text_offset[index],
         streams: counts[index],
+        scores: scores?.[index],
         logprob: logprobs.token_logprobs[index],
         top: logprobs.top_logprobs[index],
       });

@@ -124,21 +124,24 @@ def test_under_the_rules_that_revise_scores_are_those_of_the_present_length(
                 assert list(own) == pytest.approx(expected, abs=1e-5)
 
 
+@torch.no_grad()
 def test_interventions_leave_nothing_behind_and_find_nothing(model: Thoughtbubbles, engine: Engine) -> None:
     """A prompt in the prefix cache is not used by a request with interventions, nor one with them by others."""
     prompt = list(range(40))
     biases = tuple(ForkBias(layer=layer, position=p, select="never") for layer in (1, 2, 4) for p in range(30))
-    changed, plain = params(fork_bias=biases), params()
-    one, other = (generate(model, prompt, LENGTH, temperature=0, intervene=each) for each in (biases, ()))
-    assert one != other
-    cached = []
-    for each, wanted in ((changed, one), (plain, other)) * 2:
-        [completion] = engine.generate([prompt], each)
-        assert list(completion.token_ids) == wanted
+    cached, found = [], []
+    for some in (biases, (), biases, ()):
+        [completion] = engine.generate([prompt], params(fork_bias=some, logprobs=0))
+        ids = [*prompt, *completion.token_ids]
+        log_p = model(torch.tensor([ids]), intervene=some)[0, 39:-1].log_softmax(1)
+        wanted = log_p.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        found.append(torch.tensor([event.logprob for event in completion.events]))
+        torch.testing.assert_close(found[-1], wanted, atol=TOLERANCE, rtol=0)
         usage = completion.events[-1].usage
         assert usage is not None
         cached.append(usage.cached_tokens)
     assert cached == [0, 0, 0, 39]
+    assert (found[0] - found[1]).abs().max() > 10 * TOLERANCE, "a case without a difference shows nothing"
 
 
 def test_a_model_without_forks_reports_no_scores(make_model: MakeModel, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,50 @@
+"""Forks that are changed on the page: both answers, the panel, and the requests behind them."""
+
+from tests.server.harness import Running
+from tests.server.playground.harness import Visit, told
+
+SETTINGS = {"prompt": "ab cd ef gh", "max_tokens": 6, "temperature": 0, "seed": 3}
+
+
+def test_a_forbidden_token_is_beside_the_model_s_own(server: Running, visit: Visit) -> None:
+    playground = visit(server.url)
+    playground.complete(**SETTINGS)
+    playground.tokens.nth(3).hover()
+    playground.page.click("#card button")
+    assert playground.page.locator("#card").is_hidden()
+    assert playground.page.locator("#changes legend").inner_text() == "Forks of c"
+    playground.page.check("#changes input[value=never]")
+    playground.page.locator(".token.changed").wait_for()
+    bias = [{"layer": layer, "position": 3, "select": "never"} for layer in (1, 2)]
+    for place, some in enumerate(([], bias)):
+        expected = told(server.url, **SETTINGS, fork_bias=some, return_fork_scores=True)
+        assert playground.bars(place) == expected["fork_counts"]
+        assert playground.text(place) == expected["text"]
+    assert playground.bars(1)[3] == 1
+    playground.page.click("#changes button")
+    playground.page.wait_for_function("document.querySelectorAll('.answer').length === 1")
+    assert playground.page.locator("#changes").is_hidden()
+
+
+def test_with_the_keyboard_alone(server: Running, visit: Visit) -> None:
+    playground = visit(server.url)
+    playground.complete(**SETTINGS)
+    playground.tokens.nth(0).focus()
+    playground.page.keyboard.press("ArrowRight")
+    playground.page.keyboard.press("Enter")
+    playground.page.keyboard.press("ArrowRight")
+    playground.page.keyboard.press("ArrowRight")
+    playground.page.locator(".token.changed").wait_for()
+    biases = [{"layer": layer, "position": 1, "select": "always"} for layer in (1, 2)]
+    assert playground.bars(1) == told(server.url, **SETTINGS, fork_bias=biases)["fork_counts"]
+
+
+def test_another_prompt_has_no_changes(server: Running, visit: Visit) -> None:
+    playground = visit(server.url)
+    playground.complete(**SETTINGS)
+    playground.tokens.nth(0).focus()
+    playground.page.keyboard.press("Enter")
+    playground.page.check("#changes input[value=always]")
+    playground.page.locator(".token.changed").wait_for()
+    playground.complete(prompt="other")
+    assert playground.page.locator(".answer").count() == 1
