@@ -27,8 +27,8 @@ _JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?", "lenient": False,
     "coerce_one_of": False,
 }  # fmt: skip
-"""The only white space is one space after a comma or colon: a weak model would write little else. Of a schema, nothing is
-ignored."""
+"""The only white space is one space after a comma or colon: a weak model would write little else. No keyword of a
+schema is ignored."""
 
 
 class GrammarCompiler:
