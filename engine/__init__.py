@@ -16,6 +16,8 @@ from thoughtbubbles.engine.sampling_params import (
     SamplingParams,
 )
 from thoughtbubbles.engine.stats import EngineStats, StepReport
+from thoughtbubbles.engine.structured.compiler import check_grammar
+from thoughtbubbles.engine.structured.grammar import Grammar
 from thoughtbubbles.model import set_threads
 
 if __name__ != "thoughtbubbles.engine":  # in a checkout, which would have each module a second time
@@ -37,6 +39,7 @@ __all__ = [
     "FinishReason",
     "ForkScores",
     "ForkSelection",
+    "Grammar",
     "InvalidRequest",
     "PromptReport",
     "QueueFull",
@@ -45,6 +48,7 @@ __all__ = [
     "StepReport",
     "TokenEvent",
     "WeightKind",
+    "check_grammar",
     "most_streams",
     "set_threads",
 ]

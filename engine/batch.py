@@ -63,7 +63,7 @@ class Output:
     num_streams: Sequence[int]
     """Streams after the last fork layer of all tokens computed so far."""
     finite: Sequence[bool]
-    """Whether a token can be drawn: no logit is NaN or infinite."""
+    """Whether a token can be drawn: no logit is NaN or infinite, and the request's grammar has not failed."""
     tokens: Sequence[int | None]
     """The token drawn; None if tokens of the request are left to compute, or if `Request.draws` is false."""
     logprobs: Sequence[Scored | None]

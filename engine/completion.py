@@ -58,6 +58,8 @@ def _append(request: Request, token_id: int, scored: Scored | None, end_of_text:
     output = request.output
     output.append(token_id)
     text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
+    if request.grammar is not None and finish_reason is None:
+        request.grammar.accept(token_id)
     logprob, top = scored or (None, ())
     prompt = request.prompt_report if len(output) == 1 else None
     # As TokenEvent(…), in half the time, and one is made for every token.

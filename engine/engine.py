@@ -23,6 +23,7 @@ from thoughtbubbles.engine.request import Request, TokenEvent
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.engine.stats import EngineStats, StepReport
+from thoughtbubbles.engine.structured.compiler import compiler_of
 from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
 
@@ -75,8 +76,9 @@ class Engine:
         selection = Selection.of(self.model.config, params.fork_selection, params.fork_ratio)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
-        request = Request(request_id, ids, params, selection, seed, detokenizer, client)
-        if self.config.speculate and request.paged:
+        grammar = None if params.grammar is None else compiler_of(self.tokenizer).start(params.grammar)
+        request = Request(request_id, ids, params, selection, seed, detokenizer, client, grammar=grammar)
+        if self.config.speculate and request.paged and grammar is None:  # a guess would need a mask of its own
             request.lookup = Lookup(self.config.speculate)
         if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
@@ -173,7 +175,12 @@ class Engine:
         return advance(request, row, self.tokenizer.end_of_text)
 
     def _fail(self, request: Request) -> TokenEvent:
-        """Return the last event of a request whose logits are NaN or infinite. Nothing of it is left for others."""
+        """Return the last event of a request for which no token can be drawn.
+
+        Nothing is left for others of one whose logits are NaN or infinite.
+        """
+        if request.grammar is not None and (failure := request.grammar.failure):
+            return TokenEvent(request.id, None, finish_reason="error", stop_reason=failure)
         if request.state:
             request.state.spoilt = True
         self._non_finite += 1

@@ -11,10 +11,11 @@ from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport, TopLogprobs
 from thoughtbubbles.engine.sampling_params import SamplingParams
+from thoughtbubbles.engine.structured.state import GrammarState
 from thoughtbubbles.model import Selection
 
 FinishReason = Literal["stop", "length", "error"]
-"""`error`: the model's logits were NaN or infinite."""
+"""`error`: the model's logits were NaN or infinite, or the grammar became too complex, as `stop_reason` then says."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TokenEvent(NamedTuple):
     finish_reason: FinishReason | None = None
     """On the last event."""
     stop_reason: str | int | None = None
-    """The stop string or stop token that ended it; None for end-of-text."""
+    """The stop string or stop token that ended it, or why its grammar failed; None for end-of-text."""
     usage: RequestUsage | None = None
     """On the last event, unless that is an error."""
 
@@ -82,6 +83,8 @@ class Request:
     """The client that sent it; requests of "" count for no client."""
     lookup: Lookup | None = None
     """What guesses its tokens; None if nothing does."""
+    grammar: GrammarState | None = None
+    """Where its output stands in the grammar that it must match, if any; preemption leaves it as it is."""
     output: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     """Guesses of the tokens after the next one, computed in the same step as the newest token."""
@@ -153,7 +156,8 @@ class Request:
     def _draws_alone_from(self) -> float:
         params = self.params
         restricts = params.effective_temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-        return math.inf if params.adjusts_logits or restricts or params.logprobs is not None else params.min_tokens
+        more = params.adjusts_logits or restricts or params.logprobs is not None or params.grammar is not None
+        return math.inf if more else params.min_tokens
 
     @property
     def max_tokens(self) -> int:

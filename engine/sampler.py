@@ -58,9 +58,10 @@ class Sampler:
         """Draw from logits (R,V) for each request whose tokens are all computed and that draws another.
 
         Row i follows the first `guessed[i]` guesses of its request's draft, none by default: a request may have a row
-        for each. Rows that are NaN or infinite get no token.
+        for each. Rows that are NaN or infinite get no token, nor do requests whose grammar has failed.
         """
-        finite = finite_rows(logits)
+        failed = [request.grammar is not None and request.grammar.failure is not None for request in requests]
+        finite = [ok and not fails for ok, fails in zip(finite_rows(logits), failed, strict=True)]
         rows = [i for i, request in enumerate(requests) if finite[i] and request.is_computed and request.draws]
         tokens: list[int | None] = [None] * len(requests)
         logprobs: list[Scored | None] = [None] * len(requests)
@@ -79,12 +80,20 @@ class Sampler:
         for i, (request, output) in enumerate(zip(requests, outputs, strict=True)):
             if request.params.adjusts_logits:
                 adjusted[i] = penalise(adjusted[i], request.params, request.prompt, output)
+            if request.grammar is not None:
+                adjusted[i, : self.vocabulary].masked_fill_(request.grammar.forbidden.to(logits.device), -torch.inf)
             if len(output) < request.params.min_tokens:
-                adjusted[i] = ban(adjusted[i], banned_early(request.params, self.end_of_text))
+                self._ban_early(request, adjusted[i])
         positions = list(map(len, outputs))
         draw = Draw.of([r.params for r in requests], [r.seed for r in requests], positions, logits.device)
         tokens: list[int] = sample(adjusted, draw).tolist()
         return tokens
+
+    def _ban_early(self, request: Request, logits: Tensor) -> None:
+        """Ban in logits (V,) what would end a request before `min_tokens`, unless its grammar leaves nothing else."""
+        remaining = ban(logits, banned_early(request.params, self.end_of_text))
+        if request.grammar is None or bool((remaining > -torch.inf).any()):
+            logits.copy_(remaining)
 
     def _score(self, requests: list[Request], logits: Tensor, tokens: list[int]) -> list[Scored | None]:
         """Return the log-probability of each request's token under the raw distribution, where requested."""

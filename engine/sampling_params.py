@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from thoughtbubbles.engine.errors import InvalidRequest
+from thoughtbubbles.engine.structured.grammar import Grammar
 from thoughtbubbles.model import ForkBias
 
 ForkSelection = Literal["causal", "dynamic", "fixed"]
@@ -66,7 +67,7 @@ class SamplingParams:
     include_stop: bool = False
     """Whether the stop string is part of the text."""
     min_tokens: int = 0
-    """Tokens to generate before anything may end the completion."""
+    """Tokens to generate before anything may end the completion, but a grammar that leaves nothing else."""
     ignore_eos: bool = False
     """Whether end-of-text is a token like any other."""
     logprobs: int | None = None
@@ -81,6 +82,8 @@ class SamplingParams:
     """Interventions in the forks of single tokens, of prompt or completion, each bias -100 … 100; at most 256. A
     request that has some is computed as under `dynamic`: it shares no prefix with others, and is not preempted."""
 
+    grammar: Grammar | None = None
+    """What the completion must match; it ends where the grammar leaves nothing but its end."""
     return_fork_counts: bool = False
     """Whether events report the streams of each token; they then come one step later, when these are known."""
     return_fork_scores: bool = False
@@ -99,6 +102,9 @@ class SamplingParams:
                 raise InvalidRequest(
                     f"logit_bias of token {token_id} must be {limits}, not {bias:g}", param="logit_bias"
                 )
+        if self.grammar is not None and self.ignore_eos:
+            message = f"ignore_eos cannot be set with {self.grammar.param}, which ends the completion"
+            raise InvalidRequest(message, param="ignore_eos")
         self._check_fork_bias()
         if "" in self.stop:
             raise InvalidRequest("stop must not contain an empty string", param="stop")

@@ -28,6 +28,7 @@ OURS = {*BELOW, "thoughtbubbles_client", FACE}
 WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's flat files may lie above or below them
     "engine": {
         "cache": set[str](),
+        "structured": set[str](),
         "portable": {"cache"},
         "revising": {"cache", "portable"},
         "cuda": {"cache", "portable"},
@@ -56,7 +57,7 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
 }
 FLAT = {  # floor: which wings its flat files may import, "" those that are not named
     "engine": {
-        "": {"cache"},
+        "": {"cache", "structured"},
         "device": {"cache", "portable", "revising", "cuda", "native"},  # makes the executor
         "executor": {"portable"},  # for the tally in the protocol
     },

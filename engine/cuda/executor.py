@@ -38,14 +38,20 @@ class CudaExecutor:
     runs_ahead = True
     mixes = True
 
-    def __init__(self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler) -> None:
-        """`forward` prefills, `decode` decodes; both over the same cache, and `sampler` draws for both."""
+    def __init__(
+        self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler, *, host: Sampler
+    ) -> None:
+        """`forward` prefills, `decode` decodes; both over the same cache, and `sampler` draws for both.
+
+        `host` draws for requests with a grammar.
+        """
         self.forward = forward
         self.decode = decode
         self.sampler = sampler
         self.ahead: Flight | None = None
         """The decode step that was launched last, and lands after the next launch."""
         self._cache = cache
+        self._host = host
 
     @property
     def max_prefill_tokens(self) -> int:
@@ -63,13 +69,20 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> list[PrefillFlight | Flight]:
-        """As `Executor.launch`. Prefill goes first: it is waited for, and what runs ahead keeps the device busy."""
+        """As `Executor.launch`. Prefill goes first: it is waited for, and what runs ahead keeps the device busy.
+
+        A request with a grammar never runs ahead: which tokens may come next follows from the one before. Its newest
+        token is computed as one more of its prompt would be.
+        """
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
-        if prefills := plan.requests[: plan.num_prefills]:
-            batch = Batch.of(prefills, plan.num_tokens[: plan.num_prefills])
-            self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), prefills)
+        waited = list(zip(plan.requests, plan.num_tokens, strict=True))[: plan.num_prefills]
+        waited += [(request, tokens) for request, tokens in plan.decodes if tokens and request.grammar is not None]
+        if waited:
+            requests = [request for request, _ in waited]
+            batch = Batch.of(requests, [tokens for _, tokens in waited])
+            self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), requests)
             flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
-        decodes = [request for request, tokens in plan.decodes if tokens]
+        decodes = [request for request, tokens in plan.decodes if tokens and request.grammar is None]
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
 
@@ -81,7 +94,10 @@ class CudaExecutor:
     def _land_prefill(self, flight: PrefillFlight) -> Output:
         extended = flight.prefill.land()
         assert extended.drawn is not None, "the device draws after every prefill"
-        drawn = Drawn.of(flight.batch.requests, extended.drawn, extended.logprobs)
+        requests = flight.batch.requests
+        drawn = Drawn.of(requests, extended.drawn, extended.logprobs)
+        if masked := [i for i, one in enumerate(requests) if one.grammar is not None]:
+            drawn.fill(masked, self._host.draw([requests[i] for i in masked], extended.logits[masked]))
         return flight.batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary)
 
     def _land_decode(self, flight: Flight) -> Output:
@@ -110,7 +126,7 @@ class CudaExecutor:
 def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> CudaExecutor | PortableExecutor:
     """Return an executor that computes a model of this kind with as many kernels as serve it.
 
-    `sampler` draws on the host for models that cannot be decoded with kernels.
+    `sampler` draws on the host for models that cannot be decoded with kernels, and for requests with a grammar.
     """
     tally = ForkTally()
     if not has_kernels(model.config):
@@ -119,7 +135,8 @@ def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler
         return PortableExecutor(DeviceForward(model, cache, tally, sampler=None), sampler)
     device_sampler = make_device_sampler(model, cache, sampler)
     forward = DeviceForward(model, cache, tally, sampler=device_sampler)
-    return CudaExecutor(forward, DeviceBatch(model, cache, tally, device_sampler), cache, device_sampler)
+    decode = DeviceBatch(model, cache, tally, device_sampler)
+    return CudaExecutor(forward, decode, cache, device_sampler, host=sampler)
 
 
 def make_device_sampler(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> DeviceSampler:

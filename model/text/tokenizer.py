@@ -32,9 +32,10 @@ class Tokenizer:
         """Build from `ranks`, which maps the bytes of every token to its id, 0 … len(ranks) - 1."""
         self.end_of_text = len(ranks)
         self.vocab_size = len(ranks) + 1
-        self._encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(
             name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
         )
+        """How tiktoken encodes."""
         self._texts: dict[int, str | None] = {}
         self._absent = frozenset(byte for byte in range(256) if bytes([byte]) not in ranks)
 
@@ -78,7 +79,7 @@ class Tokenizer:
         Raises `ValueError` for a byte that the vocabulary lacks (GPT-2's lacks none).
         """
         self._check(text)
-        first, *others = map(self._encoding.encode_ordinary, cut_runs(text))
+        first, *others = map(self.encoding.encode_ordinary, cut_runs(text))
         return list(chain(first, *others)) if others else first
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -86,7 +87,7 @@ class Tokenizer:
         for text in texts:
             self._check(text)
         cut = [list(cut_runs(text)) for text in texts]
-        ids = iter(self._encoding.encode_ordinary_batch(list(chain.from_iterable(cut))))
+        ids = iter(self.encoding.encode_ordinary_batch(list(chain.from_iterable(cut))))
         return [list(chain.from_iterable(islice(ids, len(parts)))) for parts in cut]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -101,7 +102,7 @@ class Tokenizer:
         """Return the bytes of one token, which may be part of a character. Raise `ValueError` for an unknown id."""
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
-        return self._encoding.decode_single_token_bytes(token_id)
+        return self.encoding.decode_single_token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str | None:
         """Return the text of one token; None for a part of a character. Raise `ValueError` for an unknown id."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from thoughtbubbles.engine import Engine, InvalidRequest, QueueFull, TokenEvent
 from thoughtbubbles.server.batch.input_file import Line
-from thoughtbubbles.server.bridge.errors import NonFiniteLogitsError, RefusedError
+from thoughtbubbles.server.bridge.errors import RefusedError, failure_of
 from thoughtbubbles.server.bridge.trimming import Trimmer
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.protocol.chat import ChatCompletion
@@ -123,7 +123,7 @@ class Runner:
             self._engine.abort(*job.unfinished)
             for request_id in job.unfinished:
                 del self._jobs[request_id]
-            error = api_error(NonFiniteLogitsError())
+            error = api_error(failure_of(event))
             yield Answer(line=job.line, status=error.status, body=error.body)
             return
         job.completion.add([event])

@@ -1,6 +1,6 @@
 """Why a generation does not start, or ends early. `protocol.handlers` has the answer to each."""
 
-from thoughtbubbles.engine import InvalidRequest, QueueFull
+from thoughtbubbles.engine import InvalidRequest, QueueFull, TokenEvent
 
 
 class GenerationError(Exception):
@@ -47,5 +47,18 @@ class NonFiniteLogitsError(GenerationError):
     """The model's logits for a request are NaN or infinite."""
 
 
+class GrammarFailedError(GenerationError):
+    """The grammar of a request became too complex to go on, for `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the grammar is too complex: {reason}")
+        self.reason = reason
+
+
 class EngineFailedError(GenerationError):
     """The engine raised an exception; it runs no more requests."""
+
+
+def failure_of(event: TokenEvent) -> GenerationError:
+    """Return why a request failed whose last event has the finish reason `error`."""
+    return NonFiniteLogitsError() if event.stop_reason is None else GrammarFailedError(str(event.stop_reason))

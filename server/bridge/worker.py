@@ -10,11 +10,11 @@ from thoughtbubbles.server.bridge.errors import (
     CancelledError,
     EngineFailedError,
     GenerationError,
-    NonFiniteLogitsError,
     RefusedError,
     ServerStoppedError,
     TimeLimitError,
     UnavailableError,
+    failure_of,
 )
 from thoughtbubbles.server.bridge.generation import Generation
 from thoughtbubbles.server.bridge.loop import Load, run_engine
@@ -135,7 +135,7 @@ class Worker:
             if generation is None:
                 continue
             if event.finish_reason == "error":
-                self._fail(generation, NonFiniteLogitsError(), "error")
+                self._fail(generation, failure_of(event), "error")
                 continue
             generation.put(event)
             if event.finish_reason is not None:

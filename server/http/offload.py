@@ -13,6 +13,9 @@ INLINE_LENGTH = 1 << 12
 # One thread each. Python runs one thread at a time, so more would save no time, and the event loop would wait longer.
 REQUESTS = ThreadPoolExecutor(1, thread_name_prefix="requests")
 """Parses generation requests."""
+GRAMMARS = ThreadPoolExecutor(4, thread_name_prefix="grammars")
+"""Plans requests with grammars. Compiling one takes up to some seconds, mostly without the interpreter lock; several
+threads, so that requests with grammars that are compiled already need not wait."""
 TOKENS = ThreadPoolExecutor(1, thread_name_prefix="tokens")
 """Tokenizes for /tokenize and /detokenize; generation requests do not wait for these."""
 LONG_ANSWERS = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -22,6 +25,11 @@ LONG_ANSWERS = ThreadPoolExecutor(1, thread_name_prefix="writer")
 async def offload(work: Callable[[], Result], length: int, executor: Executor = REQUESTS) -> Result:
     """Return what `work` returns. It runs on `executor` if it has more than `INLINE_LENGTH` characters to work on."""
     return work() if length <= INLINE_LENGTH else await run_on(executor, work)
+
+
+async def offload_planning(work: Callable[[], Result], length: int, *, compiles: bool) -> Result:
+    """Return what `work` returns, as `offload` does; always on a thread if it `compiles` a grammar."""
+    return await (run_on(GRAMMARS, work) if compiles else offload(work, length))
 
 
 async def run_on(executor: Executor, work: Callable[[], Result]) -> Result:

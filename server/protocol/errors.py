@@ -72,6 +72,12 @@ def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, code=code, param=param)
 
 
+def grammar_failed(reason: str) -> ApiError:
+    """Return 400: the grammar of a request became too complex, for `reason`, after some tokens."""
+    message = f"The grammar of this request became too complex, so that it was ended: {reason}"
+    return ApiError(400, message, code="grammar_too_complex", useless=True, refusal=False)
+
+
 def invalid_http(reason: str) -> ApiError:
     """Return 400: the bytes are not an HTTP request, for `reason`."""
     return ApiError(400, f"{reason.rstrip('.')}.", code="invalid_http", useless=True)

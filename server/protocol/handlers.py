@@ -11,6 +11,7 @@ from thoughtbubbles.server.bridge.errors import (
     CancelledError,
     EngineFailedError,
     GenerationError,
+    GrammarFailedError,
     NonFiniteLogitsError,
     RefusedError,
     ServerStoppedError,
@@ -36,6 +37,8 @@ def api_error(error: GenerationError) -> ApiError:
             return _refused(error)
         case UnavailableError(reason=reason):
             return errors.unavailable(reason)
+        case GrammarFailedError(reason=reason):
+            return errors.grammar_failed(reason)
         case TimeLimitError(seconds=seconds):
             return errors.timed_out(seconds)
         case _:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thoughtbubbles.engine import SamplingParams, most_streams
+from thoughtbubbles.engine import Grammar, SamplingParams, most_streams
 from thoughtbubbles.model import ForkBias, Selection, Tokenizer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
 from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
+from thoughtbubbles.server.protocol.grammars import grammar_of, require_usable
 from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles.server.protocol.unsupported import check_supported
 from thoughtbubbles.server.protocol.validation import above_maximum, below_minimum
@@ -39,12 +40,14 @@ def plan(completion_id: str, request: CompletionRequest, served: ServedModel) ->
     prompts = _prompts(request, served)
     _check_sizes(request, prompts, served)
     _check_fork_bias(request, min(map(len, prompts)) + request.max_tokens, served)
+    if (grammar := grammar_of(request)) is not None:
+        require_usable(grammar, served.tokenizer)
     bias = token_id_keys("logit_bias", request.logit_bias, served.tokenizer)
     sequences = [
         EngineRequest(
             request_id=f"{completion_id}/{number}",
             prompt=prompts[number // request.candidates],
-            params=_params(request, bias, number % request.candidates, served.tokenizer.vocab_size),
+            params=_params(request, bias, grammar, number % request.candidates, served.tokenizer.vocab_size),
         )
         for number in range(len(prompts) * request.candidates)
     ]
@@ -166,7 +169,9 @@ def _check_queue_limits(request: CompletionRequest, prompts: Sequence[Sequence[i
         raise bad_request(f"Invalid 'prompt': its choices {message}.", "array_above_max_length", "prompt")
 
 
-def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, vocabulary: int) -> SamplingParams:
+def _params(
+    request: CompletionRequest, bias: dict[int, float], grammar: Grammar | None, candidate: int, vocabulary: int
+) -> SamplingParams:
     """Return the sampling parameters of one choice; `candidate` counts the choices of its prompt from 0."""
     ranked = request.candidates > request.n
     return SamplingParams(
@@ -186,6 +191,7 @@ def _params(request: CompletionRequest, bias: dict[int, float], candidate: int, 
         include_stop=request.include_stop_str_in_output,
         min_tokens=request.min_tokens,
         ignore_eos=request.ignore_eos,
+        grammar=grammar,
         logprobs=(request.logprobs or 0) if ranked else request.logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
         return_fork_counts=request.return_fork_counts,

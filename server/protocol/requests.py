@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from thoughtbubbles.engine import MAX_FORK_BIAS, MAX_FORK_BIASES
 
@@ -98,6 +99,60 @@ class ForkBiasEntry(RequestBody):
     """Whether the fork copies survive: as the selection rule says, always or never."""
 
 
+def _schema(value: object) -> object:
+    if not isinstance(value, dict | bool):
+        raise PydanticCustomError("schema_type", "neither an object nor a boolean")
+    return value
+
+
+def _schema_text(value: object) -> object:
+    if not isinstance(value, dict | bool | str):
+        raise PydanticCustomError("schema_text_type", "neither an object, a boolean nor a string")
+    return value
+
+
+Schema = Annotated[Any, BeforeValidator(_schema, json_schema_input_type=dict[str, Any] | bool)]
+SchemaText = Annotated[Any, BeforeValidator(_schema_text, json_schema_input_type=dict[str, Any] | bool | str)]
+Choices = Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)]
+
+
+class JsonSchema(RequestBody):
+    """The schema of a response format."""
+
+    name: str = ""
+    """Accepted and not used."""
+    description: str = ""
+    """Accepted and not used."""
+    json_schema: Schema = Field(alias="schema")
+    """The JSON schema."""
+    strict: bool = True
+    """Accepted and not used: every schema is followed strictly."""
+
+
+class ResponseFormat(RequestBody):
+    """The form of the text, as OpenAI's API has it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Any text, a JSON object, or JSON that is valid under a schema."""
+    json_schema: JsonSchema | None = None
+    """Only with the type `json_schema`."""
+
+
+class StructuredOutputs(RequestBody):
+    """What the text must match, as newer versions of vLLM have it; at most one field."""
+
+    json_text: SchemaText = Field(None, alias="json")
+    """As `guided_json`."""
+    regex: str | None = None
+    """As `guided_regex`."""
+    choice: Choices | None = None
+    """As `guided_choice`."""
+    grammar: str | None = None
+    """As `guided_grammar`."""
+    json_object: bool = False
+    """A JSON object."""
+
+
 class GenerationRequest(RequestBody):
     """Fields that completions and chats share. An absent or null field has its default."""
 
@@ -141,6 +196,18 @@ class GenerationRequest(RequestBody):
     """Return the stop string, too."""
     return_token_ids: bool = False
     """Add `token_ids` and `prompt_token_ids` to each choice."""
+    response_format: ResponseFormat | None = None
+    """The form of the text: JSON, or JSON that is valid under a schema."""
+    guided_json: SchemaText = None
+    """A JSON schema under which the text must be valid."""
+    guided_regex: str | None = None
+    """A regular expression that must match the whole text."""
+    guided_choice: Choices | None = None
+    """Strings of which the text must be one."""
+    guided_grammar: str | None = None
+    """A grammar that the text must match, in Lark's notation or in EBNF."""
+    structured_outputs: StructuredOutputs | None = None
+    """The same four, as newer clients of vLLM send them."""
     fork_ratio: float | None = Field(None, ge=1)
     """r, the streams per token that the fork budget allows; by default the checkpoint's κ/L."""
     fork_selection: Literal["causal", "dynamic", "fixed"] = "causal"

@@ -31,6 +31,8 @@ EXPECTED: Mapping[str, str] = {
     "list_type": "an array",
     "dict_type": "an object",
     "model_type": "an object",
+    "schema_type": "an object or a boolean",
+    "schema_text_type": "an object, a boolean, or either as JSON in a string",
     "content_type": "a string or an array of text parts",
     "union_tag_not_found": "a string, an array of strings, an array of token ids, or an array of arrays of token ids",
 }

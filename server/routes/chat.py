@@ -4,10 +4,11 @@ import uuid
 
 from fastapi import APIRouter, Request, Response
 
-from thoughtbubbles.server.http.offload import offload
+from thoughtbubbles.server.http.offload import offload, offload_planning
 from thoughtbubbles.server.protocol.chat import ChatCompletion
 from thoughtbubbles.server.protocol.chat_planning import plan_chat
 from thoughtbubbles.server.protocol.chat_requests import ChatRequest
+from thoughtbubbles.server.protocol.grammars import is_constrained
 from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import parse
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
@@ -29,7 +30,9 @@ async def create_chat_completion(request: Request, service: Serving) -> Response
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     body = await request.body()
     chat = await offload(lambda: parse(body, ChatRequest), len(body))
-    completion = await offload(
-        lambda: ChatCompletion(completion_id, plan_chat(completion_id, chat, served), served), len(body) * chat.n
+    completion = await offload_planning(
+        lambda: ChatCompletion(completion_id, plan_chat(completion_id, chat, served), served),
+        len(body) * chat.n,
+        compiles=is_constrained(chat),
     )
     return await respond(request, service, completion, ignored(chat))

@@ -5,9 +5,10 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from thoughtbubbles.server.core import ServedModel
-from thoughtbubbles.server.http.offload import offload
+from thoughtbubbles.server.http.offload import offload, offload_planning
 from thoughtbubbles.server.protocol.completions import Completion
 from thoughtbubbles.server.protocol.errors import not_found, quoted
+from thoughtbubbles.server.protocol.grammars import is_constrained
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
 from thoughtbubbles.server.protocol.unsupported import ignored
@@ -31,8 +32,10 @@ async def create_completion(request: Request, service: Serving) -> Response:
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     body = await request.body()
     parsed = await offload(lambda: parse(body, CompletionRequest), len(body))
-    completion = await offload(
-        lambda: Completion(completion_id, plan(completion_id, parsed, served), served), len(body) * parsed.candidates
+    completion = await offload_planning(
+        lambda: Completion(completion_id, plan(completion_id, parsed, served), served),
+        len(body) * parsed.candidates,
+        compiles=is_constrained(parsed),
     )
     return await respond(request, service, completion, ignored(parsed))
 

@@ -39,6 +39,7 @@ OURS = {
     "too_many_connections": errors.ServiceUnavailableError,
     "cut_off": errors.ServiceUnavailableError,
     "cancelled": errors.CompletionCancelledError,
+    "grammar_failed": errors.BadRequestError,
     "non_finite_logits": errors.ServerError,
     "engine_failed": errors.EngineFailedError,
     "internal_error": errors.ServerError,

@@ -21,6 +21,7 @@ ANSWERS = [
     (errors.CancelledError(), 499, "cancelled", None),
     (errors.ServerStoppedError(), 503, "draining", 1),
     (errors.NonFiniteLogitsError(), 500, "non_finite_logits", None),
+    (errors.GrammarFailedError("too many states"), 400, "grammar_too_complex", None),
     (errors.EngineFailedError(), 500, "engine_failed", None),
 ]
 

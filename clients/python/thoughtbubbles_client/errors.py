@@ -149,6 +149,7 @@ CODES: Mapping[str, type[ApiError]] = {
     "context_length_exceeded": ContextLengthError,
     "model_not_found": ModelNotFoundError,
     "timeout": RequestTimeoutError,
+    "grammar_too_complex": BadRequestError,
     "cancelled": CompletionCancelledError,
     "engine_failed": EngineFailedError,
     "draining": ServiceUnavailableError,

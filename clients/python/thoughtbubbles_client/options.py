@@ -1,7 +1,7 @@
 """The options of completions and chats, as keyword arguments. None means not given."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 import httpx
 
@@ -29,6 +29,21 @@ class ForkBias(TypedDict, total=False):
     """Added to the fork logit of each of the token's streams, from -100 to 100; by default 0."""
     select: Literal["by_rule", "always", "never"]
     """Whether the fork copies survive: as the selection rule says (the default), always or never."""
+
+
+class StructuredOutputs(TypedDict, total=False):
+    """What a text must match, as newer servers of vLLM take it; one of these."""
+
+    json: Mapping[str, Any] | str
+    """A JSON schema."""
+    regex: str
+    """A regular expression."""
+    choice: Sequence[str]
+    """Texts to choose from."""
+    grammar: str
+    """A grammar."""
+    json_object: bool
+    """A JSON object."""
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -74,6 +89,18 @@ class GenerationOptions(TypedDict, total=False):
     """Return the stop string, too."""
     return_token_ids: bool | None
     """Return each token's id."""
+    response_format: Mapping[str, Any] | None
+    """`{"type": "json_object"}`, or `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}`."""
+    guided_json: Mapping[str, Any] | str | bool | None
+    """A JSON schema under which the text must be valid."""
+    guided_regex: str | None
+    """A regular expression that must match the whole text."""
+    guided_choice: Sequence[str] | None
+    """Texts of which one must be written."""
+    guided_grammar: str | None
+    """A grammar that the text must match, in Lark's notation or in EBNF."""
+    structured_outputs: StructuredOutputs | None
+    """The same, as newer servers of vLLM take it."""
     fork_ratio: float | None
     """Residual streams per token that the fork budget allows, from 1 (no forks): how much the model thinks."""
     fork_selection: Literal["causal", "dynamic", "fixed"] | None

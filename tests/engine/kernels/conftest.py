@@ -82,7 +82,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
             forward = PortablePrefill(model, engine.cache, engine.executor.tally)
             forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
             decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
-            paged = CudaExecutor(forward, decode, engine.cache, forward.sampler)  # type: ignore[arg-type]
+            paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer))  # type: ignore[arg-type]
             engine.executor = RevisingExecutor(paged, engine.executor.recompute, Sampler(tokenizer))  # type: ignore[attr-defined]
             engine.scheduler.mixes = True
         return engine

@@ -1,0 +1,1 @@
+"""Grammars that completions must match: compiled once, by llguidance, and followed token by token."""
