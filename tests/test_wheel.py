@@ -20,7 +20,15 @@ FLOORS = ("model", "engine", "server", "terminal", "training")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, because a build writes into the source folder."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt"):
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "constraints.txt",
+    ):
         shutil.copy(ROOT / name, source)
     for folder in (PACKAGE, *FLOORS, "tests"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True)
