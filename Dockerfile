@@ -25,18 +25,17 @@ RUN torch=$(echo /opt/venv/lib/python3.*/site-packages/torch) \
     && find "$torch/bin" -type f ! -name torch_shm_manager -delete
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md pyproject.toml setup.py ./
 COPY thoughtbubbles thoughtbubbles/
 COPY model model/
 COPY engine engine/
 COPY server server/
 COPY terminal terminal/
 COPY training training/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir .
-# The native step, for all instruction levels: the image has no compiler. Elsewhere than in the sources, for Python would
-# import these.
-WORKDIR /
-RUN /opt/venv/bin/python -m thoughtbubbles.engine.native --package
+# The wheel that is released for this platform: it has the native step for all instruction levels, for the image has no
+# compiler.
+RUN TB_NATIVE_WHEEL=1 pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
+    && pip --python /opt/venv/bin/python install --no-cache-dir /dist/*.whl
 
 # hadolint ignore=DL3006
 FROM ${BASE}

@@ -8,6 +8,7 @@
 # make lint     lint, spelling and types alone
 # make coverage run the suite and print which lines and branches it does not reach
 # make abuse    hostile clients and broken files against a server of its own, on loopback: some minutes
+# make docs     build the documentation site into build/site, without a warning
 # make audit    look every pin up in the public list of known vulnerabilities, where that can be reached
 # make clean    remove .venv and every cache
 #
@@ -36,7 +37,7 @@ SANITIZE := LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-n
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	TB_NATIVE_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g'
 
-.PHONY: serve test test-slow test-processors native-sanitize native-fuzz install-test lint coverage scatter abuse audit clean
+.PHONY: serve test test-slow test-processors native-sanitize native-fuzz install-test lint coverage scatter abuse docs audit clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/thoughtbubbles serve $(ARGS)
@@ -85,6 +86,10 @@ scatter: $(VENV)/.serve
 
 abuse: $(VENV)/.serve
 	$(BIN)/python -m benchmarks.server.abuse $(ARGS)
+
+docs: $(VENV)/.serve
+	@$(INSTALL) --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 audit: $(VENV)/.serve
 	@$(INSTALL) --quiet pip-audit

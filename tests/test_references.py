@@ -1,5 +1,6 @@
 """Code, tests and pages refer to sections and files that exist, and the map of docs/ARCHITECTURE.md has every file."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -16,7 +17,11 @@ SUFFIXES = {".js", ".md", ".py", ".toml", ".yaml", ".yml"}
 SOURCES = sorted(
     path
     for path in [*ROOT.iterdir(), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]
-    if path.suffix in SUFFIXES and path.is_file() and path != Path(__file__) and "results" not in path.parts
+    if path.suffix in SUFFIXES
+    and path.is_file()
+    and path != Path(__file__)
+    and "results" not in path.parts
+    and path.name != "mkdocs.yml"  # its paths are the site's, which mkdocs checks
 )
 NAMES = {path.name for path in SOURCES}
 ELSEWHERE = {"peS2o.py", "model.py", "server.py", "training.py"}
@@ -96,3 +101,21 @@ def test_the_map_has_every_file_of_a_folder_by_name(tmp_path: Path) -> None:
     (tmp_path / "engine" / "d.py").write_text("x = 1")
     with pytest.raises(ValueError, match="no docstring"):
         list(module.file_map(tmp_path))
+
+
+PAPER = (ROOT / "docs" / "PAPER_TO_CODE.md").read_text(encoding="utf-8")
+NAMED = [
+    (path, name)
+    for path, names in re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", PAPER)
+    for name in re.findall(r"`(\w+)`", names)
+]
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda value: value)
+def test_the_paper_leads_to_code_that_exists(path: str, name: str) -> None:
+    body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+    assert name in {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+
+
+def test_every_file_of_the_page_is_checked() -> None:
+    assert {path for path, _ in NAMED} == set(re.findall(r"`([\w/]+\.py)`", PAPER))

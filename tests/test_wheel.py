@@ -20,7 +20,15 @@ FLOORS = ("model", "engine", "server", "terminal", "training")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, because a build writes into the source folder."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "constraints.txt",
+    ):
         shutil.copy(ROOT / name, source)
     for folder in (PACKAGE, *FLOORS, "tests"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True)
@@ -71,6 +79,10 @@ def test_a_wheel_built_from_the_sdist_has_the_same_files(source: Path, wheel: zi
     """An sdist has folders where a checkout has links."""
     shutil.unpack_archive(build("sdist", source, tmp_path / "out"), tmp_path / "sdist", filter="data")
     (unpacked,) = (tmp_path / "sdist").iterdir()
+    assert {path.name for path in unpacked.iterdir()} == {
+        PACKAGE, f"{PACKAGE}.egg-info", "pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "PKG-INFO",
+        "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt",
+    }  # fmt: skip
     again = zipfile.ZipFile(build("wheel", unpacked, tmp_path / "again"))
     assert {name: again.read(name) for name in contents(again)} == {name: wheel.read(name) for name in contents(wheel)}
 
