@@ -5,8 +5,11 @@ from typing import Literal, get_args
 
 ExecutorKind = Literal["auto", "native", "portable"]
 CacheDtype = Literal["float32", "float16"]
-MAX_SPECULATE = 32
 WeightKind = Literal["exact", "int8"]
+MAX_SPECULATE = 32
+_KINDS = {
+    "executor": get_args(ExecutorKind), "cache_dtype": (None, *get_args(CacheDtype)), "weights": get_args(WeightKind),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +60,10 @@ class EngineConfig:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
         if not 0 <= self.speculate <= MAX_SPECULATE:
             raise ValueError(f"speculate must be from 0 to {MAX_SPECULATE}, not {self.speculate}")
-        if self.executor not in get_args(ExecutorKind):
-            raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorKind))}, not {self.executor!r}")
-        if self.cache_dtype not in {None, *get_args(CacheDtype)}:
-            raise ValueError(f"cache_dtype must be one of {', '.join(get_args(CacheDtype))}, not {self.cache_dtype!r}")
-        if self.weights not in get_args(WeightKind):
-            raise ValueError(f"weights must be one of {', '.join(get_args(WeightKind))}, not {self.weights!r}")
+        for name, kinds in _KINDS.items():
+            if getattr(self, name) not in kinds:
+                known = ", ".join(kind for kind in kinds if kind is not None)
+                raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
         if self.weights == "int8" and self.executor == "portable":
             raise ValueError("weights 'int8' need the native executor; executor is 'portable'")
         for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
