@@ -57,7 +57,8 @@ class Requests:
     def prompt(self, client: int, number: int) -> list[int]:
         """Return random token ids, as many as in every seed."""
         length = random.Random(f"{client}/{number}").randint(*PROMPT_TOKENS)
-        return random.Random(f"{self.seed}/{client}/{number}").choices(range(256, VOCABULARY), k=length)
+        own = f"{self.load}/{self.clients}/{self.seed}/{client}/{number}"  # else an earlier prompt would be cached
+        return random.Random(own).choices(range(256, VOCABULARY), k=length)
 
     def request(self, model: str, client: int, number: int) -> Request:
         """Return a streamed request of `NEW` tokens."""
