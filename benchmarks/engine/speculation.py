@@ -10,8 +10,8 @@ The shipped checkpoint decodes:
 - `loops`: greedy continuations of prose, which repeat themselves as those of small models do.
 - `prose`: the same prompts at temperature 0.7.
 
-Tokens/s are of all requests together, from the first token of the last request on, by seconds of processor time, of
-which other work on the machine takes none. Medians are taken over runs.
+Tokens/s are of all requests together, from the first token of the last request on, by seconds of processor time:
+other work on the machine disturbs these less. Medians are taken over runs.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def _decode(engine: Engine, prompts: list[list[int]], scripts: list[Script], par
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-        parser.add_argument("--speculate", type=int, default=8, help="most guesses of a step (%(default)s)")
+    parser.add_argument("--speculate", type=int, default=8, help="most guesses of a step (%(default)s)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--runs", type=int, default=3, help="that medians are taken over (%(default)s)")
     return parser.parse_args()
