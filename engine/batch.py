@@ -13,7 +13,7 @@ Phase = Literal["prefill", "decode"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How many tokens of each request the next step computes: of its prompt, or the one drawn last."""
+    """How many tokens of each request the next step computes: of its prompt, or the one drawn last and its draft."""
 
     requests: list[Request]
     num_tokens: list[int]
@@ -28,7 +28,7 @@ class Plan:
 
     @property
     def decodes(self) -> Iterator[tuple[Request, int]]:
-        """The requests that decode, and how many tokens of each are computed, one or none."""
+        """The requests that decode, and how many tokens of each are computed: none, or one and its draft."""
         return islice(zip(self.requests, self.num_tokens, strict=True), self.num_prefills, None)
 
     def only(self, *, paged: bool) -> "Plan":
@@ -41,7 +41,7 @@ class Plan:
 
 
 class Row(NamedTuple):
-    """What a step computed of one request."""
+    """What a step computed of one request, or of one token of it if it has a draft."""
 
     fork_counts: Sequence[int]
     num_streams: int
@@ -54,10 +54,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a step computed, in columns with one entry a request."""
+    """What a step computed, in columns with one entry a request, and one more for each token of its draft."""
 
     requests: Sequence[Request]
-    """Without those that were aborted or preempted since the launch."""
+    """The request of each entry, without those that were aborted or preempted since the launch."""
     fork_counts: Sequence[Sequence[int]]
     """For each token that was computed, its streams after the last fork layer."""
     num_streams: Sequence[int]

@@ -3,8 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
-from itertools import chain, groupby, zip_longest
-from operator import itemgetter
+from itertools import chain, zip_longest
 
 import torch
 from torch import Tensor
@@ -129,14 +128,16 @@ class Engine:
         failures: list[TokenEvent] = []
         events: list[TokenEvent] = []
         now = time.monotonic()
-        for request, own in groupby(output.rows(), itemgetter(0)):
-            row, *others = [row for _, row in own]
-            if others:
-                events += self._check_draft(request, [row, *others], now)
+        drafts: dict[Request, list[Row]] = {}
+        for request, row in output.rows():
+            if request.draft:
+                drafts.setdefault(request, []).append(row)
             elif not row.finite:
                 failures.append(self._fail(request))
             else:
                 events += self._advance(request, row, now)
+        for request, rows in drafts.items():
+            events += self._check_draft(request, rows, now)
         events = failures + events
         self._release([event.request_id for event in events if event.finish_reason is not None])
         return events

@@ -119,23 +119,26 @@ class Scheduler:
 
     def _plan_decode(self, requests: list[Request]) -> Plan:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
-        self._draft(requests)
-        num_tokens = [int(request.num_scheduled < request.max_scheduled) for request in requests]
+        if self.config.speculate:
+            self._draft(requests)
+        num_tokens = [int(each.num_scheduled < each.max_scheduled) + len(each.draft) for each in requests]
         for request, tokens in zip(requests, num_tokens, strict=True):
             request.num_scheduled += tokens
-        return Plan(list(requests), [n + len(each.draft) for each, n in zip(requests, num_tokens, strict=True)])
+        return Plan(list(requests), num_tokens)
 
     def _draft(self, requests: Sequence[Request]) -> None:
         """Guess tokens of running requests, if pages for them are left; nothing is preempted for a guess."""
-        drafting = [request for request in requests if request.lookup and request.draws]
-        for request in drafting:
-            request.draft = request.lookup.guess(request.prompt, request.output, request.most_guesses)
-        if any(request.draft for request in drafting):
-            if self.cache.fits(needs := self._present_needs()):
-                self.cache.evict(needs)
-            else:
-                for request in drafting:
-                    request.draft = []
+        for request in requests:
+            if request.lookup and request.draws:
+                request.draft = request.lookup.guess(request.prompt, request.output, request.most_guesses)
+        most = max((len(request.draft) for request in requests), default=0)
+        if most == 0:
+            return
+        if self.cache.fits(needs := self._present_needs(most)):
+            self.cache.evict(needs)
+        else:
+            for request in requests:
+                request.draft = []
 
     def _plan_prefill(self, beside: Plan) -> Plan:
         """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them."""
@@ -218,10 +221,12 @@ class Scheduler:
             self.preemptions += 1
         self.cache.evict(needs)
 
-    def _present_needs(self) -> list[Sequence[int]]:
-        """Return the pages needed for the tokens that requests have: a quick upper bound if it fits, else exactly."""
-        most = max((len(request.draft) for request in self.running), default=0)
-        bound = self.cache.most_needed(len(self.running), 2 + most)
+    def _present_needs(self, guesses: int = 0) -> list[Sequence[int]]:
+        """Return the pages needed for the tokens that requests have, and for at most so many guesses of each.
+
+        It is a quick upper bound if that fits, else exact.
+        """
+        bound = self.cache.most_needed(len(self.running), 2 + guesses)
         return [bound] if not self.prefilling and self.cache.fits([bound]) else self._needs()
 
     def _needs(self, ahead: int = 0) -> list[Sequence[int]]:

@@ -159,3 +159,34 @@ def test_random_mixes(shape: str, seed: int, make_model: MakeModel, make_native:
         mix.step()
     mix.compare_tallies()
     assert mix.edges <= 0.05 * mix.compared + 1
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("shape", ["three forks", "mixture of softmaxes", "padded vocabulary"])
+@torch.inference_mode()
+def test_logits_in_the_place_of_each_guess(shape: str, make_model: MakeModel, make_native: MakeForward) -> None:
+    """They are those of a step for each token, and so are the draws: position and noise move on with the guesses."""
+    model = make_model(**SHAPES[shape])
+    caches = [ForkCache(model.config, max_tokens=64, total_bytes=1 << 24, page_size=4,
+                        like=model.transformer.wte.weight) for _ in range(3)]  # fmt: skip
+    native, portable = make_native(model, caches[0]), CachedForward(model, caches[1], ForkTally())
+    alone, selection = make_native(model, caches[2]), Selection.of(model.config, "causal")
+    states = [[cache.open(selection) for cache in caches] for _ in range(3)]
+    chunks: list[list[Chunk]] = [[], [], []]
+    ids, guesses = [[5, 6, 7, 8, 9], [3], [4, 4, 4]], [3, 0, 2]
+    for own, new, number in zip(states, ids, guesses, strict=True):
+        for chunk, state in zip(chunks, own, strict=True):
+            chunk.append(Chunk(new, state, selection, seed=7, drawn=20, temperature=0.9, guesses=number))
+    given, wanted = native.extend(chunks[0]), portable.extend(chunks[1])
+    assert given.logits.shape == wanted.logits.shape == (8, model.config.vocab_size)
+    torch.testing.assert_close(given.logits.log_softmax(1), wanted.logits.log_softmax(1), atol=TOLERANCE, rtol=0)
+    row = 0
+    for chunk in chunks[2]:
+        for at in range(len(chunk.ids)):
+            drawn = 20 + at - (len(chunk.ids) - 1 - chunk.guesses)
+            step = alone.extend([Chunk([chunk.ids[at]], chunk.state, selection, seed=7, drawn=drawn, temperature=0.9)])
+            if drawn >= 20:
+                torch.testing.assert_close(given.logits[row].log_softmax(0), step.logits[0].log_softmax(0),
+                                           atol=TOLERANCE, rtol=0)  # fmt: skip
+                assert given.drawn[row] == step.drawn[0]
+                row += 1
