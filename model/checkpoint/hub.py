@@ -13,6 +13,7 @@ from thoughtbubbles.model.checkpoint.checks import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     TOKENIZER_FILE,
+    TOKENIZER_JSON,
     CheckpointError,
     check_architecture,
 )
@@ -22,7 +23,10 @@ from thoughtbubbles.model.files.untrusted import read_json_object
 
 CARD_FILE = "README.md"
 """The model card."""
-FILES = (CONFIG_FILE, TOKENIZER_FILE, CHAT_TEMPLATE_FILE, CARD_FILE, SINGLE, INDEX, "model-*-of-*.safetensors")
+FILES = (
+    *(CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_JSON, CHAT_TEMPLATE_FILE, CARD_FILE),
+    *(SINGLE, INDEX, "model-*-of-*.safetensors"),
+)
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[^@\s]+))?", re.ASCII)
 
 
@@ -51,12 +55,11 @@ def locate(source: str | Path) -> Location:
     return _download(parts["repository"], parts["revision"])
 
 
-def repository_of(hub_id: str) -> str:
-    """Return `hub_id`. Raise `ValueError` unless it is org/name."""
-    parts = HUB_ID.fullmatch(hub_id)
+def check_repository(name: str) -> None:
+    """Raise `ValueError` unless `name` is org/name."""
+    parts = HUB_ID.fullmatch(name)
     if parts is None or parts["revision"]:
-        raise ValueError(f"{hub_id!r} is not a repository's name, which is org/name")
-    return hub_id
+        raise ValueError(f"{name!r} is not a repository's name, which is org/name")
 
 
 def hub_error(error: Exception, repository: str, revision: str | None) -> str:

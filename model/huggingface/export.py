@@ -3,16 +3,16 @@
 import argparse
 from pathlib import Path
 
+from thoughtbubbles.model.checkpoint.argument import CHECKPOINT_HELP
 from thoughtbubbles.model.checkpoint.checks import MODEL_TYPE
+from thoughtbubbles.model.checkpoint.hub import CARD_FILE, locate
 from thoughtbubbles.model.checkpoint.read import load_checkpoint, open_checkpoint
 from thoughtbubbles.model.checkpoint.weights import DTYPES
 from thoughtbubbles.model.checkpoint.write import save_checkpoint
-from thoughtbubbles.model.files.atomic import latest_folder
 from thoughtbubbles.model.huggingface.source import modeling_source
 from thoughtbubbles.model.huggingface.tokenizer import to_json, tokenizer_config, tokenizer_json
 
 MODULE = "modeling_thoughtbubbles"
-CARD = "README.md"
 CLASS = "ThoughtbubblesForCausalLM"
 
 
@@ -41,8 +41,8 @@ def export_checkpoint(source: str | Path, out: str | Path) -> None:
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": to_json(tokenizer_config(model.config.block_size, checkpoint.chat_template)),
     }
-    if (card := latest_folder(Path(source).resolve()) / CARD).is_file():
-        files[CARD] = card.read_bytes()
+    if (card := locate(source).folder / CARD_FILE).is_file():
+        files[CARD_FILE] = card.read_bytes()
     save_checkpoint(
         out,
         model,
@@ -56,7 +56,7 @@ def export_checkpoint(source: str | Path, out: str | Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("out", type=Path, help="the folder to write")
 
 

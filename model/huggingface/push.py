@@ -1,14 +1,13 @@
 """`thoughtbubbles push`: upload a checkpoint to a hub, as a folder that Hugging Face's tools read too."""
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from thoughtbubbles.model.checkpoint.argument import CHECKPOINT_HELP
-from thoughtbubbles.model.checkpoint.hub import CARD_FILE, hub_error, locate, repository_of
+from thoughtbubbles.model.checkpoint.hub import CARD_FILE, check_repository, hub_error, locate
 from thoughtbubbles.model.checkpoint.inspection import inspect_checkpoint, page
 from thoughtbubbles.model.huggingface.export import export_checkpoint
 
@@ -20,12 +19,13 @@ def push_checkpoint(source: str | Path, repository: str, *, private: bool = Fals
     README.md, or a page of its facts. Raises `CheckpointError` if `source` is not a checkpoint, and `ValueError` if
     the hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi  # noqa: PLC0415 - slow, and for this command alone
+    from huggingface_hub import HfApi  # noqa: PLC0415 - slow, and for hubs alone
 
     api = HfApi()
+    check_repository(repository)
     with _as_exported(source) as folder:
         try:
-            api.create_repo(repository_of(repository), private=private, exist_ok=True)
+            api.create_repo(repository, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repository, branch=revision, exist_ok=True)
             message = f"Upload {locate(source).name} with thoughtbubbles push"
@@ -40,10 +40,9 @@ def push_checkpoint(source: str | Path, repository: str, *, private: bool = Fals
 def model_card(source: str | Path) -> str:
     """Return a model card with the facts of a checkpoint that has none."""
     facts = inspect_checkpoint(source)
-    title = json.dumps(locate(source).name)
     head = "---\nlibrary_name: thoughtbubbles\npipeline_tag: text-generation\ntags:\n- thoughtbubbles\n---\n"
     about = "A Thoughtbubbles language model (arXiv 2510.00219). Written by `thoughtbubbles push`, from its files:"
-    return f"{head}\n# {title.strip(chr(34))}\n\n{about}\n\n```\n{page(facts)}\n```\n"
+    return f"{head}\n# {locate(source).name}\n\n{about}\n\n```\n{page(facts)}\n```\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +65,6 @@ def _as_exported(source: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "checkpoint"
         export_checkpoint(source, folder)
-        card = locate(source).folder / CARD_FILE
-        text = card.read_text(encoding="utf-8") if card.is_file() else model_card(source)
-        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+        if not (card := folder / CARD_FILE).exists():
+            card.write_text(model_card(source), encoding="utf-8")
         yield folder

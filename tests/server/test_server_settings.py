@@ -11,7 +11,7 @@ from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.server.sources import PREFIX, add_arguments, read_settings
 
 GIVEN = {
-    "host": "0.0.0.0", "port": 1, "checkpoint": Path("here"), "model_name": "m", "device": "cuda",
+    "host": "0.0.0.0", "port": 1, "checkpoint": "here", "model_name": "m", "device": "cuda",
     "dtype": "bfloat16", "threads": 3, "max_model_len": 4, "max_batch_size": 5, "max_waiting_streams": 6,
     "max_client_share": 0.25, "max_choices": 12,
     "cache_bytes": 7, "cache_dtype": "float16", "executor": "native", "speculate": 14, "weights": "int8",
