@@ -5,5 +5,6 @@
     tokenizer.tiktoken        the tokenizer's ranks
     chat_template.jinja       the chat template, if the model was tuned on conversations
 
-It holds data only: no pickle is read, and the chat template runs in a sandbox.
+Only data is read: no pickle, and the chat template runs in a sandbox. An exported checkpoint also has files for Hugging
+Face's tools (`model.huggingface`), of which tokenizer.json is read where there are no ranks.
 """
