@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from thoughtbubbles.model import document_fields
+
 ExecutorKind = Literal["auto", "native", "portable"]
 CacheDtype = Literal["float32", "float16"]
 MAX_SPECULATE = 32
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Limits of an engine. Raises `ValueError` naming the setting."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from thoughtbubbles.engine.errors import InvalidRequest
-from thoughtbubbles.model import ForkBias
+from thoughtbubbles.model import ForkBias, document_fields
 
 ForkSelection = Literal["causal", "dynamic", "fixed"]
 MAX_LOGPROBS = 20
@@ -35,6 +35,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Parameters of one request. Raises `InvalidRequest` naming the one that is out of range."""
