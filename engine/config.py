@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from thoughtbubbles.model import document_fields
+
 ExecutorKind = Literal["auto", "native", "portable"]
 CacheDtype = Literal["float32", "float16"]
 WeightKind = Literal["exact", "int8"]
@@ -12,6 +14,7 @@ _KINDS = {
 }  # fmt: skip
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Limits of an engine. Raises `ValueError` naming the setting."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from thoughtbubbles.engine.errors import InvalidRequest
 from thoughtbubbles.engine.structured.grammar import Grammar
-from thoughtbubbles.model import ForkBias
+from thoughtbubbles.model import ForkBias, document_fields
 
 ForkSelection = Literal["causal", "dynamic", "fixed"]
 MAX_LOGPROBS = 20
@@ -36,6 +36,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Parameters of one request. Raises `InvalidRequest` naming the one that is out of range."""

@@ -5,6 +5,7 @@ from thoughtbubbles.model.checkpoint.read import Checkpoint, load_checkpoint, sh
 from thoughtbubbles.model.checkpoint.write import save_checkpoint
 from thoughtbubbles.model.config import ModelConfig
 from thoughtbubbles.model.extras import install_command
+from thoughtbubbles.model.fields import document_fields
 from thoughtbubbles.model.forking import Fork, Streams
 from thoughtbubbles.model.interventions import ForkBias, Hook, Intervention, StreamEdit, check_fork_biases, record
 from thoughtbubbles.model.memory import lack_of_memory, require_memory
@@ -36,6 +37,7 @@ __all__ = [
     "Tokenizer",
     "budget",
     "check_fork_biases",
+    "document_fields",
     "install_command",
     "lack_of_memory",
     "load_checkpoint",

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
+from thoughtbubbles.model.fields import document_fields
+
 Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 SelectBy = Literal["score", "random", "kept"]
@@ -19,6 +21,7 @@ _LIMITS = {
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """All settings that determine the shapes of the weights and the arithmetic of the forward pass.

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from thoughtbubbles.model.attention import Attend, attention_weights
 from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.fields import document_fields
 from thoughtbubbles.model.segments import token_streams
 
 StreamPoint = Literal["before_fork", "before_block", "attention_out", "after_attention", "mlp_out", "after_block"]
@@ -46,6 +47,7 @@ def untouched(_point: Point, value: Tensor) -> Tensor:
     return value
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class ForkBias:
     """An intervention in the forks that one fork layer makes of one token's streams.
@@ -79,6 +81,7 @@ class ForkBias:
         _check(self.select in get_args(Select), "select", f"one of {', '.join(get_args(Select))}", self.select)
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamEdit:
     """Scale or replace streams of one token at one point. Raises `ValueError` if the token has no such stream."""
@@ -145,6 +148,7 @@ class Site:
         return token_streams(self.token_index[row], token)
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class Hook:
     """Read or replace the quantity at a point."""

@@ -6,6 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import ConfigDict, TypeAdapter
 
+from thoughtbubbles.model import document_fields
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
@@ -23,6 +24,7 @@ CHOICES = {
 MAX_BATCH_SIZE = 4096
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """What `thoughtbubbles serve` runs with. The text under each setting is its `--help`.

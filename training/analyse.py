@@ -13,7 +13,8 @@ from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, shipped
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.selection import Rule
-from thoughtbubbles.training.analysis.files import write_data
+from thoughtbubbles.training.analysis.files import write_data, write_rows
+from thoughtbubbles.training.analysis.lens import change_rows, lens_rows, parse_bias
 from thoughtbubbles.training.analysis.study import fork_map, study
 from thoughtbubbles.training.analysis.tokens import bins
 from thoughtbubbles.training.data.documents import read_documents
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="text to read: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--regular", type=Path, help="a regular model of the same vocabulary, for its entropy")
     parser.add_argument("--text", help="text of the fork map (default: the start of the data)")
+    parser.add_argument("--fork", action="append", default=[], metavar="LAYER:POSITION:CHANGE",
+                        help="change forks of a token of --text: never, always, or a bias of the logit")  # fmt: skip
     parser.add_argument("--rule", choices=get_args(Rule), default="causal")
     parser.add_argument("--ratio", type=float, help="streams per token in the budget (default: the model's)")
     parser.add_argument("--tokens", type=int, default=8192, help="how many tokens of the data to read")
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("tokens", "length", "bins"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    biases = [parse_bias(each) for each in args.fork]
     figures = _figures()
     checkpoint, regular = _load(args)
     config = checkpoint.model.config
@@ -53,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
     binned = bins(found.tokens, args.bins)
     text = checkpoint.tokenizer.encode(args.text) if args.text else ids[1 : MAP_TOKENS + 1].tolist()
     mapped = fork_map(checkpoint, text, selection)
+    changes = change_rows(checkpoint, text, selection, biases) if biases else []
 
     args.out.mkdir(parents=True, exist_ok=True)
     write_data(args.out, found, binned, mapped, _about(args, checkpoint, selection))
+    write_rows(args.out / "lens.csv", lens_rows(checkpoint, text, selection))
+    if changes:
+        write_rows(args.out / "changes.csv", changes)
     figures.draw_entropy(binned, args.out / "entropy.png")
     figures.draw_attention(found.attention, args.out / "attention.png")
     figures.draw_map(mapped, config.n_layer, args.out / "map.png")

@@ -4,6 +4,8 @@ import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from thoughtbubbles.model import document_fields
+
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["wsd", "cosine"]
 Parallelism = Literal["ddp", "fsdp"]
@@ -14,6 +16,7 @@ MAX_BATCH_SIZE = 1 << 20
 _CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "parallelism": Parallelism}
 
 
+@document_fields
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The settings of one training run. Raises `ValueError` naming the setting if a value is not allowed."""

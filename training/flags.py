@@ -1,12 +1,10 @@
 """Command-line flags from the fields of a frozen config: one flag per field; a flag overrides the recipe's value."""
 
 import argparse
-import ast
-import inspect
-import textwrap
 from dataclasses import fields, replace
-from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from thoughtbubbles.model.fields import field_docs
 
 Config = TypeVar("Config")
 
@@ -14,22 +12,13 @@ Config = TypeVar("Config")
 def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
     """Add a flag for every field of the dataclass `config`; a flag that is not used is absent from the namespace."""
     group = parser.add_argument_group(f"settings of {config.__name__} that override the recipe's")
-    hints, prose = get_type_hints(config), field_prose(config)
+    hints, prose = get_type_hints(config), field_docs(config)
     for field in fields(config):
         flag = "--" + field.name.replace("_", "-")
         parsing = _parsing(hints[field.name])
-        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=prose[field.name], **parsing)
-
-
-def field_prose(config: type[Any]) -> dict[str, str]:
-    """Return the docstring of each field of the dataclass `config`, escaped for argparse's help."""
-    [definition] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: ast.literal_eval(prose.value).replace("%", "%%")
-        for field, prose in pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(prose, ast.Expr)
-    }
+        group.add_argument(
+            flag, dest=field.name, default=argparse.SUPPRESS, help=prose[field.name].replace("%", "%%"), **parsing
+        )
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:

@@ -96,10 +96,10 @@ class Choice:
         return self._joiner.text, [] if report is None else list(self._prompt_tokens(report, offsets))
 
     def _prompt_tokens(self, report: PromptReport, offsets: Sequence[int]) -> Iterator[Token]:
-        columns = (offsets, report.token_logprobs, report.top_logprobs, report.fork_counts, report.fork_scores)
+        scored = zip_longest(self._prompt, report.token_logprobs, report.top_logprobs)
         # Columns that the request does not return are empty.
-        for token_id, offset, logprob, top_logprobs, count, scores in zip_longest(self._prompt, *columns):
-            yield Token(token_id, logprob, top_logprobs, count, scores, offset)
+        for row, count, scores, offset in zip_longest(scored, report.fork_counts, report.fork_scores, offsets):
+            yield Token(*row, count, scores, offset)
 
     def _token(self, event: TokenEvent) -> Token:
         assert event.token_id is not None, "a token was generated"

@@ -10,9 +10,10 @@ import torch
 
 from tests.training.harness import MODEL, TRAIN
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
+from thoughtbubbles.model.fields import field_docs
 from thoughtbubbles.training.__main__ import main
 from thoughtbubbles.training.config import TrainConfig
-from thoughtbubbles.training.flags import add_field_flags, field_prose, override
+from thoughtbubbles.training.flags import add_field_flags, override
 from thoughtbubbles.training.recipes import PHASES, RECIPES, SIZES
 from thoughtbubbles.training.schedule import learning_rate_factor
 
@@ -112,4 +113,4 @@ def test_the_phases_go_down_to_a_tenth_and_stay_there() -> None:
 
 @pytest.mark.parametrize("config", [ModelConfig, TrainConfig])
 def test_every_flag_says_what_it_does(config: type) -> None:
-    assert field_prose(config).keys() == {field.name for field in fields(config)}
+    assert field_docs(config).keys() == {field.name for field in fields(config)}

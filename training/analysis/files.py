@@ -20,11 +20,12 @@ def write_data(folder: Path, found: Study, binned: Sequence[Bin], mapped: ForkMa
     _write(folder / "tokens.csv", head, ((*row[:3], *row.forks, *row[4:]) for row in found.tokens))
     _write(folder / "map.csv", ("token", *forks), zip(mapped.tokens, *mapped.forks.values(), strict=True))
     for name, rows in (("attention", found.attention), ("budget", found.budget), ("scores", found.scores)):
-        _write_rows(folder / f"{name}.csv", rows)
-    _write_rows(folder / "entropy.csv", binned)
+        write_rows(folder / f"{name}.csv", rows)
+    write_rows(folder / "entropy.csv", binned)
 
 
-def _write_rows(path: Path, rows: Sequence[Any]) -> None:
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write named tuples, at least one, under their names."""
     _write(path, rows[0]._fields, rows)
 
 
