@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,16 @@ def _notebook(path: Path) -> str:
             parts.append(source)
         elif source:
             parts.append(f"```python\n{source}\n```")
-            parts.extend(_output(output) for output in cell["outputs"])
-    return "\n\n".join(filter(None, parts)) + "\n"
+            parts.extend(_outputs(cell["outputs"]))
+    return "\n\n".join(parts) + "\n"
 
 
-def _output(output: dict[str, Any]) -> str:
-    """Return one output of a cell: its picture, or its text."""
-    data = output.get("data", {})
-    if "image/png" in data:
-        return f"![Output of the cell above](data:image/png;base64,{''.join(data['image/png']).strip()})"
-    text = "".join(output.get("text", data.get("text/plain", "")))
-    return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
+def _outputs(outputs: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the text of a cell's outputs, then its pictures."""
+    data = [output.get("data", {}) for output in outputs]
+    pictures = ["".join(each["image/png"]).strip() for each in data if "image/png" in each]
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
+    values = [] if pictures else ["".join(each["text/plain"]) for each in data if "text/plain" in each]
+    if text := "\n".join(filter(None, [printed.rstrip(), *values])):
+        yield f"```text\n{text}\n```"
+    yield from (f"![Output of the cell above](data:image/png;base64,{picture})" for picture in pictures)
