@@ -98,8 +98,9 @@ class Choice:
     def _prompt_tokens(self, report: PromptReport, offsets: Sequence[int]) -> Iterator[Token]:
         scored = zip_longest(self._prompt, report.token_logprobs, report.top_logprobs)
         # Columns that the request does not return are empty.
-        for row, count, scores, offset in zip_longest(scored, report.fork_counts, report.fork_scores, offsets):
-            yield Token(*row, count, scores, offset)
+        columns = (scored, report.fork_counts, report.fork_scores, offsets)
+        for (token_id, logprob, top_logprobs), count, scores, offset in zip_longest(*columns):
+            yield Token(token_id, logprob, top_logprobs, count, scores, offset)
 
     def _token(self, event: TokenEvent) -> Token:
         assert event.token_id is not None, "a token was generated"

@@ -99,15 +99,19 @@ def change_rows(
     streams = [(fork_counts(each, len(token_ids)) + 1).tolist() for each in (fork, changed_fork)]
     entropy = [entropies(each).tolist() for each in (log_p, changed)]
     best = [each[:, : checkpoint.tokenizer.vocab_size].argmax(-1).tolist() for each in (log_p, changed)]
-    following = [*token_ids[1:], None]
+    losses = [_losses(each, token_ids) for each in (log_p, changed)]
     return [
         ChangeRow(
-            t, decode([token]), streams[0][t], streams[1][t], entropy[0][t], entropy[1][t],
-            *(None if target is None else -float(each[t, target]) for each in (log_p, changed)),
+            t, decode([token]), streams[0][t], streams[1][t], entropy[0][t], entropy[1][t], losses[0][t], losses[1][t],
             divergence[t], decode([best[0][t]]), decode([best[1][t]]),
         )
-        for t, (token, target) in enumerate(zip(token_ids, following, strict=True))
+        for t, token in enumerate(token_ids)
     ]  # fmt: skip
+
+
+def _losses(log_p: Tensor, token_ids: Sequence[int]) -> list[float | None]:
+    """Return -log p of what follows each token, in nats; None for the last."""
+    return [*(-float(log_p[t, target]) for t, target in enumerate(token_ids[1:])), None]
 
 
 def parse_bias(text: str) -> ForkBias:
