@@ -98,7 +98,7 @@ def test_a_conversation_with_the_official_client(server: Running) -> None:
         ),
         ({"guided_json": [1]}, "guided_json", "invalid_type"),
         ({"guided_json": "{"}, "guided_json", "invalid_value"),
-        ({"guided_json": {"type": "strin"}}, "guided_json", "invalid_grammar"),
+        ({"guided_json": {"type": "text"}}, "guided_json", "invalid_grammar"),
         ({"guided_regex": "(a"}, "guided_regex", "invalid_grammar"),
         ({"guided_regex": "a" * 20000}, "guided_regex", "string_above_max_length"),
         ({"guided_choice": []}, "guided_choice", "empty_array"),
