@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from thoughtbubbles.model.text.byte_level import SPLIT, byte_names, merges, token_name
+from thoughtbubbles.model.text.byte_level import byte_names, merges, token_name
 from thoughtbubbles.model.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -21,9 +21,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     vocabulary = {token_name(token, names): rank for token, rank in ranks.items()}
     # tiktoken looks a whole word up before it merges: ignore_merges does the same.
     found = HuggingFaceTokenizer(models.BPE(vocab=vocabulary, merges=merges(ranks), ignore_merges=True))
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(
-        add_prefix_space=SPLIT["add_prefix_space"], use_regex=SPLIT["use_regex"]
-    )
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # `byte_level.SPLIT`
     found.decoder = decoders.ByteLevel()
     found.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return found.to_str()
