@@ -1,11 +1,10 @@
 """The vocabulary in a tokenizer.json of Hugging Face's `tokenizers`: byte-level BPE, as GPT-2 defined it."""
 
 from pathlib import Path
-from typing import Any
 
 from thoughtbubbles.model.files.untrusted import read_json_object
 
-SPLIT: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 """What splits a text into words before bytes are merged: the same words as `model.text.tokenizer.PATTERN` gives."""
 
 
