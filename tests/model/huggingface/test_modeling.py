@@ -14,15 +14,7 @@ import torch
 from torch import nn
 
 import thoughtbubbles
-from thoughtbubbles.model import (
-    ModelConfig,
-    Rule,
-    Thoughtbubbles,
-    Tokenizer,
-    load_checkpoint,
-    save_checkpoint,
-    shipped_checkpoint,
-)
+from thoughtbubbles.model import ModelConfig, Rule, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
 from thoughtbubbles.model.generate import generate
 from thoughtbubbles.model.huggingface.export import export_checkpoint
 from thoughtbubbles.model.huggingface.source import modeling_source
@@ -98,12 +90,6 @@ def test_an_export_brings_a_folder_up_to_date(exported: Path, tmp_path: Path) ->
         file.name: file.read_bytes() for file in exported.iterdir()
     }
     assert (folder / "README.md").read_text() == "a card"
-
-
-def test_the_shipped_checkpoint_has_the_present_model() -> None:
-    shipped = shipped_checkpoint()
-    advice = f"thoughtbubbles export {shipped} {shipped} brings it up to date"
-    assert (shipped / "modeling_thoughtbubbles.py").read_text(encoding="utf-8") == modeling_source(), advice
 
 
 def test_a_model_of_others_is_refused(exported: Path, tmp_path: Path) -> None:
