@@ -22,7 +22,7 @@ def test_a_forbidden_token_is_beside_the_model_s_own(server: Running, visit: Vis
         assert playground.text(place) == expected["text"]
     assert playground.bars(1)[3] == 1
     playground.page.click("#changes button")
-    playground.page.wait_for_function("document.querySelectorAll('.answer').length === 1")
+    playground.answer(1).wait_for(state="detached")
     assert playground.page.locator("#changes").is_hidden()
 
 
