@@ -131,11 +131,12 @@ def test_interventions_leave_nothing_behind_and_find_nothing(model: Thoughtbubbl
     biases = tuple(ForkBias(layer=layer, position=p, select="never") for layer in (1, 2, 4) for p in range(30))
     cached, found = [], []
     for some in (biases, (), biases, ()):
-        [completion] = engine.generate([prompt], params(fork_bias=some, logprobs=0))
+        [completion] = engine.generate([prompt], params(fork_bias=some, logprobs=5))
         ids = [*prompt, *completion.token_ids]
         log_p = model(torch.tensor([ids]), intervene=some)[0, 39:-1].log_softmax(1)
-        wanted = log_p.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
-        found.append(torch.tensor([event.logprob for event in completion.events]))
+        tops = torch.tensor([event.top_logprobs for event in completion.events])
+        wanted = log_p.gather(1, tops[:, :, 0].long())
+        found.append(tops[:, :, 1])
         torch.testing.assert_close(found[-1], wanted, atol=TOLERANCE, rtol=0)
         usage = completion.events[-1].usage
         assert usage is not None
