@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thoughtbubbles.model import Fork, ForkingBlock, ModelConfig, Rule, Selection, Thoughtbubbles
-from thoughtbubbles.model.rotary import Rotation, rotation
+from thoughtbubbles.model.rotary import rotation
 from thoughtbubbles.model.selection import select
 
 CONFIG = ModelConfig(vocab_size=19, block_size=8, max_block_size=16, n_layer=4, n_head=2, n_embd=16, fork_layers=(0, 2))
@@ -433,13 +434,13 @@ def test_dropout_rests_in_evaluation() -> None:
 @every_averaging
 def test_mixed_precision_leaves_scores_and_positions_in_float32(config: ModelConfig) -> None:
     model, ids = build(config), random_ids(2, 8)
-    seen: list[tuple[Tensor, Tensor, Rotation]] = []
+    seen: list[tuple[Any, ...]] = []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, args: seen.append(args))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         _, forks = model(ids, return_forks=True)
     assert len(seen) == CONFIG.n_layer
-    for x, score, by in seen:
+    for x, score, by, *_ in seen:
         assert x.dtype == score.dtype == by.cos.dtype == by.sin.dtype == torch.float32
     for fork in forks:
         assert fork.score.dtype == fork.candidate_scores.dtype == torch.float32

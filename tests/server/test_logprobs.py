@@ -121,20 +121,20 @@ def test_offsets_stay_inside_a_text_cut_by_a_stop(server: Running) -> None:
 
 
 def test_minus_infinity_has_a_number() -> None:
-    token = Token(1, -math.inf, ((2, -0.5), (3, -math.inf)), None, 0)
+    token = Token(1, -math.inf, ((2, -0.5), (3, -math.inf)), None, None, 0)
     found = logprobs_object([token], str)
     assert found["token_logprobs"] == [MIN_LOGPROB]
     assert found["top_logprobs"] == [{"1": MIN_LOGPROB, "2": -0.5, "3": MIN_LOGPROB}]
 
 
 def test_of_two_that_print_alike_the_higher_stays() -> None:
-    found = logprobs_object([Token(1, -3.0, ((2, -1.0), (3, -2.0)), None, 0)], lambda token_id: "same")
+    found = logprobs_object([Token(1, -3.0, ((2, -1.0), (3, -2.0)), None, None, 0)], lambda token_id: "same")
     assert found["top_logprobs"] == [{"same": -1.0}]
 
 
 def test_both_arrays_hold_the_same_object() -> None:
     own, equal = -1.25, float("-1.25")
-    found = logprobs_object([Token(1, own, ((1, equal),), None, 0)], str)
+    found = logprobs_object([Token(1, own, ((1, equal),), None, None, 0)], str)
     assert found["top_logprobs"][0]["1"] is found["token_logprobs"][0] is own
 
 
