@@ -24,7 +24,7 @@ STACK_BYTES = 256 << 20
 MOST_SYMBOLS = 50_000
 """Symbols in the productions of a grammar."""
 MOST_LEXER_STATES = 50_000
-"""States of the lexer of one request, of one to two kilobytes."""
+"""States of a grammar's lexer, of one to two kilobytes. The copies of a matcher share it, and its states add up."""
 MAX_REASON_LENGTH = 300
 """Most characters of what llguidance says is wrong."""
 _STACK_SIZE = threading.Lock()

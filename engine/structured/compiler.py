@@ -5,7 +5,7 @@ import subprocess
 import sys
 import weakref
 from collections import OrderedDict
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ class GrammarCompiler:
         if isinstance(matcher, str):
             message = f"{grammar.param} cannot be used: {matcher}"
             raise InvalidRequest(message, param=grammar.param, code="invalid_grammar")
-        return GrammarState(matcher, self._tokenizer.vocab_size)
+        return GrammarState(matcher, self._tokenizer.vocab_size, partial(self._forget, grammar))
 
     def _matcher(self, grammar: Grammar) -> "LLMatcher | str":
         """Return a matcher of its own for a completion, or what is wrong with the grammar."""
@@ -82,6 +82,11 @@ class GrammarCompiler:
             self._kept[grammar.kind, grammar.text] = found
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
+
+    def _forget(self, grammar: Grammar) -> None:
+        """Let the next request compile a grammar anew: the lexer that its completions share is full."""
+        with self._lock:
+            self._kept.pop((grammar.kind, grammar.text), None)
 
     def _compile(self, grammar: Grammar) -> "LLMatcher | str":
         try:

@@ -1,6 +1,7 @@
 """Where the completion of one request stands in its grammar, and which tokens may come next."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,11 @@ _POOL = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="gram
 class GrammarState:
     """Follows one completion. The mask of its next token is computed on another thread from the token before on."""
 
-    def __init__(self, matcher: "LLMatcher", vocabulary: int) -> None:
+    def __init__(self, matcher: "LLMatcher", vocabulary: int, on_failure: Callable[[], None]) -> None:
         """`matcher` belongs to this state from now on, and `vocabulary` is the number of token ids."""
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._on_failure = on_failure
         self._mask: Future[Tensor | str] = _POOL.submit(self._compute)
 
     def accept(self, token_id: int) -> None:
@@ -53,5 +55,6 @@ class GrammarState:
     def _compute(self) -> Tensor | str:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
+            self._on_failure()
             return reason(self._matcher)
         return torch.from_numpy(np.unpackbits(bits, count=self._vocabulary, bitorder="little") == 0)

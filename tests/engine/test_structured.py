@@ -169,12 +169,13 @@ def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(
     monkeypatch.setattr(compilation, "MOST_LEXER_STATES", 30)
     free = {"free": SamplingParams(max_tokens=20, seed=1, ignore_eos=True)}
     grammar = Grammar(kind="regex", text="([a-z]{3}[0-9]{4}|[a-f]+x){20}")
-    found = run(long_engine, free | {"complex": SamplingParams(max_tokens=100, grammar=grammar)})
+    found = run(long_engine, free | {"complex": SamplingParams(max_tokens=100, seed=0, grammar=grammar)})
     assert found["complex"].finish_reason == "error"
     assert isinstance(found["complex"].stop_reason, str)
     assert found["free"].finish_reason == "length"
     assert long_engine.stats().non_finite_logits_total == 0
     assert one(long_engine, DIGITS).finish_reason == "stop"
+    assert one(long_engine, grammar, seed=0, max_tokens=100).token_ids == found["complex"].token_ids, "compiled anew"
 
 
 @pytest.mark.parametrize(
