@@ -179,7 +179,9 @@ class Scheduler:
             return False
         ours = request.first(enough)
         others = (other for other in self.prefilling if other.prompt[0] == ours[0])  # few, where prompts begin apart
-        return any(other.selection == request.selection and other.first(enough) == ours for other in others)
+        return any(
+            other.paged and other.selection == request.selection and other.first(enough) == ours for other in others
+        )
 
     def _shares(self, request: Request) -> bool:
         """Return whether it may start from a cached prefix. A report of its prompt needs every token computed."""

@@ -127,6 +127,15 @@ def test_who_gets_a_place_while_others_are_taken_in_is_next() -> None:
     assert [step[3] for step in told[1]] == [2, 2, 0], "the second c waits for the first"
 
 
+def test_nobody_waits_for_the_prefix_of_a_request_without_pages() -> None:
+    it = scheduler()
+    without, other = request("a", prompt=20), request("a", prompt=20)
+    without.params = replace(without.params, return_fork_scores=True)
+    it.add(without)
+    it.add(other)
+    assert it.schedule().requests == [without, other]
+
+
 def test_a_share_goes_to_the_next_in_line_too() -> None:
     it = scheduler(max_prefill_tokens=10)
     it.add(request("a", prompt=8))
