@@ -41,7 +41,7 @@ class Revised:
     streams: int
     """Streams after the last fork layer of all its tokens."""
     forks: list[tuple[Tensor, Tensor]]
-    """Token (S,) and cumulative score (S,) of each stream after each fork layer: what is left where no state is kept."""
+    """Token (S,) and cumulative score (S,) of each stream after each fork layer. They outlive the state."""
 
     def fork_scores(self) -> list[ForkScores]:
         """Return the scores of the same tokens as `fork_counts`."""

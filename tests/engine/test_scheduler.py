@@ -8,6 +8,7 @@ import torch
 from thoughtbubbles.engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
@@ -303,3 +304,34 @@ def test_streams_that_wait_are_told_through_preemption_and_removal() -> None:
     assert it.waiting.streams == 2 * it.waiting.first.num_tokens > 20
     it.remove([it.waiting.first])
     assert it.waiting.streams == 2 * sum(each.num_tokens for each in it.waiting)
+
+
+def guessing(it: Scheduler, names: str, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Requests that decode, of which every next token will be guessed, as far as they may be."""
+    monkeypatch.setattr(Lookup, "guess", lambda *args: [1] * min(it.config.speculate, args[-1]))
+    requests = [request(name, max_tokens=25) for name in names]
+    for each in requests:
+        it.add(each)
+    run(it)
+    for each in requests:
+        each.lookup = Lookup(it.config.speculate)
+    return requests
+
+
+def test_a_step_computes_no_more_guesses_than_prompt_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(max_prefill_tokens=12, speculate=9)
+    guessing(it, "abc", monkeypatch)
+    assert it.schedule().num_tokens == [10, 4, 1]
+
+
+def test_a_guess_evicts_no_prefix_but_for_the_pages_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(5, speculate=16)
+    for name in "xyz":
+        it.add(request(name, prompt=28))
+        run(it)
+        it.remove(list(it.running))
+    a, *others = guessing(it, "abcd", monkeypatch)
+    for each in others:
+        each.lookup = None
+    assert it.schedule().num_tokens == [17, 1, 1, 1]
+    assert len(it.cache._retained) == 3
