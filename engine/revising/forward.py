@@ -73,7 +73,7 @@ class _Revision:
 
 
 class RevisingForward:
-    """Runs a model under `dynamic` and `fixed`, overwriting the state of each request where it changes."""
+    """Runs a model for requests without pages, overwriting the state of each where it changes."""
 
     def __init__(self, model: Thoughtbubbles, packed: PackedModel) -> None:
         """`packed` has the model's layers."""

@@ -330,8 +330,7 @@ def test_a_guess_evicts_no_prefix_but_for_the_pages_that_it_needs(monkeypatch: p
         it.add(request(name, prompt=28))
         run(it)
         it.remove(list(it.running))
-    a, *others = guessing(it, "abcd", monkeypatch)
-    for each in others:
+    for each in guessing(it, "abcd", monkeypatch)[1:]:
         each.lookup = None
     assert it.schedule().num_tokens == [17, 1, 1, 1]
     assert len(it.cache._retained) == 3
