@@ -31,10 +31,11 @@ class EngineConfig:
     """The context: most tokens of prompt and completion together (None: the model's block_size)."""
     max_prefill_tokens: int | None = None
     """Most prompt tokens that one step prefills; a longer prompt takes several, between which other requests decode.
-    (None: 128 by the native library, 512 by torch's operators; on a device with captured steps as many as the largest
-    computes, up to 2048.)"""
+    With `speculate` also the most guesses of a step. (None: 128 by the native library, 512 by torch's operators; on a
+    device with captured steps as many as the largest computes, up to 2048.)"""
     cache_bytes: int = 1 << 30
-    """Memory of the fork-state cache's pages, and the most beside it for requests under `dynamic` and `fixed`."""
+    """Memory of the fork-state cache's pages, and the most beside it for the states of requests without pages: under
+    `dynamic` and `fixed`, with `fork_bias` or `return_fork_scores`."""
     prefix_caching: bool = True
     """Whether requests start from cached prefixes of other ones."""
     cache_dtype: CacheDtype | None = None
@@ -46,7 +47,8 @@ class EngineConfig:
     """What computes on a CPU: the native library, torch's operators (`portable`), or native where it is available."""
     speculate: int = 0
     """The most tokens that a step guesses of each request, from what followed its last tokens earlier in prompt and
-    output, and computes with the next one. Tokens stay the same. Under `causal` on a CPU; 0: off."""
+    output, and computes with the next one. Tokens stay the same. On a CPU, for requests with pages and without a
+    grammar; 0: off."""
     weights: WeightKind = "exact"
     """Weights of the layers: the model's, or rounded to int8 with a scale for each output, which the native executor
     alone computes with."""

@@ -20,7 +20,7 @@ class Scheduler:
     config: EngineConfig
     cache: ForkCache
     max_prefill_tokens: int
-    """Most prompt tokens of a step."""
+    """Most prompt tokens of a step, and most guesses."""
     mixes: bool = False
     """Whether one step may prefill some requests and decode others."""
     waiting: RequestQueue = field(init=False)
@@ -128,13 +128,14 @@ class Scheduler:
 
     def _draft(self, requests: Sequence[Request]) -> None:
         """Guess tokens of running requests, if pages for them are left; nothing is preempted for a guess."""
+        left = self.max_prefill_tokens
         for request in requests:
             if request.lookup and request.draws:
-                request.draft = request.lookup.guess(request.prompt, request.output, request.most_guesses)
-        most = max((len(request.draft) for request in requests), default=0)
-        if most == 0:
+                request.draft = request.lookup.guess(request.prompt, request.output, min(request.most_guesses, left))
+                left -= len(request.draft)
+        if left == self.max_prefill_tokens:
             return
-        if self.cache.fits(needs := self._present_needs(most)):
+        if self.cache.fits(needs := self._needs()):
             self.cache.evict(needs)
         else:
             for request in requests:
@@ -179,7 +180,9 @@ class Scheduler:
             return False
         ours = request.first(enough)
         others = (other for other in self.prefilling if other.prompt[0] == ours[0])  # few, where prompts begin apart
-        return any(other.selection == request.selection and other.first(enough) == ours for other in others)
+        return any(
+            other.paged and other.selection == request.selection and other.first(enough) == ours for other in others
+        )
 
     def _shares(self, request: Request) -> bool:
         """Return whether it may start from a cached prefix. A report of its prompt needs every token computed."""
@@ -221,12 +224,9 @@ class Scheduler:
             self.preemptions += 1
         self.cache.evict(needs)
 
-    def _present_needs(self, guesses: int = 0) -> list[Sequence[int]]:
-        """Return the pages needed for the tokens that requests have, and for at most so many guesses of each.
-
-        It is a quick upper bound if that fits, else exact.
-        """
-        bound = self.cache.most_needed(len(self.running), 2 + guesses)
+    def _present_needs(self) -> list[Sequence[int]]:
+        """Return the pages needed for the tokens that requests have: a quick upper bound if it fits, else exactly."""
+        bound = self.cache.most_needed(len(self.running))
         return [bound] if not self.prefilling and self.cache.fits([bound]) else self._needs()
 
     def _needs(self, ahead: int = 0) -> list[Sequence[int]]:

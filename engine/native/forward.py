@@ -1,6 +1,6 @@
 """The forward pass of new tokens over the fork-state cache in one call of the native library.
 
-It computes what `engine.cached_forward` does, which is its reference, and draws tokens.
+It computes what `engine.portable.forward` does, which is its reference, and draws tokens.
 
 Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments, L tokens
 after which one is drawn.
@@ -83,7 +83,7 @@ class NativeForward:
 
     @cached_property
     def packed(self) -> PackedModel:
-        """As `CachedForward.packed`, for requests under the rules that revise; made for the first of them."""
+        """As `CachedForward.packed`, for requests without pages, with exact weights; made for the first of them."""
         return PackedModel(self.model)
 
     @property

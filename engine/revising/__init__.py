@@ -1,1 +1,1 @@
-"""The forward pass under `dynamic` and `fixed`, which revise earlier tokens, and the state of each request."""
+"""The forward pass of requests without pages: under `dynamic` and `fixed`, or with interventions in their forks."""

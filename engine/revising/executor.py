@@ -50,7 +50,7 @@ class RevisingExecutor(Generic[Flight]):
 
     @property
     def tally(self) -> ForkTally:
-        """As `Executor.tally`: the rules that revise count nothing, for what they delete may come back."""
+        """As `Executor.tally`: requests without pages count nothing, for what `dynamic` deletes may come back."""
         return self.paged.tally
 
     def prepare(self) -> None:

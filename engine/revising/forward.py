@@ -40,13 +40,12 @@ class Revised:
     """Streams after the last fork layer of each token computed there, which are the last tokens of the request."""
     streams: int
     """Streams after the last fork layer of all its tokens."""
-    state: RevisableState
-    """The state that it was computed from, valid until the next step."""
+    forks: list[tuple[Tensor, Tensor]]
+    """Token (S,) and cumulative score (S,) of each stream after each fork layer. They outlive the state."""
 
     def fork_scores(self) -> list[ForkScores]:
         """Return the scores of the same tokens as `fork_counts`."""
-        first = self.state.tokens - len(self.fork_counts)
-        layers = [_scores_by_token(segment, first) for segment in self.state.segments[1:]]
+        layers = [_scores_by_token(*each, len(self.fork_counts)) for each in self.forks]
         return list(zip(*layers, strict=True)) if layers else [()] * len(self.fork_counts)
 
 
@@ -74,7 +73,7 @@ class _Revision:
 
 
 class RevisingForward:
-    """Runs a model under `dynamic` and `fixed`, overwriting the state of each request where it changes."""
+    """Runs a model for requests without pages, overwriting the state of each where it changes."""
 
     def __init__(self, model: Thoughtbubbles, packed: PackedModel) -> None:
         """`packed` has the model's layers."""
@@ -150,10 +149,10 @@ class RevisingForward:
         computed = [each.computed for each in revisions]
         logits = last_logits(self.model, streams, [end - 1 for end in accumulate(computed)], self._packed.head)
         counts = segment_counts(streams.token_index, streams.tokens)[0].split(computed)
-        states = [each.state for each in revisions]
+        chosen = [each.state.segments for each in revisions]
         return [
-            Revised(row, own.tolist(), state.segments[-1].count, state)
-            for row, own, state in zip(logits, counts, states, strict=True)
+            Revised(row, own.tolist(), each[-1].count, [(one.token_index[0], one.score[0]) for one in each[1:]])
+            for row, own, each in zip(logits, counts, chosen, strict=True)
         ]
 
     def _forking_block(self, layer: int) -> ForkingBlock:
@@ -196,10 +195,10 @@ def _biases_end_to_end(revisions: list[_Revision], layer: int) -> list[ForkBias]
     ]
 
 
-def _scores_by_token(segment: RevisableSegment, first: int) -> list[tuple[float, ...]]:
-    """Return P of the streams of each token from `first` on."""
-    start = int(torch.searchsorted(segment.token_index[0], first))
-    both = zip(segment.token_index[0, start:].tolist(), segment.score[0, start:].exp().tolist(), strict=True)
+def _scores_by_token(token_index: Tensor, score: Tensor, tokens: int) -> list[tuple[float, ...]]:
+    """Return P of the streams of each of the last `tokens` tokens, from the tokens and scores of all streams (S,)."""
+    start = int(torch.searchsorted(token_index, int(token_index[-1]) + 1 - tokens))
+    both = zip(token_index[start:].tolist(), score[start:].exp().tolist(), strict=True)
     return [tuple(p for _, p in own) for _, own in groupby(both, key=lambda each: each[0])]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.files.untrusted import read_json_object
 
 METADATA = "_METADATA"
@@ -53,7 +54,7 @@ class OrbaxTree:
         try:
             import tensorstore  # noqa: PLC0415 - the extra `jax`
         except ModuleNotFoundError:
-            raise ValueError(f"{self._folder}: Orbax needs the extra: pip install 'thoughtbubbles[jax]'") from None
+            raise ValueError(f"{self._folder}: Orbax needs packages: {install_command('jax')}") from None
         return {name: self._tensor(tensorstore, name) for name in names}
 
     def _tensor(self, tensorstore: Any, name: str) -> Tensor:  # noqa: ANN401 - a module

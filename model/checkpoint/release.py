@@ -20,6 +20,7 @@ from torch import Tensor
 
 from thoughtbubbles.model.checkpoint.release_files import has_orbax_tree, read_tensors
 from thoughtbubbles.model.config import ModelConfig
+from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.files.untrusted import read_json_object, require_present, require_regular
 
 EMBEDDING = "transformer.wte.weight"
@@ -89,7 +90,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         import yaml  # noqa: PLC0415 - the extra `jax`
     except ModuleNotFoundError:
-        raise ValueError(f"{file}: YAML needs the extra: pip install 'thoughtbubbles[jax]'") from None
+        raise ValueError(f"{file}: YAML needs packages: {install_command('jax')}") from None
     try:
         content = yaml.safe_load(require_regular(file).read_bytes())
     except (yaml.YAMLError, RecursionError) as error:

@@ -2,10 +2,12 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -219,6 +221,24 @@ def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Toke
     assert recompute.kept_bytes == 2 * one
     requests.clear()
     assert recompute.kept_bytes == 0
+
+
+@torch.inference_mode()
+def test_what_is_computed_whole_is_computed_one_after_the_other(
+    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory for a state, no request keeps one while the next is computed."""
+    extend, states, alive = RevisingForward.extend, WeakSet[RevisableState](), list[int]()
+
+    def counting(self: RevisingForward, own: Sequence[RevisableState], ids: Sequence[Sequence[int]]) -> list[Revised]:
+        states.update(own)
+        alive.append(len(states))
+        return extend(self, own, ids)
+
+    monkeypatch.setattr(RevisingForward, "extend", counting)
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=0)
+    recompute.step([make_request(name, 9, model, tokenizer) for name in "abcd"])
+    assert alive == [1, 1, 1, 1]
 
 
 def drain(engine: Engine) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ import torch
 from thoughtbubbles.engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.detokenizer import Detokenizer
+from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
@@ -125,6 +126,15 @@ def test_who_gets_a_place_while_others_are_taken_in_is_next() -> None:
     assert [step[:3] for step in told[1]] == [step[:3] for step in told[0]]
     assert [step[3] for step in told[0]] == [4, 2, 0]
     assert [step[3] for step in told[1]] == [2, 2, 0], "the second c waits for the first"
+
+
+def test_nobody_waits_for_the_prefix_of_a_request_without_pages() -> None:
+    it = scheduler()
+    without, other = request("a", prompt=20), request("a", prompt=20)
+    without.params = replace(without.params, return_fork_scores=True)
+    it.add(without)
+    it.add(other)
+    assert it.schedule().requests == [without, other]
 
 
 def test_a_share_goes_to_the_next_in_line_too() -> None:
@@ -294,3 +304,33 @@ def test_streams_that_wait_are_told_through_preemption_and_removal() -> None:
     assert it.waiting.streams == 2 * it.waiting.first.num_tokens > 20
     it.remove([it.waiting.first])
     assert it.waiting.streams == 2 * sum(each.num_tokens for each in it.waiting)
+
+
+def guessing(it: Scheduler, names: str, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Requests that decode, of which every next token will be guessed, as far as they may be."""
+    monkeypatch.setattr(Lookup, "guess", lambda *args: [1] * min(it.config.speculate, args[-1]))
+    requests = [request(name, max_tokens=25) for name in names]
+    for each in requests:
+        it.add(each)
+    run(it)
+    for each in requests:
+        each.lookup = Lookup(it.config.speculate)
+    return requests
+
+
+def test_a_step_computes_no_more_guesses_than_prompt_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(max_prefill_tokens=12, speculate=9)
+    guessing(it, "abc", monkeypatch)
+    assert it.schedule().num_tokens == [10, 4, 1]
+
+
+def test_a_guess_evicts_no_prefix_but_for_the_pages_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(5, speculate=16)
+    for name in "xyz":
+        it.add(request(name, prompt=28))
+        run(it)
+        it.remove(list(it.running))
+    for each in guessing(it, "abcd", monkeypatch)[1:]:
+        each.lookup = None
+    assert it.schedule().num_tokens == [17, 1, 1, 1]
+    assert len(it.cache._retained) == 3
