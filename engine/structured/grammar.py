@@ -32,7 +32,8 @@ class Grammar:
     @classmethod
     def json(cls, schema: object, param: str = "grammar") -> "Grammar":
         """Return the grammar of JSON texts that are valid under a schema, a dictionary or a boolean."""
-        schema = {} if schema is True else schema
+        if isinstance(schema, bool):  # llguidance reads neither: true is valid for all texts, false for none
+            schema = {} if schema else {"enum": []}
         try:
             text = json.dumps(schema, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:

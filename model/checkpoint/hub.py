@@ -64,6 +64,7 @@ def check_repository(name: str) -> None:
 
 def hub_error(error: Exception, repository: str, revision: str | None) -> str:
     """Return in one line why a hub refused, or could not be reached."""
+    from httpx2 import TransportError  # noqa: PLC0415 - what huggingface_hub sends requests with
     from huggingface_hub import constants, errors, is_offline_mode  # noqa: PLC0415 - slow, and for hub ids alone
 
     at, wanted = constants.ENDPOINT, revision or constants.DEFAULT_REVISION
@@ -76,9 +77,11 @@ def hub_error(error: Exception, repository: str, revision: str | None) -> str:
             reason = f"it has no revision {wanted}"
         case errors.LocalEntryNotFoundError():
             where = "HF_HUB_OFFLINE is set" if is_offline_mode() else f"{at} cannot be reached"
-            reason = f"{where}, and the cache does not have revision {wanted} whole"
+            reason = f"{where}, and the cache has no complete copy of revision {wanted}"
         case errors.HfHubHTTPError():
             reason = f"{at} answered {error.response.status_code}: {error.server_message or error}"
+        case TransportError():
+            reason = f"{at} cannot be reached"
         case _:
             reason = str(error) or type(error).__name__
     return " ".join(reason.split())

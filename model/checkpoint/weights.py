@@ -2,6 +2,7 @@
 
 import json
 import math
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,8 +58,11 @@ def write_weights(
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file. Raise `OSError` naming it if that fails, for instance on a full disk."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors lets its owner alone read it, whatever the umask
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from error
 

@@ -57,7 +57,9 @@ class Metrics:
             f"{PREFIX}request_rejected", "Client requests refused, by error code.", ["reason"], registry=self.registry
         )
         self.disconnects = Counter(
-            f"{PREFIX}stream_disconnects", "Streams whose client disconnected before the end.", registry=self.registry
+            f"{PREFIX}stream_disconnects",
+            "Clients that disconnected before the end of their answer.",
+            registry=self.registry,
         )
         self.connections = Gauge(f"{PREFIX}http_connections", "Open connections.", registry=self.registry)
         self.connections_closed = Counter(

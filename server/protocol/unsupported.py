@@ -1,16 +1,14 @@
 """Fields of OpenAI and vLLM for features that this server lacks: they are refused by name, not ignored."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
-from thoughtbubbles.server.protocol.requests import GenerationRequest
+from thoughtbubbles.server.protocol.requests import GenerationRequest, RequestBody
 
 NEUTRAL: Mapping[str, object] = {
     "audio": None,
     "function_call": "none",
     "functions": [],
-    "grammar": None,
-    "json_schema": None,
     "modalities": ["text"],
     "tool_choice": "none",
     "tools": [],
@@ -18,21 +16,47 @@ NEUTRAL: Mapping[str, object] = {
 }
 """Each field with the value that does not use its feature."""
 
+OBJECTS = ("stream_options", "response_format", "json_schema", "structured_outputs", "fork_bias")
+"""Fields that are objects or lists of objects. Messages are left out: there may be tens of thousands of them."""
+
+INSTEAD: Mapping[str, str] = {
+    "grammar": "guided_grammar",
+    "json_schema": "guided_json",
+    "response_format.schema": "response_format.json_schema",
+    "structured_outputs.structural_tag": "structured_outputs.grammar",
+}
+"""Fields that ask for a form of the text, each with the field of this server that does."""
+
 
 def check_supported(request: GenerationRequest) -> None:
     """Raise `ApiError` 400 for the first field that uses such a feature."""
-    extra = request.model_extra or {}
-    for field, neutral in NEUTRAL.items():
-        if field in extra and extra[field] != neutral:
+    for field, value in _unknown(request):
+        if field in INSTEAD:
+            message = f"Unsupported parameter: {field!r} is not supported: use {INSTEAD[field]!r}."
+            raise bad_request(message, "unsupported_parameter", field)
+        if field in NEUTRAL and value != NEUTRAL[field]:
             raise unsupported(field)
 
 
-def ignored(request: GenerationRequest) -> Iterable[str]:
-    """Return the names of the request's fields that have no effect."""
-    return [field for field in request.model_extra or () if field not in NEUTRAL]
+def ignored(request: GenerationRequest) -> Iterator[str]:
+    """Yield the names of the request's fields that have no effect, but for those inside `messages`."""
+    return (field for field, _ in _unknown(request) if field not in NEUTRAL)
 
 
 def unsupported(field: str) -> ApiError:
     """Return the error of `field`."""
     message = f"Unsupported parameter: {field!r} is not supported with this model, which writes text alone."
     return bad_request(message, "unsupported_parameter", field)
+
+
+def _unknown(body: RequestBody, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield names and values of fields that the model of a body, or of an object in it, lacks."""
+    for name, value in (body.model_extra or {}).items():
+        yield f"{prefix}{name}", value
+    for name in OBJECTS:
+        match getattr(body, name) if name in type(body).model_fields else None:
+            case RequestBody() as inner:
+                yield from _unknown(inner, f"{prefix}{name}.")
+            case list() as entries:
+                for number, entry in enumerate(entries):
+                    yield from _unknown(entry, f"{prefix}{name}[{number}].")

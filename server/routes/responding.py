@@ -59,7 +59,7 @@ def answer_json(answer: Json) -> bytes:
 
 def _ignored_parameters(names: Iterable[str]) -> dict[str, str]:
     """Return a header with the names of unknown fields; lm-eval sends its own settings, for example."""
-    quoted = [quote(name) for name in names]
+    quoted = [quote(name, safe="/[]") for name in names]
     # A header value must not end in a space, after an empty name or where it is cut: the connection would break.
     return {"x-ignored-parameters": ", ".join(quoted)[:MAX_HEADER_LENGTH].rstrip()} if quoted else {}
 

@@ -190,6 +190,7 @@ def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(
         (Grammar.json({"minimum": 3, "maximum": 2, "type": "integer"}), "Unsatisfiable"),
         (Grammar.json({"$ref": "http://127.0.0.1/x.json"}), "x.json"),
         (Grammar.json([1]), "object schema"),
+        (Grammar.json(False), "Unsatisfiable"),
     ],
 )
 def test_a_grammar_with_a_mistake_is_refused(grammar: Grammar, problem: str, long_engine: Engine) -> None:

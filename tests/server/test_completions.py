@@ -1,5 +1,7 @@
 """POST /v1/completions, whole answers (API.md §1 and §2)."""
 
+from urllib.parse import unquote
+
 import pytest
 
 from tests.server.harness import Json, Running
@@ -162,6 +164,23 @@ def test_unknown_fields_are_named_and_otherwise_ignored(server: Running) -> None
     for names, told in ((["x", ""], "x,"), (["y" * 999, "z"], "y" * 999 + ",")):
         response = server.client.post("/v1/completions", json={"max_tokens": 1, **dict.fromkeys(names, 1)})
         assert response.headers["x-ignored-parameters"] == told
+
+
+def test_unknown_fields_of_objects_are_named(server: Running) -> None:
+    body = {
+        "max_tokens": 1,
+        "fork_bias": [{"layer": 1, "position": 0}, {"layer": 1, "position": 1, "strength": 2}],
+        "structured_outputs": {"whitespace_pattern": " "},
+        "response_format": {"type": "text", "json_schema": {"schema": {}, "version": 1}, "fork_bias": [1]},
+    }
+    response = server.client.post("/v1/completions", json=body)
+    named = [unquote(name) for name in response.headers["x-ignored-parameters"].split(", ")]
+    assert named == [
+        "response_format.fork_bias",
+        "response_format.json_schema.version",
+        "structured_outputs.whitespace_pattern",
+        "fork_bias[1].strength",
+    ]
 
 
 def test_the_whole_context_can_be_used(server: Running) -> None:

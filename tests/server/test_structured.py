@@ -108,6 +108,12 @@ def test_a_conversation_with_the_official_client(server: Running) -> None:
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex", "invalid_value"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice", "invalid_value"),
         ({"structured_outputs": {"json": 1}}, "structured_outputs.json", "invalid_type"),
+        (
+            {"structured_outputs": {"structural_tag": "{}"}},
+            "structured_outputs.structural_tag",
+            "unsupported_parameter",
+        ),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unsupported_parameter"),
         ({"structured_outputs": {"grammar": "?"}}, "structured_outputs.grammar", "invalid_grammar"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
     ],

@@ -81,6 +81,10 @@ def test_large_weights_are_sharded_with_an_index(tmp_path: Path, model: Thoughtb
     assert torch.equal(load_checkpoint(tmp_path / "sharded").model(IDS), model(IDS))
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(folder: Path) -> None:
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "config.json").stat().st_mode}
+
+
 def test_a_missing_shard_is_refused(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     save_checkpoint(tmp_path / "sharded", model, tokenizer, {}, shard_bytes=10_000)
     next((tmp_path / "sharded").glob("model-00002-*")).unlink()

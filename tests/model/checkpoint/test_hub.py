@@ -105,10 +105,10 @@ def test_a_hub_id_is_downloaded_once_without_pickles(
     nowhere = environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     cached, absent = run(nowhere, "inspect org/tiny", "inspect org/absent")
     assert cached.out.startswith(f"org/tiny at {newer}\n")
-    assert absent.err.endswith("127.0.0.1:9 cannot be reached, and the cache does not have revision main whole\n")
+    assert absent.err.endswith("127.0.0.1:9 cannot be reached, and the cache has no complete copy of revision main\n")
     cached, absent = run(environment | {"HF_HUB_OFFLINE": "1"}, "inspect org/tiny", "inspect org/absent")
     assert cached.out.startswith(f"org/tiny at {newer}\n")
-    assert absent.err.endswith("HF_HUB_OFFLINE is set, and the cache does not have revision main whole\n")
+    assert absent.err.endswith("HF_HUB_OFFLINE is set, and the cache has no complete copy of revision main\n")
     assert hub.requests == []
 
 
@@ -161,6 +161,8 @@ def test_push_makes_a_repository_that_loads(
     assert [each.code for each in refused] == [2, 2, 2]
     assert "'new' is not a repository's name, which is org/name" in refused[0].err
     assert hub.repositories == {}
+    (away,) = run(environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}, f"push {saved} org/new")
+    assert away.err == "thoughtbubbles: error: org/new was not uploaded: http://127.0.0.1:9 cannot be reached\n"
 
     authorized = environment | {"HF_TOKEN": TOKEN}
     pushed, again, read = run(
