@@ -6,7 +6,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import ConfigDict, TypeAdapter
 
-from thoughtbubbles.model import document_fields
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
@@ -24,7 +23,6 @@ CHOICES = {
 MAX_BATCH_SIZE = 4096
 
 
-@document_fields
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """What `thoughtbubbles serve` runs with. The text under each setting is its `--help`.
@@ -60,7 +58,8 @@ class ServerSettings:
     max_choices: int = 1024
     """most choices of one request: its prompts times n or best_of"""
     cache_bytes: int = 1 << 30
-    """memory of the fork-state cache, and as much again for dynamic and fixed"""
+    """memory of the fork-state cache, and as much again for requests without pages: under dynamic and fixed, with
+    `fork_bias` or `return_fork_scores`"""
     cache_dtype: str | None = None
     """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
     executor: str = "auto"

@@ -9,10 +9,9 @@ import pytest
 from thoughtbubbles.engine import EngineConfig, SamplingParams
 from thoughtbubbles.model import ForkBias, Hook, ModelConfig, StreamEdit
 from thoughtbubbles.model.fields import field_docs
-from thoughtbubbles.server.settings import ServerSettings
 from thoughtbubbles.training.config import TrainConfig
 
-CLASSES = (EngineConfig, ForkBias, Hook, ModelConfig, SamplingParams, ServerSettings, StreamEdit, TrainConfig)
+CLASSES = (EngineConfig, ForkBias, Hook, ModelConfig, SamplingParams, StreamEdit, TrainConfig)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

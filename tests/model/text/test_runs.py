@@ -55,4 +55,4 @@ def test_text_that_no_tokenizer_takes_as_a_whole_is_encoded(tokenizer: Tokenizer
 def test_a_run_of_the_limit_is_encoded_as_ever(tokenizer: Tokenizer) -> None:
     text = "the" * (MAX_RUN // 3) + " the"
     assert re.fullmatch(rf"\S{{1,{MAX_RUN}}} the", text)
-    assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text)
+    assert tokenizer.encode(text) == tokenizer.encoding.encode_ordinary(text)
