@@ -46,7 +46,11 @@ class GrammarCompiler:
         self._checker: subprocess.Popen[str] | None = None
 
     def start(self, grammar: Grammar) -> GrammarState:
-        """Return the state of a completion that has no token yet. Raises `InvalidRequest` if `grammar` has a mistake.
+        """Return the state of a completion that has no token yet. Raises as `compiled`."""
+        return GrammarState(self.compiled(grammar), self._tokenizer.vocab_size, partial(self._forget, grammar))
+
+    def compiled(self, grammar: Grammar) -> "LLMatcher":
+        """Return a matcher that no token was given to. Raises `InvalidRequest` if `grammar` has a mistake.
 
         Takes at most some seconds for a grammar that is not kept, and otherwise microseconds.
         """
@@ -57,7 +61,7 @@ class GrammarCompiler:
         if isinstance(matcher, str):
             message = f"{grammar.param} cannot be used: {matcher}"
             raise InvalidRequest(message, param=grammar.param, code="invalid_grammar")
-        return GrammarState(matcher, self._tokenizer.vocab_size, partial(self._forget, grammar))
+        return matcher
 
     def _matcher(self, grammar: Grammar) -> "LLMatcher | str":
         """Return a matcher of its own for a completion, or what is wrong with the grammar."""
@@ -142,8 +146,8 @@ def compiler_of(tokenizer: Tokenizer) -> GrammarCompiler:
 
 
 def check_grammar(grammar: Grammar, tokenizer: Tokenizer) -> None:
-    """Compile a grammar, so that an engine of this process finds it. Raises as `GrammarCompiler.start`."""
-    compiler_of(tokenizer).start(grammar)
+    """Compile a grammar, so that an engine of this process finds it. Raises as `GrammarCompiler.compiled`."""
+    compiler_of(tokenizer).compiled(grammar)
 
 
 def _definition(grammar: Grammar) -> str:

@@ -41,6 +41,10 @@ class Location:
     revision: str | None = None
     """The commit of the repository that was downloaded; None for a folder."""
 
+    def instead_of(self, source: str | Path) -> str | Path:
+        """Return what to read several times in place of `source`, so that a hub is asked once, and of one commit."""
+        return source if self.revision is None else self.folder
+
 
 def locate(source: str | Path) -> Location:
     """Return where the checkpoint `source` lies, after a download if it is a hub id and nothing exists at that path.

@@ -23,6 +23,8 @@ def export_checkpoint(source: str | Path, out: str | Path) -> None:
     is copied. `out` may be `source`, which is then brought up to date. Raises `CheckpointError` if `source` is not a
     checkpoint, `ValueError` if `out` is a folder with anything else in it.
     """
+    location = locate(source)
+    source = location.instead_of(source)
     _, headers = open_checkpoint(source)
     dtype = DTYPES[headers[0].dtype]
     checkpoint = load_checkpoint(source, dtype=dtype)
@@ -41,7 +43,7 @@ def export_checkpoint(source: str | Path, out: str | Path) -> None:
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": to_json(tokenizer_config(model.config.block_size, checkpoint.chat_template)),
     }
-    if (card := locate(source).folder / CARD_FILE).is_file():
+    if (card := location.folder / CARD_FILE).is_file():
         files[CARD_FILE] = card.read_bytes()
     save_checkpoint(
         out,

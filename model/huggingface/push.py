@@ -23,12 +23,13 @@ def push_checkpoint(source: str | Path, repository: str, *, private: bool = Fals
 
     api = HfApi()
     check_repository(repository)
-    with _as_exported(source) as folder:
+    location = locate(source)
+    with _as_exported(source, location.name) as folder:
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repository, branch=revision, exist_ok=True)
-            message = f"Upload {locate(source).name} with thoughtbubbles push"
+            message = f"Upload {location.name} with thoughtbubbles push"
             commit = api.upload_folder(
                 repo_id=repository, folder_path=folder, revision=revision, commit_message=message
             )
@@ -37,12 +38,12 @@ def push_checkpoint(source: str | Path, repository: str, *, private: bool = Fals
     return str(commit.commit_url)
 
 
-def model_card(source: str | Path) -> str:
-    """Return a model card with the facts of a checkpoint that has none."""
+def model_card(source: str | Path, name: str) -> str:
+    """Return a model card with the facts of a checkpoint that has none, under its name."""
     facts = inspect_checkpoint(source)
     head = "---\nlibrary_name: thoughtbubbles\npipeline_tag: text-generation\ntags:\n- thoughtbubbles\n---\n"
     about = "A Thoughtbubbles language model (arXiv 2510.00219). Written by `thoughtbubbles push`, from its files:"
-    return f"{head}\n# {locate(source).name}\n\n{about}\n\n```\n{page(facts)}\n```\n"
+    return f"{head}\n# {name}\n\n{about}\n\n```\n{page(facts)}\n```\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _as_exported(source: str | Path) -> Iterator[Path]:
+def _as_exported(source: str | Path, name: str) -> Iterator[Path]:
     """Yield a temporary folder with the checkpoint as `thoughtbubbles export` writes it, and a model card."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "checkpoint"
         export_checkpoint(source, folder)
         if not (card := folder / CARD_FILE).exists():
-            card.write_text(model_card(source), encoding="utf-8")
+            card.write_text(model_card(source, name), encoding="utf-8")
         yield folder
