@@ -42,7 +42,7 @@ def find_native() -> Native | str:
         return Native(library, choose_level(library.levels(), os.environ.get(LEVEL_VARIABLE)))
     except (BuildError, OSError, NativeUnavailableError) as error:
         logger.warning(
-            "The native executor is not available: %s. The portable one computes at about 0.2 of its speed.", error
+            "The native executor is not available: %s. The portable one computes at 0.2 to 0.4 of its speed.", error
         )
         return str(error)
 
