@@ -15,11 +15,14 @@ SMALL = [
 
 @pytest.mark.slow
 def test_a_sharded_model_is_saved_and_resumed_by_other_processes(tmp_path: Path) -> None:
-    flags = ["--parts", "fsdp", "--sharded-steps", "4", "--folder", str(tmp_path), *SMALL]
+    flags = ["--parts", "fsdp", "--sharded-steps", "4", "--resume-gpus", "2", "1", "--folder", str(tmp_path), *SMALL]
     command = [sys.executable, "-m", "benchmarks.training.parallel", *flags]
     done = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    learned, resumed = done.stdout.splitlines()[-2:]
+    learned, resumed, alone = done.stdout.splitlines()[-3:]
     assert learned.startswith("1.9b on 2, 2 x 16 tokens a step: ")
+    assert resumed.startswith("resumed on 2, ")
     assert resumed.endswith("at most 0 apart")
+    assert alone.startswith("resumed on 1, ")
+    assert float(alone.split()[-2]) < 1e-5  # of losses near 5.8: sums in another order
     assert not list(tmp_path.iterdir())
