@@ -27,30 +27,31 @@ class Completion:
         return cls(ids, "".join(event.text for event in events), last.finish_reason, last.stop_reason, tuple(events))
 
 
-def advance(request: Request, row: Row, end_of_text: int) -> list[TokenEvent]:
-    """Append the token of a row to its request, whose tokens before are all computed. Return the events.
+def advance(request: Request, row: Row, end_of_text: int, events: list[TokenEvent]) -> None:
+    """Append the token of a row to its request, whose tokens before are all computed, and its events to `events`.
 
     They are those of the last token, if its event waited for its streams, and of the appended one.
     """
-    events: list[TokenEvent] = []
     if request.pending_event:
         count = row.fork_counts[-1] if request.params.return_fork_counts else None
         scores = row.fork_scores[-1] if request.params.return_fork_scores else None
-        events.append(request.pending_event._replace(fork_count=count, fork_scores=scores))
+        _emit(request, request.pending_event._replace(fork_count=count, fork_scores=scores), events)
         request.pending_event = None
     elif request.params.max_tokens == 0:
-        events.append(TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"))
+        _emit(request, TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"), events)
     if row.token is not None:
         event = _append(request, row.token, row.logprob, end_of_text)
         if event.finish_reason is not None:
             request.finish()
-        if request.params.reports_forks:
+        if request.reports_forks:
             request.defer(event)
         else:
-            events.append(event)
-    if events and events[-1].finish_reason is not None:
-        events[-1] = events[-1]._replace(usage=request.usage())
-    return events
+            _emit(request, event, events)
+
+
+def _emit(request: Request, event: TokenEvent, events: list[TokenEvent]) -> None:
+    """Append an event, with the request's usage if it is the last."""
+    events.append(event if event.finish_reason is None else event._replace(usage=request.usage()))
 
 
 def _append(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:

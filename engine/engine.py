@@ -135,7 +135,7 @@ class Engine:
             elif not row.finite:
                 failures.append(self._fail(request))
             else:
-                events += self._advance(request, row, now)
+                self._advance(request, row, now, events)
         for request, rows in drafts.items():
             events += self._check_draft(request, rows, now)
         events = failures + events
@@ -155,7 +155,7 @@ class Engine:
             if not row.finite:
                 request.lookup = None
                 break
-            events += self._advance(request, row, now)
+            self._advance(request, row, now, events)
             accepted += row.token == guess
             if row.token != guess or not request.draws:
                 break
@@ -165,15 +165,15 @@ class Engine:
         self._accepted += accepted
         return events
 
-    def _advance(self, request: Request, row: Row, now: float) -> list[TokenEvent]:
+    def _advance(self, request: Request, row: Row, now: float, events: list[TokenEvent]) -> None:
         request.count(row.num_streams, sum(row.fork_counts))
-        if not request.is_computed:  # only a chunk of its prompt is
-            return []
+        if row.token is None and not request.is_computed:  # only a chunk of its prompt is
+            return
         request.prompt_report = row.prompt_report or request.prompt_report
         if row.token is not None:
             self._generation_tokens += 1
             request.first_token = request.first_token or now
-        return advance(request, row, self.tokenizer.end_of_text)
+        advance(request, row, self.tokenizer.end_of_text, events)
 
     def _fail(self, request: Request) -> TokenEvent:
         """Return the last event of a request for which no token can be drawn.

@@ -110,6 +110,11 @@ class Request:
         self.max_scheduled = self.params.max_tokens + self.params.reports_forks
 
     @cached_property
+    def reports_forks(self) -> bool:
+        """As `SamplingParams.reports_forks`; asked for every token, so kept."""
+        return self.params.reports_forks
+
+    @cached_property
     def paged(self) -> bool:
         """Whether its streams are in pages of the fork-state cache, which others may share.
 
@@ -145,7 +150,7 @@ class Request:
     @property
     def draws(self) -> bool:
         """Whether another token is to be drawn once all its tokens are computed: none after the last one."""
-        return len(self.output) + self.params.reports_forks < self.max_scheduled
+        return len(self.output) + self.reports_forks < self.max_scheduled
 
     @property
     def draws_alone(self) -> bool:
@@ -182,7 +187,7 @@ class Request:
     @property
     def wants_prompt_report(self) -> bool:
         """Whether a report of its prompt is requested and not made yet."""
-        wanted = self.params.prompt_logprobs is not None or self.params.reports_forks
+        wanted = self.params.prompt_logprobs is not None or self.reports_forks
         return wanted and self.prompt_report is None
 
     def defer(self, event: TokenEvent) -> None:
@@ -191,7 +196,7 @@ class Request:
 
     def finish(self) -> None:
         """Draw no token after the newest one, whose streams are computed only if they are to be reported."""
-        self.max_scheduled = len(self.output) + self.params.reports_forks
+        self.max_scheduled = len(self.output) + self.reports_forks
 
     def drop_draft(self) -> None:
         """Remove the guesses, once they are checked."""
@@ -207,7 +212,7 @@ class Request:
         """Return what the request took. Its last token is known, and its state is not closed yet."""
         now = time.monotonic()
         computed = self.num_tokens
-        if self.output and not self.params.reports_forks:
+        if self.output and not self.reports_forks:
             computed -= 1
         assert self.state is None or self.state.tokens >= computed, "streams of other tokens than are reported"
         started = self.started or now

@@ -27,18 +27,26 @@ class Drawn:
 
     @classmethod
     def of(
-        cls, requests: Sequence[Request], tokens: Sequence[int], logprobs: Sequence[Scored | None] | None = None
+        cls,
+        requests: Sequence[Request],
+        tokens: Sequence[int],
+        logprobs: Sequence[Scored | None] | None = None,
+        *,
+        decoding: bool = False,
     ) -> Self:
         """Return the columns of `tokens` that an executor drew, one a request; -1 if logits are NaN or infinite.
 
-        A request gets no token if some of its tokens are left to compute, or if it draws none.
+        A request gets no token if some of its tokens are left to compute, which none has that is `decoding`, or if it
+        draws none.
         """
-        draws = [token >= 0 and one.is_computed and one.draws for one, token in zip(requests, tokens, strict=True)]
+        finite = [token >= 0 for token in tokens]
+        draws = [ok and one.draws and (decoding or one.is_computed) for one, ok in zip(requests, finite, strict=True)]
         return cls(
-            [token >= 0 for token in tokens],
+            finite,
             [token if draw else None for draw, token in zip(draws, tokens, strict=True)],
-            [one if draw else None for draw, one in zip(draws, logprobs or [None] * len(tokens), strict=True)],
-        )
+            [None] * len(tokens) if logprobs is None
+            else [one if draw else None for draw, one in zip(draws, logprobs, strict=True)],
+        )  # fmt: skip
 
     def fill(self, rows: Sequence[int], own: "Drawn") -> None:
         """Replace the entries of these rows by those of `own`."""

@@ -108,7 +108,8 @@ class CudaExecutor:
         requests = [flight.requests[i] for i in kept]
         computed = [request.newest for request in requests]
         counts = self._cache.append(flight.lanes[rows], computed, ends[rows]).tolist()
-        drawn = Drawn.of(requests, tokens[rows].tolist(), [logprobs[i] for i in kept] if logprobs else None)
+        reports = [logprobs[i] for i in kept] if logprobs else None
+        drawn = Drawn.of(requests, tokens[rows].tolist(), reports, decoding=True)
         if not all(drawn.finite):
             self.forward.clear_gathered()
         return Output(
