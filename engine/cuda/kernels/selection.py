@@ -58,7 +58,8 @@ def spread(
 ):  # fmt: skip
     """Add to `histogram` (B,2,N) how many tokens of a block are in each bins, for top-k, and their weights, for top-p.
 
-    The sums are of whole numbers: the order in which they are added up does not matter.
+    The sums are of whole numbers: the order in which they are added up does not matter. Tokens that top-k surely leaves
+    out are not added.
     """
     place, split = tl.program_id(0), tl.program_id(1)
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
@@ -67,8 +68,9 @@ def spread(
     token, sums = split * BLOCK + tl.arange(0, BLOCK), histogram + place * 2 * _BINS
     own = token < vocabulary
     x = tl.load(scaled + place * row_size + token, mask=own, other=float("-inf"))
-    bins = _bin(x, likeliest)
-    if tl.load(top_k + lane) > 0:
+    bins, k = _bin(x, likeliest), tl.load(top_k + lane)
+    if k > 0:
+        own &= x >= _surely(highest + place * blocks, k, blocks, BLOCKS)
         tl.atomic_add(sums + bins, tl.full([BLOCK], 1, tl.int64), mask=own, sem="relaxed")
     if tl.load(top_p + lane) < 1:
         weight = weigh(x, likeliest)
@@ -146,6 +148,15 @@ def _likeliest(place, lanes, kinds, highest, blocks, BLOCKS: tl.constexpr):
     lane = tl.load(lanes + place)
     selects = (tl.load(kinds + lane, mask=lane >= 0, other=0) & _SELECTED) > 0
     return lane, row_highest(highest + place * blocks, tl.where(selects, blocks, 0), BLOCKS)
+
+
+@triton.jit
+def _surely(highest, k, blocks, BLOCKS: tl.constexpr):
+    """A value that the k-th highest of a row is no lower than: the k-th highest of its blocks' highest."""
+    i = tl.arange(0, BLOCKS)
+    own = tl.load(highest + i, mask=i < blocks, other=float("-inf"))
+    number = tl.sum((own[None, :] >= own[:, None]).to(tl.int32), axis=1)
+    return tl.max(tl.where((number >= k) & (i < blocks), own, float("-inf")), axis=0)
 
 
 @triton.jit
