@@ -6,6 +6,10 @@ Letters: P tokens of the prompt, K likeliest tokens at each position.
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 TopLogprobs = tuple[tuple[int, float], ...]
 """The likeliest tokens at a position and their log-probabilities, best first."""
@@ -35,6 +39,21 @@ class Scores:
             self.own.append(logprob)
             self.ids.extend(token_id for token_id, _ in top)
             self.values.extend(value for _, value in top)
+
+    @classmethod
+    def of(cls, own: NDArray[np.float32], ids: NDArray[np.int32], values: NDArray[np.float32]) -> Self:
+        """Return the scores in columns (P-1,), (P-1,K) and (P-1,K)."""
+        return cls(array("f", own.tobytes()), array("i", ids.tobytes()), array("f", values.tobytes()))
+
+    @classmethod
+    def joined(cls, parts: Iterable["Scores"]) -> Self:
+        """Return the scores of a prompt's parts, one after the other."""
+        scores = cls()
+        for part in parts:
+            scores.own.extend(part.own)
+            scores.ids.extend(part.ids)
+            scores.values.extend(part.values)
+        return scores
 
     def top(self, index: int) -> TopLogprobs:
         """Return the likeliest tokens at the position of token `index`."""

@@ -98,7 +98,8 @@ class CudaExecutor:
         drawn = Drawn.of(requests, extended.drawn, extended.logprobs)
         if masked := [i for i, one in enumerate(requests) if one.grammar is not None]:
             drawn.fill(masked, self._host.draw([requests[i] for i in masked], extended.logits[masked]))
-        return flight.batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary)
+        return flight.batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary,
+                                   scored=extended.scores)  # fmt: skip
 
     def _land_decode(self, flight: Flight) -> Output:
         """Wait for a decode step, and record its tokens in the cache, but for requests that have lost their lane."""

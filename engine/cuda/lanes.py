@@ -89,3 +89,9 @@ class PrefillInputs(Columns):
     """(B,P) its pages, as in `Lanes.table`."""
     live: Annotated[Tensor, 1]
     """(1,) new tokens of all requests."""
+    scored: Annotated[Tensor, "T"]
+    """(T,) the indices of the tokens after which a prompt's next one is scored."""
+    target: Annotated[Tensor, "T"]
+    """(T,) the ids of these next ones."""
+    top: Annotated[Tensor, "T"]
+    """(T,) how many of the likeliest are reported with each."""

@@ -5,6 +5,7 @@ A step serves any prompts with at most so many tokens together, of at most so ma
 Letters: B batch slots, T tokens that there may be, D model width, G segments.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,9 @@ from thoughtbubbles.engine.cuda.kernels.prefill import Bubbles, Candidates, embe
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.lanes import PrefillInputs
 from thoughtbubbles.engine.cuda.sampler import LOGPROB_WORDS, DeviceSampler
+from thoughtbubbles.engine.cuda.scoring import PromptScorer, Report
 from thoughtbubbles.engine.cuda.step import Step, Workspace
+from thoughtbubbles.engine.transfer import to_host
 from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
 
 
@@ -81,7 +84,7 @@ class PrefillStep(Step):
 
     @torch.inference_mode()
     def run(self, scored: int = 0) -> None:
-        """Launch the step, and a copy of the log-probabilities of the first `scored` batch slots."""
+        """Launch the step, and a copy of the log-probabilities drawn in the first `scored` batch slots."""
         self._inputs.memory.copy_(self._host_memory, non_blocking=True)
         self._replay(plain=False)
         self._host_output.copy_(self._output, non_blocking=True)
@@ -89,6 +92,20 @@ class PrefillStep(Step):
             self.logprobs[:scored].copy_(self._sampler.report[:scored], non_blocking=True)
         if self._done:
             self._done.record()
+
+    @torch.inference_mode()
+    def report(self, scorer: PromptScorer, sizes: Sequence[tuple[int, int | None]]) -> Report:
+        """Launch the scoring of prompts, after `run`; `sizes` as in `Report`."""
+        inputs, bubbles, wanted = self._inputs, self._bubbles[-1], sum(size for size, _ in sizes)
+        tokens = inputs.scored[:wanted]
+        rows = replace(self._rows[-1], start=bubbles.start.index_select(0, tokens),
+                       count=bubbles.count.index_select(0, tokens))  # fmt: skip
+        report = scorer.report(self._x(len(self._rows) - 1), rows, inputs.target[:wanted], inputs.top[:wanted])
+        words, done = to_host(report), None
+        if report.is_cuda:
+            done = torch.cuda.Event()
+            done.record()
+        return Report(words, sizes, done, scorer.vocabulary)
 
     def wait(self) -> tuple[Numbers, Numbers, Numbers]:
         """Wait for the step, and return what it reports, which is valid until the next run.

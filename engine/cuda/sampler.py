@@ -57,8 +57,9 @@ class DeviceSampler:
         self._sums = torch.empty((batch_size, self._blocks, 2), device=device)
         self._candidates = torch.empty((batch_size, self._blocks, CANDIDATES), dtype=torch.int64, device=device)
         self._scaled = torch.empty((batch_size, self._row_size), device=device)
-        self._partial = torch.empty((batch_size, self._splits, selection.SAMPLED), dtype=torch.int64, device=device)
+        self._histogram = torch.empty((batch_size, 2, selection.BINS), dtype=torch.int64, device=device)
         self._gathered = torch.empty(batch_size, dtype=torch.int32, device=device)
+        self._facts = torch.empty((batch_size, selection.FACTS), dtype=torch.int64, device=device)
         self._lowest = torch.empty(batch_size, device=device)
         self.report = torch.zeros((batch_size, LOGPROB_WORDS), dtype=torch.int32, device=device)
         """For each slot, if requested: log-probabilities of its token and the likeliest ones, then their ids."""
@@ -97,34 +98,33 @@ class DeviceSampler:
 
     def _restrict(self, logits: Tensor, lane: Tensor) -> None:
         """Find what each slot draws from, and what its log-probabilities need."""
-        state, batch_size = self.state, len(lane)
-        blocks, splits = triton.next_power_of_2(self._blocks), triton.next_power_of_2(self._splits)
+        state, batch_size, blocks = self.state, len(lane), triton.next_power_of_2(self._blocks)
         adjust[(batch_size, self._blocks)](
             logits=logits, lanes=lane, kinds=state.kind, drawn=state.drawn, temperatures=state.temperature,
             repetitions=state.repetition, presences=state.presence, frequencies=state.frequency,
             min_tokens=state.min_tokens, tops=state.logprobs, marks=state.marks, biases=state.bias,
             scaled=self._scaled, highest=self._highest, sums=self._sums, candidates=self._candidates,
-            stride=logits.stride(0), model_vocabulary=self._model_vocabulary, vocabulary=self.vocabulary,
-            width=state.marks.stride(0), row_size=self._row_size, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT,
-            CANDIDATES=CANDIDATES,
-            enable_fp_fusion=False,
+            histogram=self._histogram, gathered=self._gathered, stride=logits.stride(0),
+            model_vocabulary=self._model_vocabulary, vocabulary=self.vocabulary, width=state.marks.stride(0),
+            row_size=self._row_size, BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, CANDIDATES=CANDIDATES,
+            CLEARED=triton.next_power_of_2(triton.cdiv(2 * selection.BINS, self._blocks)), enable_fp_fusion=False,
         )  # fmt: skip
-        selection.narrow[(batch_size, self._splits)](
-            lanes=lane, kinds=state.kind, top_p=state.top_p, scaled=self._scaled, highest=self._highest,
-            partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary, row_size=self._row_size,
-            blocks=self._blocks, BLOCKS=blocks, BLOCK=selection.TOKENS_AT_ONCE, enable_fp_fusion=False,
+        selection.spread[(batch_size, self._splits)](
+            lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
+            highest=self._highest, histogram=self._histogram, vocabulary=self.vocabulary, row_size=self._row_size,
+            blocks=self._blocks, BLOCKS=blocks, BLOCK=selection.TOKENS_AT_ONCE, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
         selection.gather[(batch_size, self._splits)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
-            highest=self._highest, partial=self._partial, gathered=self._gathered, vocabulary=self.vocabulary,
-            row_size=self._row_size, blocks=self._blocks, BLOCKS=blocks, SPLITS=splits, BLOCK=selection.TOKENS_AT_ONCE,
-            enable_fp_fusion=False,
+            highest=self._highest, histogram=self._histogram, gathered=self._gathered, facts=self._facts,
+            vocabulary=self.vocabulary, row_size=self._row_size, blocks=self._blocks, BLOCKS=blocks,
+            BLOCK=selection.TOKENS_AT_ONCE, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
         selection.select[(batch_size,)](
             lanes=lane, kinds=state.kind, top_k=state.top_k, top_p=state.top_p, scaled=self._scaled,
-            highest=self._highest, partial=self._partial, lowest=self._lowest, vocabulary=self.vocabulary,
-            row_size=self._row_size, splits=self._splits, blocks=self._blocks, SPLITS=splits, BLOCKS=blocks,
-            BLOCK=selection.AT_ONCE, num_warps=16, enable_fp_fusion=False,
+            highest=self._highest, gathered=self._gathered, facts=self._facts, lowest=self._lowest,
+            vocabulary=self.vocabulary, row_size=self._row_size, blocks=self._blocks, BLOCKS=blocks,
+            BLOCK=selection.AT_ONCE, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
 
 

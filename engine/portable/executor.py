@@ -12,7 +12,7 @@ from thoughtbubbles.engine.batch import Landed, Output, Plan
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.portable.forward import Chunk, Extended, ForkTally
 from thoughtbubbles.engine.portable.layers import PackedModel
-from thoughtbubbles.engine.prompt_report import PromptReport
+from thoughtbubbles.engine.prompt_report import PromptReport, Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.engine.scoring import score
@@ -135,8 +135,14 @@ class Batch:
         rows = [(request, i) for request, chunk in zip(requests, chunks, strict=True) for i in range(chunk.num_draws)]
         return cls([request for request, _ in rows], [i for _, i in rows], chunks)
 
-    def output(self, forward: Forward[Computed], extended: Computed, drawn: Drawn, *, vocabulary: int) -> Output:
-        """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`."""
+    def output(
+        self, forward: Forward[Computed], extended: Computed, drawn: Drawn, *, vocabulary: int,
+        scored: Sequence[Scores | None] | None = None,
+    ) -> Output:  # fmt: skip
+        """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`.
+
+        `scored`: the prompts' log-probabilities, one entry a row, if they are computed already.
+        """
         if not all(drawn.finite):
             forward.clear_gathered()
         counts = extended.counts.tolist()
@@ -145,8 +151,8 @@ class Batch:
         reports: list[PromptReport | None] = [None] * len(self.requests)
         for i, request in enumerate(self.requests):
             if request.wants_prompt_report:
-                top, scores, prompt = request.params.prompt_logprobs, None, request.prompt
-                if top is not None:
+                top, scores, prompt = request.params.prompt_logprobs, scored[i] if scored else None, request.prompt
+                if top is not None and not scored:
                     scores = score(forward.model, extended.streams, prompt[1:], starts[i], top, vocabulary=vocabulary)
                 reports[i] = PromptReport(scores, tuple(counts[starts[i] : starts[i] + len(prompt)]))
         return Output(
@@ -169,4 +175,5 @@ def _chunk(request: Request, tokens: int) -> Chunk:
     return Chunk(
         [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, request.seed,
         len(request.output), request.params.effective_temperature, guesses,
+        request.params.prompt_logprobs if request.wants_prompt_report else None,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from thoughtbubbles.engine.portable.fork import CachedFork
 from thoughtbubbles.engine.portable.gathering import GatherBuffer
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.portable.selection import Grid, Keep, SelectionFacts, select
-from thoughtbubbles.engine.prompt_report import Scored
+from thoughtbubbles.engine.prompt_report import Scored, Scores
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.engine.transfer import to_device
 from thoughtbubbles.model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
@@ -53,6 +53,17 @@ class Chunk:
     temperature: float = 0.0
     guesses: int = 0
     """How many of the ids, the last ones, are guesses: a token is drawn in the place of each, too."""
+    prompt_logprobs: int | None = None
+    """`SamplingParams.prompt_logprobs`, if the ids are of a prompt that is not reported yet."""
+    following: int | None = None
+    """The prompt's token after the ids, if they end before it does and it is to be scored too."""
+
+    @property
+    def num_scored(self) -> int:
+        """Number of tokens that the next one is scored after."""
+        if self.prompt_logprobs is None:
+            return 0
+        return len(self.ids) - (self.following is None)
 
     @property
     def num_draws(self) -> int:
@@ -81,6 +92,8 @@ class Extended:
     """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any if `draws` is false."""
     logprobs: list[Scored | None] | None = None
     """(R,) its log-probability, where requested and where the device draws."""
+    scores: list[Scores | None] | None = None
+    """(R,) of each prompt, where requested and where the device scores."""
 
     @property
     def streams(self) -> Streams:

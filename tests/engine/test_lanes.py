@@ -26,7 +26,7 @@ def test_columns_cover_the_memory_without_overlap() -> None:
 def test_shapes_are_those_that_the_letters_say() -> None:
     shapes = {name: tuple(column.shape) for name, column in columns_of(PrefillInputs.zeros(CPU, **SIZES)).items()}
     per_slot, per_token = dict.fromkeys(("lane", "first", "last", "count", "length"), (3,)), (5,)
-    tokens = dict.fromkeys(("ids", "request", "position", "fork_budget"), per_token)
+    tokens = dict.fromkeys(("ids", "request", "position", "fork_budget", "scored", "target", "top"), per_token)
     assert shapes == {**per_slot, **tokens, "streams": (2, 3), "table": (3, 4), "live": (1,)}
 
 

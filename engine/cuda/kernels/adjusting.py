@@ -8,6 +8,7 @@ import triton.language as tl
 
 from thoughtbubbles.engine.cuda.kernels.logprobs import rank_block
 from thoughtbubbles.engine.cuda.kernels.sampling_state import BANNED, BIASED, IN_PROMPT, MARKED, ONE_DRAWN, REWRITTEN
+from thoughtbubbles.engine.cuda.kernels.selection import clear
 
 _REWRITTEN: tl.constexpr = tl.constexpr(REWRITTEN)
 _MARKED: tl.constexpr = tl.constexpr(MARKED)
@@ -31,11 +32,11 @@ def penalise(value, mark, repetition, presence, frequency):
 @triton.jit
 def adjust(
     logits, lanes, kinds, drawn, temperatures, repetitions, presences, frequencies, min_tokens, tops, marks, biases,
-    scaled, highest, sums, candidates, stride, model_vocabulary, vocabulary, width, row_size,
-    BLOCK: tl.constexpr, LARGEST: tl.constexpr, CANDIDATES: tl.constexpr,
+    scaled, highest, sums, candidates, histogram, gathered, stride, model_vocabulary, vocabulary, width, row_size,
+    BLOCK: tl.constexpr, LARGEST: tl.constexpr, CANDIDATES: tl.constexpr, CLEARED: tl.constexpr,
 ):  # fmt: skip
     """Write adjusted logits over temperature to `scaled`, and each block's highest to `highest`, +inf where a logit is
-    NaN or too large; of lanes that need neither that nor log-probabilities, nothing.
+    NaN or too large; of lanes that need neither that nor log-probabilities, nothing. Clear what `selection` adds up.
     """
     place, block, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lane = tl.load(lanes + place)
@@ -50,6 +51,7 @@ def adjust(
     raw = tl.load(logits + place * stride + token, mask=token < model_vocabulary, other=float("-inf")).to(tl.float32)
     if top >= 0:
         rank_block(raw, token, vocabulary, top, sums + 2 * at, candidates + at * CANDIDATES)
+    clear(histogram, gathered, kind, place, block, CLEARED)
     if rewritten:
         value = tl.where(own, raw, float("-inf"))
         broken = tl.min((value <= LARGEST).to(tl.int32), axis=0) == 0  # NaN is no less than anything

@@ -102,11 +102,11 @@ def gather(
 
 
 def average(*, x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, rightmost: bool, norm_first: bool) -> None:
-    """Average each slot's streams x (M,D) and normalise the result: out (B,D), zeros for an empty slot.
+    """Average each slot's streams x (M,D) and normalise the result: out (B,D), zeros for a slot without streams.
 
     The average is Σ P_j x_j, or the original alone if `rightmost`. `norm_first` normalises each stream instead.
     """
-    _average[(rows.batch_size,)](
+    _average[(len(out),)](
         x=x, starts=rows.start, counts=rows.count, scores=rows.score, norm_weight=norm.weight, norm_bias=norm.bias,
         eps=norm.eps, out=out, width=x.shape[1], RIGHTMOST=rightmost, NORM_FIRST=norm_first,
         WIDTH=triton.next_power_of_2(x.shape[1]),

@@ -50,3 +50,27 @@ def report_row(logits, chosen, top, sums, candidates, blocks, logprobs, ids, BLO
         tl.store(logprobs + 1 + n, value(best >> 32) - total)
         tl.store(ids + n, ((best & _IDS) ^ _IDS).to(tl.int32))
         rest = tl.where(rest == best, _NONE, rest)
+
+
+@triton.jit
+def rank_rows(
+    logits, tops, sums, candidates, stride, vocabulary, model_vocabulary, BLOCK: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    """Rank a block of each row of logits (W,·), for the `tops` (W,) likeliest tokens of each."""
+    row, block, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    token, at = block * BLOCK + tl.arange(0, BLOCK), row * blocks + block
+    raw = tl.load(logits + row * stride + token, mask=token < model_vocabulary, other=float("-inf")).to(tl.float32)
+    rank_block(raw, token, vocabulary, tl.load(tops + row), sums + 2 * at, candidates + at * CANDIDATES)
+
+
+@triton.jit
+def report_rows(
+    logits, targets, tops, sums, candidates, logprobs, ids, stride, blocks, BLOCKS: tl.constexpr, MOST: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    """Write each row's report, the log-probability of `targets` (W,) first, as `draw_best` lays it out."""
+    row = tl.program_id(0)
+    report, at = row * (1 + 2 * MOST), row * blocks
+    report_row(logits + row * stride, tl.load(targets + row), tl.load(tops + row), sums + 2 * at,
+               candidates + at * CANDIDATES, blocks, logprobs + report, ids + report + 1 + MOST, BLOCKS)  # fmt: skip

@@ -1,14 +1,16 @@
 """The lowest logit that top-k and top-p leave in, found without a sort; `engine.sampling.restrict` defines it.
 
 Both ask for the highest value for which all that is no lower adds up to enough: to k tokens, or to a share of the
-weights. `narrow` adds that up for a sample of the row, so that the answer is known to be between two neighbours of the
-sample; `gather` copies what is between them, about a sixteenth of the row; and `select` halves the interval in which
-the answer is until no number is left in between, adding up over the copy alone. Where more lies between the neighbours
-than fit into the copy, most often because it is equal, `select` adds up over the whole row.
+weights. `spread` sorts a row's tokens into bins by their distance from the likeliest, one for each 64th of an octave,
+and adds up how many are in each and their weights. So the answer's bin is known; `gather` copies what is in it, a
+hundredth of a usual row. `select` halves the interval in which the answer is until no value is left in between, adding
+up over the copy alone. Where a bin has more than fit into the copy, nearly always because they are equal, it adds up
+over the whole row, and ends soon for the same reason: each halving moves the ends of the interval to values that exist.
 
-Sums of a block are one int64: 12 bits of how many from bit 52 on, and weights below.
+Where top-k and top-p are both on, the weights that top-p shares out are known up to those of the bin where top-k ends:
+the bins in which top-p may end, mostly one, are copied too.
 
-Letters: B batch slots, P sampled tokens, V vocabulary.
+Letters: B batch slots, N bins, V vocabulary.
 """
 
 import triton
@@ -17,106 +19,120 @@ import triton.language as tl
 from thoughtbubbles.engine.cuda.kernels.numbers import key, limit, value, weigh
 from thoughtbubbles.engine.cuda.kernels.sampling_state import SELECTED
 
-SAMPLED = 32
-"""P, tokens of a row that are sampled; the first stands for -inf instead."""
+BINS = 2048
+"""N; the first bin has all that is nearer than 2^-14 to the likeliest, the last all that is farther than 2^17.98."""
+FACTS = 6
+"""Numbers that `gather` leaves of each row for `select`."""
 TOKENS_AT_ONCE = 2048
-"""Tokens that a program of `narrow` or `gather` looks at: with more, their number would not fit 12 bits."""
+"""Tokens that a program of `spread` or `gather` looks at."""
 MOST_GATHERED = 8192
-"""Most tokens that are copied between two of the sample."""
-AT_ONCE = 4096
+"""Most tokens that are copied."""
+AT_ONCE = 2048
 """Tokens that `select` looks at together."""
 
-_SAMPLED: tl.constexpr = tl.constexpr(SAMPLED)
+_BINS: tl.constexpr = tl.constexpr(BINS)
+_FACTS: tl.constexpr = tl.constexpr(FACTS)
 _MOST: tl.constexpr = tl.constexpr(MOST_GATHERED)
 _SELECTED: tl.constexpr = tl.constexpr(SELECTED)
-_ONE: tl.constexpr = tl.constexpr(1 << 52)
+_DROPPED: tl.constexpr = tl.constexpr(23 - 6)
+"""Low bits of a distance that its bin ignores."""
+_NEAREST: tl.constexpr = tl.constexpr((127 - 14) << 6)
+_IMPOSSIBLE: tl.constexpr = tl.constexpr(-0x7F800001)
+"""The key of -inf."""
+_LOWEST: tl.constexpr = tl.constexpr(-(2**31))
+_HIGHEST: tl.constexpr = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def narrow(
-    lanes, kinds, top_p, scaled, highest, partial, gathered, vocabulary, row_size, blocks, BLOCKS: tl.constexpr,
+def clear(histogram, gathered, kind, place, part, PART: tl.constexpr):
+    """Clear one part of what `spread` and `gather` add up of a slot, if its lane is of a kind that selects."""
+    selects, i = (kind & _SELECTED) > 0, part * PART + tl.arange(0, PART)
+    tl.store(histogram + place * 2 * _BINS + i, tl.zeros([PART], tl.int64), mask=selects & (i < 2 * _BINS))
+    tl.store(gathered + place, 0, mask=selects & (part == 0))
+
+
+@triton.jit
+def spread(
+    lanes, kinds, top_k, top_p, scaled, highest, histogram, vocabulary, row_size, blocks, BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write to `partial` (B,splits,P) how many tokens of a block are no lower than each of the sample, and their
-    weights; and 0 to `gathered` (B,).
+    """Add to `histogram` (B,2,N) how many tokens of a block are in each bins, for top-k, and their weights, for top-p.
+
+    The sums are of whole numbers: the order in which they are added up does not matter. Tokens that top-k surely leaves
+    out are not added.
     """
     place, split = tl.program_id(0), tl.program_id(1)
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
     if tl.abs(likeliest) == float("inf"):
         return
-    token, row = split * BLOCK + tl.arange(0, BLOCK), scaled + place * row_size
-    x = tl.load(row + token, mask=token < vocabulary, other=float("-inf"))
-    amount = tl.where(token < vocabulary, _ONE, tl.zeros([BLOCK], tl.int64))
+    token, sums = split * BLOCK + tl.arange(0, BLOCK), histogram + place * 2 * _BINS
+    own = token < vocabulary
+    x = tl.load(scaled + place * row_size + token, mask=own, other=float("-inf"))
+    bins, k = _bin(x, likeliest), tl.load(top_k + lane)
+    if k > 0:
+        own &= x >= _surely(highest + place * blocks, k, blocks, BLOCKS)
+        tl.atomic_add(sums + bins, tl.full([BLOCK], 1, tl.int64), mask=own, sem="relaxed")
     if tl.load(top_p + lane) < 1:
-        amount += weigh(x, likeliest)
-    out = partial + (place * tl.num_programs(1) + split) * _SAMPLED
-    tl.store(out, tl.sum(amount, axis=0))
-    for i in range(1, _SAMPLED):
-        bound = tl.load(row + (i * vocabulary) // _SAMPLED)
-        tl.store(out + i, tl.sum(tl.where(x >= bound, amount, 0), axis=0))
-    if split == 0:
-        tl.store(gathered + place, 0)
+        weight = weigh(x, likeliest)
+        tl.atomic_add(sums + _BINS + bins, weight, mask=own & (weight > 0), sem="relaxed")
 
 
 @triton.jit
 def gather(
-    lanes, kinds, top_k, top_p, scaled, highest, partial, gathered, vocabulary, row_size, blocks, BLOCKS: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    lanes, kinds, top_k, top_p, scaled, highest, histogram, gathered, facts, vocabulary, row_size, blocks,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copy what lies between the two of the sample to the end of the row in `scaled`, in any order."""
-    place, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    """Copy what is in the bins of the answers to the end of the row in `scaled`, in any order, and count it in
+    `gathered` (B,); where it is too much, some is left out. Write what `_ends` returns to `facts` (B,6).
+    """
+    place, split = tl.program_id(0), tl.program_id(1)
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
     if tl.abs(likeliest) == float("inf"):
         return
-    row = scaled + place * row_size
-    low, _, end, _, _, inside, _ = _between(
-        row, partial + place * splits * _SAMPLED, tl.load(top_k + lane), tl.load(top_p + lane), vocabulary, splits,
-        SPLITS,
-    )  # fmt: skip
-    if inside > _MOST:
-        return
-    token = split * BLOCK + tl.arange(0, BLOCK)
+    row, token = scaled + place * row_size, split * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(row + token, mask=token < vocabulary, other=float("-inf"))
-    mine = (token < vocabulary) & (x >= low) & (x < end)
-    number = mine.to(tl.int32)
-    at = tl.atomic_add(gathered + place, tl.sum(number, axis=0)) + tl.cumsum(number, axis=0) - number
-    tl.store(row + row_size - _MOST + at, x, mask=mine)
+    cut, more, before, first, last, above = _ends(
+        histogram + place * 2 * _BINS, tl.load(top_k + lane), tl.load(top_p + lane)
+    )
+    if split == 0:
+        fact = facts + place * _FACTS
+        tl.store(fact, cut)
+        tl.store(fact + 1, more)
+        tl.store(fact + 2, before)
+        tl.store(fact + 3, first)
+        tl.store(fact + 4, last)
+        tl.store(fact + 5, above)
+    bins = _bin(x, likeliest)
+    number = ((token < vocabulary) & ((bins == cut) | ((bins >= first) & (bins <= last)))).to(tl.int32)
+    at = tl.atomic_add(gathered + place, tl.sum(number, axis=0), sem="relaxed") + tl.cumsum(number, axis=0) - number
+    tl.store(row + row_size - _MOST + at, x, mask=(number > 0) & (at < _MOST))
 
 
 @triton.jit
 def select(
-    lanes, kinds, top_k, top_p, scaled, highest, partial, lowest, vocabulary, row_size, splits, blocks,
-    SPLITS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+    lanes, kinds, top_k, top_p, scaled, highest, gathered, facts, lowest, vocabulary, row_size, blocks,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write to `lowest` (B,) the lowest value that stays."""
     place = tl.program_id(0)
     lane, likeliest = _likeliest(place, lanes, kinds, highest, blocks, BLOCKS)
     if tl.abs(likeliest) == float("inf"):
         return
-    row, k, p = scaled + place * row_size, tl.load(top_k + lane), tl.load(top_p + lane)
-    low, high, _, more, above, inside, total = _between(
-        row, partial + place * splits * _SAMPLED, k, p, vocabulary, splits, SPLITS
-    )
-    copied = inside <= _MOST
-    start, size = tl.where(copied, row_size - _MOST, 0), tl.where(copied, inside, vocabulary)
-    more, above = tl.where(copied, more, 0), tl.where(copied, above, 0)
-    bottom, top = key(low), tl.minimum(key(high), key(likeliest) + 1)
+    k, p, number, fact = tl.load(top_k + lane), tl.load(top_p + lane), tl.load(gathered + place), facts + place * _FACTS
+    cut, total = tl.load(fact), tl.load(fact + 2)
+    copied = number <= _MOST
+    source = scaled + place * row_size + tl.where(copied, row_size - _MOST, 0)
+    size = tl.where(copied, number, vocabulary)
+    least = tl.full([], _IMPOSSIBLE, tl.int64)
     if k > 0:
-        least, most = bottom, top
-        while most - least > 1:
-            middle = (least + most) >> 1
-            enough = more + _count(row + start, size, value(middle), BLOCK) >= k
-            least, most = tl.where(enough, middle, least), tl.where(enough, most, middle)
-        bottom, top = least, key(likeliest) + 1
+        least = _search(source, size, likeliest, cut, cut, least, tl.load(fact + 1), k, False, BLOCK)
         if p < 1:
-            total = above + _weight(row + start, size, value(least), likeliest, BLOCK)
+            weight, _, _ = _add_up(source, size, likeliest, cut, cut, least, least, True, BLOCK)
+            total += weight
     if p < 1:
-        reach = limit(p, total)
-        while top - bottom > 1:
-            middle = (bottom + top) >> 1
-            enough = above + _weight(row + start, size, value(middle), likeliest, BLOCK) >= reach
-            bottom, top = tl.where(enough, middle, bottom), tl.where(enough, top, middle)
-    tl.store(lowest + place, value(bottom))
+        least = _search(source, size, likeliest, tl.load(fact + 3), tl.load(fact + 4), least, tl.load(fact + 5),
+                        limit(p, total), True, BLOCK)  # fmt: skip
+    tl.store(lowest + place, value(least))
 
 
 @triton.jit
@@ -135,48 +151,76 @@ def _likeliest(place, lanes, kinds, highest, blocks, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _between(row, partial, k, p, vocabulary, splits, SPLITS: tl.constexpr):
-    """Two neighbours of the sample: what is no lower is enough for the first and too little for the second.
+def _surely(highest, k, blocks, BLOCKS: tl.constexpr):
+    """A value that the k-th highest of a row is no lower than: the k-th highest of its blocks' highest."""
+    i = tl.arange(0, BLOCKS)
+    own = tl.load(highest + i, mask=i < blocks, other=float("-inf"))
+    number = tl.sum((own[None, :] >= own[:, None]).to(tl.int32), axis=1)
+    return tl.max(tl.where((number >= k) & (i < blocks), own, float("-inf")), axis=0)
 
-    Then: the end, not included, of what is to be copied; how many are no lower than that end and their weights; how
-    many are to be copied; and the weights of the whole row. Where top-k and top-p are both on, all from the first
-    neighbour on are copied, since top-p then needs all that top-k leaves.
+
+@triton.jit
+def _bin(x, likeliest):
+    """The bin of each value: the leading bits of its distance from the likeliest, which grows as the value falls."""
+    far = (likeliest - x).to(tl.int32, bitcast=True) >> _DROPPED
+    return tl.minimum(tl.maximum(far - _NEAREST, 0), _BINS - 1)
+
+
+@triton.jit
+def _ends(sums, k, p):
+    """Where top-k and top-p end. Of top-k: the bins, N without it; how many tokens the bins before have; their weights,
+    or those of the row. Of top-p: the first bin and the last that it may be, N and -1 without it; the weights before.
     """
-    i, split = tl.arange(0, _SAMPLED), tl.arange(0, SPLITS)
-    bound = tl.load(row + (i * vocabulary) // _SAMPLED)
-    bound = tl.where(i == 0, float("-inf"), bound)
-    sums = tl.load(partial + split[:, None] * _SAMPLED + i[None, :], mask=split[:, None] < splits, other=0)
-    count = tl.sum((sums >> 52) & 0xFFF, axis=0)
-    weight = tl.sum(sums & (_ONE - 1), axis=0)
-    total = tl.max(weight, axis=0)
-    enough = ((k > 0) & (count >= k)) | ((k == 0) & (weight >= limit(p, total)))
-    low = tl.max(tl.where(enough, bound, float("-inf")), axis=0)
-    high = tl.min(tl.where(enough, float("inf"), bound), axis=0)
-    more = tl.max(tl.where(enough, 0, count), axis=0)
-    above = tl.max(tl.where(enough, 0, weight), axis=0)
-    inside = tl.min(tl.where(enough, count, 1 << 32), axis=0)
-    both = (k > 0) & (p < 1)
-    more, above = tl.where(both, 0, more), tl.where(both, 0, above)
-    return low, high, tl.where(both, float("inf"), high), more, above, inside - more, total
+    i = tl.arange(0, _BINS)
+    cut = tl.full([], _BINS, tl.int32)
+    first, last = cut, tl.full([], -1, tl.int32)
+    more = tl.zeros([], tl.int64)
+    before, above = more, more
+    if k > 0:
+        count = tl.cumsum(tl.load(sums + i), axis=0)
+        cut = tl.sum((count < k).to(tl.int32), axis=0)
+        more = tl.max(tl.where(count < k, count, 0), axis=0)
+    if p < 1:
+        weight = tl.cumsum(tl.load(sums + _BINS + i), axis=0)
+        before = tl.max(tl.where(i < cut, weight, 0), axis=0)
+        least = limit(p, before)
+        first = tl.sum((weight < least).to(tl.int32), axis=0)
+        above = tl.max(tl.where(weight < least, weight, 0), axis=0)
+        most = limit(p, tl.max(tl.where(i <= cut, weight, 0), axis=0))
+        last = tl.sum((weight < most).to(tl.int32), axis=0)
+    return cut, more, before, first, last, above
 
 
 @triton.jit
-def _count(source, size, least, BLOCK: tl.constexpr):
-    """How many of the first `size` are at least `least`."""
-    i = tl.arange(0, BLOCK)
-    count = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, size, BLOCK):
-        x = tl.load(source + start + i, mask=start + i < size, other=float("-inf"))
-        count += ((start + i < size) & (x >= least)).to(tl.int32)
-    return tl.sum(count, axis=0).to(tl.int64)
+def _search(source, size, likeliest, first, last, least, above, enough, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
+    """The key of the highest value from which on there is enough; see `_add_up`. `above` is what other bins add."""
+    bottom, top = least, key(likeliest) + 1
+    while top - bottom > 1:
+        middle = (bottom + top) >> 1
+        amount, under, over = _add_up(source, size, likeliest, first, last, least, middle, WEIGHED, BLOCK)
+        reached = above + amount >= enough
+        bottom, top = tl.where(reached, over, bottom), tl.where(reached, top, under + 1)
+    return bottom
 
 
 @triton.jit
-def _weight(source, size, least, likeliest, BLOCK: tl.constexpr):
-    """Return the sum of the weights of all values that are not below `least`."""
+def _add_up(source, size, likeliest, first, last, least, middle, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
+    """How many values have keys from `middle` on, or their weights; the highest key below it, and the lowest of these.
+
+    Of the first `size` values those count that are in the bins `first` to `last` and have keys from `least` on.
+    """
     i = tl.arange(0, BLOCK)
-    weight = tl.zeros([BLOCK], tl.int64)
+    amount = tl.zeros([BLOCK], tl.int64)
+    under, over = tl.full([BLOCK], _LOWEST, tl.int32), tl.full([BLOCK], _HIGHEST, tl.int32)
     for start in range(0, size, BLOCK):
         x = tl.load(source + start + i, mask=start + i < size, other=float("-inf"))
-        weight += tl.where((start + i < size) & (x >= least), weigh(x, likeliest), 0)
-    return tl.sum(weight, axis=0)
+        bins, number = _bin(x, likeliest), key(tl.where(x == 0, 0.0, x)).to(tl.int32)  # -0.0 has another key
+        inside = (start + i < size) & (bins >= first) & (bins <= last) & (number >= least)
+        upon = inside & (number >= middle)
+        if WEIGHED:
+            amount += tl.where(upon, weigh(x, likeliest), 0)
+        else:
+            amount += upon.to(tl.int64)
+        under = tl.maximum(under, tl.where(inside & (number < middle), number, _LOWEST))
+        over = tl.minimum(over, tl.where(upon, number, _HIGHEST))
+    return tl.sum(amount, axis=0), tl.max(under, axis=0).to(tl.int64), tl.min(over, axis=0).to(tl.int64)

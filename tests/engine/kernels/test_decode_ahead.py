@@ -8,7 +8,7 @@ import torch
 from tests.engine.kernels.conftest import ON_GPU, MakeEngine, cuda_executor, on_kernels
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from thoughtbubbles.engine.batch import Plan
-from thoughtbubbles.engine.prompt_report import TopLogprobs
+from thoughtbubbles.engine.prompt_report import PromptReport, TopLogprobs
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 TOKENS = 24 if ON_GPU else 4
@@ -77,7 +77,17 @@ def assert_alike(ahead: dict[str, Completion], waited: dict[str, Completion]) ->
         assert counts(one) == counts(other), name
         for event, like in zip(one.events, other.events, strict=True):
             assert_ranked_alike(event.top_logprobs, like.top_logprobs)
+            assert_reported_alike(event.prompt, like.prompt)
         assert [e.logprob for e in one.events] == pytest.approx([e.logprob for e in other.events], abs=1e-4), name
+
+
+def assert_reported_alike(report: PromptReport | None, other: PromptReport | None) -> None:
+    assert (report is None) == (other is None)
+    if report and other:
+        assert report.fork_counts == other.fork_counts
+        assert report.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-4)
+        for top, like in zip(report.top_logprobs, other.top_logprobs, strict=True):
+            assert_ranked_alike(top or (), like or ())
 
 
 def assert_ranked_alike(top: TopLogprobs, other: TopLogprobs) -> None:

@@ -21,7 +21,7 @@ def some_requests(dice: random.Random, number: int, tokens: int) -> list[tuple[s
             "max_tokens": dice.randrange(1, tokens + 1),
             "seed": dice.getrandbits(60),
             "fork_ratio": dice.choice([None, 1, 1.3, 2]),
-            "prompt_logprobs": dice.choice([None, None, 1]),
+            "prompt_logprobs": dice.choice([None, None, 1, 20]),
             "return_fork_counts": dice.random() < 0.2,
         }
         prompt = [dice.randrange(257) for _ in range(dice.randrange(1, 12))]

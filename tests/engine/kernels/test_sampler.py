@@ -132,7 +132,7 @@ def test_any_mix_draws_as_the_host(seed: int, tokenizer: Tokenizer) -> None:
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "settings",
-    [{"top_p": 0.9}, {"top_k": 50}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01},
+    [{"top_p": 0.9}, {"top_k": 50}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01}, {"top_k": 7, "top_p": 0.9},
      {"repetition_penalty": 1.2, "logprobs": 5},
      {"top_p": 0.5, "presence_penalty": 1, "logit_bias": {8191: 4}}, {"temperature": 0, "logprobs": 20}, {}],
 )  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_vocabulary_of_the_usual_size(settings: dict[str, object], tokenizer: 
 def test_more_equal_logits_than_there_is_room_for(
     settings: dict[str, object], above: int, tokenizer: Tokenizer
 ) -> None:
-    """All of 8,960 are between any two of the sample, or none: the whole row is added up."""
+    """All of 8,960 are in one bin: the whole row is added up."""
     logits = torch.full((1, 9000), -1.0)
     logits[0, 100 : 100 + above] = 2.0
     check([request(tokenizer, 3, **settings)], [logits], 9000)

@@ -37,13 +37,22 @@ def cold() -> None:
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
-    from thoughtbubbles.engine.cuda.kernels import adjusting, attention, forking, linear, prefill, sampling, selection
+    from thoughtbubbles.engine.cuda.kernels import (
+        adjusting,
+        attention,
+        forking,
+        linear,
+        logprobs,
+        prefill,
+        sampling,
+        selection,
+    )
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
                attention._paged_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
-               forking._average, adjusting.adjust, selection.narrow, selection.gather, selection.select,
-               sampling.draw_part, sampling.draw_best]  # fmt: skip
+               forking._average, adjusting.adjust, selection.spread, selection.gather, selection.select,
+               sampling.draw_part, sampling.draw_best, logprobs.rank_rows, logprobs.report_rows]  # fmt: skip
     for kernel in kernels:
 
         def launch(*args: object, _kernel: object = kernel, _run: object = kernel.run, **kwargs: object) -> object:
@@ -70,7 +79,7 @@ def test_no_prompt_meets_a_kernel_first(make_engine: MakeEngine, met: set[Varian
     known = set(met)
     met.clear()
     for ratio, lengths in ((1, [1]), (None, [2]), (4, [3]), (1, [7]), (1.5, [14]), (4, [12]), (4, [11, 9])):
-        params = SamplingParams(max_tokens=0, fork_ratio=ratio)
+        params = SamplingParams(max_tokens=0, fork_ratio=ratio, prompt_logprobs=2)
         engine.generate([[1 + i * n for i in range(n)] for n in lengths], params)
     assert met <= known
     assert met
@@ -95,7 +104,7 @@ def test_triton_compiles_nothing_for_a_prompt(
     compiled.clear()
     for ratio, requests, tokens in ((1, 1, 1), (None, 1, 2), (4, 1, 3), (None, 1, 9), (1.5, 1, 33), (4, 1, 61),
                                     (None, 2, 55), (1, 4, 61), (None, 8, 60), (4, 16, 61), (None, 31, 61)):  # fmt: skip
-        params = SamplingParams(max_tokens=3, ignore_eos=True, fork_ratio=ratio, seed=1)
+        params = SamplingParams(max_tokens=3, ignore_eos=True, fork_ratio=ratio, seed=1, prompt_logprobs=requests % 3)
         engine.generate([[1 + 7 * r + i % 5 for i in range(tokens)] for r in range(requests)], params)
     assert compiled == []
 
