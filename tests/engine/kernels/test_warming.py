@@ -37,11 +37,19 @@ def cold() -> None:
 @pytest.fixture
 def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
-    from thoughtbubbles.engine.cuda.kernels import adjusting, attention, forking, linear, prefill, sampling, selection
+    from thoughtbubbles.engine.cuda.kernels import (
+        adjusting,
+        forking,
+        linear,
+        packed_attention,
+        prefill,
+        sampling,
+        selection,
+    )  # fmt: skip
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
-               attention._paged_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
+               packed_attention._packed_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
                forking._average, adjusting.adjust, selection.narrow, selection.gather, selection.select,
                sampling.draw_part, sampling.draw_best]  # fmt: skip
     for kernel in kernels:
