@@ -49,9 +49,9 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
-               packed_attention._packed_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
-               forking._average, adjusting.adjust, selection.narrow, selection.gather, selection.select,
-               sampling.draw_part, sampling.draw_best]  # fmt: skip
+               packed_attention._packed_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit,
+               prefill._gather, forking._average, adjusting.adjust, selection.narrow, selection.gather,
+               selection.select, sampling.draw_part, sampling.draw_best]  # fmt: skip
     for kernel in kernels:
 
         def launch(*args: object, _kernel: object = kernel, _run: object = kernel.run, **kwargs: object) -> object:
