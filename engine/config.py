@@ -32,7 +32,7 @@ class EngineConfig:
     max_prefill_tokens: int | None = None
     """Most prompt tokens that one step prefills; a longer prompt takes several, between which other requests decode.
     With `speculate` also the most guesses of a step. (None: 128 by the native library, 512 by torch's operators; on a
-    device with captured steps as many as the largest computes, up to 2048.)"""
+    device with captured steps up to 2048, and up to 8192 while no request decodes.)"""
     cache_bytes: int = 1 << 30
     """Memory of the fork-state cache's pages, and the most beside it for the states of requests without pages: under
     `dynamic` and `fixed`, with `fork_bias` or `return_fork_scores`."""

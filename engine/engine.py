@@ -51,7 +51,10 @@ class Engine:
         with self._current:
             self.executor = make_executor(model, self.cache, tokenizer, self.config.executor, self.config.weights)
         self.max_prefill_tokens = self.config.max_prefill_tokens or self.executor.max_prefill_tokens
-        self.scheduler = Scheduler(self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes)
+        self.scheduler = Scheduler(
+            self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes,
+            max_lone_prefill_tokens=self.config.max_prefill_tokens or self.executor.max_lone_prefill_tokens,
+        )  # fmt: skip
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0

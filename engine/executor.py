@@ -29,6 +29,10 @@ class Executor(Protocol[Flight]):
         """Most prompt tokens that one step should compute: more would delay the requests that decode."""
 
     @property
+    def max_lone_prefill_tokens(self) -> int:
+        """The same where none decodes."""
+
+    @property
     def tally(self) -> ForkTally:
         """Forks and deletions counted in all landed steps."""
 

@@ -23,6 +23,8 @@ class Scheduler:
     """Most prompt tokens of a step, and most guesses."""
     mixes: bool = False
     """Whether one step may prefill some requests and decode others."""
+    max_lone_prefill_tokens: int = 0
+    """Most prompt tokens of a step while no request decodes, if that is more."""
     waiting: RequestQueue = field(init=False)
     prefilling: list[Request] = field(default_factory=list)
     """Admitted requests whose tokens are not all computed yet."""
@@ -93,7 +95,7 @@ class Scheduler:
             prefix = self._find(request)
             cached = prefix.state.tokens if prefix else 0
             tokens = self._num_unplanned + request.num_tokens - cached
-            if self.prefilling and (tokens > self.max_prefill_tokens or self._gains_by_waiting(request, cached)):
+            if self.prefilling and (tokens > self._most_tokens or self._gains_by_waiting(request, cached)):
                 return
             if not self._open(request, prefix, needs):
                 return
@@ -145,7 +147,7 @@ class Scheduler:
         """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them."""
         requests: list[Request] = []
         num_tokens: list[int] = []
-        left, now = self.max_prefill_tokens, time.monotonic()
+        left, now = self._most_tokens, time.monotonic()
         for request in self.prefilling:
             pending = request.num_pending
             chunk = pending if self._is_whole(request) else min(pending, left)
@@ -158,6 +160,11 @@ class Scheduler:
             request.num_scheduled += chunk == pending
         self._num_unplanned -= sum(num_tokens)
         return Plan([*requests, *beside.requests], [*num_tokens, *beside.num_tokens], len(requests))
+
+    @property
+    def _most_tokens(self) -> int:
+        """Most prompt tokens of the next step."""
+        return self.max_prefill_tokens if self.running else max(self.max_prefill_tokens, self.max_lone_prefill_tokens)
 
     def _is_whole(self, request: Request) -> bool:
         """Return whether its prompt is prefilled in one step, as a report of it and requests without pages need."""

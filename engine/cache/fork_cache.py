@@ -174,6 +174,12 @@ class ForkCache:
         self._grow(rows, most)
         return most
 
+    def most_gained(self, states: Sequence[ForkState], tokens: ArrayLike) -> Indices:
+        """Return the most streams (R,G) that open states may gain with so many more tokens (R,) each."""
+        rows = _rows(states)
+        gained: Indices = self._may_have(self.ledger, rows, np.add(self.ledger.tokens[rows], tokens))
+        return gained - self.ledger.streams[rows]
+
     def most_needed(self, requests: int, tokens: int = 2) -> list[int]:
         """Return pages of each segment that suffice for `tokens` more tokens of any `requests` requests."""
         most = [tokens * self.config.copies << i for i in range(len(self.segments))]

@@ -57,8 +57,10 @@ class DecodeStep(Step):
         self._time = torch.zeros(batch_size, dtype=torch.int32, device=device)
         """(B,) the index of each slot's token in its sequence."""
         self._rows = [
-            self._rows_of(pages, self.lane, lanes.table, tokens=batch_size, longest=1, length=length)
-            for pages, length in zip(cache.segments, self._lengths, strict=True)
+            self._rows_of(
+                pages, self.lane, lanes.table, tokens=batch_size, rows=batch_size << i, most=1 << i, length=length
+            )
+            for i, (pages, length) in enumerate(zip(cache.segments, self._lengths, strict=True))
         ]
         self._choices = [Choice.empty(batch_size, rows.most, device) for rows in self._rows]
 

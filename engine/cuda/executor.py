@@ -5,6 +5,7 @@ them and needs them next. The host meanwhile reports the step before. Prompts ar
 device computes what runs ahead.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,12 @@ from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
 from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
+from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
+
+PART_TOKENS = 2048
+"""The fewest tokens of a part of a prefill whose results are reported while the device computes the other part."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class CudaExecutor:
         return self.forward.max_prefill_tokens
 
     @property
+    def max_lone_prefill_tokens(self) -> int:
+        """As `Executor.max_lone_prefill_tokens`."""
+        return self.forward.max_lone_prefill_tokens
+
+    @property
     def tally(self) -> ForkTally:
         """As `Executor.tally`."""
         return self.forward.tally
@@ -77,9 +87,8 @@ class CudaExecutor:
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
         waited = list(zip(plan.requests, plan.num_tokens, strict=True))[: plan.num_prefills]
         waited += [(request, tokens) for request, tokens in plan.decodes if tokens and request.grammar is not None]
-        if waited:
-            requests = [request for request, _ in waited]
-            batch = Batch.of(requests, [tokens for _, tokens in waited])
+        for requests, tokens in _parts(waited):
+            batch = Batch.of(requests, tokens)
             self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), requests)
             flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
         decodes = [request for request, tokens in plan.decodes if tokens and request.grammar is None]
@@ -123,6 +132,21 @@ class CudaExecutor:
             prompt_reports=[None] * len(requests),
             fork_scores=[()] * len(requests),
         )
+
+
+def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request], list[int]]]:
+    """Yield the requests that are waited for and their tokens in two parts, if there are enough, else in one.
+
+    The host prepares the second part while the device computes the first, and reports the first while it computes the
+    second. A prompt report needs the streams of its step, so that no other may be launched before it is made.
+    """
+    tokens = np.cumsum([n for _, n in waited])
+    middle = 0
+    if waited and tokens[-1] >= PART_TOKENS * 2 and not any(request.wants_prompt_report for request, _ in waited):
+        middle = int(np.abs(2 * tokens[:-1] - tokens[-1]).argmin()) + 1 if len(waited) > 1 else 0
+    for part in (waited[:middle], waited[middle:]):
+        if part:
+            yield [request for request, _ in part], [n for _, n in part]
 
 
 def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> CudaExecutor | PortableExecutor:

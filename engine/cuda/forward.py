@@ -3,7 +3,7 @@
 Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,13 @@ from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.model import Thoughtbubbles, budget
 
-SIZES = (64, 128, 256, 512, 1024, 2048)
+SIZES = (64, 128, 256, 512, 1024, 1536, 2048, 4096, 6144, 8192)
 """Most tokens of each captured step. More are prefilled by several steps."""
-BATCH_SIZE = 32
+TWICE = (2048, 4096)
+"""Sizes of which there are two steps, so that one can be launched while the device computes another."""
+MOST_BESIDE = 2048
+"""Most tokens of a step beside which others decode."""
+BATCH_SIZE = 64
 """Most requests of one step."""
 
 
@@ -49,9 +53,12 @@ class DeviceForward(CachedForward):
         self._device, self._sampler = model.transformer.wte.weight.device, sampler
         self._batch_size = min(BATCH_SIZE, len(cache.ledger.ids))
         sizes = [n for n in sizes if n == sizes[0] or n < 2 * cache.ledger.ids.size]
-        work = Workspace.shared(model, batch_size=self._batch_size, sizes=sizes)
-        self._steps = [PrefillStep(model, cache, work, sampler, tokens=n, batch_size=self._batch_size) for n in sizes]
-        self.max_prefill_tokens = sizes[-1]
+        work = Workspace.packed(model, batch_size=self._batch_size, sizes=sizes)
+        self._steps = [PrefillStep(model, cache, work, sampler, tokens=n, batch_size=self._batch_size)
+                       for n in sizes for _ in range(1 + (n in TWICE))]  # fmt: skip
+        self._flying: dict[PrefillStep, _Launched] = {}
+        """What is to be landed."""
+        self.max_prefill_tokens, self.max_lone_prefill_tokens = min(MOST_BESIDE, sizes[-1]), sizes[-1]
         self._scorer = None
         if sampler:
             self._scorer = PromptScorer(model, vocabulary=sampler.vocabulary, tokens=sizes[-1])
@@ -69,49 +76,65 @@ class DeviceForward(CachedForward):
         return self.launch(chunks).land()
 
     def launch(self, chunks: list[Chunk]) -> "Prefill":
-        """Launch the chunks. If they take several steps, wait for all but the last."""
-        *first, last = self._split(chunks)
+        """Launch the chunks. If they take several steps, wait for all but the last.
+
+        More may be launched before the result is landed, which then has no streams (`Extended.x`) of meaning.
+        """
+        share, rest = self._take(chunks)
         launched: list[_Launched] = []
         parts: list[Extended] = []
-        for share in first:
+        ends = share.ends
+        while rest:
             launched.append(self._launch(share))
             parts.append(_copied(launched[-1].land()))
-        launched.append(self._launch(last))
-        ends = np.cumsum([len(chunk.ids) for chunk in chunks])
-        done = np.cumsum([len(chunk.ids) for share in (*first, last) for chunk in share])
-        return Prefill(parts, launched, np.flatnonzero(np.isin(done, ends)).tolist())
+            share, rest = self._take(rest)
+            ends += share.ends
+        launched.append(self._launch(share))
+        return Prefill(parts, launched, np.flatnonzero(ends).tolist())
 
-    def _split(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Yield the chunks of each step, in order, in as few steps as possible. A chunk that does not fit is cut."""
-        share: list[Chunk] = []
-        most = left = self.max_prefill_tokens
-        for chunk in chunks:
-            ids = chunk.ids
-            while ids:
-                if not left or len(share) == self._batch_size:
-                    yield share
-                    share, left = [], most
-                whole = len(ids) <= left
-                following = chunk.following if whole else ids[left]
-                share.append(replace(chunk, ids=ids[:left], draws=chunk.draws and whole, following=following))
-                ids, left = ids[left:], left - len(share[-1].ids)
-        yield share
+    def _take(self, chunks: list[Chunk]) -> tuple["_Share", list[Chunk]]:
+        """Return as many chunks as one step computes, in order, and the others. A chunk that does not fit is cut."""
+        offered, room = chunks[: self._batch_size], self._steps[-1].rows
+        tokens = [len(chunk.ids) for chunk in offered]
+        streams = self.cache.most_gained([chunk.state for chunk in offered], tokens).cumsum(0)
+        fitting = int((streams <= room).all(1).sum())
+        share, rest = chunks[:fitting], chunks[fitting:]
+        most = streams[fitting - 1] if fitting else np.zeros_like(room)
+        if fitting < len(offered):
+            cut = rest[0]
+            gained = self.cache.most_gained([cut.state] * len(cut.ids), np.arange(1, len(cut.ids) + 1))
+            if n := int((most + gained <= room).all(1).sum()):
+                share.append(replace(cut, ids=cut.ids[:n], draws=False, following=cut.ids[n]))
+                rest[0] = replace(cut, ids=cut.ids[n:])
+                return _Share(share, most + gained[n - 1], [True] * fitting + [False]), rest
+        return _Share(share, most, [True] * fitting), rest
 
-    def _launch(self, chunks: list[Chunk]) -> "_Launched":
+    def _launch(self, share: "_Share") -> "_Launched":
         """Launch chunks that fit into one step."""
+        chunks = share.chunks
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
-        step = next(step for step in self._steps if step.tokens >= len(layout.group))
+        step = self._idle_step(share.streams)
         self._write(step, chunks, layout)
         reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
         step.run(scored=len(chunks) if reports else 0)
         report = None
         if self._scorer and any(chunk.num_scored for chunk in chunks):
             report = step.report(self._scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in chunks])
-        return _Launched(self, step, chunks, layout, report)
+        self._flying[step] = _Launched(self, step, chunks, layout, report)
+        return self._flying[step]
+
+    def _idle_step(self, streams: Indices) -> PrefillStep:
+        """Return the smallest step that has room for so many streams (G,), and that nobody is still to land."""
+        enough = [step for step in self._steps if (streams <= step.rows).all()]
+        idle = next((step for step in enough if step not in self._flying), None)
+        if idle is None:
+            self._flying[enough[0]].settle()
+        return idle or enough[0]
 
     def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> Extended:
         """Wait for a step, record it in the cache and the tally, and return what it computed."""
         tally, drawn, counts = step.wait()
+        del self._flying[step]
         counts = counts[:, : len(layout.group)]
         self._record(chunks, layout, counts, tally.tolist())
         streams = counts[-1].astype(np.int64)
@@ -165,6 +188,17 @@ class DeviceForward(CachedForward):
 
 
 @dataclass(frozen=True)
+class _Share:
+    """The chunks of one step."""
+
+    chunks: list[Chunk]
+    streams: Indices
+    """(G,) the most streams that they may have together."""
+    ends: list[bool]
+    """Whether each ends a chunk that was to be launched; the last may be the beginning of one."""
+
+
+@dataclass
 class _Launched:
     """A launched step."""
 
@@ -174,9 +208,14 @@ class _Launched:
     layout: Layout
     report: Report | None
     """Of the prompts that are scored; it may come later than the rest."""
+    settled: Extended | None = None
+    """What it computed, if the step was needed for others before this was landed."""
 
     def land(self) -> Extended:
-        return self.forward.land(self.step, self.chunks, self.layout)
+        return self.settled or self.forward.land(self.step, self.chunks, self.layout)
+
+    def settle(self) -> None:
+        self.settled = _copied(self.land())
 
     def scores(self) -> list[Scores | None]:
         return self.report.read() if self.report else [None] * len(self.chunks)

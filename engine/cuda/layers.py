@@ -11,9 +11,10 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
-from thoughtbubbles.engine.cuda.kernels.linear import gelu_linear, normalise, project_heads, residual_linear
+from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
+from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 MOST_STREAMS = 32
@@ -42,31 +43,41 @@ class Scratch:
     """(M,4D)."""
     parts: Parts
     sums: Tensor
-    """float32, partial sums of products whose inputs several programs share."""
+    """float32, sums of products that are added to the streams later."""
+    recent: Recent | None = None
+    """Where prompts are prefilled."""
 
     @classmethod
     def zeros(
-        cls, config: ModelConfig, like: Tensor, *, batch_size: int, rows: int, usual: int, splits: int = 1
-    ) -> Self:
-        """Return memory for `rows` rows in the dtype of `like`.
+        cls, config: ModelConfig, like: Tensor, *, batch_size: int, rows: int, sums: int, splits: int = 1,
+        packed: bool = False,
+    ) -> Self:  # fmt: skip
+        """Return memory for `rows` rows in the dtype of `like`, and `sums` partial sums.
 
-        `usual` is the usual number of rows in the segment that has the fewest. `splits` programs share the keys of each
-        batch slot.
+        `splits` programs share the keys of each batch slot. `packed`: slots may have many new streams.
         """
-        sums = MOST_PARTS * rows * config.n_embd if usual <= MOST_ROWS_OF_PARTS else 0
+        heads = (rows, config.n_head, config.head_width)
         return cls(
             like.new_zeros((rows, config.n_embd)),
-            like.new_zeros((rows, config.n_head, config.head_width)),
+            like.new_zeros(heads),
             like.new_zeros((rows, config.n_embd)),
             like.new_zeros((rows, 4 * config.n_embd)),
             Parts.empty(batch_size, rows, config.n_head, config.head_width, splits, like.device),
             torch.empty(sums, device=like.device),
+            Recent(like.new_zeros(heads), like.new_zeros(heads)) if packed else None,
         )
 
     def of(self, rows: int) -> Self:
         """Return the same for fewer rows."""
         return replace(self, normed=self.normed[:rows], queries=self.queries[:rows], attended=self.attended[:rows],
                        hidden=self.hidden[:rows])  # fmt: skip
+
+
+def num_sums(rows: int, usual: int, width: int) -> int:
+    """Return how many partial sums products of `rows` rows may have, where `usual` rows are usual."""
+    if usual <= MOST_ROWS_OF_PARTS:
+        return MOST_PARTS * rows * width
+    return rows * width if usual >= LIBRARY_ROWS else 0
 
 
 def run_layers(
@@ -82,9 +93,13 @@ def run_layers(
         if at or not normed:
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
         project_heads(x=scratch.normed, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
-                      rows=rows, scored=block.attn.scored)  # fmt: skip
-        paged_attention(queries=scratch.queries, keys=keys, values=values, span=rows, out=scratch.attended,
-                        parts=scratch.parts, most=rows.most)  # fmt: skip
+                      rows=rows, scored=block.attn.scored, recent=scratch.recent)  # fmt: skip
+        if scratch.recent:
+            packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
+                             out=scratch.attended, most=rows.most)  # fmt: skip
+        else:
+            paged_attention(queries=scratch.queries, keys=keys, values=values, span=rows, out=scratch.attended,
+                            parts=scratch.parts, most=rows.most)  # fmt: skip
         update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
                                  scratch=scratch.sums)  # fmt: skip
         normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)

@@ -20,7 +20,7 @@ from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.lanes import PrefillInputs
 from thoughtbubbles.engine.cuda.sampler import LOGPROB_WORDS, DeviceSampler
 from thoughtbubbles.engine.cuda.scoring import PromptScorer, Report
-from thoughtbubbles.engine.cuda.step import Step, Workspace
+from thoughtbubbles.engine.cuda.step import Step, Workspace, packed_rows
 from thoughtbubbles.engine.transfer import to_host
 from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
 
@@ -42,6 +42,8 @@ class PrefillStep(Step):
         super().__init__(model, cache, work, sampler, batch_size=batch_size)
         device, segments = work.x.device, len(cache.segments)
         self.tokens = tokens
+        self.rows = np.array([packed_rows(model.config, tokens, i) for i in range(segments)])
+        """(G,) the most streams of all requests in each segment."""
         sizes = {"B": batch_size, "T": tokens, "G": segments, "P": cache.ledger.table.shape[1], "ONE": 1}
         host = PrefillInputs.zeros(torch.device("cpu"), **sizes)
         self._host_memory, self._host = host.memory, host.numpy()
@@ -64,9 +66,9 @@ class PrefillStep(Step):
         slot = torch.arange(self.batch_size, dtype=torch.int32, device=inputs.memory.device)
         first = {"start": inputs.first, "count": inputs.count, "length": inputs.length, "live": inputs.live}
         self._rows = [
-            self._rows_of(pages, slot, inputs.table, tokens=self.tokens, longest=longest,
-                          **(first if pages.segment.index == 0 else {}))
-            for pages in self._cache.segments
+            self._rows_of(pages, slot, inputs.table, tokens=self.tokens, rows=rows, most=min(rows, longest << i),
+                          **({} if i else first))
+            for i, (pages, rows) in enumerate(zip(self._cache.segments, self.rows.tolist(), strict=True))
         ]  # fmt: skip
         self._ends = replace(self._rows[-1], start=torch.zeros_like(slot), count=torch.zeros_like(slot))
         """The streams of each request's last token."""

@@ -8,7 +8,7 @@ Letters: B batch slots, M rows that there may be, D model width, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -18,10 +18,9 @@ from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.forking import average
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
-from thoughtbubbles.engine.cuda.layers import Scratch, run_layers
+from thoughtbubbles.engine.cuda.layers import Scratch, num_sums, run_layers
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
-from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
+from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
 from thoughtbubbles.model.rotary import rotary_frequencies
 
 
@@ -36,17 +35,41 @@ class Workspace:
     @classmethod
     def zeros(cls, model: Thoughtbubbles, *, batch_size: int, tokens: int, splits: int = 1) -> Self:
         """Return memory for steps of at most so many tokens; `splits` as in `Scratch.zeros`."""
-        weight, rows = model.transformer.wte.weight, tokens << len(model.config.fork_layers)
-        scratch = Scratch.zeros(model.config, weight, batch_size=batch_size, rows=rows, usual=tokens, splits=splits)
-        return cls(weight.new_zeros((2, rows, model.config.n_embd)), scratch)
+        config, rows = model.config, tokens << len(model.config.fork_layers)
+        sums = num_sums(rows, tokens, config.n_embd)
+        return cls._of(model, batch_size=batch_size, rows=rows, sums=sums, splits=splits)
 
     @classmethod
-    def shared(cls, model: Thoughtbubbles, *, batch_size: int, sizes: Sequence[int]) -> Self:
-        """Return memory for steps of each of these numbers of tokens; only the small ones have partial sums."""
-        work, width = cls.zeros(model, batch_size=batch_size, tokens=max(sizes)), model.config.n_embd
-        summing = max((n for n in sizes if n <= MOST_ROWS_OF_PARTS), default=0) << len(model.config.fork_layers)
-        sums = torch.empty(MOST_PARTS * summing * width, device=work.x.device)
-        return replace(work, scratch=replace(work.scratch, sums=sums))
+    def packed(cls, model: Thoughtbubbles, *, batch_size: int, sizes: Sequence[int]) -> Self:
+        """Return memory for prefill steps of each of these numbers of tokens."""
+        config, segments = model.config, range(len(model.config.fork_layers) + 1)
+        rows = max(packed_rows(config, max(sizes), i) for i in segments)
+        sums = max(num_sums(packed_rows(config, n, i), usual_rows(config, n, i), config.n_embd)
+                   for n in sizes for i in segments)  # fmt: skip
+        return cls._of(model, batch_size=batch_size, rows=rows, sums=sums, packed=True)
+
+    @classmethod
+    def _of(
+        cls, model: Thoughtbubbles, *, batch_size: int, rows: int, sums: int, splits: int = 1, packed: bool = False
+    ) -> Self:
+        config, weight = model.config, model.transformer.wte.weight
+        scratch = Scratch.zeros(
+            config, weight, batch_size=batch_size, rows=rows, sums=sums, splits=splits, packed=packed
+        )
+        return cls(weight.new_zeros((2, rows, config.n_embd)), scratch)
+
+
+def usual_rows(config: ModelConfig, tokens: int, segment: int) -> int:
+    """Return the most streams that new sequences of so many tokens together have in a segment at the model's ratio."""
+    return min(tokens << segment, -(-tokens * config.max_block_size // config.block_size))
+
+
+def packed_rows(config: ModelConfig, tokens: int, segment: int) -> int:
+    """Return the most streams that a prefill step of so many tokens computes in a segment.
+
+    They are the usual ones, and at least those of one token: a step takes fewer tokens of requests that may have more.
+    """
+    return max(1 << segment, usual_rows(config, tokens, segment))
 
 
 class Step(ABC):
@@ -131,18 +154,17 @@ class Step(ABC):
         torch.mm(self._averaged, self._model.transformer.wte.weight.T, out=self.logits)
 
     def _rows_of(
-        self, pages: SegmentPages, lane: Tensor, table: Tensor, *, tokens: int, longest: int, **known: Tensor
+        self, pages: SegmentPages, lane: Tensor, table: Tensor, *, tokens: int, rows: int, most: int, **known: Tensor
     ) -> Rows:
-        """Return the rows of a segment in a step of `tokens` tokens, of which one slot has at most `longest`.
+        """Return at most `rows` rows of a segment in a step of `tokens` tokens, of which one slot has at most `most`.
 
         `table` has the pages of all segments; `known` are columns that others write.
         """
         config, index, begin = self._model.config, pages.segment.index, self._cache.ledger.begin.tolist()
         end = begin[index + 1] if index + 1 < len(begin) else table.shape[1]
         return Rows.zeros(
-            lane, table[:, begin[index] : end], page_size=pages.page_size, rows=tokens << index, most=longest << index,
-            usual=min(tokens << index, -(-tokens * config.max_block_size // config.block_size)),
-            half=config.head_width // 2, **known,
+            lane, table[:, begin[index] : end], page_size=pages.page_size, rows=rows, most=most,
+            usual=usual_rows(config, tokens, index), half=config.head_width // 2, **known,
         )  # fmt: skip
 
     @abstractmethod

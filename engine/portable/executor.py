@@ -80,6 +80,11 @@ class LandedExecutor(ABC, Generic[Extended_co]):
         return self.forward.max_prefill_tokens
 
     @property
+    def max_lone_prefill_tokens(self) -> int:
+        """As `Executor.max_lone_prefill_tokens`."""
+        return self.forward.max_prefill_tokens
+
+    @property
     def tally(self) -> ForkTally:
         """As `Executor.tally`."""
         return self.forward.tally

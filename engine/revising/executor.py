@@ -49,6 +49,11 @@ class RevisingExecutor(Generic[Flight]):
         return self.paged.max_prefill_tokens
 
     @property
+    def max_lone_prefill_tokens(self) -> int:
+        """As `Executor.max_lone_prefill_tokens`."""
+        return self.paged.max_lone_prefill_tokens
+
+    @property
     def tally(self) -> ForkTally:
         """As `Executor.tally`: requests without pages count nothing, for what `dynamic` deletes may come back."""
         return self.paged.tally

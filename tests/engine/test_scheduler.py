@@ -67,6 +67,17 @@ def test_new_requests_are_taken_in_as_soon_as_they_come() -> None:
     assert run(it) == ("decode", "ab")
 
 
+def test_a_step_prefills_more_while_nothing_decodes() -> None:
+    it = scheduler(max_prefill_tokens=5, mixes=True)
+    it.max_lone_prefill_tokens = 12
+    for name in "abcd":
+        it.add(request(name))
+    assert run(it) == ("prefill", "abc")
+    it.add(request("e"))
+    assert run(it) == ("prefill", "d")
+    assert run(it) == ("prefill", "e")
+
+
 def test_the_batch_is_bounded() -> None:
     it = scheduler(max_batch_size=2)
     for name in "abc":

@@ -1,4 +1,4 @@
-"""Attention over the pages of the fork-state cache (SPEC.md, "Attenuated block").
+"""Attention of a few new streams over the pages of the fork-state cache (SPEC.md, "Attenuated block").
 
 Letters: B batch slots, M rows that there may be, N heads, H head width.
 """
@@ -15,7 +15,7 @@ from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
 _KEYS_AT_ONCE = 64
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,20 @@ def paged_attention(
 ) -> None:
     """Attend from the new streams of each batch slot to all its streams, causally in stream order: out (M,N·H).
 
-    Queries (M,N,H) lie end to end, at most `most` per slot. Keys and values (N,slots,H) are a layer of the cache, which
-    already has the new ones, after the others of their request. Only keys of `span` are read.
+    Queries (M,N,H) lie end to end, at most `most` per slot, which one program computes. Keys and values (N,slots,H) are
+    a layer of the cache, which already has the new ones, after the others of their request. Only keys of `span` are
+    read.
     """
-    rows, heads, width = queries.shape
-    tile = min(64, max(16, triton.next_power_of_2(most)))
-    tiled = most > tile
-    assert not tiled or parts.splits == 1, "parts are merged for one tile of queries"
-    tiles = rows // tile + span.batch_size if tiled else span.batch_size  # an upper bound
+    _, heads, width = queries.shape
+    tile = max(16, triton.next_power_of_2(most))
     warps, stages = _warps_and_stages(queries.dtype, tile, parts.splits)
-    _paged_attention[(tiles, heads, parts.splits)](
+    _paged_attention[(span.batch_size, heads, parts.splits)](
         queries=queries, keys=keys, values=values, table=span.table, lanes=span.lane, starts=span.start,
         counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
-        arrivals=parts.arrivals, scale=width**-0.5 * _LOG2_E, table_stride=span.table.stride(0),
-        head_stride=keys.stride(0), batch_size=span.batch_size,
-        BATCH=triton.next_power_of_2(span.batch_size) if tiled else 0, PAGE=span.page_size, HEADS=heads,
-        WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE,
-        SPLITS=parts.splits, PRECISION=precision(queries), num_warps=warps, num_stages=stages,
+        arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
+        head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
+        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits,
+        PRECISION=precision(queries), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -80,28 +77,23 @@ def _warps_and_stages(dtype: torch.dtype, tile: int, splits: int) -> tuple[int, 
     return 2, 2 if splits == 1 else 3
 
 
-@triton.jit(do_not_specialize=["table_stride", "batch_size"])
+@triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention(
     queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
-    scale, table_stride, head_stride, batch_size, BATCH: tl.constexpr,
+    scale, table_stride, head_stride,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, tile, head, split = tl.program_id(0), 0, tl.program_id(1), tl.program_id(2)
-    if BATCH > 0:
-        b, tile = _tile_of(b, counts, batch_size, BATCH, QUERIES)
-    new, total_length = tl.load(counts + b), tl.load(lengths + b)
+    b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    count, length = tl.load(counts + b), tl.load(lengths + b)
     start, lane = tl.load(starts + b), tl.load(lanes + b)
-    left = new - tile * QUERIES  # new streams from this tile on
-    count = tl.minimum(left, QUERIES)
-    length = total_length - (left - count)
     share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), KEYS), 1) * KEYS
     used = tl.cdiv(length, share)
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
-    if (left <= 0) | (split >= used) | (lane < 0) | (start < 0):
+    if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
-    row = start + tile * QUERIES + i
+    row = start + i
     inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
     last = length - count + i  # the last key that each query attends to: its own
@@ -110,7 +102,7 @@ def _paged_attention(
     values += head * head_stride.to(tl.int64)
 
     begin, end = split * share, tl.minimum(length, (split + 1) * share)
-    slot = _slots(pages, begin + j, end, PAGE)
+    slot = slots_of(pages, begin + j, end, PAGE)
     highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a query may attend to no key of this part
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)
@@ -119,7 +111,7 @@ def _paged_attention(
         mask = (key < end)[:, None] & (channel < WIDTH)[None, :]
         k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
         v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
-        slot = _slots(pages, key + KEYS, end, PAGE)  # one iteration ahead, so that keys and values do not wait for it
+        slot = slots_of(pages, key + KEYS, end, PAGE)  # one iteration ahead, so that keys and values do not wait for it
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         logits = tl.where(key[None, :] <= last[:, None], logits, float("-inf"))
         peak = tl.maximum(highest, tl.max(logits, axis=1))
@@ -145,19 +137,7 @@ def _paged_attention(
 
 
 @triton.jit
-def _tile_of(index, counts, batch_size, BATCH: tl.constexpr, QUERIES: tl.constexpr):
-    """Return the batch slot of a tile of queries, and the tile's number in it, which is too large beyond the last tile.
-
-    The tiles of a slot, as many as its new streams fill, follow those of the slot before.
-    """
-    b = tl.arange(0, BATCH)
-    tiles = tl.cdiv(tl.load(counts + b, mask=b < batch_size, other=0), QUERIES)
-    before = (tl.cumsum(tiles, 0) <= index) & (b < batch_size - 1)
-    return tl.sum(before.to(tl.int32)), index - tl.sum(tl.where(before, tiles, 0))
-
-
-@triton.jit
-def _slots(pages, key, end, PAGE: tl.constexpr):
+def slots_of(pages, key, end, PAGE: tl.constexpr):
     """Return the cache slots of keys before `end`; the pages of others are not read."""
     page, offset = key.to(tl.uint32) // PAGE, key.to(tl.uint32) % PAGE  # unsigned: a shift and a mask
     return tl.load(pages + page, mask=key < end, other=0) * PAGE + offset.to(tl.int32)

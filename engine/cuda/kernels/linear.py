@@ -5,20 +5,31 @@ Letters: M rows that there may be, D model width, K inputs, O outputs, N heads, 
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import precision, tiles_of
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, precision, tiles_of
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The keys and values of a step's own streams, end to end as its rows are."""
+
+    keys: Tensor
+    """(M,N,H)."""
+    values: Tensor
+    """(M,N,H)."""
 
 
 @dataclass(frozen=True)
 class Unreduced:
-    """The output of a linear layer whose inputs several programs share, before it is added to the streams."""
+    """The output of a linear layer before it is added to the streams."""
 
     sums: Tensor
-    """(parts,M,D) float32, one part per program."""
+    """(parts,M,D) float32, one part for each program that shares the inputs; or one in the dtype of the streams."""
     bias: Tensor | None
     """(D,)."""
 
@@ -51,8 +62,12 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
     """Add exp(c) · (W · x + b) to `residual` (M,O), for the live rows of x (M,K) and their scores c.
 
     If it is faster that several programs share the inputs, return their sums, which lie in `scratch`, for `normalise`
-    to add.
+    to add. With many rows the library multiplies, which is faster, also those rows that are not live.
     """
+    if LIBRARY_ROWS <= x.shape[0] <= rows.usual and x.dtype != torch.float32:
+        product = scratch.view(x.dtype)[: residual.numel()].view(1, *residual.shape)
+        torch.mm(x, layer.weight.T, out=product[0])
+        return Unreduced(product, layer.bias)
     tiles = tiles_of(x, residual.shape[1], rows.usual)
     share = triton.cdiv(triton.cdiv(x.shape[1], tiles.parts), tiles.depth) * tiles.depth
     parts = triton.cdiv(x.shape[1], share)  # fewer if there are few inputs
@@ -68,24 +83,27 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
 
 
 def project_heads(
-    *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool
-) -> None:
+    *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool,
+    recent: Recent | None = None,
+) -> None:  # fmt: skip
     """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
 
     Queries and keys are rotated by the angles of their positions. If `scored`, the last channel of queries becomes 1
     and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
-    layer of the cache (N,slots,H), at each row's slot.
+    layer of the cache (N,slots,H), at each row's slot, and to `recent`.
     """
     tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
     heads, width = queries.shape[1:]
     half = min(triton.next_power_of_2(max(16, width) // 2), tiles.columns // 2)
     blocks = triton.cdiv(width // 2, half)
-    grid = (3 * heads * blocks, triton.cdiv(x.shape[0], tiles.rows))
+    together = next(n for n in (4, 2, 1) if heads % n == 0 and 2 * half * n <= max(tiles.columns, 2 * half))
+    grid = (3 * heads // together * blocks, triton.cdiv(x.shape[0], tiles.rows))
     _project_heads[grid](
-        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values, slots=rows.slot,
+        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values,
+        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None, slots=rows.slot,
         score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live, rows=x.shape[0], head_stride=keys.stride(0),
-        K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks, ROWS=tiles.rows, HALF=half,
-        DEPTH=tiles.depth, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows,
+        HALF=half, DEPTH=tiles.depth, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -214,42 +232,54 @@ def _residual_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, bias, queries, keys, values, slots, score, cosines, sines, live, rows, head_stride,
+    x, weight, bias, queries, keys, values, recent_keys, recent_values, slots, score, cosines, sines, live, rows,
+    head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, BLOCKS: tl.constexpr,
-    ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    part = tl.program_id(0) // (HEADS * BLOCKS)  # 0 queries, 1 keys, 2 values
-    head = tl.program_id(0) // BLOCKS % HEADS
-    begin = (part * HEADS + head) * WIDTH
-    i = tl.program_id(0) % BLOCKS * HALF + tl.arange(0, HALF)  # a channel of the first half; i + H/2 is its partner
-    j = tl.arange(0, 2 * HALF)  # channels and partners by turns: one thread has two adjacent columns of a product
-    pair = tl.minimum(tl.program_id(0) % BLOCKS * HALF + j // 2, WIDTH // 2 - 1)
-    column = begin + pair + j % 2 * (WIDTH // 2)
+    """A program computes TOGETHER whole heads, or a block of the channels of one."""
+    group = tl.program_id(0) // BLOCKS
+    part = group // (HEADS // TOGETHER)  # 0 queries, 1 keys, 2 values
+    first, begin = group % (HEADS // TOGETHER) * TOGETHER, tl.program_id(0) % BLOCKS * HALF
+    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
+    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
+    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, 2 * HALF, K, K, DEPTH, PRECISION)
+    product = _product(
+        x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
+    )
     product = _bias(product, bias, column, j >= 0)
-    a1, a2 = tl.split(tl.reshape(product, [ROWS, HALF, 2]))
+    a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
+    row, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
+    head = (first + tl.arange(0, TOGETHER))[None, :, None]
     present, inside = row < tl.load(live), i < WIDTH // 2
-    mask = present[:, None] & inside[None, :]
-    c = tl.load(score + row, mask=present, other=0.0)[:, None]
+    mask = present & inside
+    c = tl.load(score + row, mask=present, other=0.0)
     if part == 2:
         y1, y2 = a1, a2
         if SCORED:
             y1, y2 = a1 * tl.exp(c), a2 * tl.exp(c)
     else:
-        cos = tl.load(cosines + row[:, None] * (WIDTH // 2) + i[None, :], mask=mask, other=0.0)
-        sin = tl.load(sines + row[:, None] * (WIDTH // 2) + i[None, :], mask=mask, other=0.0)
+        cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
+        sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
         if SCORED:
-            y2 = tl.where((i == WIDTH // 2 - 1)[None, :], tl.where(part == 0, 1.0, c), y2)
-    slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
+            y2 = tl.where(i == WIDTH // 2 - 1, tl.where(part == 0, 1.0, c), y2)
+    y1, y2 = y1.to(queries.dtype.element_ty), y2.to(queries.dtype.element_ty)
+    packed = (row * HEADS + head) * WIDTH + i
     if part == 0:
-        at = queries + (row[:, None] * HEADS + head) * WIDTH + i[None, :]
-    elif part == 1:
-        at = keys + head * head_stride + slot[:, None] * WIDTH + i[None, :]
+        tl.store(queries + packed, y1, mask=mask)
+        tl.store(queries + packed + WIDTH // 2, y2, mask=mask)
     else:
-        at = values + head * head_stride + slot[:, None] * WIDTH + i[None, :]
-    tl.store(at, y1.to(queries.dtype.element_ty), mask=mask)
-    tl.store(at + WIDTH // 2, y2.to(queries.dtype.element_ty), mask=mask)
+        slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
+        cached = head * head_stride.to(tl.int64) + slot * WIDTH + i
+        into, recent = keys, recent_keys
+        if part == 2:
+            into, recent = values, recent_values
+        tl.store(into + cached, y1, mask=mask)
+        tl.store(into + cached + WIDTH // 2, y2, mask=mask)
+        if recent_keys is not None:
+            tl.store(recent + packed, y1, mask=mask)
+            tl.store(recent + packed + WIDTH // 2, y2, mask=mask)

@@ -18,7 +18,7 @@ from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.model import ForkingBlock
 
 _PRIOR_AT_ONCE = 512
-_TOKENS_AT_ONCE = 256
+_TOKENS_AT_ONCE = 1024
 _UNLIMITED = tl.constexpr(1 << 30)
 """The fork budget where no token limits it."""
 
@@ -116,7 +116,7 @@ def fit(
     _fit[(into.batch_size,)](
         passing=candidates.passing, fork_budgets=fork_budget, streams=streams, firsts=tokens.start, new=tokens.count,
         lengths=tokens.length, counts=after.count, offsets=candidates.offset, row_counts=into.count,
-        row_lengths=into.length, AT_ONCE=_TOKENS_AT_ONCE,
+        row_lengths=into.length, AT_ONCE=_TOKENS_AT_ONCE, num_warps=8,
     )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ _TABLE = {
     256: (Tiles(64, 128, 64, 4, 4, 3), Tiles(64, 128, 64, 4, 4, 3), Tiles(64, 64, 64, 4, 4)),
     512: (Tiles(128, 128, 64, 8, 4, 3), Tiles(64, 64, 64, 4, 4), Tiles(128, 128, 64, 8, 4)),
     1024: (Tiles(64, 64, 128, 8, 4), Tiles(64, 64, 128, 8, 4), Tiles(64, 64, 64, 4, 4)),
+    2048: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 3)),
+    4096: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 256, 64, 8, 3)),
 }
 """By the largest row count that they are tuned for; then for fewer outputs than inputs, as many, and more.
 
@@ -42,6 +44,13 @@ MOST_PARTS = max(tiles.parts for kinds in _TABLE.values() for tiles in kinds)
 """The most programs that share the inputs of a tile."""
 MOST_ROWS_OF_PARTS = max(usual for usual, kinds in _TABLE.items() if any(tiles.parts > 1 for tiles in kinds))
 """The largest row count for which programs share inputs: more rows are enough programs without."""
+
+
+LIBRARY_ROWS = 2048
+"""The usual number of rows from which on the library (cuBLAS) multiplies what is added to the streams.
+
+It is given no number of live rows, so that it multiplies all that there may be.
+"""
 
 
 def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:

@@ -30,6 +30,7 @@ class PortablePrefill(CachedForward):
     """Prefill in torch operators for an executor that decodes with kernels: the interpreter takes its time."""
 
     sampler: "DeviceSampler"
+    max_lone_prefill_tokens = CachedForward.max_prefill_tokens
 
     def launch(self, chunks: list[Chunk]) -> "Computed":
         from thoughtbubbles.engine.cuda.sampler import scored

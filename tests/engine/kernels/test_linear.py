@@ -69,16 +69,21 @@ def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
     assert out[LIVE:].isnan().all()
 
 
+@pytest.mark.parametrize("columns", [16, 32])
 @pytest.mark.parametrize("scored", [True, False])
 @torch.inference_mode()
-def test_heads(scored: bool, rows: Any) -> None:  # noqa: ANN401
-    """Two heads of width 12, whose halves are no power of two."""
-    from thoughtbubbles.engine.cuda.kernels.linear import project_heads
+def test_heads(scored: bool, columns: int, rows: Any, monkeypatch: Any) -> None:  # noqa: ANN401
+    """Two heads of width 12, whose halves are no power of two; a program computes one or both."""
+    from thoughtbubbles.engine.cuda.kernels import linear
+    from thoughtbubbles.engine.cuda.kernels.linear import Recent, project_heads
+    from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 
+    monkeypatch.setattr(linear, "tiles_of", lambda *_: Tiles(16, columns, 32, 4, 2))
     layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
     queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE)
     keys, values = torch.full((2, 2, 64, 12), torch.nan, device=DEVICE)
-    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored)
+    recent = Recent(*torch.full((2, MOST, 2, 12), torch.nan, device=DEVICE))
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored, recent=recent)
     q, k, v = (part.view(MOST, 2, 12) for part in layer(x).split(24, dim=1))
     by = Rotation(rows.cos[:, None], rows.sin[:, None])
     q, k = rotate(q, by), rotate(k, by)
@@ -90,26 +95,37 @@ def test_heads(scored: bool, rows: Any) -> None:  # noqa: ANN401
         (queries[:LIVE], q),
         (keys[:, slots].transpose(0, 1), k),
         (values[:, slots].transpose(0, 1), v),
+        (recent.keys[:LIVE], k),
+        (recent.values[:LIVE], v),
     ):
         torch.testing.assert_close(ours, torchs[:LIVE], atol=1e-5, rtol=1e-5)
     assert keys.isnan().sum() == (64 - LIVE) * 24
+    assert recent.keys[LIVE:].isnan().all()
 
 
+@pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize("usual", [1, 9, 32, 64, 128, 200, 512, 1000, 5000])
 @torch.inference_mode()
-def test_halves_however_they_are_cut(usual: int, rows: Any) -> None:  # noqa: ANN401
-    """An MLP in tiles for fewer rows and for more than there are; the interpreter knows no bfloat16."""
+def test_halves_however_they_are_cut(usual: int, library: bool, rows: Any, monkeypatch: Any) -> None:  # noqa: ANN401
+    """An MLP in tiles for fewer rows and for more than there are; the interpreter knows no bfloat16.
+
+    The library multiplies all rows, where there are no more than usual.
+    """
     from thoughtbubbles.engine.cuda.kernels import linear
-    from thoughtbubbles.engine.cuda.layers import Scratch
+    from thoughtbubbles.engine.cuda.layers import Scratch, num_sums
 
     config = ModelConfig(vocab_size=9, block_size=8, max_block_size=16, n_layer=1, n_head=1, n_embd=48, fork_layers=())
     fc, proj = (nn.Linear(*sizes).to(DEVICE, torch.half) for sizes in ((48, 192), (192, 48)))
     norm, rows = nn.LayerNorm(48).to(DEVICE, torch.half), replace(rows, usual=usual)
     x, stream = torch.randn(2, MOST, 48, device=DEVICE).half()
-    scratch = Scratch.zeros(config, x, batch_size=1, rows=MOST, usual=usual)
+    if library:
+        monkeypatch.setattr(linear, "LIBRARY_ROWS", MOST)
+        monkeypatch.setattr("thoughtbubbles.engine.cuda.layers.LIBRARY_ROWS", MOST)
+    scratch = Scratch.zeros(config, x, batch_size=1, rows=MOST, sums=num_sums(MOST, usual, 48))
     wanted = stream[:LIVE] + rows.score[:LIVE].exp()[:, None] * proj(F.gelu(fc(x[:LIVE])))
     linear.gelu_linear(x=x, layer=fc, out=scratch.hidden, rows=rows, tanh=False)
     update = linear.residual_linear(x=scratch.hidden, layer=proj, residual=stream, rows=rows, scratch=scratch.sums)
+    assert (update is not None and update.sums.dtype == torch.half) == (library and usual >= MOST)
     linear.normalise(x=stream, norm=norm, out=scratch.normed, rows=rows, update=update)
     torch.testing.assert_close(stream[:LIVE].float(), wanted, atol=0.05, rtol=0.02)
     torch.testing.assert_close(scratch.normed[:LIVE], norm(stream[:LIVE]), atol=0.05, rtol=0.02)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import DEVICE, MakeEngine, lively, on_kernels, sampler_of
+from tests.engine.kernels.conftest import DEVICE, MakeEngine, cuda_executor, lively, on_kernels, sampler_of
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
@@ -21,6 +21,9 @@ PROMPTS = [list(range(30, 50)), [7] * 13, [9, 4, 4, 4]]
 CUTS = {"at once": [20], "in two": [7, 20], "in three": [1, 2, 20]}
 SHAPES: dict[str, dict[str, object]] = {
     "as it ships": {},
+    "forks apart and side by side": {"n_layer": 4, "fork_layers": (1, 2, 3)},
+    "a ratio of 1": {"max_block_size": 64},
+    "a ratio between": {"max_block_size": 90},
     "layer 0 forks, no bias, tanh": {"fork_layers": (0, 2), "bias": False, "activation": "gelu_tanh"},
     "two heads of odd width": {"n_head": 2, "n_embd": 24},
 }
@@ -47,6 +50,30 @@ def test_shapes(shape: str) -> None:
     sizes = {"vocab_size": 257, "block_size": 64, "max_block_size": 128, "n_layer": 3, "n_head": 1, "n_embd": 16,
              "fork_layers": (1, 2)}  # fmt: skip
     check(lively(Thoughtbubbles(ModelConfig.from_dict({**sizes, **SHAPES[shape]})).eval()), CUTS["in two"])
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_requests_of_another_ratio_than_the_models(ratio: float, small_model: Thoughtbubbles) -> None:
+    """At a higher one a step has room for fewer tokens: here 40 streams, of which 20 tokens may need 80."""
+    check(small_model, CUTS["at once"], [20], Selection.of(small_model.config, "causal", ratio))
+
+
+def test_a_step_has_room_for_all_streams_that_its_tokens_may_have(small_model: Thoughtbubbles) -> None:
+    """Of ratio 4, in a step for 8 tokens of the model's ratio, which is 2: 16 streams after the last fork."""
+    from thoughtbubbles.engine.cuda.forward import DeviceForward
+
+    model = small_model.to(DEVICE)
+    cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
+                      like=model.transformer.wte.weight.detach())  # fmt: skip
+    forward = DeviceForward(model, cache, ForkTally(), sampler=sampler_of(model, cache), sizes=[2, 8])
+    chunks = [Chunk(list(range(n)), cache.open(selection), selection)
+              for n in (1, 3, 9, 4) for selection in [Selection.of(model.config, "causal", 4.0)]]  # fmt: skip
+    taken = []
+    while chunks:
+        share, chunks = forward._take(chunks)
+        assert (share.streams <= forward._steps[-1].rows).all()
+        taken.append([len(chunk.ids) for chunk in share.chunks])
+    assert taken == [[1, 3], [4], [4], [1, 3], [1]]
 
 
 STEPS: dict[str, tuple[list[int], int]] = {
@@ -144,11 +171,36 @@ def test_prompts_are_scored_and_found_again(
     engine.cache.check_integrity()
 
 
-def check(model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40)) -> None:
+@pytest.mark.parametrize("sizes", [(40,), (20, 40)])
+def test_a_prefill_in_two_parts(
+    sizes: tuple[int, ...], small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is launched before the first is landed, in a step of its own, or else in the same one."""
+    from thoughtbubbles.engine.cuda import executor
+
+    monkeypatch.setattr(executor, "PART_TOKENS", 4)
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    prompts, told = [PROMPTS[1], PROMPTS[2], [5, 6]], []
+    for engine in (on_kernels(make_engine(small_model), sizes), make_engine(small_model)):
+        launched: list[list[int]] = []
+        launch = cuda_executor(engine).forward.launch
+        monkeypatch.setattr(cuda_executor(engine).forward, "launch", lambda chunks, launch=launch, launched=launched: (
+            launched.append([len(chunk.ids) for chunk in chunks]), launch(chunks))[1])  # fmt: skip
+        told.append([(c.token_ids, c.events[-1].usage.fork_count) for c in engine.generate(prompts, params)
+                     if c.events[-1].usage])  # fmt: skip
+        assert launched == [[13], [4, 2]]
+        engine.cache.check_integrity()
+    assert told[0] == told[1]
+    assert len(told[0]) == len(prompts)
+
+
+def check(
+    model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40), selection: Selection | None = None
+) -> None:
     """Prompts of unlike lengths, so that the shorter one is whole before the longer one is."""
     from thoughtbubbles.engine.cuda.forward import DeviceForward
 
-    selection = Selection.of(model.config, "causal")
+    selection = selection or Selection.of(model.config, "causal")
     wanted = [model.streams(torch.tensor([ids]), selection)[0] for ids in PROMPTS]
     last = [model.readout(streams)[0, -1].detach() for streams in wanted]
     model = model.to(DEVICE)

@@ -39,10 +39,10 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """The variants of kernels that have been launched."""
     from thoughtbubbles.engine.cuda.kernels import (
         adjusting,
-        attention,
         forking,
         linear,
         logprobs,
+        packed_attention,
         prefill,
         sampling,
         selection,
@@ -50,9 +50,10 @@ def met(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
 
     seen: set[Variant] = set()
     kernels = [linear._normalise, linear._gelu_linear, linear._residual_linear, linear._project_heads,
-               attention._paged_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit, prefill._gather,
-               forking._average, adjusting.adjust, selection.spread, selection.gather, selection.select,
-               sampling.draw_part, sampling.draw_best, logprobs.rank_rows, logprobs.report_rows]  # fmt: skip
+               packed_attention._packed_attention, prefill._embed, prefill._score, prefill._rank, prefill._fit,
+               prefill._gather, forking._average, adjusting.adjust, selection.spread, selection.gather,
+               selection.select, sampling.draw_part, sampling.draw_best, logprobs.rank_rows,
+               logprobs.report_rows]  # fmt: skip
     for kernel in kernels:
 
         def launch(*args: object, _kernel: object = kernel, _run: object = kernel.run, **kwargs: object) -> object:
