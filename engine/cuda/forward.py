@@ -59,17 +59,17 @@ class DeviceForward(CachedForward):
         self._flying: dict[PrefillStep, _Launched] = {}
         """What is to be landed."""
         self.max_prefill_tokens, self.max_lone_prefill_tokens = min(MOST_BESIDE, sizes[-1]), sizes[-1]
-        self._scorer = None
+        self.scorer = None
         if sampler:
-            self._scorer = PromptScorer(model, vocabulary=sampler.vocabulary, tokens=sizes[-1])
+            self.scorer = PromptScorer(model, vocabulary=sampler.vocabulary, tokens=sizes[-1])
 
     def prepare(self) -> None:
         """Capture the steps on a CUDA device, or compile them elsewhere."""
         stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         for step in self._steps:
             step.capture(stream) if stream else step.prepare()
-            if self._scorer:
-                step.report(self._scorer, [(step.tokens, 0)])
+            if self.scorer:
+                step.report(self.scorer, [(step.tokens, 0)])
 
     def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`; the next step overwrites what it returns."""
@@ -118,8 +118,8 @@ class DeviceForward(CachedForward):
         reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
         step.run(scored=len(chunks) if reports else 0)
         report = None
-        if self._scorer and any(chunk.num_scored for chunk in chunks):
-            report = step.report(self._scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in chunks])
+        if self.scorer and any(chunk.num_scored for chunk in chunks):
+            report = step.report(self.scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in chunks])
         self._flying[step] = _Launched(self, step, chunks, layout, report)
         return self._flying[step]
 
@@ -218,7 +218,10 @@ class _Launched:
         self.settled = _copied(self.land())
 
     def scores(self) -> list[Scores | None]:
-        return self.report.read() if self.report else [None] * len(self.chunks)
+        """Wait, and return the scores of each chunk; those of one without a token to score are empty."""
+        if self.report:
+            return self.report.read()
+        return [None if chunk.prompt_logprobs is None else Scores() for chunk in self.chunks]
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ class Prefill:
         """Wait for the last step, and return the result, which the next step overwrites."""
         last = self.launched[-1].land()
         extended = _joined([*self.parts, last], self.ends) if self.parts else last
-        return replace(extended, scores=self._scores()) if any(each.report for each in self.launched) else extended
+        return replace(extended, scores=self._scores()) if self.launched[-1].forward.scorer else extended
 
     def _scores(self) -> list[Scores | None]:
         """Return the scores of each launched chunk."""
