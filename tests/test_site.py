@@ -44,5 +44,5 @@ def test_it_is_built_without_a_warning(tmp_path: Path) -> None:
     assert 'id="thoughtbubbles.engine.SamplingParams.temperature"' in reference
     assert (tmp_path / "PAPER_TO_CODE.html").is_file()
     home = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert 'href="benchmarks/results/device-h100.txt.html"' in home
+    assert 'href="benchmarks/results/device-h200.txt.html"' in home
     assert 'src="images/playground-beside.png"' in home

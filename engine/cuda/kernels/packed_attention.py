@@ -30,7 +30,7 @@ class Blocks:
 
 
 _FLOAT32 = Blocks(64, 64, 4, 2)
-_HALF = Blocks(128, 128, 8, 2)
+_HALF = Blocks(64, 64, 4, 3)
 _HALF_FEW = Blocks(64, 64, 4, 2)
 
 

@@ -91,7 +91,7 @@ def check(requests: list[Request], rows: list[Tensor], vocabulary: int) -> None:
             one.output.append(token)
 
 
-def some_logits(dice: random.Random, rows: int, columns: int) -> Tensor:
+def some_logits(dice: random.Random, rows: int, columns: int, vocabulary: int) -> Tensor:
     """Logits (rows,columns): wide or flat, with or without ties, some impossible, in bfloat16 or not."""
     logits = torch.randn(rows, columns) * dice.choice([0.3, 1, 4, 12])
     match dice.randrange(6):
@@ -102,6 +102,7 @@ def some_logits(dice: random.Random, rows: int, columns: int) -> Tensor:
         case 2:
             logits[:, torch.rand(columns) < 0.5] = -torch.inf
             logits[:, dice.randrange(3, 7)] = 1.5
+            logits[:, vocabulary - 1] = 0.5  # which no settings ban: a row must leave something to draw
         case 3:
             logits[:, : columns // 2] = logits[:, :1]  # half of them tie
         case 4:
@@ -126,7 +127,7 @@ def test_any_mix_draws_as_the_host(seed: int, tokenizer: Tokenizer) -> None:
     vocabulary = dice.choice([23, 257, 1500, 2100, 4099])
     requests = [some_request(dice, tokenizer, dice.getrandbits(60), vocabulary) for _ in range(dice.randrange(1, 7))]
     padded = vocabulary + dice.choice([0, 5, 1024])
-    check(requests, [some_logits(dice, len(requests), padded) for _ in range(2)], vocabulary)
+    check(requests, [some_logits(dice, len(requests), padded, vocabulary) for _ in range(2)], vocabulary)
 
 
 @pytest.mark.sample(2)
