@@ -166,7 +166,4 @@ def _chunk(request: Request, tokens: int) -> Chunk:
     pending, guesses = request.num_pending, len(request.draft)
     draws = tokens == pending + guesses and request.draws
     ids = [request.newest] if pending == 1 else request.pending[:tokens]  # mostly the former, whatever its length
-    return Chunk(
-        [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, request.seed,
-        len(request.output), request.params.effective_temperature, guesses,
-    )  # fmt: skip
+    return Chunk([*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, guesses)

@@ -64,7 +64,7 @@ def run_mix(model: Thoughtbubbles, level: str, seed: int, page_size: int) -> Mix
     library = load_native().library
 
     def make(model: Thoughtbubbles, cache: ForkCache) -> NativeForward:
-        return NativeForward(model, cache, ForkTally(), vocabulary=257, native=Native(library, level))
+        return NativeForward(model, cache, ForkTally(), native=Native(library, level))
 
     mix = Mix(model, make, seed, page_size)
     for _ in range(STEPS):

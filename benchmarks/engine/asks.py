@@ -1,0 +1,93 @@
+"""What requests ask for and what it costs on a CPU: a decode step by sampling fields, log-probabilities, stop strings.
+
+    python -m benchmarks.engine.asks [--executor native] [--threads 1] [--batch-sizes 8 32] [--runs 3] [--busy]
+
+All requests of a batch ask for the same, but for `a mix`, in which each asks for something else. The ways take turns,
+so that what else the machine does falls on all of them. Medians are taken over runs; one run before them is left out.
+With --busy times are those of the process on its processor, which other work lengthens less than those of a clock.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.header import header
+from benchmarks.shapes import random_prompts
+from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
+from thoughtbubbles.model import load_checkpoint, shipped_checkpoint
+
+PROMPT = 16
+ASKS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "temperature 1": {},
+    "top_p 0.9": {"top_p": 0.9},
+    "top_k 40": {"top_k": 40},
+    "min_p 0.05": {"min_p": 0.05},
+    "top_k 40, top_p 0.9, temperature 0.8": {"top_k": 40, "top_p": 0.9, "temperature": 0.8},
+    "repetition_penalty 1.1": {"repetition_penalty": 1.1},
+    "presence and frequency penalty": {"presence_penalty": 0.5, "frequency_penalty": 0.5},
+    "logit_bias of 100 tokens": {"logit_bias": {7 * i: 0.5 for i in range(100)}},
+    "min_tokens": {"min_tokens": 1000},
+    "greedy, logprobs 0": {"temperature": 0, "logprobs": 0},
+    "greedy, logprobs 5": {"temperature": 0, "logprobs": 5},
+    "greedy, logprobs 20": {"temperature": 0, "logprobs": 20},
+    "greedy, four stop strings": {"temperature": 0, "stop": ("\n\n\n\n", "</answer>", "###", "User:")},
+}
+
+
+def main() -> None:
+    """Print a table."""
+    args = _arguments()
+    set_threads(args.threads)
+    print(header())
+    checkpoint = load_checkpoint(shipped_checkpoint(), dtype=torch.float32)
+    config = EngineConfig(max_batch_size=max(args.batch_sizes), executor=args.executor, prefix_caching=False)
+    engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
+    clock = time.process_time if args.busy else time.perf_counter
+    kinds = ["processor" if args.busy else "clock", f"{args.threads} threads"]
+    print(f"{engine.executor.name}, {', '.join(kinds)}; prompts of {PROMPT} tokens, {args.new} new ones")
+    for batch_size in args.batch_sizes:
+        ways = {name: [settings] * batch_size for name, settings in ASKS.items()}
+        others = list(ASKS.values())
+        ways["a mix"] = [others[i % len(others)] for i in range(batch_size)]
+        prompts = random_prompts(checkpoint.model.config, batch_size, PROMPT)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.runs + 1):
+            for name, settings in ways.items():
+                start = clock()
+                steps = _decode(engine, prompts, settings, args.new)
+                times[name].append((clock() - start) / steps * 1e3)
+        base = statistics.median(times["greedy"][1:])
+        print(f"\n{batch_size} requests: ms a step, and beyond greedy; tokens/s")
+        for name, own in times.items():
+            step = statistics.median(own[1:])
+            print(f"{step:8.2f}  {step - base:+7.2f}  {batch_size / step * 1e3:7.0f}  {name}", flush=True)
+
+
+def _decode(engine: Engine, prompts: list[list[int]], settings: list[dict[str, Any]], new: int) -> int:
+    """Return how many steps the requests took, the prompts' among them."""
+    for i, (ids, each) in enumerate(zip(prompts, settings, strict=True)):
+        engine.add(str(i), ids, SamplingParams(**{"max_tokens": new, "ignore_eos": True, "seed": i, **each}))
+    steps = 0
+    while engine.has_work:
+        engine.step()
+        steps += 1
+    return steps
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--executor", choices=["native", "portable"], default="native")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (%(default)s)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--runs", type=int, default=3, help="that medians are taken over (%(default)s)")
+    parser.add_argument("--new", type=int, default=48, help="tokens of each request (%(default)s)")
+    parser.add_argument("--busy", action="store_true", help="take processor time, since the machine has other work")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
