@@ -306,6 +306,8 @@ class ForkCache:
         ledger = self.ledger
         allocated = ledger.pages[rows]
         until = np.maximum(allocated, self._pages_for(streams))
+        if np.array_equal(until, allocated):  # as in most steps of decoding
+            return
         row, column, ends = ledger.cells(rows, allocated, until)
         for segment, first, begin, end in zip(self.segments, ledger.begin, [0, *ends], ends, strict=False):
             if end > begin:

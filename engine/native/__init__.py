@@ -1,1 +1,1 @@
-"""The native step: one call of a C++ library for a decode or prefill step on a CPU."""
+"""The native step on a CPU: calls of a C++ library for a decode or prefill step, and for its draws."""

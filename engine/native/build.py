@@ -24,9 +24,10 @@ SOURCES = Path(__file__).parent / "src"
 PACKAGED = Path(__file__).parent / "lib"
 """Where a package has its library: containers and wheels, which may run where no compiler is."""
 _FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-    "-w", "-pthread",
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-w", "-pthread",
 )  # fmt: skip
+_CONTRACTION = {"step": "-ffp-contract=fast", "drawing": "-ffp-contract=off"}
+"""Of each file that is compiled for every level. What may be drawn is compared with torch's, to the last bit."""
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 _AMX = (*_AVX512, "-mamx-tile", "-mamx-bf16")
@@ -87,7 +88,7 @@ def find_compiler() -> str:
 def _stem() -> str:
     """Return what the name of every library begins with that is built of these sources for this kind of machine."""
     sources = [(path.name, path.read_bytes()) for path in sorted(SOURCES.iterdir())]
-    return f"step-{_hash(sources, _FLAGS, _X86_LEVELS, platform.machine(), sys.platform)}"
+    return f"step-{_hash(sources, _FLAGS, _CONTRACTION, _X86_LEVELS, platform.machine(), sys.platform)}"
 
 
 def _hash(*parts: object) -> str:
@@ -118,9 +119,12 @@ def _build(compiler: str, directory: Path, stem: str) -> Path:
     if without:
         levels.pop("amx", None)
     # Of a function that several objects have, the linker takes the first: one that every processor can run.
-    main, threads, step = (f"{SOURCES}/{name}.cpp" for name in ("main", "threads", "step"))
-    units = [[main, *without], [threads], [step, "-DLEVEL=make_plain"]]
-    units += [[step, f"-DLEVEL=make_{name}", *flags] for name, flags in levels.items()]
+    units = [[f"{SOURCES}/main.cpp", *without], [f"{SOURCES}/threads.cpp"]]
+    units += [
+        [f"{SOURCES}/{file}.cpp", contraction, f"-DLEVEL={name}", *flags]
+        for name, flags in ({"plain": ()} | levels).items()
+        for file, contraction in _CONTRACTION.items()
+    ]
     for left in directory.glob("building-*"):  # by a process that was killed: this one has the lock
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix="building-") as folder:

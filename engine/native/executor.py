@@ -1,4 +1,4 @@
-"""The native executor: a step is one call of a C++ library, landed as it is launched."""
+"""The native executor: a step is two calls of a C++ library, for logits and for draws, landed as it is launched."""
 
 from typing import Self
 
@@ -8,6 +8,7 @@ from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.config import WeightKind
 from thoughtbubbles.engine.native.forward import Extended, NativeForward
 from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_native
+from thoughtbubbles.engine.native.sampler import NativeSampler
 from thoughtbubbles.engine.portable.executor import Batch, LandedExecutor
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.sampler import Drawn, Sampler
@@ -21,6 +22,7 @@ class NativeExecutor(LandedExecutor[Extended]):
 
     def __init__(self, forward: NativeForward, sampler: Sampler) -> None:
         super().__init__(forward, sampler)
+        self._native_sampler = NativeSampler(forward, forward.cache.ledger, sampler)
         self.name = f"native ({forward.level}{', int8' if forward.weights == 'int8' else ''})"
 
     @classmethod
@@ -30,17 +32,8 @@ class NativeExecutor(LandedExecutor[Extended]):
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             dtype = str(weight.dtype).removeprefix("torch.")
             raise NativeUnavailableError(f"it computes in float32 on a CPU, not in {dtype} on {weight.device}")
-        forward = NativeForward(
-            model, cache, ForkTally(), vocabulary=sampler.vocabulary, native=load_native(), weights=weights
-        )
-        return cls(forward, sampler)
+        return cls(NativeForward(model, cache, ForkTally(), native=load_native(), weights=weights), sampler)
 
     def draw(self, batch: Batch, extended: Extended) -> Drawn:
-        """Take the library's draws, and draw on the host for requests that set more than a temperature."""
-        requests = batch.requests
-        drawn = Drawn.of(requests, extended.drawn)
-        others = [i for i, token in enumerate(drawn.tokens) if token is not None and not requests[i].draws_alone]
-        if others:
-            guessed = [batch.guessed[i] for i in others]
-            drawn.fill(others, self.sampler.draw([requests[i] for i in others], extended.logits[others], guessed))
-        return drawn
+        """Draw every token in the library, but for those that it leaves to the host."""
+        return self._native_sampler.draw(batch.requests, extended.logits, batch.guessed)

@@ -1,6 +1,6 @@
 """The forward pass of new tokens over the fork-state cache in one call of the native library.
 
-It computes what `engine.portable.forward` does, which is its reference, and draws tokens.
+It computes what `engine.portable.forward` does, which is its reference.
 
 Letters: R requests, T new tokens of all of them, S their streams, D model width, V vocabulary, G segments, L tokens
 after which one is drawn.
@@ -25,7 +25,6 @@ from thoughtbubbles.engine.native import library as c
 from thoughtbubbles.engine.native.loading import Native
 from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
 from thoughtbubbles.engine.portable.layers import PackedModel
-from thoughtbubbles.engine.sampling import Draw, sample
 from thoughtbubbles.model import ForkingBlock, Streams, Thoughtbubbles
 from thoughtbubbles.model.rotary import rotary_frequencies
 from thoughtbubbles.model.transformer import Block
@@ -41,8 +40,6 @@ class Extended:
     """(T,) streams of each token."""
     logits: Tensor
     """(L,V) of the token that follows each chunk and, before it, each token that is followed by a guess."""
-    drawn: list[int]
-    """(L,) a draw of it by seed and temperature alone; -1 where a logit is NaN or infinite."""
     read_streams: Callable[[], tuple[Tensor, Tensor]]
     """x (S,D) after the last layer and the cumulative scores c (S,)."""
 
@@ -64,20 +61,19 @@ class NativeForward:
         cache: ForkCache,
         tally: ForkTally,
         *,
-        vocabulary: int,
         native: Native,
         weights: WeightKind = "exact",
     ) -> None:
-        """Tokens from `vocabulary` on are never drawn. `weights` are those of the layers; the head is always exact."""
+        """`weights` are those of the layers; the head is always exact."""
         self.model, self.cache, self.tally, self.level = model, cache, tally, native.level
         self.weights: WeightKind = weights
-        self._config, self._library, self._vocabulary = model.config, native.library, vocabulary
+        self._config, self._library = model.config, native.library
         self._segments = len(cache.segments)
         requests = len(cache.ledger.kappa)
         self._create()
         self._rows, self._counts, self._draws = np.zeros((3, requests), np.int32)
         self._tally = np.zeros((max(1, self._segments - 1), 2), np.int64)
-        self._step = c.Step(vocabulary=vocabulary)
+        self._step = c.Step()
         self._point_to("rows", "counts", "draws", "tally")
         self._allocate(requests)
 
@@ -104,12 +100,9 @@ class NativeForward:
         assert min(sizes) > 0, "a chunk has a token"
         ids = np.array([i for chunk in chunks for i in chunk.ids], np.int32)
         self._rows[:R], self._counts[:R] = rows, sizes
-        if len(self._drawn) < L:
+        if len(self._logits) < L:
             self._allocate(L)
-        self._draws[:R] = draws = [chunk.num_draws for chunk in chunks]
-        self._seed[:L] = np.repeat(np.array([chunk.seed for chunk in chunks]), draws)
-        self._position[:L] = [chunk.drawn + i for chunk in chunks for i in range(chunk.num_draws)]
-        self._temperature[:L] = np.repeat([chunk.temperature for chunk in chunks], draws)
+        self._draws[:R] = [chunk.num_draws for chunk in chunks]
         at = self._rows[:R].astype(np.int64)
         before = self.cache.ledger.streams[at, -1]
         self.cache.reserve(states, self.cache.ledger.tokens[at] + sizes)
@@ -122,19 +115,17 @@ class NativeForward:
         self._tally[:] = 0
         self._library.run(self._handle, step)
         counts = self._note(chunks, ids, ends, at, before)
-        drawn = self._drawn[:L].tolist()
-        for i in [i for i, token in enumerate(drawn) if token == c.UNDECIDED]:
-            drawn[i] = self._draw(i)
-        return Extended(counts, self._logits[:L], drawn, self._read_streams)
+        return Extended(counts, self._logits[:L], self._read_streams)
+
+    def draw(self, draws: c.Draws) -> None:
+        """Draw from logits of the last step, on as many threads."""
+        draws.threads = torch.get_num_threads()
+        self._library.draw(self._handle, draws)
 
     def _allocate(self, draws: int) -> None:
-        """Allocate what a step with so many draws reads and writes."""
-        self._drawn = np.zeros(draws, np.int32)
-        self._temperature = np.zeros(draws, np.float32)
-        self._seed, self._position = np.zeros((2, draws), np.int64)
+        """Allocate the logits of a step with so many draws."""
         self._logits = torch.empty(draws, self._config.vocab_size)
         self._step.logits = self._logits.data_ptr()
-        self._point_to("drawn", "temperature", "seed", "position")
 
     def _point_to(self, *columns: str) -> None:
         for name in columns:
@@ -156,19 +147,6 @@ class NativeForward:
             counts[at:end] = np.diff(ends[-1, at:end], prepend=streams)
             at = end
         return counts
-
-    def _draw(self, i: int) -> int:
-        """Draw a token whose noise has ties that the library does not break."""
-        one = slice(i, i + 1)
-        draw = Draw(
-            temperature=torch.from_numpy(self._temperature[one]),
-            top_k=torch.zeros(1, dtype=torch.int64, device="cpu"),
-            top_p=torch.ones(1, device="cpu"),
-            log_min_p=torch.full((1,), -torch.inf, device="cpu"),
-            seed=torch.from_numpy(self._seed[one]),
-            position=torch.from_numpy(self._position[one]),
-        )
-        return int(sample(self._logits[one, : self._vocabulary], draw))
 
     def _read_streams(self) -> tuple[Tensor, Tensor]:
         S, D = self._step.streams, self._config.n_embd

@@ -5,13 +5,13 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LEVELS = ("amx", "avx512", "avx2", "sse2", "neon", "plain")
 """Instruction levels, best first."""
 BROKEN = -1
 """Stands where no token can be drawn: a logit is NaN or infinite."""
 UNDECIDED = -2
-"""Stands where the library leaves the draw of a token to `engine.sampling`."""
+"""Stands where the library leaves the draw of a token to `engine.sampler`."""
 
 LAYER_FIELDS = (
     "norm_1_weight", "norm_1_bias", "heads_weight", "heads_bias", "attended_weight", "attended_bias",
@@ -57,9 +57,30 @@ class Step(ctypes.Structure):
     _fields_ = [
         ("requests", c_int32), ("tokens", c_int32), ("threads", c_int32),
         ("rows", c_void_p), ("counts", c_void_p), ("draws", c_void_p), ("ids", c_void_p),
-        ("vocabulary", c_int32), ("temperature", c_void_p), ("seed", c_void_p), ("position", c_void_p),
-        ("ends", c_void_p), ("tally", c_void_p), ("logits", c_void_p), ("drawn", c_void_p),
+        ("ends", c_void_p), ("tally", c_void_p), ("logits", c_void_p),
         ("streams", c_int32), ("x", POINTER(c_float)), ("score", POINTER(c_float)),
+    ]  # fmt: skip
+
+
+class Sampling(ctypes.Structure):
+    """`TbSampling`."""
+
+    _fields_ = [
+        ("seed", c_int64),
+        *((name, c_float) for name in ("temperature", "top_p", "log_min_p", "repetition", "presence", "frequency")),
+        *((name, c_int32) for name in ("top_k", "min_tokens", "logprobs", "prompt", "num_biased", "num_banned")),
+        ("biased", c_void_p), ("bias", c_void_p), ("banned", c_void_p),
+    ]  # fmt: skip
+
+
+class Draws(ctypes.Structure):
+    """`TbDraws`."""
+
+    _fields_ = [
+        ("rows", c_int32), ("threads", c_int32), ("vocabulary", c_int32),
+        ("logits", c_void_p), ("sampling", POINTER(Sampling)), ("ids", c_void_p), ("stride", c_int64),
+        ("lanes", c_void_p), ("position", c_void_p), ("forbidden", c_void_p),
+        ("drawn", c_void_p), ("logprobs", c_void_p), ("likeliest", c_void_p),
     ]  # fmt: skip
 
 
@@ -111,6 +132,11 @@ class Library:
         if self._library.tb_run(handle, ctypes.byref(step)):
             raise MemoryError("the native step ran out of memory")
 
+    def draw(self, handle: int, draws: Draws) -> None:
+        """Draw tokens from logits. Raises `MemoryError` where its intermediate values do not fit."""
+        if self._library.tb_draw(handle, ctypes.byref(draws)):
+            raise MemoryError("the native draw ran out of memory")
+
 
 _FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ("tb_abi_version", c_int32, []),
@@ -119,4 +145,5 @@ _FUNCTIONS: list[tuple[str, Any, list[Any]]] = [
     ("tb_destroy", None, [c_void_p]),
     ("tb_bytes", c_int64, [c_void_p]),
     ("tb_run", c_int32, [c_void_p, POINTER(Step)]),
+    ("tb_draw", c_int32, [c_void_p, POINTER(Draws)]),
 ]

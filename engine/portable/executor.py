@@ -178,7 +178,6 @@ def _chunk(request: Request, tokens: int) -> Chunk:
     draws = tokens == pending + guesses and request.draws
     ids = [request.newest] if pending == 1 else request.pending[:tokens]  # mostly the former, whatever its length
     return Chunk(
-        [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, request.seed,
-        len(request.output), request.params.effective_temperature, guesses,
+        [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, guesses,
         request.params.prompt_logprobs if request.wants_prompt_report else None,
     )  # fmt: skip

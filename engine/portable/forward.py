@@ -47,10 +47,6 @@ class Chunk:
     """Whether a token is to be drawn after them."""
     logprobs: int | None = None
     """`SamplingParams.logprobs`."""
-    seed: int = 0
-    drawn: int = 0
-    """Number of tokens that the request has drawn before."""
-    temperature: float = 0.0
     guesses: int = 0
     """How many of the ids, the last ones, are guesses: a token is drawn in the place of each, too."""
     prompt_logprobs: int | None = None

@@ -1,7 +1,9 @@
 """Pages and slots of the fork-state cache, what fits in it, and what is evicted."""
 
+import mmap
 import random
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ CONFIG = ModelConfig(
     vocab_size=11, block_size=32, max_block_size=64, n_layer=6, n_head=2, n_embd=16, fork_layers=(2, 5)
 )
 CAUSAL = Selection.of(CONFIG, "causal")
+STATM = Path("/proc/self/statm")
 
 
 def make(total_bytes: int = 1 << 20, device: str = "cpu", *, retain: bool = True) -> ForkCache:
@@ -54,6 +57,24 @@ def test_each_fork_doubles_the_streams_under_the_budget() -> None:
 def test_no_more_pages_than_bytes() -> None:
     cache = make(100_000)
     assert sum(pages.pages * pages.page_bytes for pages in cache.segments) <= 100_000
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="this processor lacks /proc")
+def test_pages_take_memory_when_they_are_written() -> None:
+    """And are zeros until then, since masked values are still multiplied, by 0."""
+    before = resident_bytes()
+    cache = make(1 << 29)
+    assert resident_bytes() - before < 1 << 26
+    state = cache.open(CAUSAL)
+    cache.reserve([state], [32])
+    for pages in cache.segments:
+        slots = pages.slots(state.pages(pages.segment.index), 8)
+        assert not pages.read(pages.segment.layers.start, slots).any()
+        assert pages.keys.is_contiguous()
+
+
+def resident_bytes() -> int:
+    return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_pages_are_taken_as_streams_come_and_all_come_back() -> None:

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define TB_ABI_VERSION 3
+#define TB_ABI_VERSION 4
 
 enum TbAveraging { TB_RESIDUAL = 0, TB_LOGIT = 1, TB_RIGHTMOST = 2 };
 enum TbActivation { TB_GELU = 0, TB_GELU_TANH = 1 };
@@ -47,27 +47,57 @@ struct TbModel {
     int64_t table_stride;
 };
 
-// One step: R requests, T new tokens of all of them laid end to end, S streams of them after the last fork; a token is
+// One step: R requests, T new tokens of all of them laid end to end, S streams of them after the last fork; a token may be
 // drawn after L of the T tokens, the last ones of each request.
 struct TbStep {
     int32_t requests, tokens;
     int32_t threads;             // that compute it, if the system gives as many
     const int32_t *rows;         // (R) each request's row of the ledger
     const int32_t *counts;       // (R) its new tokens
-    const int32_t *draws;        // (R) after how many of its new tokens a token is drawn, at least 1; L together
+    const int32_t *draws;        // (R) after how many of its new tokens one may be drawn, at least 1; L together
     const int32_t *ids;          // (T)
-    int32_t vocabulary;          // tokens that may be drawn are below
-    const float *temperature;    // (L) 0 is greedy, below 0 draws nothing
-    const int64_t *seed;         // (L)
-    const int64_t *position;     // (L) tokens that the request has drawn before
     int32_t *ends;               // out (G,T): streams of the request up to and including each token
     int64_t *tally;              // out, added to (G-1,2): fork copies that survived, streams that were deleted
-    float *logits;               // out (L,V)
-    int32_t *drawn;              // out (L): a token; TB_BROKEN or TB_UNDECIDED
+    float *logits;               // out (L,V), NaN where a stream is NaN or infinite
     int32_t streams;             // out: S
     const float *x;              // out (S,D): until the next step
     const float *score;          // out (S)
 };
 
+// How a request draws its tokens (engine/sampling_params.py).
+struct TbSampling {
+    int64_t seed;
+    float temperature;           // 0 is greedy
+    float top_p;                 // 1 is off
+    float log_min_p;             // -inf is off
+    float repetition, presence, frequency;
+    int32_t top_k;               // 0 is off
+    int32_t min_tokens;          // before so many are drawn, those of `banned` may not be
+    int32_t logprobs;            // how many of the likeliest tokens to report; -1 reports nothing
+    int32_t prompt;              // its tokens
+    int32_t num_biased, num_banned;
+    const int32_t *biased;       // ids, each once, and what is added to their logits
+    const float *bias;
+    const int32_t *banned;       // ids, each once
+};
+
+// Draws from L rows of logits.
+struct TbDraws {
+    int32_t rows;                          // L
+    int32_t threads;
+    int32_t vocabulary;                    // tokens that may be drawn are below
+    const float *logits;                   // (L,V)
+    const TbSampling *sampling;            // by row of the ledger
+    const int32_t *ids;                    // by row of the ledger, `stride` apart: prompt and output
+    int64_t stride;
+    const int32_t *lanes;                  // (L) the row of the ledger
+    const int64_t *position;               // (L) tokens drawn before; below 0 draws nothing
+    const uint8_t *const *forbidden;       // (L) null, or whether each token may not be drawn
+    int32_t *drawn;                        // out (L): a token, any if none is drawn; or TB_BROKEN or TB_UNDECIDED
+    float *logprobs;                       // out (L,1+TB_MOST_LOGPROBS): of the token, then of the likeliest
+    int32_t *likeliest;                    // out (L,TB_MOST_LOGPROBS): their ids, of equal ones the lowest first
+};
+
+#define TB_MOST_LOGPROBS 20
 #define TB_BROKEN (-1)     // a logit is NaN or infinite
-#define TB_UNDECIDED (-2)  // two tokens are too close to tell apart in this arithmetic, or nothing was to be drawn
+#define TB_UNDECIDED (-2)  // two tokens are too close to tell apart in this arithmetic, or none is possible

@@ -1,13 +1,17 @@
-// The levels that step.cpp is compiled for.
+// The levels that step.cpp and drawing.cpp are compiled for, each with LEVEL its name.
 #pragma once
 #include <memory>
 
 #include "interface.h"
 
+#define JOIN(a, b) a##b
+#define JOINED(a, b) JOIN(a, b)
+
 class Step {
   public:
     virtual ~Step() = default;
     virtual void run(TbStep &step) = 0;
+    virtual void draw(const TbDraws &draws) = 0;
     virtual size_t bytes() const = 0;
 };
 

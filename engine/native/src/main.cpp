@@ -99,3 +99,13 @@ EXPORT int32_t tb_run(void *model, TbStep *step) {
         return 1;
     }
 }
+
+// 0, or 1 where memory is short.
+EXPORT int32_t tb_draw(void *model, const TbDraws *draws) {
+    try {
+        static_cast<Step *>(model)->draw(*draws);
+        return 0;
+    } catch (const std::exception &) {
+        return 1;
+    }
+}

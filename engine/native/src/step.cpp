@@ -116,6 +116,17 @@ class Forward : public Step {
         read_out(step);
     }
 
+    void draw(const TbDraws &draws) override {
+        pool_.resize(draws.threads);
+        const size_t size = m_.vocab_size + DrawMemory::SPARE;
+        while (int(drawing_.size()) < 2 * pool_.size()) drawing_.emplace_back(size);
+        marks_.resize(std::max(marks_.size(), size * pool_.size()));
+        pool_.run(draws.rows, [&](int l, int thread) {
+            const DrawMemory memory{drawing_[2 * thread].data(), drawing_[2 * thread + 1].data(), &marks_[size * thread]};
+            DRAW(draws, l, m_.vocab_size, memory);
+        });
+    }
+
   private:
     int streams() const { return int(score_.size()); }
 
@@ -338,7 +349,7 @@ class Forward : public Step {
         std::swap(x_, other_);
     }
 
-    // Logits of what follows the last tokens of each request, and a draw after each.
+    // Logits of what follows the last tokens of each request.
     void read_out(TbStep &step) {
         const int D = width_, V = m_.vocab_size;
         list_read(step);
@@ -355,11 +366,9 @@ class Forward : public Step {
                 average(token.end - token.count, token.end, total.data(), read + size_t(row++) * D);
         readout_.multiply(pool_, splits_, read, D, rows, Sink{logits, V, Finish::store, nullptr});
         if (m_.averaging == TB_LOGIT) mix_streams(step, logits);
-        pool_.run(int(read_.size()), [&](int l, int) {
-            float *own = step.logits + size_t(l) * V;
-            if (step.tokens > step.requests && broken(read_[l])) std::fill(own, own + V, NAN);
-            step.drawn[l] = draw(own, V, step.vocabulary, step.temperature[l], step.seed[l], step.position[l]);
-        });
+        if (step.tokens == step.requests) return;
+        for (int l = 0; l < int(read_.size()); l++)
+            if (broken(read_[l])) std::fill_n(step.logits + size_t(l) * V, V, NAN);
     }
 
     // The tokens after which a token is drawn.
@@ -456,8 +465,10 @@ class Forward : public Step {
     Buffer<float> x_, other_, normed_, heads_, hidden_, cosine_, sine_;
     Buffer<uint32_t> splits_;
     std::vector<Buffer<float>> attending_;
+    std::vector<Buffer<float>> drawing_;
+    std::vector<int32_t> marks_;
 };
 
 }  // namespace
 
-std::unique_ptr<Step> LEVEL(const TbModel &model) { return std::make_unique<Forward>(model); }
+std::unique_ptr<Step> JOINED(make_, LEVEL)(const TbModel &model) { return std::make_unique<Forward>(model); }

@@ -20,8 +20,6 @@ namespace {
 typedef float F __attribute__((vector_size(4 * LANES)));
 typedef int32_t I __attribute__((vector_size(4 * LANES)));
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
-typedef int64_t L __attribute__((vector_size(8 * LANES)));
-typedef uint64_t UL __attribute__((vector_size(8 * LANES)));
 
 inline F load(const float *p) {
     F v;
@@ -68,6 +66,21 @@ inline float largest(F v) {
     float most = v[0];
     for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
     return most;
+}
+
+// Whether a lane of a comparison is true.
+inline bool any(I mask) {
+#if LANES == 16
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif LANES == 8
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__SSE2__)
+    return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+    int32_t some = 0;
+    for (int i = 0; i < LANES; i++) some |= mask[i];
+    return some != 0;
+#endif
 }
 
 // exp, within 2 ulp; 0 below -87. NaN stays NaN, for which the comparisons have x on their right.

@@ -2,40 +2,21 @@
 
 import math
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.draws import some_settings
+from tests.engine.draws import END, Words, assert_alike, request, some_logits, some_request
 from tests.engine.kernels.conftest import DEVICE
-from thoughtbubbles.engine import SamplingParams
-from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.engine.sampling import weigh
-from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
+from thoughtbubbles.model import Tokenizer
 
-CONFIG = ModelConfig(vocab_size=8, block_size=8, max_block_size=16, n_layer=1, n_head=1, n_embd=4, fork_layers=())
-END = 0
 ON_GPU = DEVICE.type == "cuda"
-
-
-@dataclass
-class Words:
-    """What the host's functions ask of a tokenizer."""
-
-    vocab_size: int
-    end_of_text: int = END
-
-
-def request(tokenizer: Tokenizer, seed: int = 1, prompt: tuple[int, ...] = (1,), **settings: object) -> Request:
-    params = SamplingParams(**{"max_tokens": 64, **settings})  # type: ignore[arg-type]
-    selection = Selection.of(CONFIG, "causal", None)
-    return Request(str(seed), prompt, params, selection, seed, Detokenizer(tokenizer, (), include_stop=False))
 
 
 class Device:
@@ -70,15 +51,6 @@ class Device:
         return scored(self.sampler.report[1:].cpu(), tops, self.sampler.vocabulary)
 
 
-def assert_alike(device: list[Scored | None], host: list[Scored | None]) -> None:
-    for ours, theirs in zip(device, host, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours and theirs:
-            assert ours[0] == pytest.approx(theirs[0], abs=1e-4, rel=1e-5)
-            assert [i for i, _ in ours[1]] == [i for i, _ in theirs[1]]
-            assert [p for _, p in ours[1]] == pytest.approx([p for _, p in theirs[1]], abs=1e-4, rel=1e-5)
-
-
 def check(requests: list[Request], rows: list[Tensor], vocabulary: int) -> None:
     """Draw some tokens of each, one after the other, on both."""
     device, host = Device(requests, vocabulary, rows[0].shape[1]), Sampler(Words(vocabulary))  # type: ignore[arg-type]
@@ -89,34 +61,6 @@ def check(requests: list[Request], rows: list[Tensor], vocabulary: int) -> None:
         for one, token in zip(requests, wanted.tokens, strict=True):
             assert token is not None
             one.output.append(token)
-
-
-def some_logits(dice: random.Random, rows: int, columns: int, vocabulary: int) -> Tensor:
-    """Logits (rows,columns): wide or flat, with or without ties, some impossible, in bfloat16 or not."""
-    logits = torch.randn(rows, columns) * dice.choice([0.3, 1, 4, 12])
-    match dice.randrange(6):
-        case 0:
-            logits = logits.round()  # ties everywhere
-        case 1:
-            logits[:, :] = logits[:, :1]  # nothing but ties
-        case 2:
-            logits[:, torch.rand(columns) < 0.5] = -torch.inf
-            logits[:, dice.randrange(3, 7)] = 1.5
-            logits[:, vocabulary - 1] = 0.5  # which no settings ban: a row must leave something to draw
-        case 3:
-            logits[:, : columns // 2] = logits[:, :1]  # half of them tie
-        case 4:
-            logits = logits.abs().neg() * 1e-3 + dice.choice([0.0, -0.0, 5.0])
-    return logits.bfloat16() if dice.random() < 0.5 else logits
-
-
-def some_request(dice: random.Random, tokenizer: Tokenizer, seed: int, vocabulary: int) -> Request:
-    """A request that asks for any of what there is."""
-    asked = some_settings(dice, vocabulary)
-    prompt = tuple(dice.randrange(vocabulary) for _ in range(dice.randrange(1, 12)))
-    made = request(tokenizer, seed, prompt, **asked)
-    made.output += [dice.randrange(vocabulary) for _ in range(dice.choice([0, 0, 1, 7]))]
-    return made
 
 
 @pytest.mark.sample(6)

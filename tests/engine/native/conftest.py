@@ -32,6 +32,6 @@ def level(request: pytest.FixtureRequest, library: Library) -> str:
 @pytest.fixture
 def make_native(library: Library, level: str) -> MakeForward:
     def make(model: Thoughtbubbles, cache: ForkCache) -> NativeForward:
-        return NativeForward(model, cache, ForkTally(), vocabulary=257, native=Native(library, level))
+        return NativeForward(model, cache, ForkTally(), native=Native(library, level))
 
     return make

@@ -2,10 +2,10 @@
 
     python -m tests.engine.native.fuzz [--seconds 600] [--seed 0]
 
-By turns a mix of forward passes, compared number by number, and an engine under load with aborts, preemptions, shared
-prefixes and prompts in chunks, of which the greedy tokens are compared. Shapes, page sizes, threads and instruction
-levels are random. Ends with 1 if the two differ, but for scores on the edge of the grid (docs/SPEC.md): the last bit of
-these decides which fork survives.
+By turns draws with any sampling fields; a mix of forward passes, compared number by number; and an engine under load
+with aborts, preemptions, shared prefixes and prompts in chunks, of which the greedy tokens are compared. Shapes, page
+sizes, threads and instruction levels are random. Ends with 1 if the two differ, but for scores on the edge of the grid
+(docs/SPEC.md): the last bit of these decides which fork survives.
 """
 
 import argparse
@@ -14,11 +14,14 @@ import random
 import sys
 import time
 
+import torch
+
 from tests.engine.conftest import lively_model
+from tests.engine.native.conftest import MakeForward
 from tests.engine.native.test_native_engine import serve
 from tests.engine.native.test_native_forward import MORE_SHAPES, STEPS, Mix
+from tests.engine.native.test_native_sampler import Both, draw_some
 from tests.engine.test_oracle import SHAPES
-from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.native.forward import NativeForward
 from thoughtbubbles.engine.native.loading import LEVEL_VARIABLE, Native, find_native, load_native
 from thoughtbubbles.engine.portable.forward import ForkTally
@@ -37,7 +40,7 @@ def main() -> int:
     args = parser.parse_args()
     levels, shapes = load_native().library.levels(), {**SHAPES, **MORE_SHAPES, **ODD}
     end, seed = time.monotonic() + args.seconds, args.seed
-    compared = edges = requests = others = preempted = 0
+    compared = edges = requests = others = preempted = drawn = 0
     while time.monotonic() < end:
         dice = random.Random(seed)
         shape, level, threads = dice.choice(list(shapes)), dice.choice(levels), dice.randint(1, 3)
@@ -47,7 +50,9 @@ def main() -> int:
         model = lively_model(**shapes[shape])
         if dice.random() < 0.5:
             model = model.bfloat16().float()
-        if seed % 2:
+        if seed % 3 == 0:
+            drawn += run_draws(level, seed, dice)
+        elif seed % 3 == 1:
             mix = run_mix(model, level, seed, page_size)
             compared, edges = compared + mix.compared, edges + mix.edges
         else:
@@ -55,22 +60,34 @@ def main() -> int:
             requests, others, preempted = requests + number, others + differing, preempted + preemptions
         seed += 1
     print(f"{seed - args.seed} plans: {compared} chunks alike but for {edges} on an edge; {requests} requests with"
-          f" {preempted} preemptions, the tokens of {others} differ")  # fmt: skip
+          f" {preempted} preemptions, the tokens of {others} differ; {drawn} draws alike")  # fmt: skip
     return int(edges > EDGES * compared + 1 or others > EDGES * requests + 1)
 
 
 def run_mix(model: Thoughtbubbles, level: str, seed: int, page_size: int) -> Mix:
     """Raise `AssertionError` if a number differs."""
-    library = load_native().library
-
-    def make(model: Thoughtbubbles, cache: ForkCache) -> NativeForward:
-        return NativeForward(model, cache, ForkTally(), vocabulary=257, native=Native(library, level))
-
-    mix = Mix(model, make, seed, page_size)
+    mix = Mix(model, maker(level), seed, page_size)
     for _ in range(STEPS):
         mix.step()
     mix.compare_tallies()
     return mix
+
+
+def run_draws(level: str, seed: int, dice: random.Random) -> int:
+    """Return how many tokens were drawn. Raise `AssertionError` if one is another than the host's."""
+    torch.manual_seed(seed)
+    vocabulary = dice.choice([23, 257, 1500, 8192])
+    padded = vocabulary + dice.choice([0, 5, 47])
+    both = Both(lively_model, maker(level), vocabulary, padded)
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, "bytes")
+    for _ in range(30):
+        draw_some(both, dice, tokenizer, vocabulary, padded)
+    return both.drawn
+
+
+def maker(level: str) -> MakeForward:
+    library = load_native().library
+    return lambda model, cache: NativeForward(model, cache, ForkTally(), native=Native(library, level))
 
 
 def run_load(model: Thoughtbubbles, level: str, seed: int, page_size: int, dice: random.Random) -> tuple[int, int, int]:

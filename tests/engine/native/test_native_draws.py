@@ -1,38 +1,12 @@
-"""The library's draws are those of `engine.sampling`, token for token."""
+"""Engines that draw in the library complete requests as those that draw on the host, token for token."""
 
 import random
 
 import pytest
-import torch
 
-from tests.engine.conftest import MakeModel
-from tests.engine.native.conftest import MakeForward
+from tests.engine.draws import some_settings
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
-from thoughtbubbles.engine.cache.fork_cache import ForkCache
-from thoughtbubbles.engine.portable.forward import Chunk
-from thoughtbubbles.engine.sampling import Draw, sample
-from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
-
-
-@pytest.mark.parametrize("temperature", [1e-5, 0.3, 1.0, 2.0])
-def test_draws_by_seed_and_position(temperature: float, make_model: MakeModel, make_native: MakeForward) -> None:
-    model = make_model(vocab_size=300)
-    cache = ForkCache(model.config, max_tokens=4, total_bytes=1 << 22, page_size=4, like=model.transformer.wte.weight)
-    forward, selection = make_native(model, cache), Selection.of(model.config, "causal")
-    dice = random.Random(temperature)
-    for _ in range(60):
-        states = [cache.open(selection) for _ in range(16)]
-        seeds, positions = [dice.getrandbits(64) - (1 << 63) for _ in states], [dice.randrange(5000) for _ in states]
-        chunks = [
-            Chunk([dice.randrange(256)], state, selection, seed=seed, drawn=position, temperature=temperature)
-            for state, seed, position in zip(states, seeds, positions, strict=True)
-        ]
-        extended = forward.extend(chunks)
-        params = [SamplingParams(temperature=temperature)] * len(states)
-        draw = Draw.of(params, seeds, positions, torch.device("cpu"))
-        assert extended.drawn == sample(extended.logits[:, :257].clone(), draw).tolist()
-        cache.close(states)
-        cache.clear()
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 
 @pytest.mark.parametrize(
@@ -56,3 +30,29 @@ def test_every_field_gives_the_portable_executors_tokens(
         texts.append([(each.text, each.finish_reason, each.events[-1].fork_count) for each in completions])
     assert ids[0] == ids[1]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("seed", range(12))
+def test_requests_that_each_ask_for_something_else(seed: int, model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    """With few pages, so that some are preempted and drawn anew, and prompts in chunks beside others' new tokens."""
+    completed = []
+    for executor in ("native", "portable"):
+        dice = random.Random(seed)
+        config = EngineConfig(
+            max_batch_size=5, page_size=4, cache_bytes=1 << 19, max_prefill_tokens=9, executor=executor
+        )  # type: ignore[arg-type]
+        engine = Engine(model, tokenizer, config)
+        for i in range(24):
+            settings = some_settings(dice, 257)
+            if isinstance(stops := settings.get("stop_token_ids"), tuple) and len(stops) > 9:
+                settings["ignore_eos"] = True  # end-of-text is one of few tokens that are left, and is banned too
+            settings |= {"max_tokens": dice.randint(1, 30), "seed": dice.getrandbits(60)}
+            engine.add(str(i), [dice.randrange(257) for _ in range(dice.randint(1, 30))], SamplingParams(**settings))  # type: ignore[arg-type]
+        tokens: dict[str, list[int | None]] = {}
+        while engine.has_work:
+            for event in engine.step():
+                tokens.setdefault(event.request_id, []).append(event.token_id)
+        completed.append(tokens)
+    assert completed[0] == completed[1]

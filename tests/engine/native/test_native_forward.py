@@ -87,18 +87,8 @@ class Mix:
             size = 1 if one else min(self.dice.randint(1, 20), 62 - len(pair.tokens))
             new = ids or [self.dice.randrange(256)] * size if self.dice.random() < 0.2 else ids or [
                 self.dice.randrange(256) for _ in range(size)]  # fmt: skip
-            temperature = self.dice.choice([0.0, 0.0, 0.7, 1.0])
             for own, state in zip(chunks, pair.states, strict=True):
-                own.append(
-                    Chunk(
-                        new,
-                        state,
-                        pair.selection,
-                        seed=self.dice.getrandbits(30),
-                        drawn=len(pair.tokens),
-                        temperature=temperature,
-                    )
-                )
+                own.append(Chunk(new, state, pair.selection))
             pair.tokens = [*pair.tokens, *new]
         with torch.inference_mode():
             wanted, given = self.portable.extend(chunks[0]), self.native.extend(chunks[1])
@@ -165,7 +155,7 @@ def test_random_mixes(shape: str, seed: int, make_model: MakeModel, make_native:
 @pytest.mark.parametrize("shape", ["three forks", "mixture of softmaxes", "padded vocabulary"])
 @torch.inference_mode()
 def test_logits_in_the_place_of_each_guess(shape: str, make_model: MakeModel, make_native: MakeForward) -> None:
-    """They are those of a step for each token, and so are the draws: position and noise move on with the guesses."""
+    """They are those of a step for each token."""
     model = make_model(**SHAPES[shape])
     caches = [ForkCache(model.config, max_tokens=64, total_bytes=1 << 24, page_size=4,
                         like=model.transformer.wte.weight) for _ in range(3)]  # fmt: skip
@@ -176,17 +166,15 @@ def test_logits_in_the_place_of_each_guess(shape: str, make_model: MakeModel, ma
     ids, guesses = [[5, 6, 7, 8, 9], [3], [4, 4, 4]], [3, 0, 2]
     for own, new, number in zip(states, ids, guesses, strict=True):
         for chunk, state in zip(chunks, own, strict=True):
-            chunk.append(Chunk(new, state, selection, seed=7, drawn=20, temperature=0.9, guesses=number))
+            chunk.append(Chunk(new, state, selection, guesses=number))
     given, wanted = native.extend(chunks[0]), portable.extend(chunks[1])
     assert given.logits.shape == wanted.logits.shape == (8, model.config.vocab_size)
     torch.testing.assert_close(given.logits.log_softmax(1), wanted.logits.log_softmax(1), atol=TOLERANCE, rtol=0)
     row = 0
     for chunk in chunks[2]:
         for at in range(len(chunk.ids)):
-            drawn = 20 + at - (len(chunk.ids) - 1 - chunk.guesses)
-            step = alone.extend([Chunk([chunk.ids[at]], chunk.state, selection, seed=7, drawn=drawn, temperature=0.9)])
-            if drawn >= 20:
+            step = alone.extend([Chunk([chunk.ids[at]], chunk.state, selection)])
+            if at >= len(chunk.ids) - 1 - chunk.guesses:
                 torch.testing.assert_close(given.logits[row].log_softmax(0), step.logits[0].log_softmax(0),
                                            atol=TOLERANCE, rtol=0)  # fmt: skip
-                assert given.drawn[row] == step.drawn[0]
                 row += 1
