@@ -96,7 +96,6 @@ def draw_some(both: Both, dice: random.Random, tokenizer: Tokenizer, vocabulary:
     both.start(requests)
     for _ in range(2):
         logits = some_logits(dice, len(requests), padded, vocabulary).float()
-        logits[:, vocabulary - 1].clamp_(min=-3)  # which nobody bans
         drawn = both.draw(requests, logits)
         for one, token in zip(requests, drawn.tokens, strict=True):
             assert token is not None
