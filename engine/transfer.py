@@ -1,7 +1,9 @@
-"""Copies between host and device that neither waits for.
+"""Copies between host and device. Only `exchange` waits for the device.
 
 A copy from pageable memory waits until the device has done all its work: hence pinned memory.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -22,3 +24,26 @@ def to_host(source: Tensor) -> Tensor:
     if not source.is_cuda:
         return source.clone()
     return torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)
+
+
+def exchange(these: Mapping[str, Tensor], those: Mapping[str, Tensor]) -> None:
+    """Swap the values of the tensors with the same names, in place, one after the other: all, or none if one raises.
+
+    The names, shapes and dtypes of both are the same; the devices may differ.
+    """
+    swapped: list[str] = []
+    try:
+        for name, tensor in these.items():
+            _swap(tensor, those[name])
+            swapped.append(name)
+    except BaseException:
+        for name in swapped:
+            _swap(these[name], those[name])
+        raise
+
+
+def _swap(a: Tensor, b: Tensor) -> None:
+    assert (a.shape, a.dtype) == (b.shape, b.dtype), "weights of another model"
+    before = a.clone()
+    a.copy_(b)
+    b.copy_(before)
