@@ -23,7 +23,7 @@ from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.engine.stats import EngineStats, StepReport
 from thoughtbubbles.engine.structured.compiler import compiler_of
-from thoughtbubbles.engine.transfer import exchange
+from thoughtbubbles.engine.transfer import exchanged
 from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
 
@@ -228,13 +228,13 @@ class Engine:
         """Drop every request."""
         self._release(list(self._requests))
 
-    def hold(self) -> None:
-        """Start no request until `resume`, except those of groups that have started: these go on to their ends."""
-        self.scheduler.holding = True
+    def pause_admission(self) -> None:
+        """Start no request until `resume_admission`, except those of groups that have started, which go on."""
+        self.scheduler.paused = True
 
-    def resume(self) -> None:
+    def resume_admission(self) -> None:
         """Start waiting requests again."""
-        self.scheduler.holding = False
+        self.scheduler.paused = False
 
     @property
     def drained(self) -> bool:
@@ -250,12 +250,8 @@ class Engine:
         """
         assert self.drained, "requests that have started end with the weights they started with"
         with self._current, torch.inference_mode():
-            exchange(self.model.state_dict(), weights)
-            try:
+            with exchanged(self.model.state_dict(), weights):
                 self.executor.read_weights()
-            except BaseException:
-                exchange(self.model.state_dict(), weights)
-                raise
             self.cache.clear()
 
     def check_integrity(self) -> str | None:

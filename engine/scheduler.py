@@ -28,7 +28,7 @@ class Scheduler:
     """Admitted requests whose tokens are not all computed yet."""
     running: list[Request] = field(default_factory=list)
     """Requests that decode."""
-    holding: bool = False
+    paused: bool = False
     """Whether requests of groups that have not started stay in the queue, until the others have finished."""
     preemptions: int = 0
     prefix_queries: int = 0
@@ -173,7 +173,7 @@ class Scheduler:
 
     @property
     def _may_admit(self) -> bool:
-        if not self.waiting or (self.holding and not self.waiting.first.group.started):
+        if not self.waiting or (self.paused and not self.waiting.first.group.started):
             return False
         return len(self.running) + len(self.prefilling) < self.config.max_batch_size
 

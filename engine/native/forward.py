@@ -53,7 +53,7 @@ class Extended:
 
 
 class NativeForward:
-    """Runs a model under the causal rule over a cache, on a CPU in float32. Reads the weights in `read_weights` only."""
+    """Runs a model under the causal rule over a cache, on a CPU in float32. Only `read_weights` reads its weights."""
 
     max_prefill_tokens = 128
     """As `CachedForward.max_prefill_tokens`. More is computed no faster, and what decodes would wait longer."""

@@ -172,7 +172,7 @@ class _Rows:
 
 
 class CachedForward:
-    """Runs a model under the causal rule over the fork-state cache. Reads the weights only in `read_weights`."""
+    """Runs a model under the causal rule over the fork-state cache. Only `read_weights` reads its weights."""
 
     max_prefill_tokens = 512
     """Most prompt tokens of a step: more would delay the requests that decode."""

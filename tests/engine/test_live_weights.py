@@ -1,6 +1,7 @@
 """Weights that are replaced while an engine serves: each request is computed with those it started with, to its end."""
 
 import random
+from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.conftest import MakeModel, lively_model
-from thoughtbubbles.engine import Engine, EngineConfig, Group, SamplingParams
+from thoughtbubbles.engine import Engine, EngineConfig, Group, SamplingParams, TokenEvent, transfer
 from thoughtbubbles.engine.native.library import Library
 from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_native
 from thoughtbubbles.engine.portable.layers import PackedModel
@@ -109,13 +110,13 @@ def test_what_has_not_started_waits_until_the_engine_resumes(model: Thoughtbubbl
     for i in range(3):
         engine.add(f"second/{i}", [1, 2, 3], params(), group=second)
     engine.step()
-    engine.hold()
+    engine.pause_admission()
     finished: list[str] = []
     while not engine.drained:
         finished += [event.request_id for event in engine.step() if event.finish_reason]
     assert sorted(finished) == [f"first/{i}" for i in range(5)]
     assert engine.stats().num_requests_waiting == 3
-    engine.resume()
+    engine.resume_admission()
     assert not second.started
     engine.step()
     assert second.started
@@ -129,15 +130,15 @@ def test_a_failure_leaves_the_old_weights(
     if part == "native library" and not engine.executor.name.startswith("native"):
         pytest.skip("no native library")
     wanted = [each.token_ids for each in engine.generate(prompts, params())]
-    given, counted = weights_of(other_model()), iter(range(1000))
+    given, counted, swap = weights_of(other_model()), iter(range(1000)), transfer._swap
 
     def fail(*_: object) -> None:
         raise MemoryError("no memory is left")
 
-    def fail_late(tensor: Tensor, *_: object) -> Tensor:
+    def fail_late(*tensors: Tensor) -> None:
         if next(counted) == 9:
             raise MemoryError("no memory is left")
-        return tensor.detach().add(0)
+        swap(*tensors)
 
     with monkeypatch.context() as failing:
         if part == "packed model":
@@ -145,7 +146,7 @@ def test_a_failure_leaves_the_old_weights(
         elif part == "native library":
             failing.setattr(Library, "create", fail)
         else:
-            failing.setattr(Tensor, "clone", fail_late)
+            failing.setattr(transfer, "_swap", fail_late)
         with pytest.raises(MemoryError, match="no memory is left"):
             engine.replace_weights(given)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in engine.model.state_dict().items())
@@ -155,12 +156,65 @@ def test_a_failure_leaves_the_old_weights(
 
 
 @dataclass
-class Wanted:
+class Sent:
     """What a client sent, and what came of it."""
 
     prompts: list[list[int]]
     params: SamplingParams
-    tokens: dict[str, list[int]] = field(default_factory=dict)
+    group: Group = field(default_factory=Group)
+    model: int | None = None
+    """The model that computed its first token."""
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+
+
+class Load:
+    """Random requests for an engine whose weights are those of two models by turns."""
+
+    def __init__(self, seed: int, engine: Engine, models: list[Thoughtbubbles]) -> None:
+        self.dice = random.Random(seed)
+        self.engine = engine
+        self.models = models
+        self.present = self.loads = 0
+        self.sent: list[Sent] = []
+        self._trunk = [self.dice.randrange(256) for _ in range(40)]
+        self._left = 0  # steps until the next checkpoint has been read
+
+    def run(self, clients: int) -> None:
+        while len(self.sent) < clients or self.engine.has_work:
+            if len(self.sent) < clients and self.dice.random() < 0.3:
+                self._send()
+            if self.sent and self.dice.random() < 0.02:
+                self.engine.abort(f"{self.dice.randrange(len(self.sent))}/0")
+            self._load()
+            for event in self.engine.step() if self.engine.has_work else []:
+                self._take(event)
+            self.engine.cache.check_integrity()
+
+    def _send(self) -> None:
+        lengths = [self.dice.randint(1, 40) for _ in range(self.dice.choice([1, 1, 3]))]
+        prompts = [[*self._trunk[:length], self.dice.randrange(256)] for length in lengths]
+        sent = Sent(prompts, self.dice.choice(KINDS))
+        for i, prompt in enumerate(prompts):
+            self.engine.add(f"{len(self.sent)}/{i}", prompt, sent.params, group=sent.group)
+        self.sent.append(sent)
+
+    def _load(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self.engine.pause_admission()
+        if self._left <= 0 and self.engine.drained:
+            self.present = 1 - self.present
+            self.engine.replace_weights(weights_of(self.models[self.present]))
+            self.engine.resume_admission()
+            self.loads += 1
+            self._left = self.dice.randint(1, 30)
+
+    def _take(self, event: TokenEvent) -> None:
+        number, index = map(int, event.request_id.split("/"))
+        sent = self.sent[number]
+        sent.model = self.present if sent.model is None else sent.model
+        if event.token_id is not None:
+            sent.tokens.setdefault(index, []).append(event.token_id)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -168,46 +222,17 @@ class Wanted:
 def test_random_load_with_loads_in_its_middle(
     seed: int, make_model: MakeModel, tokenizer: Tokenizer, settings: dict[str, object]
 ) -> None:
-    """Every group's tokens are those of one of the two models, with prefixes shared, requests preempted and aborted."""
-    dice = random.Random(seed)
+    """The tokens of all choices are those of one of the two models, also if prefixes are shared or evicted."""
     models = [make_model(), other_model()]
-    engine = make(models[0], tokenizer, cache_bytes=dice.choice([300_000, 1 << 20]), **settings)
-    present, loads, ready = 0, 0, 0
-    trunk = [dice.randrange(256) for _ in range(40)]
-    groups: list[Wanted] = []
-    started: dict[int, int] = {}  # the model that each group started with
-    open_groups: list[Group] = []
-    for step in range(10_000):
-        if len(groups) == 24 and not engine.has_work:
-            break
-        if len(groups) < 24 and dice.random() < 0.3:
-            prompts = [trunk[: dice.randint(1, 40)] + [dice.randrange(256)] for _ in range(dice.choice([1, 1, 3]))]
-            groups.append(Wanted(prompts, dice.choice(KINDS)))
-            open_groups.append(Group())
-            for i, prompt in enumerate(prompts):
-                engine.add(f"{len(groups) - 1}/{i}", prompt, groups[-1].params, group=open_groups[-1])
-        if dice.random() < 0.02 and engine.has_work:
-            engine.abort(f"{dice.randrange(len(groups))}/0")
-        if step == ready:  # a checkpoint has been read
-            engine.hold()
-        if engine.scheduler.holding and engine.drained:
-            present = 1 - present
-            engine.replace_weights(weights_of(models[present]))
-            engine.resume()
-            loads += 1
-            ready = step + dice.randint(1, 30)
-        if engine.has_work:
-            for event in engine.step():
-                group, index = event.request_id.split("/")
-                started.setdefault(int(group), present)
-                if event.token_id is not None:
-                    groups[int(group)].tokens.setdefault(index, []).append(event.token_id)
-        engine.cache.check_integrity()
-    assert loads > 2
-    assert set(started.values()) == {0, 1}
+    load = Load(seed, make(models[0], tokenizer, cache_bytes=300_000 if seed % 2 else 1 << 20, **settings), models)
+    load.run(clients=24)
+    assert load.loads > 2
     alone = [make(model, tokenizer, prefix_caching=False, **settings) for model in models]
-    for number, model in started.items():
-        wanted = [each.token_ids for each in alone[model].generate(groups[number].prompts, groups[number].params)]
-        for index, tokens in groups[number].tokens.items():
-            assert list(wanted[int(index)][: len(tokens)]) == tokens
-    assert len(started) > 12
+    computed: Counter[int] = Counter()
+    for sent in load.sent:
+        if sent.model is not None:
+            computed[sent.model] += 1
+            wanted = alone[sent.model].generate(sent.prompts, sent.params)
+            for index, tokens in sent.tokens.items():
+                assert list(wanted[index].token_ids[: len(tokens)]) == tokens
+    assert min(computed[0], computed[1]) > 2
