@@ -213,6 +213,13 @@ def test_keys(serve: Serve, other: Path, tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_disabled")
 
 
+def let_it_be_read(server: Running) -> None:
+    """Have the engine, which is blocked, begin the load that is queued, and wait until the checkpoint is in memory."""
+    server.engine.pass_step()
+    server.engine.wait_until_held()
+    eventually(lambda: all(thread.name != "checkpoint" for thread in threading.enumerate()))
+
+
 def test_who_runs_finishes_with_the_old_weights_and_who_waits_starts_with_the_new(
     administered: Running, other: Path
 ) -> None:
@@ -228,8 +235,9 @@ def test_who_runs_finishes_with_the_old_weights_and_who_waits_starts_with_the_ne
             loading = pool.submit(load, administered, other)
             waiting = pool.submit(tokens, administered, max_tokens=30)
             administered.wait_until_asked(2)
+            let_it_be_read(administered)
+            assert samples(administered)["request_accepted_total",] == started + 13
             administered.engine.let_go()
-            eventually(lambda: samples(administered)["request_accepted_total",] == started + 13)
             while loading.running():
                 second = load(administered, other)
                 if second.status_code == 409:
