@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,30 @@ def test_cached_prefixes_are_forgotten(model: Thoughtbubbles, tokenizer: Tokeniz
     [completion] = engine.generate([prompt], params())
     assert completion.events[-1].usage
     assert completion.events[-1].usage.cached_tokens == 0
+
+
+def test_packed_weights_from_before_are_freed(
+    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles: set[int] = set()
+    create, destroy = Library.create, Library.destroy
+
+    def created(*given: Any) -> int:
+        handles.add(handle := create(*given))
+        return handle
+
+    def destroyed(library: Library, handle: int) -> None:
+        destroy(library, handle)
+        handles.discard(handle)
+
+    monkeypatch.setattr(Library, "create", created)
+    monkeypatch.setattr(Library, "destroy", destroyed)
+    engine = make(model, tokenizer)
+    if not engine.executor.name.startswith("native"):
+        pytest.skip("no native library")
+    for _ in range(2):
+        engine.replace_weights(weights_of(model))
+        assert len(handles) == 1
 
 
 def test_what_has_not_started_waits_until_the_engine_resumes(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:

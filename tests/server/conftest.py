@@ -77,7 +77,8 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
             max_waiting_streams=settings.max_waiting_streams, max_client_streams=config.max_client_streams,
             max_choices=settings.max_choices, parameters=1, device="cpu", chat_template=ChatTemplate(CHAT_TEMPLATE),
         )  # fmt: skip
-        return GatedEngine(deepcopy(model), tokenizer, config), served  # an engine may replace its model's weights
+        administered = settings.admin_keys.digests or settings.admin_keys_file  # its model's weights may be replaced
+        return GatedEngine(deepcopy(model) if administered else model, tokenizer, config), served
 
     return make
 

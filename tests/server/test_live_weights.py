@@ -1,6 +1,7 @@
 """POST /admin/load: other weights while the server serves, and what clients see of it."""
 
 import json
+import os
 import random
 import signal
 import socket
@@ -33,6 +34,7 @@ from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import Engine
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
 from thoughtbubbles.server.bridge.process import run_engine_process
+from thoughtbubbles.server.bridge.weights import read_weights, weights_version
 from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
@@ -180,6 +182,18 @@ def test_what_is_no_whole_checkpoint_is_refused(administered: Running, other: Pa
     save_file(weights, broken)
     refused(administered, broken.parent, "NaN or infinite: transformer.ln_f.weight (1 of 32)")
     refused(administered, other / "config.json", "not a folder")
+
+
+def test_a_file_that_is_overwritten_after_it_was_read_changes_nothing(
+    administered: Running, other: Path, tmp_path: Path
+) -> None:
+    """Tensors of a checkpoint are views of its files, and requests may take long to finish."""
+    folder = copytree(other, tmp_path / "overwritten")
+    read = read_weights(str(folder), administered.engine.model, administered.service.worker.model)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4000, os.SEEK_END)
+        file.write(b"\1" * 4000)
+    assert weights_version(read.tensors) == read.version
 
 
 @pytest.mark.parametrize(
