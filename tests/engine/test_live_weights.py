@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tests.engine.conftest import MakeModel, lively_model
 from thoughtbubbles.engine import Engine, EngineConfig, Group, SamplingParams, TokenEvent, transfer
-from thoughtbubbles.engine.native.library import Library
+from thoughtbubbles.engine.native.library import Library, Model
 from thoughtbubbles.engine.native.loading import NativeUnavailableError, load_native
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
@@ -108,8 +107,8 @@ def test_packed_weights_from_before_are_freed(
     handles: set[int] = set()
     create, destroy = Library.create, Library.destroy
 
-    def created(*given: Any) -> int:
-        handles.add(handle := create(*given))
+    def created(library: Library, described: Model, level: str) -> int:
+        handles.add(handle := create(library, described, level))
         return handle
 
     def destroyed(library: Library, handle: int) -> None:
