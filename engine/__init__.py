@@ -7,7 +7,7 @@ from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.engine import Engine
 from thoughtbubbles.engine.errors import ClientQueueFull, EngineError, InvalidRequest, QueueFull
 from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport
-from thoughtbubbles.engine.request import FinishReason, RequestUsage, TokenEvent
+from thoughtbubbles.engine.request import FinishReason, Group, RequestUsage, TokenEvent
 from thoughtbubbles.engine.sampling_params import (
     MAX_FORK_BIAS,
     MAX_FORK_BIASES,
@@ -40,6 +40,7 @@ __all__ = [
     "ForkScores",
     "ForkSelection",
     "Grammar",
+    "Group",
     "InvalidRequest",
     "PromptReport",
     "QueueFull",

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 
 import torch
@@ -18,11 +18,12 @@ from thoughtbubbles.engine.device import current_device, make_executor
 from thoughtbubbles.engine.errors import EngineError, InvalidRequest
 from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.engine.prompts import Array, Prompt, batch_token_ids, token_ids
-from thoughtbubbles.engine.request import Request, TokenEvent
+from thoughtbubbles.engine.request import Group, Request, TokenEvent
 from thoughtbubbles.engine.sampling_params import SamplingParams
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.engine.stats import EngineStats, StepReport
 from thoughtbubbles.engine.structured.compiler import compiler_of
+from thoughtbubbles.engine.transfer import exchanged
 from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
 
@@ -66,10 +67,13 @@ class Engine:
         """Whether a request waits or runs."""
         return bool(self._requests)
 
-    def add(self, request_id: str, prompt: Prompt, params: SamplingParams, *, client: str = "") -> None:
+    def add(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, *, client: str = "", group: Group | None = None
+    ) -> None:
         """Queue a request of `client`, or of no client, for a text or token ids.
 
-        Raises `InvalidRequest` naming the setting, or `QueueFull`.
+        The requests of a `group`, which are added one after the other, are computed with the same weights. Raises
+        `InvalidRequest` naming the setting, or `QueueFull`.
         """
         if request_id in self._requests:
             raise InvalidRequest(f"request_id {request_id!r} is in use already", param="request_id")
@@ -79,7 +83,9 @@ class Engine:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         detokenizer = Detokenizer(self.tokenizer, params.stop, include_stop=params.include_stop)
         grammar = None if params.grammar is None else compiler_of(self.tokenizer).start(params.grammar)
-        request = Request(request_id, ids, params, selection, seed, detokenizer, client, grammar=grammar)
+        request = Request(
+            request_id, ids, params, selection, seed, detokenizer, client, group or Group(), grammar=grammar
+        )
         if self.config.speculate and request.paged and grammar is None:  # a guess would need a mask of its own
             request.lookup = Lookup(self.config.speculate)
         if not self.cache.ever_fits(selection, request.max_tokens):
@@ -224,6 +230,32 @@ class Engine:
     def abort_all(self) -> None:
         """Drop every request."""
         self._release(list(self._requests))
+
+    def pause_admission(self) -> None:
+        """Start no request until `resume_admission`, except those of groups that have started, which go on."""
+        self.scheduler.paused = True
+
+    def resume_admission(self) -> None:
+        """Start waiting requests again."""
+        self.scheduler.paused = False
+
+    @property
+    def drained(self) -> bool:
+        """Whether no request is unfinished whose group has started, so that the weights may be replaced."""
+        return self.scheduler.drained
+
+    def replace_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Compute with these weights from now on, and forget all cached prefixes. Needs a `drained` engine.
+
+        `weights` are the tensors of the model's `state_dict()`, in its dtype, on any device. They are copied into the
+        model's own tensors, whose addresses stay, and then hold the values from before. Whatever is raised, the engine
+        goes on with the weights from before.
+        """
+        assert self.drained, "requests that have started end with the weights they started with"
+        with self._current, torch.inference_mode():
+            with exchanged(self.model.state_dict(), weights):
+                self.executor.read_weights()
+            self.cache.clear()
 
     def check_integrity(self) -> str | None:
         """Check the page counts of the fork-state cache. Return what is wrong, or None; `stats` counts both."""

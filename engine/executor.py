@@ -39,6 +39,12 @@ class Executor(Protocol[Flight]):
     def prepare(self) -> None:
         """Compile and capture what the first requests would otherwise wait for."""
 
+    def read_weights(self) -> None:
+        """Read the model's weights again, which have been overwritten in place; no request runs.
+
+        Raises if there is no memory to pack them, and then keeps what it read before.
+        """
+
     def launch(self, plan: Plan) -> list[Flight]:
         """Start to compute a plan, and return the flights that are due, in the order in which to land them.
 

@@ -70,6 +70,14 @@ class TokenEvent(NamedTuple):
 
 
 @dataclass(eq=False)
+class Group:
+    """Requests that are all computed with the same weights, such as the choices of one completion."""
+
+    started: bool = False
+    """Whether one of them has been admitted."""
+
+
+@dataclass(eq=False)
 class Request:
     """A request from `Engine.add` to its last event."""
 
@@ -81,6 +89,7 @@ class Request:
     detokenizer: Detokenizer
     client: str = ""
     """The client that sent it; requests of "" count for no client."""
+    group: Group = field(default_factory=Group)
     lookup: Lookup | None = None
     """What guesses its tokens; None if nothing does."""
     grammar: GrammarState | None = None

@@ -30,6 +30,8 @@ class Scheduler:
     """Admitted requests whose tokens are not all computed yet."""
     running: list[Request] = field(default_factory=list)
     """Requests that decode."""
+    paused: bool = False
+    """Whether requests of groups that have not started stay in the queue, until the others have finished."""
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -100,6 +102,7 @@ class Scheduler:
             if not self._open(request, prefix, needs):
                 return
             self.prefilling.append(self.waiting.popleft())
+            request.group.started = True
             self._num_unplanned += request.num_pending
 
     def update(self, requests: Sequence[Request]) -> None:
@@ -171,8 +174,15 @@ class Scheduler:
         return not request.paged or request.wants_prompt_report
 
     @property
+    def drained(self) -> bool:
+        """Whether no request is unfinished whose group has started. Those that wait again are at the head."""
+        return not self.running and not self.prefilling and not (self.waiting and self.waiting.first.group.started)
+
+    @property
     def _may_admit(self) -> bool:
-        return len(self.waiting) > 0 and len(self.running) + len(self.prefilling) < self.config.max_batch_size
+        if not self.waiting or (self.paused and not self.waiting.first.group.started):
+            return False
+        return len(self.running) + len(self.prefilling) < self.config.max_batch_size
 
     def _find(self, request: Request) -> Prefix | None:
         """Return the longest cached prefix of its tokens, without the last one, whose logits have to be computed."""

@@ -1,7 +1,10 @@
-"""Copies between host and device that neither waits for.
+"""Copies between host and device. Only `exchanged` waits for the device.
 
 A copy from pageable memory waits until the device has done all its work: hence pinned memory.
 """
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,3 +25,34 @@ def to_host(source: Tensor) -> Tensor:
     if not source.is_cuda:
         return source.clone()
     return torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)
+
+
+@contextmanager
+def exchanged(these: Mapping[str, Tensor], those: Mapping[str, Tensor]) -> Iterator[None]:
+    """Swap the values of the tensors with the same names, in place, and back if this or the block raises.
+
+    Names, shapes and dtypes of both are the same; the devices may differ. Memory is allocated once, before anything
+    changes.
+    """
+    spare = torch.empty(max(tensor.nbytes for tensor in these.values()), dtype=torch.uint8, device=_device(these))
+    swapped: list[str] = []
+    try:
+        for name, tensor in these.items():
+            _swap(tensor, those[name], spare)
+            swapped.append(name)
+        yield
+    except BaseException:
+        for name in swapped:
+            _swap(these[name], those[name], spare)
+        raise
+
+
+def _device(tensors: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(tensors.values())).device
+
+
+def _swap(a: Tensor, b: Tensor, spare: Tensor) -> None:
+    assert (a.shape, a.dtype) == (b.shape, b.dtype), "weights of another model"
+    before = spare[: a.nbytes].view(a.dtype).view(a.shape).copy_(a)
+    a.copy_(b)
+    b.copy_(before)

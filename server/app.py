@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from thoughtbubbles.server.bridge.errors import GenerationError
+from thoughtbubbles.server.bridge.errors import GenerationError, LoadError
 from thoughtbubbles.server.http.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
 from thoughtbubbles.server.observe.exchange import Exchanges
 from thoughtbubbles.server.observe.logs import log_exchange
@@ -20,10 +20,11 @@ from thoughtbubbles.server.protocol.handlers import (
     on_disconnect,
     on_generation_error,
     on_http_exception,
+    on_load_error,
     on_unexpected,
 )
-from thoughtbubbles.server.routes import chat, completions, operations, playground, tokenizer
-from thoughtbubbles.server.routes.openapi import DescribedApp, refusals
+from thoughtbubbles.server.routes import admin, chat, completions, operations, playground, tokenizer
+from thoughtbubbles.server.routes.openapi import ADMIN_BEARER, BEARER, DescribedApp, refusals
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.version import VERSION
 
@@ -45,15 +46,18 @@ def create_app(service: Service) -> ASGIApp:
         await service.worker.stop()
 
     # Without FastAPI's documentation pages: they load scripts from other servers.
-    app = DescribedApp(needs_key=bool(service.keys.digests), title="Thoughtbubbles", version=VERSION, lifespan=lifespan,
+    schemes = [name for name, keys in ((BEARER, service.keys), (ADMIN_BEARER, service.admin_keys)) if keys.digests]
+    app = DescribedApp(schemes=schemes, title="Thoughtbubbles", version=VERSION, lifespan=lifespan,
                        docs_url=None, redoc_url=None)  # fmt: skip
     app.state.service = service
     for each in (completions, chat, tokenizer):
         app.include_router(each.router, responses=refusals(401, 500))
     app.include_router(operations.router, responses=refusals(500))
+    app.include_router(admin.router)
     app.include_router(playground.router)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(GenerationError, on_generation_error)
+    app.add_exception_handler(LoadError, on_load_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_unexpected)
@@ -65,7 +69,7 @@ def _wrapped(app: ASGIApp, service: Service) -> ASGIApp:
     settings = service.settings
     app = HeadAsGet(app)
     app = BodyLimit(app, settings.max_body_bytes, settings.body_timeout_seconds)
-    app = KeyCheck(app, service.keys, KEYLESS, service.metrics.rejected)
+    app = KeyCheck(app, service.keys, KEYLESS | admin.PATHS, service.metrics.rejected)
     app = ConnectionLimit(app, settings.max_connections, service.metrics.rejected)
     if settings.cors_origins:
         # Outside the key check: a browser's preflight request has no key.

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.model import ChatTemplate, ModelConfig, Tokenizer
@@ -10,12 +11,17 @@ from thoughtbubbles.model import ChatTemplate, ModelConfig, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """The model that a server serves, and the limits of its requests. Constant; any thread may read it."""
+    """The model that a server serves, and the limits of its requests. Constant; any thread may read it.
+
+    Only weights can be replaced while a server runs, which gives it another object.
+    """
 
     name: str
     """The name that clients use."""
     revision: str | None = None
     """The commit of its repository on a hub; None for a folder."""
+    weights_version: str
+    """A digest of its weights (`server.bridge.weights`)."""
     config: ModelConfig
     """Its architecture."""
     tokenizer: Tokenizer
@@ -47,7 +53,12 @@ class ServedModel:
             "fork_layers": ",".join(map(str, self.config.fork_layers)),
             "max_model_len": str(self.max_model_len),
             "device": self.device,
+            "weights_version": self.weights_version,
         }
+
+    def with_weights(self, version: str, revision: str | None) -> Self:
+        """Return the same model with other weights, loaded now."""
+        return replace(self, weights_version=version, revision=revision, created=int(time.time()))
 
 
 @dataclass(frozen=True, kw_only=True)

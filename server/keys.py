@@ -1,4 +1,4 @@
-"""The API keys that a server accepts (API.md §4)."""
+"""The keys that a server accepts, of its API and of its administration (API.md §4)."""
 
 import hmac
 from collections.abc import Iterable
@@ -10,6 +10,8 @@ from typing import Self
 from thoughtbubbles.server.reading import read_settings_file
 
 SCHEME = b"bearer "
+EMPTY = "has no key: give one, or leave it out"
+"""What is wrong with a source of keys that has none."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,14 @@ class ApiKeys:
     """Keys, kept as digests: no log, traceback or copy of the settings can contain one."""
 
     digests: frozenset[bytes] = field(default=frozenset(), repr=False)
-    """SHA-256 of each key; if there are none, requests need no key."""
+    """SHA-256 of each key."""
 
     @classmethod
     def of(cls, keys: Iterable[str], source: str) -> Self:
         """Return the keys of `source`, without surrounding blanks. Raises `ValueError` if there are none."""
         digests = frozenset(sha256(key.strip().encode()).digest() for key in keys if key.strip())
         if not digests:
-            raise ValueError(f"{source} has no API key: without one nobody would need a key")
+            raise ValueError(f"{source} {EMPTY}")
         return cls(digests)
 
     @classmethod

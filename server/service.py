@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Self
 
 from fastapi import Depends, Request
@@ -29,7 +30,9 @@ class Service:
     metrics: Metrics
     """The server's metrics."""
     keys: ApiKeys
-    """The accepted API keys."""
+    """The accepted API keys; if there are none, requests need no key."""
+    admin_keys: ApiKeys
+    """The accepted admin keys; if there are none, nothing can be administered."""
     tracing: Sequence[Callable[[Exchange], None]]
     """Functions that export traces of exchanges; empty unless the operator sets otel_endpoint."""
 
@@ -40,8 +43,6 @@ class Service:
         On other devices than the CPU the engine runs in a process of its own, and `load` is pickled. Raises `OSError`
         or `ValueError` if the file of keys cannot be read or has none, or packages for traces are missing.
         """
-        file = settings.api_keys_file
-        keys = settings.api_keys if file is None else settings.api_keys | ApiKeys.read(file)
         metrics = Metrics(gateway=settings.gateway_metrics)
         tracing = [] if settings.otel_endpoint is None else [exporting_to(settings.otel_endpoint)]
         worker = Worker(
@@ -50,7 +51,19 @@ class Service:
             settings.request_timeout_seconds,
             run_engine if settings.device == "cpu" else run_engine_process,
         )
-        return cls(settings=settings, metrics=metrics, worker=worker, keys=keys, tracing=tracing)
+        return cls(
+            settings=settings,
+            metrics=metrics,
+            worker=worker,
+            keys=_with_file(settings.api_keys, settings.api_keys_file),
+            admin_keys=_with_file(settings.admin_keys, settings.admin_keys_file),
+            tracing=tracing,
+        )
+
+
+def _with_file(keys: ApiKeys, file: Path | None) -> ApiKeys:
+    """Return `keys`, and those of a file."""
+    return keys if file is None else keys | ApiKeys.read(file)
 
 
 async def _service_of(request: Request) -> Service:  # a coroutine: FastAPI calls other functions on a thread

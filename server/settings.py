@@ -91,6 +91,9 @@ class ServerSettings:
     """file of API keys, one a line, # starts a comment (no key is needed); the variable THOUGHTBUBBLES_API_KEYS may
     have more, separated by commas. With keys every route needs one but /, /playground/*, /health, /ready, /version,
     /metrics and /openapi.json"""
+    admin_keys_file: Path | None = None
+    """file of keys for POST /admin/load, which needs one of these and no API key, in the same form (the route is off);
+    the variable THOUGHTBUBBLES_ADMIN_KEYS may have more"""
     cors_origins: tuple[str, ...] = ()
     """origins whose pages may read answers, separated by commas, or * (none)"""
     log_format: str = "text"
@@ -103,6 +106,8 @@ class ServerSettings:
     """URL of an OpenTelemetry collector that receives traces over HTTP (none); needs the otel extra"""
     api_keys: ApiKeys = NO_KEYS
     """keys from the environment: other users of the machine can see a command line"""
+    admin_keys: ApiKeys = NO_KEYS
+    """the same for POST /admin/load"""
 
     def __post_init__(self) -> None:
         self._check_addresses()

@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.keys import EMPTY, ApiKeys
 from thoughtbubbles.server.reading import read_settings_file
 from thoughtbubbles.server.settings import ServerSettings, help_texts
 
@@ -52,7 +52,7 @@ def _strings(values: list[Any]) -> tuple[str, ...]:
 
 
 def _keys(text: str) -> ApiKeys:
-    return ApiKeys.of(_separated(text), f"{PREFIX}API_KEYS")
+    return ApiKeys.of(_separated(text), "")
 
 
 KINDS: Mapping[Any, Kind] = {
@@ -127,9 +127,9 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], source: str) -> 
 def _read(name: str, kind: Kind, text: str) -> object:
     try:
         return kind.from_text(text)
-    except ValueError as error:
-        # The error of a list of keys says what is wrong without repeating a key.
-        raise ValueError(str(error) if kind.words == "keys" else f"{name} must be {kind.words}, not {text!r}") from None
+    except ValueError:
+        # The error of a list of keys does not repeat one.
+        raise ValueError(f"{name} {EMPTY if kind.words == 'keys' else f'must be {kind.words}, not {text!r}'}") from None
 
 
 def _read_toml(name: str, kind: Kind, value: object) -> object:

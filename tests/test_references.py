@@ -24,7 +24,7 @@ SOURCES = sorted(
     and path.name != "mkdocs.yml"  # its paths are the site's, which mkdocs checks
 )
 NAMES = {path.name for path in SOURCES}
-ELSEWHERE = {"peS2o.py", "model.py", "server.py", "training.py"}
+ELSEWHERE = {"peS2o.py", "follow.py", "model.py", "server.py", "training.py"}
 """Files of other projects and of users, which pages and comments may name."""
 
 SPEC = re.compile(r'SPEC\.md, ("[^"]+"(?:(?:, | and |, and )"[^"]+")*)')

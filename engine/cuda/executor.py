@@ -77,6 +77,10 @@ class CudaExecutor:
         """As `Executor.prepare`."""
         self.forward.prepare()
 
+    def read_weights(self) -> None:
+        """As `Executor.read_weights`. The graphs read the model's own tensors, by their addresses."""
+        self.forward.read_weights()
+
     @torch.inference_mode()
     def launch(self, plan: Plan) -> list[PrefillFlight | Flight]:
         """As `Executor.launch`. Prefill goes first: it is waited for, and what runs ahead keeps the device busy.

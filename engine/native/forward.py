@@ -10,7 +10,7 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Extended:
 
 
 class NativeForward:
-    """Runs a model under the causal rule over a cache, on a CPU in float32. The weights are read once."""
+    """Runs a model under the causal rule over a cache, on a CPU in float32. Only `read_weights` reads its weights."""
 
     max_prefill_tokens = 128
     """As `CachedForward.max_prefill_tokens`. More is computed no faster, and what decodes would wait longer."""
@@ -81,6 +81,13 @@ class NativeForward:
     def packed(self) -> PackedModel:
         """As `CachedForward.packed`, for requests without pages, with exact weights; made for the first of them."""
         return PackedModel(self.model)
+
+    def read_weights(self) -> None:
+        """As `Executor.read_weights`."""
+        free = self._free
+        self._create()
+        free()
+        self.__dict__.pop("packed", None)
 
     @property
     def weight_bytes(self) -> int:
@@ -155,18 +162,20 @@ class NativeForward:
 
     def _create(self) -> None:
         """Give the weights to the library. A forked process does so again: a fork copies no threads."""
-        self._process = os.getpid()
-        self._kept: list[object] = [self.cache]  # what the library has pointers to
-        self._handle = self._library.create(self._model(self.model), self.level)
-        # Not at exit: a daemon thread may be in a step.
-        weakref.finalize(self, _destroy, self._library, self._handle, self._process).atexit = False
+        kept: list[object] = [self.cache]  # what the library has pointers to
+        handle = self._library.create(self._model(self.model, kept), self.level)
+        self._process, self._kept, self._handle = os.getpid(), kept, handle
+        self._free = weakref.finalize(self, _destroy, self._library, handle, self._process)
+        self._free.atexit = False  # a daemon thread may be in a step
 
-    def _model(self, model: Thoughtbubbles) -> c.Model:
+    def _model(self, model: Thoughtbubbles, kept: list[object]) -> c.Model:
+        """Return the description of a model for the library; `kept` gets what it points to."""
         config, cache, ledger = model.config, self.cache, self.cache.ledger
+        pointer = partial(_pointer, kept)
         scored = bool(config.fork_layers)
         H = config.head_width
         frequencies = rotary_frequencies(H, torch.device("cpu"))
-        layers = (c.Layer * config.n_layer)(*(self._layer(block) for block in model.blocks))
+        layers = (c.Layer * config.n_layer)(*(_layer(block, pointer) for block in model.blocks))
         segments = (c.Segment * self._segments)(*(
             c.Segment(
                 pages.segment.layers.start, pages.segment.layers.stop, pages.pages * pages.page_size, int(begin),
@@ -183,37 +192,39 @@ class NativeForward:
             value_attenuation=scored and config.value_attenuation,
             residual_attenuation=config.residual_attenuation, page_size=cache.page_size,
             half_cache=cache.segments[0].keys.dtype == torch.float16, eight=self.weights == "int8",
-            layers=layers, embedding=self._pointer(model.transformer.wte.weight),
-            norm_weight=self._pointer(norm.weight), norm_bias=self._pointer(norm.bias),
-            frequencies=self._pointer(frequencies), segment=segments,
+            layers=layers, embedding=pointer(model.transformer.wte.weight),
+            norm_weight=pointer(norm.weight), norm_bias=pointer(norm.bias),
+            frequencies=pointer(frequencies), segment=segments,
             ledger_kappa=ledger.kappa.ctypes.data, ledger_tokens=ledger.tokens.ctypes.data,
             ledger_streams=ledger.streams.ctypes.data, ledger_table=ledger.table.ctypes.data,
             table_stride=ledger.table.shape[1],
         )  # fmt: skip
 
-    def _layer(self, block: Block) -> c.Layer:
-        modules: list[Any] = [
-            block.ln_1,
-            block.attn.c_attn,
-            block.attn.c_proj,
-            block.ln_2,
-            block.mlp.c_fc,
-            block.mlp.c_proj,
-        ]
-        tensors = [tensor for module in modules for tensor in (module.weight, module.bias)]
-        if isinstance(block, ForkingBlock):
-            norm = block.forking_ln
-            tensors += [norm.weight, norm.bias, block.forking_score.weight, block.fork_embedding]
-        return c.Layer(*map(self._pointer, tensors))
 
-    def _pointer(self, tensor: Tensor | None) -> int | None:
-        """Where a tensor lies, contiguous, for as long as this lives."""
-        if tensor is None:
-            return None
-        tensor = tensor.detach().contiguous()
-        assert tensor.dtype == torch.float32, "the native step computes in float32"
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+def _layer(block: Block, pointer: Callable[[Tensor | None], int | None]) -> c.Layer:
+    modules: list[Any] = [
+        block.ln_1,
+        block.attn.c_attn,
+        block.attn.c_proj,
+        block.ln_2,
+        block.mlp.c_fc,
+        block.mlp.c_proj,
+    ]
+    tensors = [tensor for module in modules for tensor in (module.weight, module.bias)]
+    if isinstance(block, ForkingBlock):
+        norm = block.forking_ln
+        tensors += [norm.weight, norm.bias, block.forking_score.weight, block.fork_embedding]
+    return c.Layer(*map(pointer, tensors))
+
+
+def _pointer(kept: list[object], tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor, contiguous, which stays as long as `kept`, to which it is added."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach().contiguous()
+    assert tensor.dtype == torch.float32, "the native step computes in float32"
+    kept.append(tensor)
+    return tensor.data_ptr()
 
 
 def _destroy(library: c.Library, handle: int, process: int) -> None:

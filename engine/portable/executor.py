@@ -56,6 +56,9 @@ class Forward(Protocol[Extended_co]):
     def prepare(self) -> None:
         """As `Executor.prepare`."""
 
+    def read_weights(self) -> None:
+        """As `Executor.read_weights`."""
+
     def clear_gathered(self) -> None:
         """As `CachedForward.clear_gathered`."""
 
@@ -92,6 +95,10 @@ class LandedExecutor(ABC, Generic[Extended_co]):
     def prepare(self) -> None:
         """As `Executor.prepare`."""
         self.forward.prepare()
+
+    def read_weights(self) -> None:
+        """As `Executor.read_weights`."""
+        self.forward.read_weights()
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> list[Landed]:

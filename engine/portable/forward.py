@@ -181,7 +181,7 @@ class _Rows:
 
 
 class CachedForward:
-    """Runs a model under the causal rule over the fork-state cache. Reads the weights once, when it is made."""
+    """Runs a model under the causal rule over the fork-state cache. Only `read_weights` reads its weights."""
 
     max_prefill_tokens = 512
     """Most prompt tokens of a step: more would delay the requests that decode."""
@@ -191,11 +191,16 @@ class CachedForward:
         self.cache = cache
         self.tally = tally
         self._embedding = model.transformer.wte.weight.detach()
-        self.packed = PackedModel(model)
-        """The layers, which other forward passes share."""
-        self._forks = {i: CachedFork(block) for i, block in enumerate(model.blocks) if isinstance(block, ForkingBlock)}
+        self.read_weights()
         self._gathered = GatherBuffer(self._embedding)
         self._masks = Masks(self._gathered.like)
+
+    def read_weights(self) -> None:
+        """As `Executor.read_weights`."""
+        packed, blocks = PackedModel(self.model), enumerate(self.model.blocks)
+        self._forks = {i: CachedFork(block) for i, block in blocks if isinstance(block, ForkingBlock)}
+        self.packed = packed
+        """The layers, which other forward passes share."""
 
     def prepare(self) -> None:
         """Compile and capture what the first tokens would otherwise wait for: nothing."""

@@ -62,6 +62,11 @@ class RevisingExecutor(Generic[Flight]):
         """As `Executor.prepare`."""
         self.paged.prepare()
 
+    def read_weights(self) -> None:
+        """As `Executor.read_weights`."""
+        self.paged.read_weights()
+        self.recompute.forget()
+
     def launch(self, plan: Plan) -> list[Flight | Landed]:
         """Launch what the other executor computes, and then compute the rest."""
         flights: list[Flight | Landed] = [*self.paged.launch(plan.only(paged=True))]

@@ -39,6 +39,11 @@ class Recompute:
     def _forward(self) -> RevisingForward:
         return RevisingForward(self.model, self._packed())
 
+    def forget(self) -> None:
+        """Take the layers from `packed` again, since the weights have changed. No request has a state."""
+        self.__dict__.pop("_forward", None)
+        self._kept.clear()
+
     @property
     def kept_bytes(self) -> int:
         """Bytes of the kept states."""

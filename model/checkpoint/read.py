@@ -1,6 +1,6 @@
 """Read a checkpoint, with its weights or without."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +51,20 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    check: Callable[[Checkpoint], None] = lambda _checkpoint: None,
 ) -> Checkpoint:
     """Return the checkpoint `source`, a folder or a hub id (`checkpoint.hub`), its weights on `device` as `dtype`.
 
-    Raises `CheckpointError` if `source` is not a checkpoint, and `ValueError` if `device` cannot be used.
+    `check` gets the checkpoint before its weights are read, and may refuse it with a `ValueError`. Raises
+    `CheckpointError` if `source` is not a checkpoint or is refused, and `ValueError` if `device` cannot be used.
     """
     check_device(device)
     with _read(source) as (found, checkpoint):
+        check(checkpoint)
         weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)
         checkpoint.model.load_state_dict(weights, assign=True)
     return checkpoint

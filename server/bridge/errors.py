@@ -3,6 +3,22 @@
 from thoughtbubbles.engine import InvalidRequest, QueueFull, TokenEvent
 
 
+class LoadError(Exception):
+    """Weights are not replaced; the ones from before are served."""
+
+
+class LoadRefusedError(LoadError):
+    """The checkpoint cannot be read, or differs from the served model in more than its weights."""
+
+
+class LoadInProgressError(LoadError):
+    """Another load is in progress."""
+
+
+class LoadFailedError(LoadError):
+    """Something else failed, such as an allocation."""
+
+
 class GenerationError(Exception):
     """A generation does not start, or ends early."""
 

@@ -32,6 +32,8 @@ class Generation:
     """When the client's request arrived, on the monotonic clock."""
     client: str = ""
     """The client whose share of the queue its requests count against."""
+    weights_version: str = ""
+    """The weights that compute all its requests; "" until the first event."""
 
     def __post_init__(self) -> None:
         self.unfinished = dict.fromkeys(request.request_id for request in self.requests)

@@ -22,6 +22,7 @@ from thoughtbubbles.model import (
     require_memory,
     shipped_checkpoint,
 )
+from thoughtbubbles.server.bridge.weights import weights_version
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.settings import ServerSettings
 
@@ -52,6 +53,7 @@ def load_model(settings: ServerSettings) -> tuple[Engine, ServedModel]:
     return engine, ServedModel(
         name=settings.model_name or checkpoint.name,
         revision=checkpoint.revision,
+        weights_version=weights_version(checkpoint.model.state_dict()),
         config=checkpoint.model.config,
         tokenizer=checkpoint.tokenizer,
         max_model_len=engine.max_model_len,

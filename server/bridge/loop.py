@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from thoughtbubbles.engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
+from thoughtbubbles.engine import Engine, EngineStats, Group, InvalidRequest, QueueFull, StepReport, TokenEvent
+from thoughtbubbles.server.bridge.errors import LoadError
+from thoughtbubbles.server.bridge.reloading import POLL_SECONDS, Reloader
 from thoughtbubbles.server.bridge.trimming import Trimmer
+from thoughtbubbles.server.bridge.weights import NewWeights
 from thoughtbubbles.server.core import EngineRequest, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,14 @@ class Abort:
     reason: str
 
 
-Command = Add | Abort | None
+@dataclass(frozen=True)
+class LoadWeights:
+    """Load the weights of this checkpoint, a folder or a hub id. At most one load is in progress."""
+
+    checkpoint: str
+
+
+Command = Add | Abort | LoadWeights | None
 """None ends the loop."""
 
 
@@ -80,6 +90,24 @@ class Aborted:
 
 
 @dataclass(frozen=True)
+class WeightsLoaded:
+    """From now on all events are of requests that these weights compute."""
+
+    version: str
+    revision: str | None
+    """The commit of their repository on a hub; None for a folder."""
+    stats: EngineStats
+
+
+@dataclass(frozen=True)
+class LoadEnded:
+    """A load ended without new weights."""
+
+    error: LoadError
+    stats: EngineStats
+
+
+@dataclass(frozen=True)
 class CommandsDone:
     """All queued commands are executed, or the idle engine has checked its cache."""
 
@@ -95,7 +123,7 @@ class Stepped:
     stats: EngineStats
 
 
-Report = Loaded | Accepted | Refused | Aborted | CommandsDone | Stepped
+Report = Loaded | Accepted | Refused | Aborted | WeightsLoaded | LoadEnded | CommandsDone | Stepped
 OnReport = Callable[[Report], None]
 
 
@@ -114,21 +142,24 @@ def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
     engine, model = load()
     gc.freeze()  # what is loaded stays: each search of it for garbage takes as long as many steps
     on_report(Loaded(model, engine.stats()))
-    trimmer = Trimmer()
-    while _execute_commands(engine, commands, on_report):
+    trimmer, reloader = Trimmer(), Reloader(engine, model)
+    while _execute_commands(engine, commands, on_report, reloader):
+        _advance(reloader, engine, on_report)
         events = engine.step()
         on_report(Stepped(events, engine.last_step, engine.stats()))
         trimmer.trim()
 
 
-def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -> bool:
+def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport, reloader: Reloader) -> bool:
     """Execute the queued commands; if the engine has no work, wait for one. Return False at the command to end."""
     while not engine.has_work or not commands.empty():
-        match _next_command(engine, commands, on_report):
+        match _next_command(engine, commands, on_report, reloader):
             case Add() as command:
                 on_report(_add(engine, command))
             case Abort(request_ids, reason):
                 on_report(Aborted(engine.abort(*request_ids), reason))
+            case LoadWeights(checkpoint):
+                reloader.begin(checkpoint)
             case None:
                 return False
         if commands.empty():  # one report of the engine's numbers for commands that arrive together
@@ -136,8 +167,16 @@ def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -
     return True
 
 
-def _next_command(engine: Engine, commands: Commands, on_report: OnReport) -> Command:
-    """Return the next command. If the engine is idle for a while before it comes, check the cache once."""
+def _next_command(engine: Engine, commands: Commands, on_report: OnReport, reloader: Reloader) -> Command:
+    """Return the next command. If the engine is idle for a while before it comes, check the cache once.
+
+    A load that is in progress goes on meanwhile.
+    """
+    while reloader.loading:
+        try:
+            return commands.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            _advance(reloader, engine, on_report)
     try:
         return commands.get(timeout=IDLE_SECONDS)
     except queue.Empty:
@@ -147,11 +186,21 @@ def _next_command(engine: Engine, commands: Commands, on_report: OnReport) -> Co
         return commands.get()
 
 
+def _advance(reloader: Reloader, engine: Engine, on_report: OnReport) -> None:
+    """Go on with the load, if one is in progress, and report its end."""
+    match reloader.advance():
+        case NewWeights(version=version, revision=revision):
+            on_report(WeightsLoaded(version, revision, engine.stats()))
+        case LoadError() as error:
+            on_report(LoadEnded(error, engine.stats()))
+
+
 def _add(engine: Engine, command: Add) -> Accepted | Refused:
     added: list[str] = []
+    group = Group()  # an answer's choices are all of the same weights
     try:
         for request in command.requests:
-            engine.add(request.request_id, request.prompt, request.params, client=command.client)
+            engine.add(request.request_id, request.prompt, request.params, client=command.client, group=group)
             added.append(request.request_id)
     except (InvalidRequest, QueueFull) as refusal:
         stats = engine.stats()

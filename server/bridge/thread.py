@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from thoughtbubbles.engine import EngineStats, TokenEvent
-from thoughtbubbles.server.bridge.errors import RefusedError
+from thoughtbubbles.server.bridge.errors import LoadError, RefusedError
 from thoughtbubbles.server.bridge.generation import Generation
 from thoughtbubbles.server.bridge.loop import (
     Abort,
@@ -19,10 +19,13 @@ from thoughtbubbles.server.bridge.loop import (
     CommandsDone,
     Load,
     Loaded,
+    LoadEnded,
+    LoadWeights,
     OnReport,
     Refused,
     Report,
     Stepped,
+    WeightsLoaded,
     run_engine,
 )
 from thoughtbubbles.server.core import ServedModel
@@ -56,6 +59,12 @@ class Listener(Protocol):
 
     def on_refusal(self, request_ids: Sequence[str], error: RefusedError) -> None:
         """Handle that the engine refused these requests, which are all of a generation."""
+
+    def on_weights(self, version: str, revision: str | None) -> None:
+        """Handle that these weights compute the requests of all events from now on."""
+
+    def on_load_ended(self, error: LoadError) -> None:
+        """Handle that a load of weights ended without new ones."""
 
     def on_failure(self, failure: Exception) -> None:
         """Handle that loading or a step raised, which ends the engine."""
@@ -97,6 +106,10 @@ class EngineThread:
         """Abort these requests and count them under `reason`; no more events are reported for them."""
         self._commands.put(Abort(request_ids, reason))
 
+    def load_weights(self, checkpoint: str) -> None:
+        """Load the weights of a checkpoint. No load may be in progress."""
+        self._commands.put(LoadWeights(checkpoint))
+
     def abandon(self) -> None:
         """Ignore the engine from now on, because a step hangs."""
         self._abandoned = True
@@ -122,6 +135,12 @@ class EngineThread:
             case Refused(request_ids, refusal, stats):
                 error = RefusedError(refusal, self._observer.seconds_to_drain(stats))
                 self._call(self._listener.on_refusal, request_ids, error)
+            case WeightsLoaded(version, revision, stats):
+                self._note_work(stats)
+                self._call(self._listener.on_weights, version, revision)
+            case LoadEnded(error, stats):
+                self._note_work(stats)
+                self._call(self._listener.on_load_ended, error)
             case CommandsDone(stats):
                 self._note_work(stats)
             case Stepped(events, _, stats):

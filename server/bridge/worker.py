@@ -10,6 +10,8 @@ from thoughtbubbles.server.bridge.errors import (
     CancelledError,
     EngineFailedError,
     GenerationError,
+    LoadError,
+    LoadInProgressError,
     RefusedError,
     ServerStoppedError,
     TimeLimitError,
@@ -46,6 +48,7 @@ class Worker:
         self.stuck = False
         """Whether a step, or loading, hangs when the server stops."""
         self._model: ServedModel | None = None
+        self._load: asyncio.Future[ServedModel] | None = None  # the load of weights that is in progress
         self._request_timeout_seconds = request_timeout_seconds
         self._by_request: dict[str, Generation] = {}  # by request id, while the request is unfinished
         self._by_completion: dict[str, Generation] = {}  # by completion id, while one of its requests is unfinished
@@ -104,6 +107,24 @@ class Worker:
         self._thread.add(generation)
         return generation
 
+    async def load_weights(self, checkpoint: str) -> ServedModel:
+        """Replace the weights by those of a checkpoint, a folder or a hub id. Return the model with them.
+
+        Requests that have started finish with the weights from before, and the others wait. Raises `LoadError` if the
+        weights are not replaced, and `GenerationError` if the server does not serve, or stops.
+        """
+        if self.failure is not None:
+            raise EngineFailedError
+        if self.draining:
+            raise UnavailableError("draining")
+        if self._model is None:
+            raise UnavailableError("starting")
+        if self._load is not None:
+            raise LoadInProgressError("the weights of another checkpoint are being loaded")
+        load = self._load = asyncio.get_running_loop().create_future()
+        self._thread.load_weights(checkpoint)
+        return await asyncio.shield(load)  # it goes on without the client that asked for it
+
     def cancel(self, completion_id: str) -> bool:
         """End a generation with `CancelledError`. Return False if none has this id."""
         generation = self._by_completion.get(completion_id)
@@ -113,7 +134,8 @@ class Worker:
         return True
 
     def end_all(self) -> None:
-        """End every generation with `ServerStoppedError`."""
+        """End every generation, and the load of weights, with `ServerStoppedError`."""
+        self._end_load(ServerStoppedError())
         for generation in list(self._by_completion.values()):
             self._fail(generation, ServerStoppedError(), "abort")
 
@@ -134,6 +156,7 @@ class Worker:
             generation = self._by_request.get(event.request_id)
             if generation is None:
                 continue
+            generation.weights_version = generation.weights_version or self.model.weights_version
             if event.finish_reason == "error":
                 self._fail(generation, failure_of(event), "error")
                 continue
@@ -153,6 +176,15 @@ class Worker:
         self._remove(generation)
         generation.fail(error)
 
+    def on_weights(self, version: str, revision: str | None) -> None:
+        """Serve the model with other weights."""
+        self._model = self.model.with_weights(version, revision)
+        self._end_load(self._model)
+
+    def on_load_ended(self, error: LoadError) -> None:
+        """End the load of weights with `error`."""
+        self._end_load(error)
+
     def on_failure(self, failure: Exception) -> None:
         """End every generation, and refuse requests from now on."""
         if self.failure is not None:
@@ -160,9 +192,21 @@ class Worker:
         self.failure = failure
         if self._model is not None:  # a failure to load is reported by the command
             logger.error("the engine failed", exc_info=failure)
+        self._end_load(EngineFailedError())
         for generation in list(self._by_completion.values()):
             self._fail(generation, EngineFailedError(), "error")
         self.failed.set()
+
+    def _end_load(self, outcome: ServedModel | Exception) -> None:
+        """End the load of weights that is in progress, if there is one."""
+        load, self._load = self._load, None
+        if load is None:
+            return
+        if isinstance(outcome, Exception):
+            load.set_exception(outcome)
+            load.exception()  # asyncio logs one that nobody has seen, as after the client's disconnect
+        else:
+            load.set_result(outcome)
 
     def _time_out(self, generation: Generation) -> None:
         if generation.unfinished:

@@ -7,10 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from thoughtbubbles.engine import EngineStats, StepReport, TokenEvent
-from thoughtbubbles.server.bridge.loop import Aborted, Accepted, CommandsDone, Loaded, Report, Stepped
+from thoughtbubbles.server.bridge.errors import LoadRefusedError
+from thoughtbubbles.server.bridge.loop import (
+    Aborted,
+    Accepted,
+    CommandsDone,
+    Loaded,
+    LoadEnded,
+    Report,
+    Stepped,
+    WeightsLoaded,
+)
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.observe.histograms import Histograms
 
+LOAD_OUTCOMES = ("loaded", "refused", "failed")
 FINISH_REASONS = ("stop", "length", "abort", "error", "timeout")
 DRAIN_WINDOW = 64
 """Admissions over which the drain rate is measured."""
@@ -32,6 +43,8 @@ class Snapshot:
     """Requests that the engine has accepted."""
     finished: Mapping[str, int]
     """Requests that have ended, by finish reason."""
+    loads: Mapping[str, int]
+    """Loads of weights that have ended, by outcome."""
 
 
 @dataclass
@@ -50,6 +63,7 @@ class Meter:
         self._histograms = histograms
         self._accepted = 0
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
+        self._loads = dict.fromkeys(LOAD_OUTCOMES, 0)
         self._clocks: dict[str, _Clock] = {}
         self._admissions: deque[tuple[float, int]] = deque(maxlen=DRAIN_WINDOW)  # time, streams admitted until then
 
@@ -64,6 +78,8 @@ class Meter:
                 self._clocks |= {request_id: _Clock(arrived) for request_id in request_ids}
             case Aborted(request_ids, reason):
                 self._abort(request_ids, reason)
+            case WeightsLoaded() | LoadEnded():
+                self._count_load(report)
             case CommandsDone(stats):
                 self._publish(stats)
             case Stepped(events, step_report, stats):
@@ -94,8 +110,9 @@ class Meter:
         if not self._admissions or stats.admitted_streams_total > self._admissions[-1][1]:
             self._admissions.append((time.monotonic(), stats.admitted_streams_total))
         self.snapshot = Snapshot(
-            up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished)
-        )
+            up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished),
+            loads=dict(self._loads),
+        )  # fmt: skip
 
     def _count_step(self, events: Sequence[TokenEvent], report: StepReport) -> None:
         now = time.monotonic()
@@ -111,6 +128,16 @@ class Meter:
         for event in events:
             if event.finish_reason is not None:
                 self._finish(event, event.finish_reason, now)
+
+    def _count_load(self, report: WeightsLoaded | LoadEnded) -> None:
+        match report:
+            case WeightsLoaded(version, revision):
+                assert self._model is not None
+                self._model = self._model.with_weights(version, revision)
+                self._loads["loaded"] += 1
+            case LoadEnded(error):
+                self._loads["refused" if isinstance(error, LoadRefusedError) else "failed"] += 1
+        self._publish(report.stats)
 
     def _abort(self, request_ids: Sequence[str], reason: str) -> None:
         """Count requests that did not finish: aborted by the client, or ended by `timeout` or `error`."""

@@ -90,6 +90,7 @@ class _EngineCollector(Collector):
             )
             yield _info("model_info", "The served model.", snapshot.model.labels())
             yield from _requests(snapshot)
+            yield _by_label("weight_loads", "Loads of weights that have ended, by outcome.", "outcome", snapshot.loads)
             yield from _engine(snapshot.stats)
 
 
@@ -102,12 +103,15 @@ def _info(name: str, help_text: str, labels: Mapping[str, str]) -> Metric:
 
 def _requests(snapshot: Snapshot) -> Iterator[Metric]:
     yield CounterMetricFamily(f"{PREFIX}request_accepted", "Requests accepted by the engine.", value=snapshot.accepted)
-    finished = CounterMetricFamily(
-        f"{PREFIX}request_finished", "Requests finished, by reason.", labels=["finish_reason"]
-    )
-    for reason, count in snapshot.finished.items():
-        finished.add_metric([reason], count)
-    yield finished
+    yield _by_label("request_finished", "Requests finished, by reason.", "finish_reason", snapshot.finished)
+
+
+def _by_label(name: str, help_text: str, label: str, counts: Mapping[str, int]) -> Metric:
+    """Return a counter with a series for each value of its label."""
+    family = CounterMetricFamily(PREFIX + name, help_text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
 
 
 def _engine(stats: EngineStats) -> Iterator[Metric]:

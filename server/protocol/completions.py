@@ -10,7 +10,7 @@ from thoughtbubbles.server.protocol.choices import Choice, Delta
 from thoughtbubbles.server.protocol.logprobs import logprobs_object, printed
 from thoughtbubbles.server.protocol.planning import Plan
 from thoughtbubbles.server.protocol.requests import Json
-from thoughtbubbles.server.version import VERSION
+from thoughtbubbles.server.version import fingerprint
 
 
 def rounded(scores: ForkScores) -> list[list[float]]:
@@ -41,8 +41,12 @@ class Completion:
             "id": completion_id,
             "created": int(time.time()),
             "model": served.name,
-            "system_fingerprint": f"thoughtbubbles-{VERSION}",
+            "system_fingerprint": fingerprint(served.weights_version),
         }
+
+    def computed_by(self, weights_version: str) -> None:
+        """Have the answer say which weights computed it, before anything of it is written."""
+        self._head["system_fingerprint"] = fingerprint(weights_version)
 
     @property
     def long(self) -> bool:

@@ -6,6 +6,8 @@ from fastapi.responses import JSONResponse
 
 MAX_QUOTED_LENGTH = 200
 """Most characters of the client's own input that an error repeats."""
+MAX_REASON_LENGTH = 1000
+"""Most characters of the reason why a checkpoint is refused, which quotes names from its files."""
 RETRY_SECONDS = 1
 """The Retry-After of a server that is starting or stopping."""
 CLIENT_CLOSED_REQUEST = 499
@@ -57,9 +59,9 @@ class ApiError(Exception):
         return headers | ({"connection": "close"} if self.code in CLOSING_CODES else {})
 
 
-def clipped(text: str) -> str:
-    """Return a client's input, shortened for an error."""
-    return text if len(text) <= MAX_QUOTED_LENGTH else text[: MAX_QUOTED_LENGTH - 1] + "…"
+def clipped(text: str, length: int = MAX_QUOTED_LENGTH) -> str:
+    """Return a client's input, shortened for an error to at most `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def quoted(value: object) -> str:
@@ -87,6 +89,18 @@ def no_key() -> ApiError:
     """Return 401: the request needs an API key, and has none or a wrong one."""
     message = "Incorrect API key provided. Send one that this server knows as 'Authorization: Bearer KEY'."
     return ApiError(401, message, code="invalid_api_key", useless=True)
+
+
+def no_admin_key() -> ApiError:
+    """Return 401: the request needs an admin key, and has none or a wrong one. An API key is none."""
+    message = "Incorrect admin key provided. Send one that this server knows as 'Authorization: Bearer KEY'."
+    return ApiError(401, message, code="invalid_admin_key", useless=True)
+
+
+def no_administration() -> ApiError:
+    """Return 403: the server has no admin keys."""
+    message = "This server has no admin keys, so that it cannot be administered: start it with admin_keys_file."
+    return ApiError(403, message, code="admin_disabled", kind="invalid_request_error", useless=True)
 
 
 def not_found(message: str, code: str, param: str | None = None) -> ApiError:
@@ -130,6 +144,26 @@ def queue_full(message: str, retry_after: int) -> ApiError:
 def client_queue_full(message: str, retry_after: int) -> ApiError:
     """Return 429: this client's share of the queue is full; retry after `retry_after` seconds."""
     return ApiError(429, message, kind="rate_limit_error", code="client_queue_full", retry_after=retry_after)
+
+
+def load_refused(reason: str) -> ApiError:
+    """Return 400: the checkpoint cannot be loaded, for `reason`; nothing was paused."""
+    return ApiError(
+        400, f"The weights were not replaced: {clipped(reason, MAX_REASON_LENGTH)}.", code="checkpoint_refused",
+        param="checkpoint", useless=True,
+    )  # fmt: skip
+
+
+def load_in_progress() -> ApiError:
+    """Return 409: the weights of another checkpoint are being loaded."""
+    message = "The weights of another checkpoint are being loaded; wait until they are served."
+    return ApiError(409, message, code="load_in_progress")
+
+
+def load_failed(reason: str) -> ApiError:
+    """Return 500: the weights could not be replaced, for `reason`; the ones from before are served."""
+    message = f"The weights were not replaced, and the ones from before are served: {reason}."
+    return ApiError(500, message, kind="server_error", code="load_failed", useless=True)
 
 
 def head_too_large(limit: int) -> ApiError:

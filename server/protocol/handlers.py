@@ -12,6 +12,9 @@ from thoughtbubbles.server.bridge.errors import (
     EngineFailedError,
     GenerationError,
     GrammarFailedError,
+    LoadError,
+    LoadInProgressError,
+    LoadRefusedError,
     NonFiniteLogitsError,
     RefusedError,
     ServerStoppedError,
@@ -45,6 +48,17 @@ def api_error(error: GenerationError) -> ApiError:
             return WITHOUT_DETAILS[type(error)]()
 
 
+def load_api_error(error: LoadError) -> ApiError:
+    """Return the answer to a load of weights that raised `error`."""
+    match error:
+        case LoadRefusedError():
+            return errors.load_refused(str(error))
+        case LoadInProgressError():
+            return errors.load_in_progress()
+        case _:
+            return errors.load_failed(str(error))
+
+
 def _refused(error: RefusedError) -> ApiError:
     if isinstance(error.refusal, InvalidRequest):
         return errors.bad_request(str(error), error.refusal.code, error.refusal.param)
@@ -64,6 +78,12 @@ async def on_generation_error(request: Request, error: Exception) -> JSONRespons
     """Answer with the `ApiError` of a `GenerationError`."""
     assert isinstance(error, GenerationError)
     return await on_api_error(request, api_error(error))
+
+
+async def on_load_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer with the `ApiError` of a `LoadError`."""
+    assert isinstance(error, LoadError)
+    return await on_api_error(request, load_api_error(error))
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -248,6 +248,13 @@ class CompletionRequest(GenerationRequest):
         return self.n if self.best_of is None else self.best_of
 
 
+class LoadRequest(RequestBody):
+    """Body of POST /admin/load."""
+
+    checkpoint: str = Field(min_length=1, max_length=4096)
+    """The folder of the checkpoint on the server's machine, or a hub id: org/name[@revision]."""
+
+
 class TokenizeRequest(RequestBody):
     """Body of POST /tokenize."""
 

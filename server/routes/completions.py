@@ -75,4 +75,5 @@ def _model_object(served: ServedModel) -> Json:
         "max_block_size": served.config.max_block_size,
         "parameters": served.parameters,
         "revision": served.revision,
+        "weights_version": served.weights_version,
     }

@@ -3,7 +3,7 @@
 FastAPI knows neither: bodies are parsed in `server.protocol.validation`, and errors are raised as `ApiError`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,23 +15,29 @@ from thoughtbubbles.server.protocol.requests import (
     CompletionRequest,
     DetokenizeRequest,
     Json,
+    LoadRequest,
     RequestBody,
     TokenizeRequest,
 )
 
 REFERENCE = "#/components/schemas/{model}"
 BEARER = "ApiKey"
-"""The name of the security scheme in the document."""
+ADMIN_BEARER = "AdminKey"
+"""The names of the security schemes in the document."""
 Responses = dict[int | str, dict[str, Any]]
 
+BODIES = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest, LoadRequest)
+"""The bodies of all routes."""
 STREAMED: Responses = {200: {"content": {"text/event-stream": {}}}}
 """The `responses` of a route that may also answer in server-sent events."""
 
 MEANINGS: Mapping[int, str] = {
     400: "The request has a mistake",
-    401: "The server requires an API key, and the request has none or a wrong one",
+    401: "The server requires a key, and the request has none or a wrong one",
+    403: "The server has no admin keys",
     404: "Nothing has this name",
     408: "The body did not arrive in time, or the answer was not complete in time",
+    409: "Another load is in progress",
     413: "The body is larger than the server reads",
     429: "The queue is full",
     499: "Ended through the cancel route",
@@ -69,17 +75,18 @@ def takes(body: type[RequestBody]) -> Json:
 class DescribedApp(FastAPI):
     """A FastAPI whose document also has the bodies, errors and keys that FastAPI does not know."""
 
-    def __init__(self, *, needs_key: bool, **settings: Any) -> None:  # noqa: ANN401
+    def __init__(self, *, schemes: Collection[str], **settings: Any) -> None:  # noqa: ANN401
+        """`schemes` are those of `BEARER` and `ADMIN_BEARER` that the server has keys of."""
         super().__init__(**settings)
-        self._needs_key = needs_key
+        self._schemes = schemes
 
     def openapi(self) -> Json:
         """Return the document, which is made once."""
         if self.openapi_schema is None:
             document = super().openapi()
             _complete(document)
-            if self._needs_key:
-                _declare_bearer(document)
+            for scheme in self._schemes:
+                _declare_bearer(document, scheme)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -92,21 +99,19 @@ def _complete(document: Json) -> None:
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    bodies: list[tuple[type[RequestBody], Any]] = [
-        (body, "validation") for body in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
-    ]
+    bodies: list[tuple[type[RequestBody], Any]] = [(body, "validation") for body in BODIES]
     _, made = models_json_schema(bodies, ref_template=REFERENCE)
     for name, schema in made["$defs"].items():
         schemas[name] = _null_is_absent(schema)
 
 
-def _declare_bearer(document: Json) -> None:
-    """Declare the bearer scheme, and require it for every operation that may answer 401."""
-    document["components"]["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer"}}
-    for operations in document["paths"].values():
+def _declare_bearer(document: Json, scheme: str) -> None:
+    """Declare a bearer scheme, and require it for every operation that may answer 401 and needs a key of its kind."""
+    document["components"].setdefault("securitySchemes", {})[scheme] = {"type": "http", "scheme": "bearer"}
+    for path, operations in document["paths"].items():
         for operation in operations.values():
-            if "401" in operation["responses"]:
-                operation["security"] = [{BEARER: []}]
+            if "401" in operation["responses"] and path.startswith("/admin/") == (scheme == ADMIN_BEARER):
+                operation["security"] = [{scheme: []}]
 
 
 def _null_is_absent(schema: Json) -> Json:

@@ -32,7 +32,12 @@ async def ready(service: Serving) -> Json:
 async def version(service: Serving) -> Json:
     """Return the versions of the server, of torch and of the model, the device and the executor."""
     model = service.worker.model
-    return {**build_info(model.device, model.executor), "model": model.name, "model_revision": model.revision}
+    return {
+        **build_info(model.device, model.executor),
+        "model": model.name,
+        "model_revision": model.revision,
+        "weights_version": model.weights_version,
+    }
 
 
 @router.get("/docs", include_in_schema=False)

@@ -36,5 +36,7 @@ def talking_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("talking") / shipped_checkpoint().name
     shutil.copytree(shipped_checkpoint(), folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    with serving("--checkpoint", str(folder), "--threads", "1") as (url, _):
+    keys = folder.with_name("admin-keys")
+    keys.write_text("sk-admin", encoding="utf-8")
+    with serving("--checkpoint", str(folder), "--threads", "1", "--admin-keys-file", str(keys)) as (url, _):
         yield url

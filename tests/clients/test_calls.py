@@ -1,6 +1,8 @@
 """What the client sends."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import httpx
 import pytest
@@ -155,3 +157,23 @@ def test_a_key_that_cannot_be_sent_is_not_shown(make_client: MakeClient, key: st
 def test_numbers_that_json_has_not_are_a_mistake(make_client: MakeClient, recorder: Recorder) -> None:
     with pytest.raises(ValueError, match="JSON"):
         make_client(transport=recorder).complete(temperature=float("inf"))
+
+
+def test_a_load_has_the_admin_key_for_its_own(make_client: MakeClient) -> None:
+    loaded = {"model": "tiny", "weights_version": "b", "previous_weights_version": "a", "system_fingerprint": "x-b",
+              "model_revision": None}  # fmt: skip
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, json=loaded)
+
+    client = make_client(api_key="sk-one", transport=httpx.MockTransport(answer))
+    found = client.load_weights(Path("runs/notes/best"), admin_key="sk-admin")
+    assert asdict(found) == loaded
+    (request,) = requests
+    assert (request.method, request.url) == ("POST", "http://server/admin/load")
+    assert json.loads(request.content) == {"checkpoint": "runs/notes/best"}
+    assert request.headers["authorization"] == "Bearer sk-admin"
+    with pytest.raises(ValueError, match=r"^admin_key must be printable ASCII$"):
+        client.load_weights("runs/notes/best", admin_key="sk-ü")

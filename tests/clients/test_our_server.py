@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles_client import (
     ApiError,
     AsyncClient,
+    BadRequestError,
     Client,
     CompletionCancelledError,
     DisconnectedError,
@@ -114,6 +116,20 @@ def test_tokens_and_models(client: Client) -> None:
     (model,) = client.models()
     assert client.model("tiny") == model
     assert (model.id, model.max_model_len, model.fork_layers, model.parameters) == ("tiny", 64, (1, 2), 1)
+
+
+def test_loaded_weights(serve: Serve, make_client: MakeClient, checkpoint: Path, tmp_path: Path) -> None:
+    with serve(admin_keys=ApiKeys.of(["sk-admin"], "here")) as server:
+        client = make_client(server.url)
+        loaded = client.load_weights(checkpoint, admin_key="sk-admin")
+        (model,) = client.models()
+        assert (loaded.model, loaded.weights_version) == ("tiny", model.weights_version)
+        assert loaded.previous_weights_version == model.weights_version  # the checkpoint is the served model's
+        assert client.complete("a", max_tokens=1).system_fingerprint == loaded.system_fingerprint
+        with pytest.raises(BadRequestError, match="no such folder"):
+            client.load_weights(tmp_path / "nowhere", admin_key="sk-admin")
+        with pytest.raises(UnauthorizedError):
+            client.load_weights(checkpoint, admin_key="sk-other")
 
 
 def test_a_real_stream_cut_anywhere(server: Running) -> None:

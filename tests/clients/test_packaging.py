@@ -72,7 +72,8 @@ def test_the_public_names_are_these() -> None:
     errors = {name for name in thoughtbubbles_client.__all__ if name.endswith("Error")}
     assert set(thoughtbubbles_client.__all__) - errors == {
         "AsyncClient", "AsyncCompletionStream", "ChatOptions", "Choice", "Client", "Completion", "CompletionOptions",
-        "CompletionStream", "ForkBias", "Message", "Model", "Prompt", "RetryPolicy", "Token", "Usage", "__version__",
+        "CompletionStream", "ForkBias", "LoadedWeights", "Message", "Model", "Prompt", "RetryPolicy", "Token", "Usage",
+        "__version__",
     }  # fmt: skip
     assert all(hasattr(thoughtbubbles_client, name) for name in thoughtbubbles_client.__all__)
 

@@ -78,7 +78,8 @@ def test_every_answer_to_more_is_documented(case: schemathesis.Case, server: Run
 
 
 def test_where_a_key_is_needed_is_documented(serve: Serve) -> None:
-    with serve(api_keys=ApiKeys.of(["sk-right"], "here")) as server:
+    keys = ApiKeys.of(["sk-right"], "here")
+    with serve(api_keys=keys, admin_keys=keys) as server:
         for path, operations in served_document()["paths"].items():
             for method, operation in operations.items():
                 refused = server.client.request(method, path).status_code == 401

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,7 @@ from tests.server.harness import (
 from thoughtbubbles.engine import EngineConfig
 from thoughtbubbles.model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
 from thoughtbubbles.server.__main__ import add_arguments, run
+from thoughtbubbles.server.bridge.weights import weights_version
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
@@ -70,11 +72,13 @@ def make_engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> MakeEngine:
             seed=0,
         )
         served = ServedModel(
-            name="tiny", config=model.config, tokenizer=tokenizer, max_model_len=settings.max_model_len or CONTEXT,
+            name="tiny", config=model.config, weights_version=weights_version(model.state_dict()),
+            tokenizer=tokenizer, max_model_len=settings.max_model_len or CONTEXT,
             max_waiting_streams=settings.max_waiting_streams, max_client_streams=config.max_client_streams,
             max_choices=settings.max_choices, parameters=1, device="cpu", chat_template=ChatTemplate(CHAT_TEMPLATE),
         )  # fmt: skip
-        return GatedEngine(model, tokenizer, config), served
+        administered = settings.admin_keys.digests or settings.admin_keys_file  # its model's weights may be replaced
+        return GatedEngine(deepcopy(model) if administered else model, tokenizer, config), served
 
     return make
 

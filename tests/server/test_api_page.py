@@ -16,6 +16,7 @@ from thoughtbubbles.server.protocol.requests import (
     CompletionRequest,
     DetokenizeRequest,
     GenerationRequest,
+    LoadRequest,
     RequestBody,
     StreamOptions,
     TokenizeRequest,
@@ -49,6 +50,7 @@ def default(body: type[BaseModel], name: str) -> str:
         ("Completions", [CompletionRequest]),
         ("Chat", [ChatRequest, Message]),
         ("Tokens", [TokenizeRequest, DetokenizeRequest]),
+        ("Load weights", [LoadRequest]),
     ],
 )
 def test_every_field_of_a_request_is_told_with_its_default(heading: str, bodies: list[type[RequestBody]]) -> None:

@@ -33,7 +33,7 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     file.write_text("# who\nsk-one\n\n  sk-zwei-ü\n#sk-gone\n")
     assert ApiKeys.read(file) == KEYS
     file.write_text("# nobody\n\n")
-    with pytest.raises(ValueError, match="keys has no API key"):
+    with pytest.raises(ValueError, match="keys has no key"):
         ApiKeys.read(file)
 
 

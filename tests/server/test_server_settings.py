@@ -18,7 +18,8 @@ GIVEN = {
     "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
     "max_connections": 12, "write_timeout_seconds": 13.5,
-    "api_keys_file": Path("keys"), "cors_origins": ("https://a", "https://b"), "log_format": "json",
+    "api_keys_file": Path("keys"), "admin_keys_file": Path("admin"),
+    "cors_origins": ("https://a", "https://b"), "log_format": "json",
     "log_prompts": True, "gateway_metrics": True, "otel_endpoint": "http://c",
 }  # fmt: skip
 FLAGS = ("log_prompts", "gateway_metrics")
@@ -49,7 +50,7 @@ def test_what_is_not_said_has_its_default() -> None:
 
 
 def test_every_setting_can_be_said_everywhere(toml: Path) -> None:
-    assert {*GIVEN, "api_keys"} == {setting.name for setting in fields(ServerSettings)}
+    assert {*GIVEN, "api_keys", "admin_keys"} == {setting.name for setting in fields(ServerSettings)}
     line = [f"--{name.replace('_', '-')}={value}" for name, value in WRITTEN.items() if name not in FLAGS]
     assert parsed(*line, "--log-prompts", "--gateway-metrics") == ServerSettings(**GIVEN)
     variables = {PREFIX + name.upper(): str(value) for name, value in WRITTEN.items()}
@@ -100,7 +101,7 @@ def test_a_file_that_is_wrong_is_refused_by_name(text: str, reason: str, tmp_pat
         ("PROT", "1", "the environment has unknown settings: THOUGHTBUBBLES_PROT"),
         ("PORT", "x", "THOUGHTBUBBLES_PORT must be an integer, not 'x'"),
         ("LOG_PROMPTS", "1", "THOUGHTBUBBLES_LOG_PROMPTS must be true or false, not '1'"),
-        ("API_KEYS", " , ", "THOUGHTBUBBLES_API_KEYS has no API key"),
+        ("API_KEYS", " , ", "THOUGHTBUBBLES_API_KEYS has no key"),
         ("CONFIG", "/nowhere.toml", "/nowhere.toml"),
     ],
 )

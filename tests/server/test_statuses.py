@@ -8,7 +8,7 @@ import pytest
 
 from thoughtbubbles.engine import ClientQueueFull, InvalidRequest, QueueFull
 from thoughtbubbles.server.bridge import errors
-from thoughtbubbles.server.protocol.handlers import api_error
+from thoughtbubbles.server.protocol.handlers import api_error, load_api_error
 
 SERVER = Path(__file__).parents[2] / "server"
 INVALID = InvalidRequest("seed must be an integer", code="invalid_value", param="seed")
@@ -25,6 +25,12 @@ ANSWERS = [
     (errors.EngineFailedError(), 500, "engine_failed", None),
 ]
 
+LOAD_ANSWERS = [
+    (errors.LoadRefusedError("no such folder"), 400, "checkpoint_refused"),
+    (errors.LoadInProgressError(), 409, "load_in_progress"),
+    (errors.LoadFailedError("MemoryError"), 500, "load_failed"),
+]
+
 
 @pytest.mark.parametrize(("error", "status", "code", "retry_after"), ANSWERS)
 def test_each_error_of_the_bridge_has_its_answer(
@@ -34,7 +40,14 @@ def test_each_error_of_the_bridge_has_its_answer(
     assert (answer.status, answer.code, answer.retry_after) == (status, code, retry_after)
 
 
+@pytest.mark.parametrize(("error", "status", "code"), LOAD_ANSWERS)
+def test_each_error_of_a_load_has_its_answer(error: errors.LoadError, status: int, code: str) -> None:
+    answer = load_api_error(error)
+    assert (answer.status, answer.code) == (status, code)
+
+
 def test_no_error_of_the_bridge_is_without_an_answer() -> None:
+    assert {type(error) for error, *_ in LOAD_ANSWERS} == set(errors.LoadError.__subclasses__())
     assert {type(error) for error, *_ in ANSWERS} == set(errors.GenerationError.__subclasses__())
 
 

@@ -15,6 +15,7 @@ from thoughtbubbles_client.errors import (
     ApiError,
     BadRequestError,
     CompletionCancelledError,
+    ConflictError,
     ContentTooLargeError,
     ContextLengthError,
     DisconnectedError,
@@ -33,7 +34,7 @@ from thoughtbubbles_client.errors import (
     UnreachableError,
 )
 from thoughtbubbles_client.options import ChatOptions, CompletionOptions, ForkBias, Message, Prompt
-from thoughtbubbles_client.results import Choice, Completion, Model, Token, Usage
+from thoughtbubbles_client.results import Choice, Completion, LoadedWeights, Model, Token, Usage
 from thoughtbubbles_client.retry import RetryPolicy
 from thoughtbubbles_client.streams import AsyncCompletionStream, CompletionStream
 from thoughtbubbles_client.version import __version__
@@ -50,12 +51,14 @@ __all__ = [
     "CompletionCancelledError",
     "CompletionOptions",
     "CompletionStream",
+    "ConflictError",
     "ContentTooLargeError",
     "ContextLengthError",
     "DisconnectedError",
     "EngineFailedError",
     "ForkBias",
     "InvalidAnswerError",
+    "LoadedWeights",
     "Message",
     "Model",
     "ModelNotFoundError",

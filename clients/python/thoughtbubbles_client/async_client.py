@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -15,7 +16,7 @@ from thoughtbubbles_client.errors import NoAnswerError, ThoughtbubblesError
 from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
 from thoughtbubbles_client.parts import PartReader
 from thoughtbubbles_client.reading import read
-from thoughtbubbles_client.results import Completion, Model
+from thoughtbubbles_client.results import Completion, LoadedWeights, Model
 from thoughtbubbles_client.retry import RetryPolicy
 from thoughtbubbles_client.streams import AsyncCompletionStream
 from thoughtbubbles_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, check, http_settings, is_stream, translated
@@ -78,6 +79,10 @@ class AsyncClient:
         """Return one model. Raises `ModelNotFoundError` if the server has none with this name."""
         return await self._request(calls.model(model_id))
 
+    async def load_weights(self, checkpoint: str | PathLike[str], *, admin_key: str) -> LoadedWeights:
+        """Replace the weights of the served model, and return when the new ones are served."""
+        return await self._request(calls.load_weights(checkpoint, admin_key))
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -122,7 +127,9 @@ class AsyncClient:
     async def _try(self, call: Call[Any]) -> httpx.Response:
         """Return a successful response. It has been read, unless it is a stream, which the caller reads and closes."""
         timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
-        request = self._http.build_request(call.method, call.path, json=call.body, timeout=timeout)
+        request = self._http.build_request(
+            call.method, call.path, json=call.body, headers=call.headers, timeout=timeout
+        )
         with translated():
             response = await self._http.send(request, stream=True)
             if call.streamed and is_stream(response):

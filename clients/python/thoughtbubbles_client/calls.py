@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -9,7 +10,8 @@ import httpx
 
 from thoughtbubbles_client import reading
 from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
-from thoughtbubbles_client.results import Completion, Model
+from thoughtbubbles_client.results import Completion, LoadedWeights, Model
+from thoughtbubbles_client.transport import authorization
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ class Call(Generic[T]):
     """Whether the answer is a stream of server-sent events."""
     timeout: float | httpx.Timeout | None = None
     """Replaces the client's timeout."""
+    headers: Mapping[str, str] | None = None
+    """Replaces headers of the client."""
 
 
 def complete(
@@ -73,6 +77,14 @@ def models() -> Call[list[Model]]:
 def model(model_id: str) -> Call[Model]:
     """Return the call for one model."""
     return Call(method="GET", path=f"/v1/models/{quote(model_id, safe='')}", read=reading.model)
+
+
+def load_weights(checkpoint: str | PathLike[str], admin_key: str) -> Call[LoadedWeights]:
+    """Return the call that replaces the weights. Raises `ValueError` for a wrong `admin_key`."""
+    return Call(
+        method="POST", path="/admin/load", body={"checkpoint": fspath(checkpoint)}, read=reading.loaded_weights,
+        headers=authorization(admin_key, "admin_key"),
+    )  # fmt: skip
 
 
 def _generate(path: str, body: dict[str, Any]) -> Call[Completion]:

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -15,7 +16,7 @@ from thoughtbubbles_client.errors import NoAnswerError, ThoughtbubblesError
 from thoughtbubbles_client.options import ChatOptions, CompletionOptions, Message, Prompt
 from thoughtbubbles_client.parts import PartReader
 from thoughtbubbles_client.reading import read
-from thoughtbubbles_client.results import Completion, Model
+from thoughtbubbles_client.results import Completion, LoadedWeights, Model
 from thoughtbubbles_client.retry import RetryPolicy
 from thoughtbubbles_client.streams import CompletionStream
 from thoughtbubbles_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, check, http_settings, is_stream, translated
@@ -85,6 +86,16 @@ class Client:
         """Return one model. Raises `ModelNotFoundError` if the server has none with this name."""
         return self._request(calls.model(model_id))
 
+    def load_weights(self, checkpoint: str | PathLike[str], *, admin_key: str) -> LoadedWeights:
+        """Replace the weights of the served model, and return when the new ones are served.
+
+        `checkpoint` is a folder on the server's machine, or a hub id. Requests that run finish with the weights from
+        before, and those that wait start with the new ones. Raises `BadRequestError` with what differs if anything but
+        the weights does, `ConflictError` while another load is in progress, `UnauthorizedError` for a wrong
+        `admin_key`.
+        """
+        return self._request(calls.load_weights(checkpoint, admin_key))
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -128,7 +139,9 @@ class Client:
     def _try(self, call: Call[Any]) -> httpx.Response:
         """Return a successful response. It has been read, unless it is a stream, which the caller reads and closes."""
         timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
-        request = self._http.build_request(call.method, call.path, json=call.body, timeout=timeout)
+        request = self._http.build_request(
+            call.method, call.path, json=call.body, headers=call.headers, timeout=timeout
+        )
         with translated():
             response = self._http.send(request, stream=True)
             if call.streamed and is_stream(response):

@@ -9,9 +9,10 @@ ThoughtbubblesError
 └── ApiError                            the server refused, or ended a stream: status, code, param, …
     ├── BadRequestError                 400 and other 4xx: a mistake in the request; `param` names the field
     │   └── ContextLengthError          prompt and completion are longer than the model's context
-    ├── UnauthorizedError               401, 403: no API key, or one without permission
+    ├── UnauthorizedError               401, 403: no key, or one without permission
     ├── NotFoundError                   404: unknown path, or the completion is not running
     │   └── ModelNotFoundError          the server has no model with this name
+    ├── ConflictError                   409: the weights of another checkpoint are being loaded
     ├── RequestTimeoutError             408: the server's time limit has passed
     ├── ContentTooLargeError            413: the body is larger than the server accepts
     ├── TooManyRequestsError            429: the queue, or your share of it, is full; retry after `retry_after`
@@ -94,7 +95,7 @@ class ContextLengthError(BadRequestError):
 
 
 class UnauthorizedError(ApiError):
-    """The request has no API key, or one without permission."""
+    """The request has no key, or one without permission."""
 
 
 class NotFoundError(ApiError):
@@ -103,6 +104,10 @@ class NotFoundError(ApiError):
 
 class ModelNotFoundError(NotFoundError):
     """The server has no model with this name."""
+
+
+class ConflictError(ApiError):
+    """The weights of another checkpoint are being loaded."""
 
 
 class RequestTimeoutError(ApiError):
@@ -138,6 +143,7 @@ STATUSES: Mapping[int, type[ApiError]] = {
     403: UnauthorizedError,
     404: NotFoundError,
     408: RequestTimeoutError,
+    409: ConflictError,
     413: ContentTooLargeError,
     429: TooManyRequestsError,
     499: CompletionCancelledError,

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from thoughtbubbles_client.errors import ApiError, InvalidAnswerError, error_class
-from thoughtbubbles_client.results import Choice, Completion, Model, Token, Usage
+from thoughtbubbles_client.results import Choice, Completion, LoadedWeights, Model, Token, Usage
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -49,6 +49,18 @@ def model(answer: Json) -> Model:
         block_size=answer.get("block_size"),
         max_block_size=answer.get("max_block_size"),
         parameters=answer.get("parameters"),
+        weights_version=answer.get("weights_version"),
+    )
+
+
+def loaded_weights(answer: Json) -> LoadedWeights:
+    """Return the answer to a load of weights."""
+    return LoadedWeights(
+        model=answer["model"],
+        weights_version=answer["weights_version"],
+        previous_weights_version=answer["previous_weights_version"],
+        system_fingerprint=answer["system_fingerprint"],
+        model_revision=answer["model_revision"],
     )
 
 

@@ -73,7 +73,7 @@ class Completion:
     created: int | None = None
     """When it was created, in seconds of Unix time."""
     system_fingerprint: str | None = None
-    """The server's version."""
+    """The server's version, and behind it the version of the weights."""
 
     @property
     def text(self) -> str:
@@ -106,3 +106,21 @@ class Model:
     """κ, the fork budget of a training block; the default `fork_ratio` is κ/L."""
     parameters: int | None = None
     """Number of the model's parameters."""
+    weights_version: str | None = None
+    """A digest of its weights: the same weights in the same precision have the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedWeights:
+    """The weights that a server computes with since `load_weights`."""
+
+    model: str
+    """The name of the model, which stays."""
+    weights_version: str
+    """A digest of the weights."""
+    previous_weights_version: str
+    """That of the weights from before."""
+    system_fingerprint: str
+    """The fingerprint of answers that these weights compute."""
+    model_revision: str | None = None
+    """The commit of a checkpoint from a hub."""

@@ -45,11 +45,15 @@ def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout)
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise ValueError(f"url must be like {DEFAULT_URL}, not {url!r}")
     headers = {"user-agent": f"thoughtbubbles-client/{__version__}"}
-    if api_key is not None:
-        if not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError("api_key must be printable ASCII")  # httpx's error would show the key
-        headers["authorization"] = f"Bearer {api_key}"
+    headers |= {} if api_key is None else authorization(api_key, "api_key")
     return {"base_url": parsed, "headers": headers, "timeout": timeout}
+
+
+def authorization(key: str, name: str) -> dict[str, str]:
+    """Return the header with a key. Raises `ValueError`, which calls it `name`, if no header can have it."""
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{name} must be printable ASCII")  # httpx's error would show the key
+    return {"authorization": f"Bearer {key}"}
 
 
 @contextmanager

@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import thoughtbubbles
-from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, load_checkpoint, save_checkpoint
+from thoughtbubbles.model import (
+    Checkpoint,
+    CheckpointError,
+    Thoughtbubbles,
+    Tokenizer,
+    load_checkpoint,
+    save_checkpoint,
+)
 from thoughtbubbles.model.files import atomic
 
 PROVENANCE = {"command": "train", "steps": 3}
@@ -123,6 +130,17 @@ def test_a_missing_file_is_refused(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(CheckpointError, match=file):
         load_checkpoint(folder)
+
+
+def test_a_callers_check_comes_before_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"no weights")
+
+    def check(found: Checkpoint) -> None:
+        assert found.model.transformer.wte.weight.is_meta
+        raise ValueError(f"{found.name} is not wanted")
+
+    with pytest.raises(CheckpointError, match=f"{folder}: {folder.name} is not wanted"):
+        load_checkpoint(folder, check=check)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
