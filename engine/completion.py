@@ -34,9 +34,7 @@ def advance(request: Request, row: Row, end_of_text: int) -> list[TokenEvent]:
     """
     events: list[TokenEvent] = []
     if request.pending_event:
-        count = row.fork_counts[-1] if request.params.return_fork_counts else None
-        scores = row.fork_scores[-1] if request.params.return_fork_scores else None
-        events.append(request.pending_event._replace(fork_count=count, fork_scores=scores))
+        events.append(_with_forks(request, request.pending_event, row))
         request.pending_event = None
     elif request.params.max_tokens == 0:
         events.append(TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"))
@@ -51,6 +49,27 @@ def advance(request: Request, row: Row, end_of_text: int) -> list[TokenEvent]:
     if events and events[-1].finish_reason is not None:
         events[-1] = events[-1]._replace(usage=request.usage())
     return events
+
+
+def fail(request: Request, row: Row | None, reason: str | None) -> list[TokenEvent]:
+    """Return the last events of a request that ends in an error, `reason` if that is its grammar's.
+
+    They are that of its last token, if its event waited for its streams, and the error, with the text that is withheld.
+    `row` has these streams; None if they are NaN or infinite, and then the token comes without them.
+    """
+    error = TokenEvent(request.id, None, request.detokenizer.flush(), finish_reason="error", stop_reason=reason)
+    if (pending := request.pending_event) is None:
+        return [error]
+    if row is not None:
+        pending = _with_forks(request, pending, row)
+    return [pending._replace(finish_reason=None, stop_reason=None), error]
+
+
+def _with_forks(request: Request, event: TokenEvent, row: Row) -> TokenEvent:
+    """Return the event of the newest token with what the request reports of its streams, which `row` has."""
+    count = row.fork_counts[-1] if request.params.return_fork_counts else None
+    scores = row.fork_scores[-1] if request.params.return_fork_scores else None
+    return event._replace(fork_count=count, fork_scores=scores)
 
 
 def _append(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:

@@ -135,6 +135,8 @@ class Worker:
             if generation is None:
                 continue
             if event.finish_reason == "error":
+                if event.text:
+                    generation.put(event._replace(finish_reason=None, stop_reason=None))
                 self._fail(generation, failure_of(event), "error")
                 continue
             generation.put(event)
