@@ -49,8 +49,8 @@ class Engine:
         self.last_step: StepReport | None = None
         self._current = current_device(model.transformer.wte.weight.device)
         with self._current:
-            self.executor = make_executor(model, self.cache, tokenizer, self.config.executor, self.config.weights)
-        self.max_prefill_tokens = self.config.max_prefill_tokens or self.executor.max_prefill_tokens
+            self.executor = make_executor(model, self.cache, tokenizer, self.config)
+        self.max_prefill_tokens = self.executor.max_prefill_tokens
         self.scheduler = Scheduler(self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes)
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
@@ -195,7 +195,9 @@ class Engine:
     def _release(self, request_ids: Sequence[str]) -> None:
         """Forget requests and free their pages."""
         if request_ids:
-            self.scheduler.remove([self._requests.pop(request_id) for request_id in request_ids])
+            requests = [self._requests.pop(request_id) for request_id in request_ids]
+            self.scheduler.remove(requests)
+            self.executor.release(requests)
 
     def _record(self, plan: Plan, fork_counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(fork_counts)

@@ -5,6 +5,7 @@ them and needs them next. The host meanwhile reports the step before. Prompts ar
 device computes what runs ahead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
 from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
+from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
 
@@ -85,6 +87,9 @@ class CudaExecutor:
         decodes = [request for request, tokens in plan.decodes if tokens and request.grammar is None]
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
+
+    def release(self, requests: Sequence[Request]) -> None:
+        """As `Executor.release`: what lands of them is dropped, since they have lost their lanes."""
 
     @torch.inference_mode()
     def land(self, flight: PrefillFlight | Flight) -> Output:

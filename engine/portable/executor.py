@@ -98,6 +98,9 @@ class LandedExecutor(ABC, Generic[Extended_co]):
         drawn = self.draw(batch, extended)
         return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary))]
 
+    def release(self, requests: Sequence[Request]) -> None:
+        """As `Executor.release`: it keeps nothing."""
+
     def land(self, flight: Landed) -> Output:
         """As `Executor.land`."""
         return flight.output

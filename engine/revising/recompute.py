@@ -13,6 +13,7 @@ from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.pieces import Pieces
 from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.scoring import report, score
 from thoughtbubbles.model import Thoughtbubbles
@@ -44,16 +45,19 @@ class Recompute:
         """Bytes of the kept states."""
         return sum(state.nbytes for state in self._kept.values())
 
-    def step(self, requests: Sequence[Request]) -> list[Revised]:
+    def step(self, requests: Sequence[Request]) -> Pieces[dict[Request, Revised]]:
         """Compute the tokens of each request that its state lacks."""
-        revised = {request: self._alone(request) for request in requests if not self._keep(request)}
+        revised: dict[Request, Revised] = {}
+        for request in requests:
+            if not self._keep(request):
+                revised[request] = yield from self._alone(request)
         if kept := [request for request in requests if request not in revised]:
             states = [self._kept[request] for request in kept]
-            together = self._forward.extend(states, [request.tokens for request in kept])
+            together = yield from self._forward.pieces(states, [request.tokens for request in kept])
             revised.update(zip(kept, together, strict=True))
-        return [revised[request] for request in requests]
+        return revised
 
-    def score(self, request: Request, top: int) -> Scores:
+    def score(self, request: Request, top: int) -> Pieces[Scores]:
         """Return the log-probabilities of the prompt's second and later tokens, each given the prefix before it alone.
 
         That is the distribution that the token would be drawn from; a later token may change earlier selections, but
@@ -67,7 +71,7 @@ class Recompute:
             return score(self.model, streams, prompt[1:], 0, top, vocabulary=vocabulary)
         scores, state = Scores(), self._open(request, len(prompt))
         for length in range(1, len(prompt)):
-            [revised] = self._forward.extend([state], [prompt[:length]])
+            [revised] = yield from self._forward.pieces([state], [prompt[:length]])
             scores.extend(report(revised.logits[None], prompt[length : length + 1], top, vocabulary=vocabulary))
         return scores
 
@@ -79,9 +83,10 @@ class Recompute:
                 self._kept[request] = state
         return request in self._kept
 
-    def _alone(self, request: Request) -> Revised:
+    def _alone(self, request: Request) -> Pieces[Revised]:
         state = self._open(request, request.num_tokens)
-        return self._forward.extend([state], [request.tokens])[0]
+        [revised] = yield from self._forward.pieces([state], [request.tokens])
+        return revised
 
     def _open(self, request: Request, max_tokens: int) -> RevisableState:
         weight, biases = self.model.transformer.wte.weight, request.params.fork_bias

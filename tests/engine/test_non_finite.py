@@ -1,6 +1,7 @@
 """Logits that are NaN or infinite end their request with an error, and leave no trace for others."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from tests.engine.embedded import embed
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from thoughtbubbles.engine.config import ExecutorKind
+from thoughtbubbles.engine.revising.forward import Revised
+from thoughtbubbles.engine.revising.pieces import Pieces
+from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.sampling import finite_rows
 from thoughtbubbles.model import ForkBias, Thoughtbubbles, Tokenizer
 
@@ -158,16 +162,16 @@ def test_rules_that_recompute(model: Thoughtbubbles, tokenizer: Tokenizer, rule:
     engine.add("innocent", [1, 2, 3], params(fork_selection=rule))
     alone = told(run(engine))
     forward = engine.executor.recompute._forward  # type: ignore[attr-defined]
-    extend = forward.extend
+    pieces = forward.pieces
 
-    def broken(states: object, tokens: list[list[int]]) -> object:
-        revised = extend(states, tokens)  # type: ignore[arg-type]
+    def broken(states: Sequence[RevisableState], tokens: Sequence[Sequence[int]]) -> Pieces[list[Revised]]:
+        revised = yield from pieces(states, tokens)
         for each, ids in zip(revised, tokens, strict=True):
             if BROKEN in ids:
                 each.logits.fill_(math.nan)
         return revised
 
-    forward.extend = broken  # type: ignore[method-assign, assignment]
+    forward.pieces = broken  # type: ignore[method-assign, assignment]
     engine.add("broken", [7, BROKEN], params(fork_selection=rule))
     engine.add("innocent", [1, 2, 3], params(fork_selection=rule))
     together = run(engine)
