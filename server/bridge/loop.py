@@ -8,42 +8,23 @@ import gc
 import logging
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from thoughtbubbles.engine import Engine, EngineStats, InvalidRequest, QueueFull, StepReport, TokenEvent
+from thoughtbubbles.server.bridge.commands import Abort, Add, Command, Commands
+from thoughtbubbles.server.bridge.compiling import Compiling
 from thoughtbubbles.server.bridge.trimming import Trimmer
-from thoughtbubbles.server.core import EngineRequest, ServedModel
+from thoughtbubbles.server.core import ServedModel
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 5.0
 """How long an engine has no work before it checks the cache."""
+COMPILING_SECONDS = 0.005
+"""How long an engine without work waits for a command before it looks whether a grammar is compiled."""
 
 Load = Callable[[], tuple[Engine, ServedModel]]
-
-
-@dataclass(frozen=True)
-class Add:
-    """Add all of these requests to the engine, or none."""
-
-    requests: Sequence[EngineRequest]
-    arrived: float
-    """When the client's request arrived, in monotonic seconds."""
-    client: str = ""
-    """The client whose share of the queue they count against."""
-
-
-@dataclass(frozen=True)
-class Abort:
-    """Abort these requests; no more events are reported for them."""
-
-    request_ids: Sequence[str]
-    reason: str
-
-
-Command = Add | Abort | None
-"""None ends the loop."""
 
 
 @dataclass(frozen=True)
@@ -99,36 +80,28 @@ Report = Loaded | Accepted | Refused | Aborted | CommandsDone | Stepped
 OnReport = Callable[[Report], None]
 
 
-class Commands(Protocol):
-    """The reading end of a queue or pipe of commands."""
-
-    def empty(self) -> bool:
-        """Return whether no command is queued."""
-
-    def get(self, *, timeout: float | None = None) -> Command:
-        """Return the next command. Raise `queue.Empty` if none comes within `timeout` seconds."""
-
-
 def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
     """Load an engine, and step it while it has work, until a command ends the loop. Exceptions are not caught."""
     engine, model = load()
     gc.freeze()  # what is loaded stays: each search of it for garbage takes as long as many steps
     on_report(Loaded(model, engine.stats()))
-    trimmer = Trimmer()
-    while _execute_commands(engine, commands, on_report):
+    trimmer, compiling = Trimmer(), Compiling(engine.tokenizer)
+    while _execute_commands(engine, commands, compiling, on_report):
         events = engine.step()
         on_report(Stepped(events, engine.last_step, engine.stats()))
         trimmer.trim()
+    compiling.close()
 
 
-def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -> bool:
+def _execute_commands(engine: Engine, commands: Commands, compiling: Compiling, on_report: OnReport) -> bool:
     """Execute the queued commands; if the engine has no work, wait for one. Return False at the command to end."""
-    while not engine.has_work or not commands.empty():
-        match _next_command(engine, commands, on_report):
+    while not engine.has_work or compiling.is_done or not commands.empty():
+        match _next_command(engine, commands, compiling, on_report):
             case Add() as command:
-                on_report(_add(engine, command))
+                if not compiling.hold(command):
+                    on_report(_add(engine, command))
             case Abort(request_ids, reason):
-                on_report(Aborted(engine.abort(*request_ids), reason))
+                _abort(engine, compiling, request_ids, reason, on_report)
             case None:
                 return False
         if commands.empty():  # one report of the engine's numbers for commands that arrive together
@@ -136,8 +109,15 @@ def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport) -
     return True
 
 
-def _next_command(engine: Engine, commands: Commands, on_report: OnReport) -> Command:
-    """Return the next command. If the engine is idle for a while before it comes, check the cache once."""
+def _next_command(engine: Engine, commands: Commands, compiling: Compiling, on_report: OnReport) -> Command:
+    """Return the next command, or one that waited for its grammar. If the engine is idle for a while before it comes,
+    check the cache once.
+    """
+    while compiling:
+        if compiling.is_done:
+            return compiling.pop()
+        with suppress(queue.Empty):
+            return commands.get(timeout=COMPILING_SECONDS)
     try:
         return commands.get(timeout=IDLE_SECONDS)
     except queue.Empty:
@@ -145,6 +125,16 @@ def _next_command(engine: Engine, commands: Commands, on_report: OnReport) -> Co
             logger.error("the fork-state cache has wrong page counts: %s", failure)
         on_report(CommandsDone(engine.stats()))
         return commands.get()
+
+
+def _abort(engine: Engine, compiling: Compiling, request_ids: Sequence[str], reason: str, on_report: OnReport) -> None:
+    """Abort requests that the engine has or that wait for their grammars; report these as accepted first."""
+    aborted = engine.abort(*request_ids)
+    for command in compiling.remove(request_ids):
+        gone = [request.request_id for request in command.requests]
+        on_report(Accepted(gone, command.arrived))
+        aborted += gone
+    on_report(Aborted(aborted, reason))
 
 
 def _add(engine: Engine, command: Add) -> Accepted | Refused:

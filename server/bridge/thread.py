@@ -9,13 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from thoughtbubbles.engine import EngineStats, TokenEvent
+from thoughtbubbles.server.bridge.commands import Abort, Add, Command, Commands
 from thoughtbubbles.server.bridge.errors import RefusedError
 from thoughtbubbles.server.bridge.generation import Generation
 from thoughtbubbles.server.bridge.loop import (
-    Abort,
-    Add,
-    Command,
-    Commands,
     CommandsDone,
     Load,
     Loaded,
