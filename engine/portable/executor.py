@@ -151,7 +151,8 @@ class Batch:
                 top, scores, prompt = request.params.prompt_logprobs, None, request.prompt
                 if top is not None:
                     scores = score(forward.model, extended.streams, prompt[1:], starts[i], top, vocabulary=vocabulary)
-                reports[i] = PromptReport(scores, tuple(counts[starts[i] : starts[i] + len(prompt)]))
+                own = counts[starts[i] : starts[i] + len(prompt)] if request.params.return_fork_counts else ()
+                reports[i] = PromptReport(scores, tuple(own))
         return Output(
             requests=self.requests,
             fork_counts=[counts[start:end] for start, end in zip(starts, ends, strict=True)],

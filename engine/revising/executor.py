@@ -184,4 +184,5 @@ def _report(
     if not request.wants_prompt_report:
         return None
     prompt = slice(len(request.prompt))
-    return PromptReport(scores, tuple(fork_counts[prompt]), tuple(fork_scores[prompt]))
+    counts = fork_counts[prompt] if request.params.return_fork_counts else ()
+    return PromptReport(scores, tuple(counts), tuple(fork_scores[prompt]))
