@@ -196,10 +196,10 @@ def make_request(name: str, tokens: int, model: Thoughtbubbles, tokenizer: Token
 @pytest.mark.numeric
 @torch.inference_mode()
 def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
-    """Memory for two of four states: the others are computed whole until memory is free."""
+    """Memory for two of four states, and one for a moment: the others are computed whole until memory is free."""
     requests = [make_request(name, 9, model, tokenizer) for name in "abcd"]
     one = RevisableState(model.config, requests[0].selection, 19, model.transformer.wte.weight).nbytes
-    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=3 * one)
 
     def step(requests: list[Request]) -> list[Revised]:
         revised = completed(recompute.step(requests))
@@ -246,6 +246,33 @@ def test_what_is_computed_whole_is_computed_one_after_the_other(
     recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=0)
     completed(recompute.step([make_request(name, 9, model, tokenizer) for name in "abcd"]))
     assert alive == [1, 1, 1, 1]
+
+
+@torch.inference_mode()
+def test_states_never_take_more_than_the_limit(
+    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are used for a moment count as well, also beside kept ones that came before."""
+    sizes = [5, 9, 5, 30, 14, 5]
+    requests = [make_request(str(i), tokens, model, tokenizer) for i, tokens in enumerate(sizes)]
+    largest = RevisableState(model.config, requests[3].selection, 40, model.transformer.wte.weight).nbytes
+    made, peak = WeakSet[RevisableState](), [0]
+    init = RevisableState.__init__
+
+    def recorded(self: RevisableState, *arguments: object) -> None:
+        init(self, *arguments)  # type: ignore[arg-type]
+        if self.segments[0].keys.device.type != "meta":
+            made.add(self)
+            peak[0] = max(peak[0], sum(state.nbytes for state in made))
+
+    monkeypatch.setattr(RevisableState, "__init__", recorded)
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(1.2 * largest))
+    for those in (requests[:3], requests, requests[2:], requests[:5], requests):
+        completed(recompute.step(those))
+        completed(recompute.score(those[-1], 1))
+        for request in those:
+            request.output.append(7)
+    assert 0 < recompute.kept_bytes <= peak[0] <= recompute.limit_bytes
 
 
 def drain(engine: Engine) -> dict[str, list[int]]:
