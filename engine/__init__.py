@@ -16,7 +16,7 @@ from thoughtbubbles.engine.sampling_params import (
     SamplingParams,
 )
 from thoughtbubbles.engine.stats import EngineStats, StepReport
-from thoughtbubbles.engine.structured.compiler import check_grammar
+from thoughtbubbles.engine.structured.compiler import check_grammar, is_compiled
 from thoughtbubbles.engine.structured.grammar import Grammar
 from thoughtbubbles.model import set_threads
 
@@ -50,6 +50,7 @@ __all__ = [
     "TokenEvent",
     "WeightKind",
     "check_grammar",
+    "is_compiled",
     "most_streams",
     "set_threads",
 ]

@@ -63,9 +63,10 @@ class Output:
     num_streams: Sequence[int]
     """Streams after the last fork layer of all tokens computed so far."""
     finite: Sequence[bool]
-    """Whether a token can be drawn: no logit is NaN or infinite, and the request's grammar has not failed."""
+    """Whether no logit is NaN or infinite."""
     tokens: Sequence[int | None]
-    """The token drawn; None if tokens of the request are left to compute, or if `Request.draws` is false."""
+    """The token drawn; None if tokens of the request are left to compute, if `Request.draws` is false, if logits are
+    NaN or infinite, or if the grammar has failed."""
     logprobs: Sequence[Scored | None]
     """Log-probability of that token, and the likeliest ones; None unless requested."""
     prompt_reports: Sequence[PromptReport | None]

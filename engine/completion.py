@@ -33,9 +33,7 @@ def advance(request: Request, row: Row, end_of_text: int, events: list[TokenEven
     They are those of the last token, if its event waited for its streams, and of the appended one.
     """
     if request.pending_event:
-        count = row.fork_counts[-1] if request.params.return_fork_counts else None
-        scores = row.fork_scores[-1] if request.params.return_fork_scores else None
-        _emit(request, request.pending_event._replace(fork_count=count, fork_scores=scores), events)
+        _emit(request, _with_forks(request, request.pending_event, row), events)
         request.pending_event = None
     elif request.params.max_tokens == 0:
         _emit(request, TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"), events)
@@ -52,6 +50,27 @@ def advance(request: Request, row: Row, end_of_text: int, events: list[TokenEven
 def _emit(request: Request, event: TokenEvent, events: list[TokenEvent]) -> None:
     """Append an event, with the request's usage if it is the last."""
     events.append(event if event.finish_reason is None else event._replace(usage=request.usage()))
+
+
+def fail(request: Request, row: Row | None, reason: str | None) -> list[TokenEvent]:
+    """Return the last events of a request that ends in an error, `reason` if that is its grammar's.
+
+    They are that of its last token, if its event waited for its streams, and the error, with the text that is withheld.
+    `row` has these streams; None if they are NaN or infinite, and then the token comes without them.
+    """
+    error = TokenEvent(request.id, None, request.detokenizer.flush(), finish_reason="error", stop_reason=reason)
+    if (pending := request.pending_event) is None:
+        return [error]
+    if row is not None:
+        pending = _with_forks(request, pending, row)
+    return [pending._replace(finish_reason=None, stop_reason=None), error]
+
+
+def _with_forks(request: Request, event: TokenEvent, row: Row) -> TokenEvent:
+    """Return the event of the newest token with what the request reports of its streams, which `row` has."""
+    count = row.fork_counts[-1] if request.params.return_fork_counts else None
+    scores = row.fork_scores[-1] if request.params.return_fork_scores else None
+    return event._replace(fork_count=count, fork_scores=scores)
 
 
 def _append(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:

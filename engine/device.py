@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
-from thoughtbubbles.engine.config import ExecutorKind, WeightKind
+from thoughtbubbles.engine.config import EngineConfig, ExecutorKind, WeightKind
 from thoughtbubbles.engine.executor import Executor
 from thoughtbubbles.engine.native.executor import NativeExecutor
 from thoughtbubbles.engine.native.loading import NativeUnavailableError
@@ -22,32 +22,26 @@ if TYPE_CHECKING:
     from thoughtbubbles.engine.cuda.executor import CudaExecutor
 
 
-def make_executor(
-    model: Thoughtbubbles,
-    cache: ForkCache,
-    tokenizer: Tokenizer,
-    kind: ExecutorKind = "auto",
-    weights: WeightKind = "exact",
-) -> Executor[Any]:
+def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer, config: EngineConfig) -> Executor[Any]:
     """Return the executor for a model on its device, ready for its first request.
 
-    Raises `ValueError` with the reason if `kind` is `native` or `weights` are `int8` and the native executor is not
+    Raises `ValueError` with the reason if `executor` is `native` or `weights` are `int8` and the native executor is not
     available. Nothing else chooses by the type of the device.
     """
     sampler = Sampler(tokenizer)
     on_cuda = model.transformer.wte.weight.device.type == "cuda"
     paged: PortableExecutor | NativeExecutor | CudaExecutor
     if on_cuda:
-        if weights == "int8":
+        if config.weights == "int8":
             raise ValueError("weights 'int8' need the native executor, which computes on a CPU, not on a GPU")
         from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
 
         paged = make_cuda_executor(model, cache, sampler)
     else:
-        paged = _make_cpu_executor(model, cache, sampler, kind, weights)
+        paged = _make_cpu_executor(model, cache, sampler, config.executor, config.weights)
     limit = cache.total_bytes
     recompute = Recompute(model, lambda: paged.forward.packed, vocabulary=sampler.vocabulary, limit_bytes=limit)
-    executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler)
+    executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler, max_prefill_tokens=config.max_prefill_tokens)
     if on_cuda:
         warm_up(executor, cache, tokenizer)
     return executor

@@ -11,7 +11,7 @@ from torch import Tensor
 from thoughtbubbles.engine.batch import Output, Plan, Row
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.checks import check_request
-from thoughtbubbles.engine.completion import Completion, advance
+from thoughtbubbles.engine.completion import Completion, advance, fail
 from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.device import current_device, make_executor
@@ -50,11 +50,11 @@ class Engine:
         self.last_step: StepReport | None = None
         self._current = current_device(model.transformer.wte.weight.device)
         with self._current:
-            self.executor = make_executor(model, self.cache, tokenizer, self.config.executor, self.config.weights)
-        self.max_prefill_tokens = self.config.max_prefill_tokens or self.executor.max_prefill_tokens
+            self.executor = make_executor(model, self.cache, tokenizer, self.config)
+        self.max_prefill_tokens = self.executor.max_prefill_tokens
         self.scheduler = Scheduler(
             self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes,
-            max_lone_prefill_tokens=self.config.max_prefill_tokens or self.executor.max_lone_prefill_tokens,
+            max_lone_prefill_tokens=self.executor.max_lone_prefill_tokens,
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
@@ -141,8 +141,8 @@ class Engine:
         for request, row in output.rows():
             if request.draft:
                 drafts.setdefault(request, []).append(row)
-            elif not row.finite:
-                failures.append(self._fail(request))
+            elif not row.finite or self._lacks_token(request, row):
+                failures += self._fail(request, row)
             else:
                 self._advance(request, row, now, events)
         for request, rows in drafts.items():
@@ -184,22 +184,29 @@ class Engine:
             request.first_token = request.first_token or now
         advance(request, row, self.tokenizer.end_of_text, events)
 
-    def _fail(self, request: Request) -> TokenEvent:
-        """Return the last event of a request for which no token can be drawn.
+    def _lacks_token(self, request: Request, row: Row) -> bool:
+        """Return whether a token should have been drawn, but the request's grammar has failed."""
+        return row.token is None and request.draws and request.is_computed
+
+    def _fail(self, request: Request, row: Row) -> list[TokenEvent]:
+        """Return the last events of a request for which no token can be drawn: what it still has, and the error.
 
         Nothing is left for others of one whose logits are NaN or infinite.
         """
-        if request.grammar is not None and (failure := request.grammar.failure):
-            return TokenEvent(request.id, None, finish_reason="error", stop_reason=failure)
+        if row.finite:
+            assert request.grammar is not None, "only a grammar keeps a token from being drawn"
+            return fail(request, row, request.grammar.failure)
         if request.state:
             request.state.spoilt = True
         self._non_finite += 1
-        return TokenEvent(request.id, None, finish_reason="error")
+        return fail(request, None, None)
 
     def _release(self, request_ids: Sequence[str]) -> None:
         """Forget requests and free their pages."""
         if request_ids:
-            self.scheduler.remove([self._requests.pop(request_id) for request_id in request_ids])
+            requests = [self._requests.pop(request_id) for request_id in request_ids]
+            self.scheduler.remove(requests)
+            self.executor.release(requests)
 
     def _record(self, plan: Plan, fork_counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(fork_counts)

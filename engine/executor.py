@@ -1,9 +1,11 @@
 """The executor protocol: a plan in, columns out. Scheduler and engine know nothing else of how a step is computed."""
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from thoughtbubbles.engine.batch import Output, Plan
 from thoughtbubbles.engine.portable.forward import ForkTally
+from thoughtbubbles.engine.request import Request
 
 Flight = TypeVar("Flight")
 """A launched step, or a part of one; each executor has its own type."""
@@ -52,6 +54,9 @@ class Executor(Protocol[Flight]):
         plan. One that runs ahead may keep the decode of this plan for the next launch to return, and returns here the
         one that it kept before. An empty plan launches nothing.
         """
+
+    def release(self, requests: Sequence[Request]) -> None:
+        """Keep nothing for requests that have ended or were aborted."""
 
     def land(self, flight: Flight) -> Output:
         """Wait for a flight and return its output. The output of every flight before it has been reported."""

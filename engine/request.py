@@ -48,7 +48,7 @@ class TokenEvent(NamedTuple):
 
     request_id: str
     token_id: int | None
-    """The token; None where a request that generates nothing ends."""
+    """The token; None where a request that generates nothing ends, and in an error."""
     text: str = ""
     """Text that may be shown now, without what could still become a stop string or a whole character."""
     logprob: float | None = None
@@ -56,9 +56,9 @@ class TokenEvent(NamedTuple):
     top_logprobs: TopLogprobs = ()
     """The likeliest tokens, best first."""
     fork_count: int | None = None
-    """The token's streams after the last fork layer; None unless requested."""
+    """The token's streams after the last fork layer; None unless requested, and if they are NaN or infinite."""
     fork_scores: ForkScores | None = None
-    """P of the token's streams after each fork layer; None unless requested."""
+    """P of the token's streams after each fork layer; None as `fork_count`."""
     prompt: PromptReport | None = None
     """On the first event, if a report of the prompt was requested."""
     finish_reason: FinishReason | None = None

@@ -68,9 +68,8 @@ class Sampler:
         Row i follows the first `guessed[i]` guesses of its request's draft, none by default: a request may have a row
         for each. Rows that are NaN or infinite get no token, nor do requests whose grammar has failed.
         """
-        failed = [request.grammar is not None and request.grammar.failure is not None for request in requests]
-        finite = [ok and not fails for ok, fails in zip(finite_rows(logits), failed, strict=True)]
-        rows = [i for i, request in enumerate(requests) if finite[i] and request.is_computed and request.draws]
+        finite = finite_rows(logits)
+        rows = [i for i, request in enumerate(requests) if finite[i] and may_draw(request)]
         tokens: list[int | None] = [None] * len(requests)
         logprobs: list[Scored | None] = [None] * len(requests)
         if rows:
@@ -113,6 +112,13 @@ class Sampler:
             for i, top, (logprob, likeliest) in zip(rows, tops, reported, strict=True):
                 scores[i] = logprob, likeliest[:top]
         return scores
+
+
+def may_draw(request: Request) -> bool:
+    """Return whether a token is to be drawn for a request, and one can follow in its grammar."""
+    if not (request.is_computed and request.draws):
+        return False
+    return request.grammar is None or request.grammar.failure is None
 
 
 def _output(request: Request, guessed: int) -> list[int]:

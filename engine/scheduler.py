@@ -126,6 +126,9 @@ class Scheduler:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
         if self.config.speculate:
             self._draft(requests)
+        for request in requests:
+            if not request.paged:  # planned again until it is computed, which may take several steps
+                request.num_scheduled = len(request.output)
         num_tokens = [int(each.num_scheduled < each.max_scheduled) + len(each.draft) for each in requests]
         for request, tokens in zip(requests, num_tokens, strict=True):
             request.num_scheduled += tokens
@@ -160,7 +163,7 @@ class Scheduler:
             num_tokens.append(chunk)
             left = max(0, left - chunk)
             request.started = request.started or now
-            request.num_scheduled += chunk == pending
+            request.num_scheduled = len(request.output) + (chunk == pending)
         self._num_unplanned -= sum(num_tokens)
         return Plan([*requests, *beside.requests], [*num_tokens, *beside.num_tokens], len(requests))
 

@@ -72,6 +72,7 @@ def _events(engine: Engine) -> Generator[TokenEvent, None, None]:
         while engine.has_work:
             for event in engine.step():
                 if event.finish_reason == "error":
+                    yield event
                     raise ValueError("the model's logits are NaN or infinite: no token can be drawn from them")
                 yield event
     finally:

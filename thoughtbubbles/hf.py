@@ -20,7 +20,7 @@ from thoughtbubbles.model.huggingface.source import modeling_source
 
 __all__ = ["ThoughtbubblesCache", "ThoughtbubblesConfig", "ThoughtbubblesForCausalLM"]
 
-ThoughtbubblesForCausalLM.code = modeling_source()
+ThoughtbubblesForCausalLM.code = property(lambda _: modeling_source())  # type: ignore[assignment]  # made when it is saved
 AutoConfig.register(ThoughtbubblesConfig.model_type, ThoughtbubblesConfig)
 AutoModelForCausalLM.register(ThoughtbubblesConfig, ThoughtbubblesForCausalLM)
 AutoTokenizer.register(ThoughtbubblesConfig, fast_tokenizer_class=PreTrainedTokenizerFast)

@@ -14,7 +14,7 @@ from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.analysis.files import write_data, write_rows
-from thoughtbubbles.training.analysis.lens import change_rows, lens_rows, parse_bias
+from thoughtbubbles.training.analysis.lens import change_rows, check_biases, lens_rows, parse_bias
 from thoughtbubbles.training.analysis.study import fork_map, study
 from thoughtbubbles.training.analysis.tokens import bins
 from thoughtbubbles.training.data.documents import read_documents
@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
     config = checkpoint.model.config
     selection = Selection.of(config, args.rule, args.ratio)
     ids = _read(checkpoint, regular, args)
+    text = checkpoint.tokenizer.encode(args.text) if args.text else ids[1 : MAP_TOKENS + 1].tolist()
+    check_biases(biases, config, len(text))
     found = study(checkpoint, packed_windows(ids, args.length or config.block_size), selection, regular)
     binned = bins(found.tokens, args.bins)
-    text = checkpoint.tokenizer.encode(args.text) if args.text else ids[1 : MAP_TOKENS + 1].tolist()
     mapped = fork_map(checkpoint, text, selection)
     changes = change_rows(checkpoint, text, selection, biases) if biases else []
 

@@ -43,10 +43,13 @@ class Counting(PackedModel):
         super().__init__(model)
         self.rows: list[int] = []
 
-    def run(self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]) -> None:
+    def each(
+        self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]
+    ) -> Iterator[int]:
         """Count the streams and run the layers."""
-        self.rows += [len(x)] * len(layers)
-        super().run(layers, x, positions, score, attend)
+        for layer in super().each(layers, x, positions, score, attend):
+            self.rows.append(len(x))
+            yield layer
 
 
 @torch.inference_mode()

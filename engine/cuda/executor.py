@@ -99,6 +99,9 @@ class CudaExecutor:
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
 
+    def release(self, requests: Sequence[Request]) -> None:
+        """As `Executor.release`: what lands of them is dropped, since they have lost their lanes."""
+
     @torch.inference_mode()
     def land(self, flight: PrefillFlight | Flight) -> Output:
         """As `Executor.land`."""

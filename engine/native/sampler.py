@@ -15,7 +15,7 @@ from thoughtbubbles.engine.native import library as c
 from thoughtbubbles.engine.native.forward import NativeForward
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
-from thoughtbubbles.engine.sampler import Drawn, Sampler
+from thoughtbubbles.engine.sampler import Drawn, Sampler, may_draw
 from thoughtbubbles.engine.sampling import banned_early, repetition_factor
 from thoughtbubbles.engine.sampling_params import MAX_LOGPROBS
 
@@ -45,10 +45,7 @@ class NativeSampler:
             self._allocate(L)
         self._lanes[:L] = [request.state.row for request in requests if request.state]
         self._assign(requests)
-        failed = [request.grammar is not None and request.grammar.failure is not None for request in requests]
-        drawing = [request.is_computed and request.draws for request in requests]
-        if any(failed):
-            drawing = [draws and not fails for draws, fails in zip(drawing, failed, strict=True)]
+        drawing = [may_draw(request) for request in requests]
         self._position[:L] = [
             len(request.output) + guesses if draws else -1
             for request, guesses, draws in zip(requests, guessed, drawing, strict=True)
@@ -59,7 +56,7 @@ class NativeSampler:
         self._forward.draw(draws)
         ids = self._drawn[:L].tolist()
         drawn = Drawn(
-            [token != c.BROKEN and not fails for token, fails in zip(ids, failed, strict=True)],
+            [token != c.BROKEN for token in ids],
             [token if token >= 0 and draws else None for token, draws in zip(ids, drawing, strict=True)],
             [self._scored(i, request) if draws and ids[i] >= 0 else None
              for i, (request, draws) in enumerate(zip(requests, drawing, strict=True))],

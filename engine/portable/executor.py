@@ -110,6 +110,9 @@ class LandedExecutor(ABC, Generic[Extended_co]):
         drawn = self.draw(batch, extended)
         return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary))]
 
+    def release(self, requests: Sequence[Request]) -> None:
+        """As `Executor.release`: it keeps nothing."""
+
     def land(self, flight: Landed) -> Output:
         """As `Executor.land`."""
         return flight.output
@@ -166,7 +169,8 @@ class Batch:
                 top, scores, prompt = request.params.prompt_logprobs, scored[i] if scored else None, request.prompt
                 if top is not None and not scored:
                     scores = score(forward.model, extended.streams, prompt[1:], starts[i], top, vocabulary=vocabulary)
-                reports[i] = PromptReport(scores, tuple(counts[starts[i] : starts[i] + len(prompt)]))
+                own = counts[starts[i] : starts[i] + len(prompt)] if request.params.return_fork_counts else ()
+                reports[i] = PromptReport(scores, tuple(own))
         return Output(
             requests=self.requests,
             fork_counts=[counts[start:end] for start, end in zip(starts, ends, strict=True)],

@@ -3,7 +3,7 @@
 Letters: S streams, D model width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -28,6 +28,14 @@ class PackedModel:
 
         `attend` returns the attention of a layer.
         """
+        for _ in self.each(layers, x, positions, score, attend):
+            pass
+
+    def each(
+        self, layers: range, x: Tensor, positions: Tensor, score: Tensor, attend: Callable[[int], Attend]
+    ) -> Iterator[int]:
+        """As `run`. Yield each layer once it is computed."""
         by = self._maps.of(positions, score)
         for layer in layers:
             self._blocks[layer](x, by, attend(layer))
+            yield layer

@@ -1,17 +1,42 @@
 """The executor of requests without pages, beside one for all others."""
 
-from typing import Generic
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple
 
 import torch
 
-from thoughtbubbles.engine.batch import Landed, Output, Plan
+from thoughtbubbles.engine.batch import Landed, Output, Phase, Plan
 from thoughtbubbles.engine.executor import Executor, Flight
 from thoughtbubbles.engine.portable.forward import ForkTally
-from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport
+from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport, Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised
+from thoughtbubbles.engine.revising.pieces import Pieces, completed
 from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.sampler import Sampler
+
+LEAST_SHARE = 1 / 9
+"""Least time for requests without pages that decode, over that of the others: these keep nine tenths of their speed."""
+
+
+class _Computed(NamedTuple):
+    """What a step computed, by request."""
+
+    scores: dict[Request, Scores]
+    """Of prompts of which that is to be reported."""
+    revised: dict[Request, Revised]
+
+
+@dataclass
+class _Work:
+    """A step of requests without pages, which may take several steps of the engine."""
+
+    phase: Phase
+    requests: list[Request]
+    """Those of its requests that have not ended."""
+    pieces: Pieces[_Computed]
 
 
 class RevisingExecutor(Generic[Flight]):
@@ -19,14 +44,26 @@ class RevisingExecutor(Generic[Flight]):
 
     They are under `dynamic` or `fixed`, have interventions in their forks, or report the scores of forks.
 
-    What it computes lands at once, also where the other executor runs ahead.
+    What it computes is landed by the launch that ends it, also where the other executor runs ahead. A step of one of
+    these requests can take as long as many steps of the others. So it is computed in pieces, a few each launch: of
+    prompts as much as of other prompts, and of requests that decode as much as their number among all that decode,
+    or a tenth of the time if that is more.
     """
 
-    def __init__(self, paged: Executor[Flight], recompute: Recompute, sampler: Sampler) -> None:
-        """`paged` computes all requests whose streams are in the fork-state cache."""
+    def __init__(
+        self, paged: Executor[Flight], recompute: Recompute, sampler: Sampler, *, max_prefill_tokens: int | None
+    ) -> None:
+        """`paged` computes all requests whose streams are in the fork-state cache.
+
+        `max_prefill_tokens` is the setting, None for what `paged` recommends.
+        """
         self.paged = paged
+        self._max_prefill_tokens = max_prefill_tokens
         self.recompute = recompute
         self._sampler = sampler
+        self._work: _Work | None = None
+        self._others_seconds = 0.0  # that cached requests took since the last piece
+        self._seconds_left = 0.0  # for requests that decode; negative after a piece that took longer
 
     @property
     def name(self) -> str:
@@ -45,13 +82,13 @@ class RevisingExecutor(Generic[Flight]):
 
     @property
     def max_prefill_tokens(self) -> int:
-        """As `Executor.max_prefill_tokens`."""
-        return self.paged.max_prefill_tokens
+        """As `Executor.max_prefill_tokens`: the setting, or the other executor's."""
+        return self._max_prefill_tokens or self.paged.max_prefill_tokens
 
     @property
     def max_lone_prefill_tokens(self) -> int:
-        """As `Executor.max_lone_prefill_tokens`."""
-        return self.paged.max_lone_prefill_tokens
+        """As `Executor.max_lone_prefill_tokens`: the setting, or the other executor's."""
+        return self._max_prefill_tokens or self.paged.max_lone_prefill_tokens
 
     @property
     def tally(self) -> ForkTally:
@@ -68,22 +105,83 @@ class RevisingExecutor(Generic[Flight]):
         self.recompute.forget()
 
     def launch(self, plan: Plan) -> list[Flight | Landed]:
-        """Launch what the other executor computes, and then compute the rest."""
+        """Launch what the other executor computes, and then compute pieces of the rest."""
+        began = time.monotonic()
         flights: list[Flight | Landed] = [*self.paged.launch(plan.only(paged=True))]
-        revising = plan.only(paged=False)
-        if revising.requests:
-            flights.append(Landed(self._compute(revising.requests)))
+        self._others_seconds += time.monotonic() - began
+        requests = plan.only(paged=False).requests
+        if not requests:
+            self._others_seconds = 0.0
+            return flights
+        self._work = self._work or _Work(plan.phase, requests, self._compute(requests))
+        if self._work.phase == plan.phase and (output := self._advance(plan, self._work)):
+            flights.append(Landed(output))
         return flights
 
     def land(self, flight: Flight | Landed) -> Output:
         """As `Executor.land`."""
-        return flight.output if isinstance(flight, Landed) else self.paged.land(flight)
+        if isinstance(flight, Landed):
+            return flight.output
+        began = time.monotonic()
+        output = self.paged.land(flight)
+        self._others_seconds += time.monotonic() - began
+        return output
+
+    def release(self, requests: Sequence[Request]) -> None:
+        """As `Executor.release`."""
+        self.paged.release(requests)
+        if self._work:
+            ended = set(requests)
+            self._work.requests = [request for request in self._work.requests if request not in ended]
+            if not self._work.requests:
+                self._work = None
 
     @torch.inference_mode()
-    def _compute(self, requests: list[Request]) -> Output:
-        revised = self.recompute.step(requests)
+    def _advance(self, plan: Plan, work: _Work) -> Output | None:
+        """Compute pieces of the work while this launch has time for them. Return its output once it has ended."""
+        others = sum(request.paged for request in plan.requests)
+        try:
+            if work.phase == "prefill":
+                self._prefill(work.pieces)
+            elif others:
+                self._decode(work.pieces, max(LEAST_SHARE, (len(plan.requests) - others) / others))
+            else:
+                return self._output(work, completed(work.pieces))
+        except StopIteration as end:
+            return self._output(work, end.value)
+        return None
+
+    def _prefill(self, pieces: Pieces[_Computed]) -> None:
+        """Compute at least one piece, and as many as another prompt gets a step."""
+        left = self.max_prefill_tokens * len(self.recompute.model.blocks)
+        while left > 0:
+            left -= next(pieces)
+
+    def _decode(self, pieces: Pieces[_Computed], share: float) -> None:
+        """Compute pieces for `share` of the time that others took. A longer one is made up for by the next launches."""
+        self._seconds_left = min(self._seconds_left, 0.0) + share * self._others_seconds
+        self._others_seconds = 0.0
+        while self._seconds_left > 0:
+            began = time.monotonic()
+            try:
+                next(pieces)
+            finally:
+                self._seconds_left -= time.monotonic() - began
+
+    def _compute(self, requests: Sequence[Request]) -> Pieces[_Computed]:
+        """Score the prompts of which that is to be reported, and compute the tokens that are not computed yet."""
+        scores: dict[Request, Scores] = {}
+        for request in requests:
+            if request.wants_prompt_report and (top := request.params.prompt_logprobs) is not None:
+                scores[request] = yield from self.recompute.score(request, top)
+        return _Computed(scores, (yield from self.recompute.step(requests)))
+
+    def _output(self, work: _Work, computed: _Computed) -> Output:
+        """Draw the next tokens of the requests that have not ended, and return the output. The work has ended."""
+        self._work = None
+        requests, revised = work.requests, [computed.revised[request] for request in work.requests]
         wanted = [request.params.return_fork_scores for request in requests]
-        scores = [each.fork_scores() if report else [] for each, report in zip(revised, wanted, strict=True)]
+        fork_scores = [each.fork_scores() if report else [] for each, report in zip(revised, wanted, strict=True)]
         drawn = self._sampler.draw(requests, torch.stack([each.logits for each in revised]))
         return Output(
             requests=requests,
@@ -92,15 +190,20 @@ class RevisingExecutor(Generic[Flight]):
             finite=drawn.finite,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
-            prompt_reports=[self._report(*each) for each in zip(requests, revised, scores, strict=True)],
-            fork_scores=scores,
+            prompt_reports=[
+                _report(request, computed.scores.get(request), each.fork_counts, own)
+                for request, each, own in zip(requests, revised, fork_scores, strict=True)
+            ],
+            fork_scores=fork_scores,
         )
 
-    def _report(self, request: Request, revised: Revised, fork_scores: list[ForkScores]) -> PromptReport | None:
-        """Return the report of a prompt that was computed as a whole, if the request asks for one."""
-        if not request.wants_prompt_report:
-            return None
-        top = request.params.prompt_logprobs
-        scores = None if top is None else self.recompute.score(request, top)
-        prompt = slice(len(request.prompt))
-        return PromptReport(scores, tuple(revised.fork_counts[prompt]), tuple(fork_scores[prompt]))
+
+def _report(
+    request: Request, scores: Scores | None, fork_counts: list[int], fork_scores: list[ForkScores]
+) -> PromptReport | None:
+    """Return the report of a prompt that was computed as a whole, if the request asks for one."""
+    if not request.wants_prompt_report:
+        return None
+    prompt = slice(len(request.prompt))
+    counts = fork_counts[prompt] if request.params.return_fork_counts else ()
+    return PromptReport(scores, tuple(counts), tuple(fork_scores[prompt]))

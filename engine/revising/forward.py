@@ -20,6 +20,7 @@ from thoughtbubbles.engine.cache.pages import Segment
 from thoughtbubbles.engine.portable.block import Attend
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import ForkScores
+from thoughtbubbles.engine.revising.pieces import Pieces, completed
 from thoughtbubbles.engine.revising.state import RevisableSegment, RevisableState
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.model import ForkBias, ForkingBlock, Streams, Thoughtbubbles
@@ -83,12 +84,16 @@ class RevisingForward:
 
     def extend(self, states: Sequence[RevisableState], sequences: Sequence[Sequence[int]]) -> list[Revised]:
         """Extend each state, which has a proper prefix of its sequence, to the whole sequence."""
+        return completed(self.pieces(states, sequences))
+
+    def pieces(self, states: Sequence[RevisableState], sequences: Sequence[Sequence[int]]) -> Pieces[list[Revised]]:
+        """As `extend`, a layer at a time. The states are not to be used meanwhile."""
         revisions = [self._begin(state, ids) for state, ids in zip(states, sequences, strict=True)]
         for segment in self._segments:
             if segment.index:
                 for revision in revisions:
                     self._fork(segment, revision)
-            streams = self._run(segment, revisions)
+            streams = yield from self._run(segment, revisions)
         return self._finish(revisions, streams)
 
     def _begin(self, state: RevisableState, ids: Sequence[int]) -> _Revision:
@@ -115,7 +120,7 @@ class RevisingForward:
         after.choose(streams, candidate)
         revision.streams = _from_token(streams, revision.first)
 
-    def _run(self, segment: Segment, revisions: list[_Revision]) -> Streams:
+    def _run(self, segment: Segment, revisions: list[_Revision]) -> Pieces[Streams]:
         """Run the segment's layers over the computed streams of all requests, and return these end to end."""
         streams = _end_to_end(revisions)
         token = torch.cat([each.streams.token_index for each in revisions], dim=1)
@@ -123,7 +128,8 @@ class RevisingForward:
         own = [each.state.segments[segment.index] for each in revisions]
         rows = [each.streams.x.shape[1] for each in revisions]
         attend = partial(_attention, own, rows)
-        self._packed.run(segment.layers, streams.x[0], positions[0], streams.score[0], attend)
+        for _ in self._packed.each(segment.layers, streams.x[0], positions[0], streams.score[0], attend):
+            yield sum(rows)
         if segment.forks_after:
             self._keep(segment, streams, own, rows, _biases_end_to_end(revisions, segment.layers.stop))
         return streams

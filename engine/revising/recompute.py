@@ -8,11 +8,13 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.pieces import Pieces
 from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.scoring import report, score
 from thoughtbubbles.model import Thoughtbubbles
@@ -20,9 +22,10 @@ from thoughtbubbles.model.interventions import within
 
 
 class Recompute:
-    """Computes requests from their states, which live until the requests end and take at most `limit_bytes` together.
+    """Computes requests from their states, which live until the requests end.
 
-    A request without a state has its whole sequence computed for every token, one such request after the other.
+    A request without a kept state has its whole sequence computed for every token, one such request after the other, in
+    a state that is used for a moment. All states together take at most `limit_bytes`, unless one alone takes more.
     """
 
     def __init__(
@@ -49,16 +52,20 @@ class Recompute:
         """Bytes of the kept states."""
         return sum(state.nbytes for state in self._kept.values())
 
-    def step(self, requests: Sequence[Request]) -> list[Revised]:
+    def step(self, requests: Sequence[Request]) -> Pieces[dict[Request, Revised]]:
         """Compute the tokens of each request that its state lacks."""
-        revised = {request: self._alone(request) for request in requests if not self._keep(request)}
+        revised: dict[Request, Revised] = {}
+        self._keep(requests)
+        for request in requests:
+            if request not in self._kept:
+                revised[request] = yield from self._alone(request)
         if kept := [request for request in requests if request not in revised]:
             states = [self._kept[request] for request in kept]
-            together = self._forward.extend(states, [request.tokens for request in kept])
+            together = yield from self._forward.pieces(states, [request.tokens for request in kept])
             revised.update(zip(kept, together, strict=True))
-        return [revised[request] for request in requests]
+        return revised
 
-    def score(self, request: Request, top: int) -> Scores:
+    def score(self, request: Request, top: int) -> Pieces[Scores]:
         """Return the log-probabilities of the prompt's second and later tokens, each given the prefix before it alone.
 
         That is the distribution that the token would be drawn from; a later token may change earlier selections, but
@@ -70,24 +77,45 @@ class Recompute:
             biases = within(request.params.fork_bias, len(prompt))
             streams, _ = self.model.streams(ids, request.selection, intervene=biases)
             return score(self.model, streams, prompt[1:], 0, top, vocabulary=vocabulary)
+        self._free(self._nbytes(request, len(prompt)))
         scores, state = Scores(), self._open(request, len(prompt))
         for length in range(1, len(prompt)):
-            [revised] = self._forward.extend([state], [prompt[:length]])
+            [revised] = yield from self._forward.pieces([state], [prompt[:length]])
             scores.extend(report(revised.logits[None], prompt[length : length + 1], top, vocabulary=vocabulary))
         return scores
 
-    def _keep(self, request: Request) -> bool:
-        """Return whether the request has a kept state. Keep a new one if it fits."""
-        if request not in self._kept:
-            state = self._open(request, request.max_tokens)
-            if self.kept_bytes + state.nbytes <= self.limit_bytes:
-                self._kept[request] = state
-        return request in self._kept
+    def _keep(self, requests: Sequence[Request]) -> None:
+        """Keep states of these requests, as far as they fit beside the largest that others need for a moment."""
+        if all(request in self._kept for request in requests):
+            return
+        moments = {request: self._nbytes(request, request.num_tokens) for request in requests}
+        for request in requests:
+            if request not in self._kept:
+                others = max((moments[each] for each in requests if each not in {request, *self._kept}), default=0)
+                if self.kept_bytes + self._nbytes(request, request.max_tokens) + others <= self.limit_bytes:
+                    self._kept[request] = self._open(request, request.max_tokens)
+        while self._kept:
+            need = max((moments[each] for each in requests if each not in self._kept), default=0)
+            if self.kept_bytes + need <= self.limit_bytes:
+                return
+            self._kept.popitem()
 
-    def _alone(self, request: Request) -> Revised:
+    def _free(self, nbytes: int) -> None:
+        """Drop kept states until so many bytes are free."""
+        while self._kept and self.kept_bytes + nbytes > self.limit_bytes:
+            self._kept.popitem()
+
+    def _nbytes(self, request: Request, max_tokens: int) -> int:
+        """Return the bytes of a state for so many tokens, without making it."""
+        return self._state(request, max_tokens, self.model.transformer.wte.weight.to("meta")).nbytes
+
+    def _alone(self, request: Request) -> Pieces[Revised]:
         state = self._open(request, request.num_tokens)
-        return self._forward.extend([state], [request.tokens])[0]
+        [revised] = yield from self._forward.pieces([state], [request.tokens])
+        return revised
 
     def _open(self, request: Request, max_tokens: int) -> RevisableState:
-        weight, biases = self.model.transformer.wte.weight, request.params.fork_bias
-        return RevisableState(self.model.config, request.selection, max_tokens, weight, biases)
+        return self._state(request, max_tokens, self.model.transformer.wte.weight)
+
+    def _state(self, request: Request, max_tokens: int, like: Tensor) -> RevisableState:
+        return RevisableState(self.model.config, request.selection, max_tokens, like, request.params.fork_bias)

@@ -63,6 +63,11 @@ class GrammarCompiler:
             raise InvalidRequest(message, param=grammar.param, code="invalid_grammar")
         return matcher
 
+    def is_compiled(self, grammar: Grammar) -> bool:
+        """Return whether a grammar is kept, or what is wrong with it: `compiled` then takes microseconds."""
+        with self._lock:
+            return (grammar.kind, grammar.text) in self._kept
+
     def _matcher(self, grammar: Grammar) -> "LLMatcher | str":
         """Return a matcher of its own for a completion, or what is wrong with the grammar."""
         if (found := self._find(grammar)) is None:
@@ -148,6 +153,11 @@ def compiler_of(tokenizer: Tokenizer) -> GrammarCompiler:
 def check_grammar(grammar: Grammar, tokenizer: Tokenizer) -> None:
     """Compile a grammar, so that an engine of this process finds it. Raises as `GrammarCompiler.compiled`."""
     compiler_of(tokenizer).compiled(grammar)
+
+
+def is_compiled(grammar: Grammar, tokenizer: Tokenizer) -> bool:
+    """Return whether an engine of this process finds a grammar compiled."""
+    return compiler_of(tokenizer).is_compiled(grammar)
 
 
 def _definition(grammar: Grammar) -> str:

@@ -8,52 +8,26 @@ import gc
 import logging
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from thoughtbubbles.engine import Engine, EngineStats, Group, InvalidRequest, QueueFull, StepReport, TokenEvent
+from thoughtbubbles.server.bridge.commands import Abort, Add, Command, Commands, LoadWeights
+from thoughtbubbles.server.bridge.compiling import Compiling
 from thoughtbubbles.server.bridge.errors import LoadError
 from thoughtbubbles.server.bridge.reloading import POLL_SECONDS, Reloader
 from thoughtbubbles.server.bridge.trimming import Trimmer
 from thoughtbubbles.server.bridge.weights import NewWeights
-from thoughtbubbles.server.core import EngineRequest, ServedModel
+from thoughtbubbles.server.core import ServedModel
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 5.0
 """How long an engine has no work before it checks the cache."""
+COMPILING_SECONDS = 0.005
+"""How long an engine without work waits for a command before it looks whether a grammar is compiled."""
 
 Load = Callable[[], tuple[Engine, ServedModel]]
-
-
-@dataclass(frozen=True)
-class Add:
-    """Add all of these requests to the engine, or none."""
-
-    requests: Sequence[EngineRequest]
-    arrived: float
-    """When the client's request arrived, in monotonic seconds."""
-    client: str = ""
-    """The client whose share of the queue they count against."""
-
-
-@dataclass(frozen=True)
-class Abort:
-    """Abort these requests; no more events are reported for them."""
-
-    request_ids: Sequence[str]
-    reason: str
-
-
-@dataclass(frozen=True)
-class LoadWeights:
-    """Load the weights of this checkpoint, a folder or a hub id. At most one load is in progress."""
-
-    checkpoint: str
-
-
-Command = Add | Abort | LoadWeights | None
-"""None ends the loop."""
 
 
 @dataclass(frozen=True)
@@ -127,37 +101,31 @@ Report = Loaded | Accepted | Refused | Aborted | WeightsLoaded | LoadEnded | Com
 OnReport = Callable[[Report], None]
 
 
-class Commands(Protocol):
-    """The reading end of a queue or pipe of commands."""
-
-    def empty(self) -> bool:
-        """Return whether no command is queued."""
-
-    def get(self, *, timeout: float | None = None) -> Command:
-        """Return the next command. Raise `queue.Empty` if none comes within `timeout` seconds."""
-
-
 def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
     """Load an engine, and step it while it has work, until a command ends the loop. Exceptions are not caught."""
     engine, model = load()
     gc.freeze()  # what is loaded stays: each search of it for garbage takes as long as many steps
     on_report(Loaded(model, engine.stats()))
-    trimmer, reloader = Trimmer(), Reloader(engine, model)
-    while _execute_commands(engine, commands, on_report, reloader):
+    trimmer, compiling, reloader = Trimmer(), Compiling(engine.tokenizer), Reloader(engine, model)
+    while _execute_commands(engine, commands, compiling, reloader, on_report):
         _advance(reloader, engine, on_report)
         events = engine.step()
         on_report(Stepped(events, engine.last_step, engine.stats()))
         trimmer.trim()
+    compiling.close()
 
 
-def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport, reloader: Reloader) -> bool:
+def _execute_commands(
+    engine: Engine, commands: Commands, compiling: Compiling, reloader: Reloader, on_report: OnReport
+) -> bool:
     """Execute the queued commands; if the engine has no work, wait for one. Return False at the command to end."""
-    while not engine.has_work or not commands.empty():
-        match _next_command(engine, commands, on_report, reloader):
+    while not engine.has_work or compiling.is_done or not commands.empty():
+        match _next_command(engine, commands, compiling, reloader, on_report):
             case Add() as command:
-                on_report(_add(engine, command))
+                if not compiling.hold(command):
+                    on_report(_add(engine, command))
             case Abort(request_ids, reason):
-                on_report(Aborted(engine.abort(*request_ids), reason))
+                _abort(engine, compiling, request_ids, reason, on_report)
             case LoadWeights(checkpoint):
                 reloader.begin(checkpoint)
             case None:
@@ -167,16 +135,20 @@ def _execute_commands(engine: Engine, commands: Commands, on_report: OnReport, r
     return True
 
 
-def _next_command(engine: Engine, commands: Commands, on_report: OnReport, reloader: Reloader) -> Command:
-    """Return the next command. If the engine is idle for a while before it comes, check the cache once.
+def _next_command(
+    engine: Engine, commands: Commands, compiling: Compiling, reloader: Reloader, on_report: OnReport
+) -> Command:
+    """Return the next command, or one that waited for its grammar. If the engine is idle for a while before it comes,
+    check the cache once.
 
     A load that is in progress goes on meanwhile.
     """
-    while reloader.loading:
-        try:
-            return commands.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            _advance(reloader, engine, on_report)
+    while compiling or reloader.loading:
+        if compiling.is_done:
+            return compiling.pop()
+        with suppress(queue.Empty):
+            return commands.get(timeout=COMPILING_SECONDS if compiling else POLL_SECONDS)
+        _advance(reloader, engine, on_report)
     try:
         return commands.get(timeout=IDLE_SECONDS)
     except queue.Empty:
@@ -193,6 +165,16 @@ def _advance(reloader: Reloader, engine: Engine, on_report: OnReport) -> None:
             on_report(WeightsLoaded(version, revision, engine.stats()))
         case LoadError() as error:
             on_report(LoadEnded(error, engine.stats()))
+
+
+def _abort(engine: Engine, compiling: Compiling, request_ids: Sequence[str], reason: str, on_report: OnReport) -> None:
+    """Abort requests that the engine has or that wait for their grammars; report these as accepted first."""
+    aborted = engine.abort(*request_ids)
+    for command in compiling.remove(request_ids):
+        gone = [request.request_id for request in command.requests]
+        on_report(Accepted(gone, command.arrived))
+        aborted += gone
+    on_report(Aborted(aborted, reason))
 
 
 def _add(engine: Engine, command: Add) -> Accepted | Refused:

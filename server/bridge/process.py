@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from threading import Thread
 
-from thoughtbubbles.server.bridge.loop import Command, Commands, Load, Loaded, OnReport, Report, run_engine
+from thoughtbubbles.server.bridge.commands import Command, Commands
+from thoughtbubbles.server.bridge.loop import Load, Loaded, OnReport, Report, run_engine
 from thoughtbubbles.server.bridge.trimming import Trimmer
 
 

@@ -9,18 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from thoughtbubbles.engine import EngineStats, TokenEvent
+from thoughtbubbles.server.bridge.commands import Abort, Add, Command, Commands, LoadWeights
 from thoughtbubbles.server.bridge.errors import LoadError, RefusedError
 from thoughtbubbles.server.bridge.generation import Generation
 from thoughtbubbles.server.bridge.loop import (
-    Abort,
-    Add,
-    Command,
-    Commands,
     CommandsDone,
     Load,
     Loaded,
     LoadEnded,
-    LoadWeights,
     OnReport,
     Refused,
     Report,

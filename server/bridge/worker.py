@@ -158,6 +158,8 @@ class Worker:
                 continue
             generation.weights_version = generation.weights_version or self.model.weights_version
             if event.finish_reason == "error":
+                if event.text:
+                    generation.put(event._replace(finish_reason=None, stop_reason=None))
                 self._fail(generation, failure_of(event), "error")
                 continue
             generation.put(event)

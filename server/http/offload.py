@@ -5,6 +5,10 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
+from starlette.requests import Request
+
+from thoughtbubbles.server.http.disconnect import while_connected
+
 Result = TypeVar("Result")
 
 INLINE_LENGTH = 1 << 12
@@ -27,9 +31,14 @@ async def offload(work: Callable[[], Result], length: int, executor: Executor = 
     return work() if length <= INLINE_LENGTH else await run_on(executor, work)
 
 
-async def offload_planning(work: Callable[[], Result], length: int, *, compiles: bool) -> Result:
-    """Return what `work` returns, as `offload` does; always on a thread if it `compiles` a grammar."""
-    return await (run_on(GRAMMARS, work) if compiles else offload(work, length))
+async def offload_planning(request: Request, work: Callable[[], Result], length: int, *, compiles: bool) -> Result:
+    """Return what `work` returns, as `offload` does; always on a thread if it `compiles` a grammar.
+
+    Such work is dropped if its client disconnects before it starts: `ClientDisconnect`.
+    """
+    if not compiles:
+        return await offload(work, length)
+    return await while_connected(request, run_on(GRAMMARS, work))
 
 
 async def run_on(executor: Executor, work: Callable[[], Result]) -> Result:

@@ -120,13 +120,11 @@ class Meter:
         self._histograms.step_batch_size.observe(report.batch_size)
         for streams, times in Counter(report.fork_counts).items():
             self._histograms.streams_per_token.observe(streams, times)
-        failed = [event.request_id for event in events if event.finish_reason == "error"]
-        if failed:
-            events = [event for event in events if event.finish_reason != "error"]
-            self._abort(failed, "error")
-        self._time_tokens(events, now)
+        self._time_tokens([event for event in events if event.finish_reason != "error"], now)
         for event in events:
-            if event.finish_reason is not None:
+            if event.finish_reason == "error":
+                self._abort([event.request_id], "error")
+            elif event.finish_reason is not None:
                 self._finish(event, event.finish_reason, now)
 
     def _count_load(self, report: WeightsLoaded | LoadEnded) -> None:

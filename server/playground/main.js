@@ -26,6 +26,7 @@ const answers = dials.map(() => new Answer(field("answer"), card));
 let connected = false; // whether the served model is known
 let stopping = null; // aborts the running completion
 let turning = null;
+let written = null; // the prompt of the answers on the page
 
 function showStatus(words, wrong = false) {
   const status = field("status");
@@ -57,15 +58,18 @@ async function connect() {
 async function write() {
   stopping?.abort();
   const mine = (stopping = new AbortController());
-  const { bias } = changes;
+  const same = field("prompt").value === written && !field("beside").checked; // else the changes are of other tokens
+  const bias = same ? changes.bias : [];
   const shown = answers.slice(0, field("beside").checked || bias.length ? 2 : 1);
   begin();
   const requests = shown.map((_, index) => request(index, bias));
   let started = false;
-  // Only now: a refused request leaves the previous answer.
+  // Only now: a refused request leaves the previous answer, and the changes of its tokens.
   const start = () => {
-    if (!started) showAnswers(shown, requests);
+    if (started) return;
     started = true;
+    if (!same) changes.clear();
+    showAnswers(shown, requests);
   };
   const ends = await Promise.allSettled(shown.map((answer, index) => fill(answer, requests[index], mine.signal, start)));
   if (stopping === mine) finish(ends); // else a newer completion has replaced them
@@ -89,6 +93,7 @@ function begin() {
 }
 
 function showAnswers(shown, requests) {
+  written = requests[0].prompt;
   card.hide();
   shown.forEach((answer, index) => answer.clear(title(requests[index])));
   field("answers").replaceChildren(...shown.map((answer) => answer.element));
@@ -137,9 +142,7 @@ field("ask").addEventListener("submit", async (submitted) => {
   if (connected) await write();
 });
 field("stop").addEventListener("click", () => stopping.abort());
-field("prompt").addEventListener("input", () => changes.clear()); // other tokens have their positions
 field("beside").addEventListener("change", () => {
-  changes.clear();
   field("second").hidden = !field("beside").checked;
   rewrite();
 });

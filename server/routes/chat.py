@@ -31,6 +31,7 @@ async def create_chat_completion(request: Request, service: Serving) -> Response
     body = await request.body()
     chat = await offload(lambda: parse(body, ChatRequest), len(body))
     completion = await offload_planning(
+        request,
         lambda: ChatCompletion(completion_id, plan_chat(completion_id, chat, served), served),
         len(body) * chat.n,
         compiles=is_constrained(chat),

@@ -33,6 +33,7 @@ async def create_completion(request: Request, service: Serving) -> Response:
     body = await request.body()
     parsed = await offload(lambda: parse(body, CompletionRequest), len(body))
     completion = await offload_planning(
+        request,
         lambda: Completion(completion_id, plan(completion_id, parsed, served), served),
         len(body) * parsed.candidates,
         compiles=is_constrained(parsed),

@@ -22,6 +22,7 @@ from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.pieces import Pieces, completed
 from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.model import Fork, ModelConfig, Selection, Thoughtbubbles, Tokenizer
@@ -195,13 +196,17 @@ def make_request(name: str, tokens: int, model: Thoughtbubbles, tokenizer: Token
 @pytest.mark.numeric
 @torch.inference_mode()
 def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
-    """Memory for two of four states: the others are computed whole until memory is free."""
+    """Memory for two of four states, and one for a moment: the others are computed whole until memory is free."""
     requests = [make_request(name, 9, model, tokenizer) for name in "abcd"]
     one = RevisableState(model.config, requests[0].selection, 19, model.transformer.wte.weight).nbytes
-    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(2.5 * one))
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=3 * one)
+
+    def step(requests: list[Request]) -> list[Revised]:
+        revised = completed(recompute.step(requests))
+        return [revised[request] for request in requests]
 
     def logits() -> Tensor:
-        return torch.stack([each.logits for each in recompute.step(requests)])
+        return torch.stack([each.logits for each in step(requests)])
 
     def oracle() -> Tensor:
         return torch.stack([model(torch.tensor([r.tokens]), rule="dynamic")[0, -1] for r in requests])
@@ -211,13 +216,13 @@ def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Toke
         assert recompute.kept_bytes == 2 * one
         for request in requests:
             request.output.append(token)
-    computed = [len(each.fork_counts) for each in recompute.step(requests)]
+    computed = [len(each.fork_counts) for each in step(requests)]
     assert max(computed[:2]) < 13 == computed[2] == computed[3]
     requests = requests[1:]
     del request
     assert recompute.kept_bytes == one, "a request that is gone leaves nothing"
     requests[0].output.append(5)
-    recompute.step(requests[:2])
+    step(requests[:2])
     assert recompute.kept_bytes == 2 * one
     requests.clear()
     assert recompute.kept_bytes == 0
@@ -228,17 +233,46 @@ def test_what_is_computed_whole_is_computed_one_after_the_other(
     model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without memory for a state, no request keeps one while the next is computed."""
-    extend, states, alive = RevisingForward.extend, WeakSet[RevisableState](), list[int]()
+    pieces, states, alive = RevisingForward.pieces, WeakSet[RevisableState](), list[int]()
 
-    def counting(self: RevisingForward, own: Sequence[RevisableState], ids: Sequence[Sequence[int]]) -> list[Revised]:
+    def counting(
+        self: RevisingForward, own: Sequence[RevisableState], ids: Sequence[Sequence[int]]
+    ) -> Pieces[list[Revised]]:
         states.update(own)
         alive.append(len(states))
-        return extend(self, own, ids)
+        return pieces(self, own, ids)
 
-    monkeypatch.setattr(RevisingForward, "extend", counting)
+    monkeypatch.setattr(RevisingForward, "pieces", counting)
     recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=0)
-    recompute.step([make_request(name, 9, model, tokenizer) for name in "abcd"])
+    completed(recompute.step([make_request(name, 9, model, tokenizer) for name in "abcd"]))
     assert alive == [1, 1, 1, 1]
+
+
+@torch.inference_mode()
+def test_states_never_take_more_than_the_limit(
+    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are used for a moment count as well, also beside kept ones that came before."""
+    sizes = [5, 9, 5, 30, 14, 5]
+    requests = [make_request(str(i), tokens, model, tokenizer) for i, tokens in enumerate(sizes)]
+    largest = RevisableState(model.config, requests[3].selection, 40, model.transformer.wte.weight).nbytes
+    made, peak = WeakSet[RevisableState](), [0]
+    init = RevisableState.__init__
+
+    def recorded(self: RevisableState, *arguments: object) -> None:
+        init(self, *arguments)  # type: ignore[arg-type]
+        if self.segments[0].keys.device.type != "meta":
+            made.add(self)
+            peak[0] = max(peak[0], sum(state.nbytes for state in made))
+
+    monkeypatch.setattr(RevisableState, "__init__", recorded)
+    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(1.2 * largest))
+    for those in (requests[:3], requests, requests[2:], requests[:5], requests):
+        completed(recompute.step(those))
+        completed(recompute.score(those[-1], 1))
+        for request in those:
+            request.output.append(7)
+    assert 0 < recompute.kept_bytes <= peak[0] <= recompute.limit_bytes
 
 
 def drain(engine: Engine) -> dict[str, list[int]]:

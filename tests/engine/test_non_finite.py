@@ -1,6 +1,7 @@
 """Logits that are NaN or infinite end their request with an error, and leave no trace for others."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor
 from tests.engine.embedded import embed
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from thoughtbubbles.engine.config import ExecutorKind
+from thoughtbubbles.engine.revising.forward import Revised
+from thoughtbubbles.engine.revising.pieces import Pieces
+from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.sampling import finite_rows
-from thoughtbubbles.model import Thoughtbubbles, Tokenizer
+from thoughtbubbles.model import ForkBias, Thoughtbubbles, Tokenizer
 
 BROKEN = 200
 """The token whose embedding is broken."""
@@ -158,21 +162,57 @@ def test_rules_that_recompute(model: Thoughtbubbles, tokenizer: Tokenizer, rule:
     engine.add("innocent", [1, 2, 3], params(fork_selection=rule))
     alone = told(run(engine))
     forward = engine.executor.recompute._forward  # type: ignore[attr-defined]
-    extend = forward.extend
+    pieces = forward.pieces
 
-    def broken(states: object, tokens: list[list[int]]) -> object:
-        revised = extend(states, tokens)  # type: ignore[arg-type]
+    def broken(states: Sequence[RevisableState], tokens: Sequence[Sequence[int]]) -> Pieces[list[Revised]]:
+        revised = yield from pieces(states, tokens)
         for each, ids in zip(revised, tokens, strict=True):
             if BROKEN in ids:
                 each.logits.fill_(math.nan)
         return revised
 
-    forward.extend = broken  # type: ignore[method-assign, assignment]
+    forward.pieces = broken  # type: ignore[method-assign, assignment]
     engine.add("broken", [7, BROKEN], params(fork_selection=rule))
     engine.add("innocent", [1, 2, 3], params(fork_selection=rule))
     together = run(engine)
     assert together.pop("broken").finish_reason == "error"
     assert told(together) == alone
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"return_fork_counts": True},
+        {"return_fork_scores": True, "fork_bias": (ForkBias(layer=1, position=0, bias=2.0),)},
+        {"return_fork_counts": True, "return_fork_scores": True, "fork_selection": "dynamic"},
+        {"return_fork_counts": True, "max_tokens": 1},
+        {},
+    ],
+    ids=["fork counts", "fork scores", "dynamic", "the last token", "neither"],
+)
+def test_the_token_before_is_delivered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    """Also one that waits for its streams, which are NaN as well: it comes without them."""
+    engine.generate([[7]], params(fork_selection="dynamic"))  # reads the head, which is tied to the embedding
+    break_token(engine, monkeypatch, math.nan)
+    engine.add("broken", [7, 6], params(logit_bias={BROKEN: 100}, prompt_logprobs=0, **settings))
+    broken = run(engine)["broken"]
+    assert (broken.token_ids, broken.finish_reason) == ((BROKEN,), "error")
+    assert broken.text == "\ufffd"
+    first, *_, last = broken.events
+    assert first.prompt is not None
+    assert (first.fork_count, first.fork_scores, first.finish_reason) == (None, None, None)
+    assert (last.token_id, last.finish_reason, last.usage) == (None, "error", None)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_the_text_before_is_delivered(engine: Engine, monkeypatch: pytest.MonkeyPatch, counts: bool) -> None:
+    """Also what could have become a stop string."""
+    letter = ord("A")
+    embed(monkeypatch, engine.model, letter, math.nan)
+    engine.add("broken", [7, 6], params(logit_bias={letter: 100}, stop=("AB",), return_fork_counts=counts))
+    assert run(engine)["broken"].text == "A"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Scoring prompts takes bounded memory: few logits at once, and little of a prompt until its answer is written."""
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.engine.conftest import MakeModel
-from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, scoring
-from thoughtbubbles.model import Rule, Streams, Thoughtbubbles, Tokenizer
+from thoughtbubbles.engine import Engine, EngineConfig, PromptReport, SamplingParams, scoring
+from thoughtbubbles.model import ForkBias, Rule, Streams, Thoughtbubbles, Tokenizer
 
 AT_ONCE = 8
 PROMPTS = [[(7 * i + place * place) % 256 for place in range(40)] for i in range(8)]
@@ -46,7 +49,7 @@ def test_few_logits_stand_in_memory_together(
 
 def test_the_rules_without_a_cache_score_one_prefix_at_a_time(engine: Engine, largest: list[int]) -> None:
     engine.generate(PROMPTS[:2], SamplingParams(max_tokens=0, fork_selection="dynamic", **ASK))
-    assert largest == [2] + 2 * 39 * [1], "each prompt's last token together, then every prefix alone"
+    assert largest == 2 * 39 * [1] + [2], "every prefix alone, then each prompt's last token together"
 
 
 @pytest.mark.parametrize("top", [0, 3, 20])
@@ -81,3 +84,16 @@ def test_rows_that_only_pad_the_embedding_are_never_told(
         raw = model(torch.tensor([PROMPTS[0]]), rule=rule)[0, -1].log_softmax(0)
     assert raw.argmax() > tokenizer.end_of_text
     assert [value for _, value in told[39]] == pytest.approx(raw[:257].topk(20).values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("other", [{}, {"fork_selection": "dynamic"}, {"fork_bias": (ForkBias(layer=1, position=0),)}])
+def test_a_report_has_what_was_requested_alone(engine: Engine, other: dict[str, Any]) -> None:
+    for logprobs, counts, scores in itertools.product((None, 1), (False, True), (False, True)):
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=logprobs, return_fork_counts=counts, return_fork_scores=scores, **other
+        )
+        [completion] = engine.generate([[1, 2, 3]], params)
+        report = completion.events[0].prompt
+        report = report or PromptReport()
+        found = report.scores is not None, bool(report.fork_counts), bool(report.fork_scores)
+        assert found == (logprobs is not None, counts, scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import defaultdict
@@ -11,10 +12,12 @@ import jsonschema
 import pytest
 
 from tests.engine.conftest import lively_model
+from tests.engine.embedded import embed
 from tests.engine.schemas import Schema, random_schema
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, Grammar, InvalidRequest, SamplingParams, TokenEvent
 from thoughtbubbles.engine.structured import compilation, compiler
 from thoughtbubbles.engine.structured.compiler import GrammarCompiler, check_grammar, compiler_of
+from thoughtbubbles.engine.structured.state import GrammarState
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer, install_command
 
 DIGITS = Grammar(kind="regex", text="[0-9]{3}-[0-9]{2}")
@@ -176,6 +179,31 @@ def test_a_grammar_that_becomes_too_complex_ends_its_request_alone(
     assert long_engine.stats().non_finite_logits_total == 0
     assert one(long_engine, DIGITS).finish_reason == "stop"
     assert one(long_engine, grammar, seed=0, max_tokens=100).token_ids == found["complex"].token_ids, "compiled anew"
+
+
+def test_a_token_whose_grammar_then_fails_is_delivered_with_its_forks(
+    long_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "MOST_LEXER_STATES", 30)
+    grammar = Grammar(kind="regex", text="([a-z]{3}[0-9]{4}|[a-f]+x){20,21}")  # no other test uses it up
+    plain = one(long_engine, grammar, seed=0, max_tokens=100)
+    for reports in ({"return_fork_counts": True}, {"return_fork_scores": True}):
+        reported = one(long_engine, grammar, seed=0, max_tokens=100, **reports)
+        assert (reported.finish_reason, reported.token_ids) == ("error", plain.token_ids)
+        *tokens, error = reported.events
+        assert all(each.fork_count or each.fork_scores for each in tokens)
+        assert (error.token_id, error.stop_reason) == (None, plain.stop_reason)
+
+
+def test_a_grammar_that_fails_does_not_hide_logits_that_are_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is NaN must not be found by the next request, either."""
+    byte_tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, "bytes")
+    engine = Engine(lively_model(), byte_tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
+    monkeypatch.setattr(GrammarState, "failure", "for the test")
+    embed(monkeypatch, engine.model, 3, math.nan)
+    assert one(engine, DIGITS).finish_reason == "error"
+    assert engine.stats().non_finite_logits_total == 1
+    assert engine.cache.use().bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,10 @@ from tests.server.test_limits import read
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.server.__main__ import main, run
+from thoughtbubbles.server.bridge.commands import Abort, Add, Command
 from thoughtbubbles.server.bridge.loop import (
-    Abort,
     Aborted,
     Accepted,
-    Add,
-    Command,
     CommandsDone,
     Loaded,
     Refused,

@@ -81,6 +81,37 @@ def test_a_stream_and_its_neighbours(broken: Running) -> None:
     assert broken.service.worker.failure is None
 
 
+def test_a_stream_has_the_token_that_waited_for_its_forks(broken: Running) -> None:
+    """Without the count, since what the forks were computed from is NaN."""
+    before = count(broken)
+    with events(broken, prompt="x", **FORCED, return_fork_counts=True, return_token_ids=True) as told:
+        *texts, error, done = told
+    choices = [json.loads(text)["choices"][0] for text in texts]
+    assert [value for each in choices for value in each["token_ids"]] == [BROKEN]
+    assert [value for each in choices for value in each["fork_counts"]] == [None]
+    assert {each["finish_reason"] for each in choices} == {None}
+    assert json.loads(error)["error"]["code"] == "non_finite_logits"
+    assert done == "[DONE]"
+    assert broken.service.worker.failure is None
+    after = count(broken)
+    assert after["error"] == before["error"] + 1
+    assert_law(samples(broken))
+
+
+def test_a_stream_has_all_text_before_the_error(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what could have become a stop string."""
+    letter = ord("A")
+    embed(monkeypatch, server.engine.model, letter, math.nan)
+    forced = {"logit_bias": {str(letter): 100}, "stop": "AB", "max_tokens": 8, "return_token_ids": True}
+    with events(server, prompt="x", **forced) as told:
+        *texts, error, _ = told
+    choices = [json.loads(text)["choices"][0] for text in texts]
+    assert "".join(each["text"] for each in choices) == "A"
+    assert [value for each in choices for value in each["token_ids"]] == [letter]
+    assert json.loads(error)["error"]["code"] == "non_finite_logits"
+    eventually(lambda: not server.engine.has_work)
+
+
 def _told(server: Running) -> Iterator[str]:
     with events(server, prompt="innocent", **FORCED) as told:
         yield from told

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from tests.server.harness import Json, Running, chunks, joined
+from tests.server.harness import Json, Running, chunks, connected, eventually, joined
 from thoughtbubbles.engine import Grammar
 from thoughtbubbles.engine.structured import compilation, compiler
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.server.http.offload import GRAMMARS
 from thoughtbubbles.server.protocol import grammars
 
 SCHEMA = {
@@ -156,6 +157,33 @@ def test_others_are_answered_while_a_grammar_is_compiled(server: Running, monkey
         assert server.complete(prompt="x", max_tokens=3)["choices"]
         may_end.set()
         assert waiting.result()["choices"][0]["text"] == "slow"
+
+
+def test_a_grammar_of_a_client_that_has_left_is_not_compiled(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All threads compile; one more client waits for one of them, and disconnects."""
+    may_end, began = threading.Event(), list[str]()
+
+    def slowly(grammar: Grammar, tokenizer: Tokenizer) -> None:
+        began.append(grammar.text)
+        assert may_end.wait(30)
+
+    monkeypatch.setattr(grammars, "check_grammar", slowly)
+    with ThreadPoolExecutor() as pool, caplog.at_level("INFO", "thoughtbubbles.server.requests"):
+        threads = GRAMMARS._max_workers
+        waiting = [pool.submit(server.complete, guided_regex=f"a{i}", max_tokens=4) for i in range(threads)]
+        eventually(lambda: len(began) == threads)
+        with connected(server) as client:
+            body = b'{"guided_regex": "gone"}'
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            eventually(lambda: GRAMMARS._work_queue.qsize() == 1)
+        try:
+            eventually(lambda: any(each.fields["status"] == 499 for each in caplog.records), seconds=5)
+        finally:
+            may_end.set()
+        assert [each.result()["choices"][0]["text"] for each in waiting] == [f"a{i}" for i in range(threads)]
+    assert "gone" not in began
 
 
 def test_a_grammar_that_becomes_too_complex(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from thoughtbubbles.model import (
 )
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.selection import Rule
+from thoughtbubbles.training import analyse
 from thoughtbubbles.training.__main__ import main
 from thoughtbubbles.training.analysis.attention import KEYS, AttentionShares, key_kinds
 from thoughtbubbles.training.analysis.budget import budget_rows, score_rows
@@ -199,6 +200,26 @@ def test_what_cannot_be_analysed_is_told_in_one_line(
     assert reason in capsys.readouterr().err
     assert main(["analyse", str(checkpoints[1]), "--data", str(text)]) == 2
     assert "no forks to analyse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("forks", "reason"),
+    [
+        (["2:0:never"], "fork: layer must be a fork layer of the model (1, 3), not 2"),
+        (["1:0:never", "9:1:2.5"], "fork: layer must be a fork layer of the model (1, 3), not 9"),
+        (["1:99:never"], "fork: position must be below the 7 tokens of the text, not 99"),
+        (["1:2:never", "1:2:always"], "fork: layer 1, position 2 is there twice"),
+    ],
+)
+def test_a_fork_that_the_model_or_the_text_lacks_is_named_before_any_work(
+    forks: list[str], reason: str, checkpoints: tuple[Path, Path], text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="figures need the extra `plots`")
+    flags = [flag for fork in forks for flag in ("--fork", fork)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(analyse, "study", None)
+        assert main(["analyse", str(checkpoints[0]), "--data", str(text), "--text", "the cat is $5", *flags]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_without_matplotlib_it_says_what_to_install(checkpoints: tuple[Path, Path], text: Path) -> None:

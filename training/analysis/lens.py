@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thoughtbubbles.model import Checkpoint, Fork, ForkBias, Hook, Selection
+from thoughtbubbles.model import Checkpoint, Fork, ForkBias, Hook, ModelConfig, Selection, check_fork_biases
 from thoughtbubbles.model.interventions import Site
 from thoughtbubbles.training.analysis.tokens import entropies, fork_counts
 
@@ -123,6 +123,17 @@ def parse_bias(text: str) -> ForkBias:
         return ForkBias(layer=int(layer), position=int(position), bias=float(change))
     except ValueError as error:
         raise ValueError(f"fork must be LAYER:POSITION:CHANGE, such as 3:5:never or 3:5:2.5, not {text!r}") from error
+
+
+def check_biases(biases: Sequence[ForkBias], config: ModelConfig, tokens: int) -> None:
+    """Raise `ValueError` for a layer that does not fork, and for a position that a text of so many tokens lacks."""
+    try:
+        check_fork_biases(biases, config)
+    except ValueError as error:
+        raise ValueError(f"fork: {error}") from None
+    for each in biases:
+        if each.position >= tokens:
+            raise ValueError(f"fork: position must be below the {tokens} tokens of the text, not {each.position}")
 
 
 def _run(

@@ -225,7 +225,8 @@ def test_no_request_keeps_its_neighbour_from_decoding_ahead(
     events = [*engine.step(), *engine.step()]
     for _ in range(3):
         own = engine.step()
-        assert [event.request_id for event in own] == ["neighbour", "other"], "both get a token in every step"
+        got = [event.request_id for event in own]
+        assert got == ["neighbour", "other"] or (kind == "recomputed" and got == ["neighbour"]), "the other takes turns"
         events += own
         flight = cuda_executor(engine).ahead
         assert flight
@@ -354,8 +355,10 @@ def test_keys_and_values_that_are_nan_end_one_request(
         engine.cache.check_integrity()
     for event in events:
         told.setdefault(event.request_id, []).append(event)
-    last = told.pop("broken")[-1]
+    *tokens, last = told.pop("broken")
     assert (last.token_id, last.finish_reason) == (None, "error")
+    waits = [each.fork_count is None for each in tokens]
+    assert waits == [kind != "fork counts"] * (len(tokens) - 1) + [True], "the last one comes without what is NaN"
     assert engine.stats().non_finite_logits_total == 1
     assert_alike({name: Completion.of(events) for name, events in told.items()}, waited)
     assert_alike(run(engine, requests), waited)

@@ -295,6 +295,17 @@ model.save_pretrained({str(tmp_path)!r})
     assert (tmp_path / "modeling_thoughtbubbles.py").read_text() == modeling_source()
 
 
+def test_importing_hf_makes_no_source(transformers: ModuleType) -> None:
+    """Only `save_pretrained` needs it, and it is made from all files of `model/`."""
+    script = """
+from thoughtbubbles.model.huggingface import source
+source.modeling_source = None
+import thoughtbubbles.hf
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_without_transformers_the_import_says_what_to_install() -> None:
     script = "import sys; sys.modules['transformers'] = None; import thoughtbubbles.hf"
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
