@@ -2,9 +2,10 @@
 
     python -m benchmarks.engine.neighbours [CHECKPOINT] [--requests 15] [--context 256] [--prompt 900] [--tokens 100]
 
-Each row is of one engine. The cached requests decode alone, and then beside one other request: `decode` while it
-decodes after `--context` tokens, `prefill` until the first token of one whose prompt has `--prompt`. `kept` is their
-speed beside it over their speed alone, and `pause` the longest time between two steps that give them tokens.
+Each row is of one engine. The cached requests decode alone, then beside one other request, and alone again: `decode` is
+while it decodes after `--context` tokens, `prefill` until the first token of one whose prompt has `--prompt`. `kept` is
+their speed beside it over their speed alone, and `pause` the longest time between two steps that give them tokens. All
+times are processor time of one thread.
 """
 
 import argparse
@@ -38,7 +39,7 @@ class Watch:
         others = sum(event.request_id == "other" for event in events)
         self.others += others
         if len(events) > others:
-            self.times.append(time.perf_counter())
+            self.times.append(time.process_time())
 
     def gaps(self) -> list[float]:
         """Return the seconds between steps that gave cached requests tokens."""
@@ -63,7 +64,7 @@ class Watch:
 def main() -> None:
     """Print the table."""
     args = _arguments()
-    set_threads(args.threads)
+    set_threads(1)
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint())
     print(header())
     print("other      phase    alone tok/s  beside tok/s  kept  median ms  pause ms  its tok/s  its first token s")
@@ -90,6 +91,8 @@ def _print_row(checkpoint: Checkpoint, args: argparse.Namespace, kind: str, phas
         watch.others = 0
         beside = watch.tokens(args.tokens)
         its = f"{watch.others / sum(beside):9.1f}"
+    engine.abort("other")
+    alone += watch.tokens(args.tokens)  # a step grows with the texts: half before, half after
     before, after = (args.requests / statistics.mean(gaps) for gaps in (alone, beside))
     print(f"{kind:9}  {phase:7}  {before:11.0f}  {after:12.0f}  {after / before:4.2f}"
           f"  {1000 * statistics.median(beside):9.1f}  {1000 * max(beside):8.1f}  {its}", flush=True)  # fmt: skip
@@ -103,7 +106,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256, help="tokens of the other's prompt (%(default)s)")
     parser.add_argument("--prompt", type=int, default=900, help="the same where its prefill counts (%(default)s)")
     parser.add_argument("--tokens", type=int, default=100, help="tokens of each cached request (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 

@@ -84,7 +84,9 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
             forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
             decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
             paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer))  # type: ignore[arg-type]
-            engine.executor = RevisingExecutor(paged, engine.executor.recompute, Sampler(tokenizer))  # type: ignore[attr-defined]
+            engine.executor = RevisingExecutor(  # type: ignore[attr-defined]
+                paged, engine.executor.recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
+            )
             engine.scheduler.mixes = True
         return engine
 
