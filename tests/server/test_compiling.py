@@ -32,7 +32,7 @@ class Loop:
         engine = Engine(lively_model(), tokenizer, EngineConfig(page_size=4, cache_bytes=1 << 22))
         served = ServedModel(
             name="m", config=engine.model.config, tokenizer=tokenizer, max_model_len=64, max_waiting_streams=999,
-            max_choices=8, parameters=1, device="cpu",
+            max_choices=8, parameters=1, device="cpu", weights_version="w",
         )  # fmt: skip
         return engine, served
 
