@@ -88,6 +88,7 @@ class CudaExecutor:
         A request with a grammar never runs ahead: which tokens may come next follows from the one before. Its newest
         token is computed as one more of its prompt would be.
         """
+        self.forward.forget()
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
         waited = list(zip(plan.requests, plan.num_tokens, strict=True))[: plan.num_prefills]
         waited += [(request, tokens) for request, tokens in plan.decodes if tokens and request.grammar is not None]

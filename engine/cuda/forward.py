@@ -73,7 +73,14 @@ class DeviceForward(CachedForward):
 
     def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`; the next step overwrites what it returns."""
+        self.forget()
         return self.launch(chunks).land()
+
+    def forget(self) -> None:
+        """Wait for steps that were launched and that nobody will land, since what was to land them was interrupted."""
+        for step in self._flying:
+            step.wait()
+        self._flying.clear()
 
     def launch(self, chunks: list[Chunk]) -> "Prefill":
         """Launch the chunks. If they take several steps, wait for all but the last.
@@ -88,7 +95,7 @@ class DeviceForward(CachedForward):
             launched.append(self._launch(share))
             parts.append(_copied(launched[-1].land()))
             share, rest = self._take(rest)
-            ends += share.ends
+            ends = [*ends, *share.ends]
         launched.append(self._launch(share))
         return Prefill(parts, launched, np.flatnonzero(ends).tolist())
 

@@ -32,6 +32,9 @@ class PortablePrefill(CachedForward):
     sampler: "DeviceSampler"
     max_lone_prefill_tokens = CachedForward.max_prefill_tokens
 
+    def forget(self) -> None:
+        """Nothing flies: `launch` computes."""
+
     def launch(self, chunks: list[Chunk]) -> "Computed":
         from thoughtbubbles.engine.cuda.sampler import scored
 

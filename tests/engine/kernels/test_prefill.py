@@ -194,6 +194,27 @@ def test_a_prefill_in_two_parts(
     assert len(told[0]) == len(prompts)
 
 
+def test_what_was_interrupted_is_forgotten(
+    small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody lands it, and its requests were aborted: the next prefill has their row of the ledger, and its step."""
+    engine, params = on_kernels(make_engine(small_model), [40]), SamplingParams(max_tokens=0, return_fork_counts=True)
+    wanted = engine.generate(PROMPTS[:1], params)[0].events[0].prompt
+    engine.cache.clear()
+
+    def interrupt(_flight: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_executor(engine), "land", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([PROMPTS[1]], params)
+    engine.abort_all()
+    assert engine.generate(PROMPTS[:1], params)[0].events[0].prompt == wanted
+    assert [state.ids for state in engine.cache._retained] == PROMPTS[:1]
+    engine.cache.check_integrity()
+
+
 def check(
     model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40), selection: Selection | None = None
 ) -> None:
