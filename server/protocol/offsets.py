@@ -14,14 +14,13 @@ class Offsets:
     def add(self, token: bytes) -> int:
         """Return the offset of the next token: of the character of its first byte, which an earlier token may start."""
         started, _ = self._decoder.getstate()
-        offset = self._characters + (bool(started) and breaks(started, token[:1]))
+        offset = self._characters
+        if started and breaks(started, token[:1]):
+            offset += len(started.decode("utf-8", "replace"))
         self._characters += len(self._decoder.decode(token))
         return offset
 
 
 def breaks(started: bytes, byte: bytes) -> bool:
     """Return whether `byte` does not continue the character whose first bytes are `started`."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    complete = decoder.decode(started + byte)
-    unfinished, _ = decoder.getstate()
-    return len(complete) + bool(unfinished) > 1
+    return len((started + byte).decode("utf-8", "replace")) > 1

@@ -53,7 +53,8 @@ def test_alone_in_a_crowd_from_cached_prefixes_and_preempted(serve: Serve) -> No
         alone = [told(server.complete(**body)) for body in REQUESTS]
         steps, hits = server.engine.steps, server.engine.stats().prefix_cache_hits_total
         assert all_at_once(server) == alone
-        assert server.engine.steps - steps < 2 * LONGEST, "the crowd was not computed together"
+        # Twice, and once more where requests without pages are computed in pieces, between the steps of the others.
+        assert server.engine.steps - steps < 3 * LONGEST, "the crowd was not computed together"
         assert server.engine.stats().prefix_cache_hits_total > hits + CROWD, "each prompt was there before"
         assert server.engine.stats().preemptions_total == 0
     with serve(**room, cache_bytes=1 << 18) as tight:

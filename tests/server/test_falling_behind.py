@@ -166,6 +166,7 @@ class Idle:
 def worker(made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> Worker:
     worker = Worker(lambda: made, Metrics().meter, math.inf)
     monkeypatch.setattr(worker, "_thread", Idle())
+    monkeypatch.setattr(worker, "_model", made[1])
     return worker
 
 

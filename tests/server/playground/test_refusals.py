@@ -86,7 +86,9 @@ def test_a_refusal_leaves_what_was_being_written(playground: Playground, server:
     playground.page.click("text=Complete")
     server.engine.wait_until_held()
     playground.tokens.nth(3).wait_for()
-    written = playground.tokens.count()
+    written = 0
+    while written != (written := playground.tokens.count()):  # the last ones may still be on their way
+        playground.page.wait_for_timeout(300)
     playground.set(max_tokens=CONTEXT)
     playground.page.click("text=Complete")
     playground.page.locator("#status", has_text="context").wait_for()
