@@ -10,16 +10,16 @@ memory is printed as requests come, on Linux.
 """
 
 import argparse
-import mmap
+import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.header import header
+from benchmarks.server.serving import resident_mib
 from benchmarks.shapes import random_prompts
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
 from thoughtbubbles.model import load_checkpoint, shipped_checkpoint
@@ -53,14 +53,17 @@ def main() -> None:
     set_threads(args.threads)
     print(header())
     checkpoint = load_checkpoint(shipped_checkpoint(), dtype=torch.float32)
-    before = _resident() if args.memory else 0
+    before = resident_mib(os.getpid())
     config = EngineConfig(max_batch_size=max(args.batch_sizes), executor=args.executor, prefix_caching=False)
     engine = Engine(checkpoint.model, checkpoint.tokenizer, config)
     if args.memory:
-        print(f"resident memory: {before} MiB before the engine, {_resident()} with it")
+        print(f"resident memory: {before:.0f} MiB before the engine, {resident_mib(os.getpid()):.0f} with it")
         for batch_size in args.batch_sizes:
             _decode(engine, random_prompts(checkpoint.model.config, batch_size, PROMPT), [{}] * batch_size, args.new)
-            print(f"{_resident()} MiB after {batch_size} requests of {PROMPT + args.new} tokens", flush=True)
+            print(
+                f"{resident_mib(os.getpid()):.0f} MiB after {batch_size} requests of {PROMPT + args.new} tokens",
+                flush=True,
+            )
         return
     clock = time.process_time if args.busy else time.perf_counter
     kinds = ["processor" if args.busy else "clock", f"{args.threads} threads"]
@@ -109,10 +112,6 @@ def _print_alone(engine: Engine, prompts: Prompts, ways: Ways, clock: Clock) -> 
         _decode(engine, prompts, settings, ALONE)
         print(f"{statistics.median(times):9.1f}  {name}", flush=True)
     paged.draw = draw
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE >> 20
 
 
 def _decode(engine: Engine, prompts: Prompts, settings: list[dict[str, Any]], new: int) -> int:

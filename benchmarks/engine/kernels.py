@@ -120,7 +120,7 @@ def _products() -> None:
 
 
 def _compare(name: str, layer: nn.Linear, rows: int) -> None:
-    """Print what a product of so many rows takes in each way."""
+    """Print the time of a product of `rows` rows with each choice of tiles, and by the library."""
     x = torch.randn(rows, layer.in_features, device="cuda", dtype=torch.bfloat16)
     out = torch.randn(rows, layer.out_features, device="cuda", dtype=torch.bfloat16)
     launch = _launch_of(name, layer, x, out)

@@ -146,7 +146,7 @@ def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request
     """Yield the requests that are waited for and their tokens in two parts, if there are enough, else in one.
 
     The host prepares the second part while the device computes the first, and reports the first while it computes the
-    second. A prompt report needs the streams of its step, so that no other may be launched before it is made.
+    second. Prompts that are reported stay in one part: what two parts would gain there has not been measured.
     """
     tokens = np.cumsum([n for _, n in waited])
     middle = 0

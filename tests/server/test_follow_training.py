@@ -44,8 +44,8 @@ def running(*command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def answer(url: str) -> tuple[str, list[int]]:
     """The fingerprint and the greedy tokens of a completion."""
     body = {"prompt": PROMPT, "max_tokens": 16, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
-    told: Any = httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status().json()
-    return told["system_fingerprint"], told["choices"][0]["token_ids"]
+    answered: Any = httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status().json()
+    return answered["system_fingerprint"], answered["choices"][0]["token_ids"]
 
 
 def fresh(folder: Path) -> tuple[str, list[int]]:
@@ -68,13 +68,13 @@ def test_a_server_follows_a_run(data: Path, tmp_path: Path) -> None:  # noqa: F8
     with ExitStack() as stack:
         options = ("--checkpoint", str(served), "--threads", "1", "--admin-keys-file", str(tmp_path / "keys"))
         url, _ = stack.enter_context(serving(*options))
-        told = answer(url)
-        assert (told[0].rpartition("-")[2], told[1]) == first
+        answered = answer(url)
+        assert (answered[0].rpartition("-")[2], answered[1]) == first
         follow = (sys.executable, str(tmp_path / "follow.py"), str(best), str(tmp_path / "keys"), url)
         stack.enter_context(running(*follow, log=tmp_path / "follow.log"))
         longer = train(data, best.parent, "--steps", "120", "--start", str(served))
         trainer = stack.enter_context(running(*longer, log=tmp_path / "train.log"))
-        fingerprints = [told[0]]
+        fingerprints = [answered[0]]
         eventually(lambda: fingerprints.append(answer(url)[0]) or trainer.poll() is not None, seconds=SECONDS)
         assert trainer.returncode == 0, (tmp_path / "train.log").read_text()
         last = fresh(best)

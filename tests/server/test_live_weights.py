@@ -121,7 +121,7 @@ def test_answers_are_those_of_a_server_of_the_other_checkpoint(real: Listening, 
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ({"n_embd": 16}, "n_embd is 16, not 32"),
         ({"fork_layers": (0, 2)}, "fork_layers is (0, 2), not (1, 2)"),
@@ -129,23 +129,23 @@ def test_answers_are_those_of_a_server_of_the_other_checkpoint(real: Listening, 
     ],
 )
 def test_another_shape_is_refused_before_anything_waits(
-    setting: Json, told: str, administered: Running, save: Save, monkeypatch: pytest.MonkeyPatch
+    setting: Json, message: str, administered: Running, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save(Thoughtbubbles(replace(administered.engine.model.config, **setting)))
     monkeypatch.setattr(Engine, "pause_admission", lambda _: pytest.fail("requests were made to wait"))
     monkeypatch.setattr(
         "thoughtbubbles.model.checkpoint.read.read_weights", lambda *_: pytest.fail("weights were read")
     )
-    refused(administered, folder, told)
+    refused(administered, folder, message)
 
 
-def refused(server: Running, checkpoint: Path, told: str) -> None:
+def refused(server: Running, checkpoint: Path, message: str) -> None:
     """The checkpoint is refused with a reason, and the weights stay."""
     before, counted = tokens(server), samples(server)[REFUSED]
     answer = load(server, checkpoint)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "checkpoint_refused", "checkpoint")
-    assert told in error["message"]
+    assert message in error["message"]
     assert tokens(server) == before
     assert samples(server)[REFUSED] == counted + 1
     assert server.client.get("/ready").status_code == 200
@@ -357,8 +357,8 @@ def test_a_server_that_stops_ends_the_load(run_beside: RunBeside, other: Path, t
             assert running.result(30)["code"] == "draining"
             return answer.status_code, answer.json()["error"]["code"]
 
-    told = run_beside(client, "--admin-keys-file", str(file), "--drain-seconds", "1")
-    assert told == (0, (503, "draining"))
+    ended = run_beside(client, "--admin-keys-file", str(file), "--drain-seconds", "1")
+    assert ended == (0, (503, "draining"))
 
 
 @pytest.mark.parametrize("seed", range(4))

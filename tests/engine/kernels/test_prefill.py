@@ -180,18 +180,18 @@ def test_a_prefill_in_two_parts(
 
     monkeypatch.setattr(executor, "PART_TOKENS", 4)
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-    prompts, told = [PROMPTS[1], PROMPTS[2], [5, 6]], []
+    prompts, reported = [PROMPTS[1], PROMPTS[2], [5, 6]], []
     for engine in (on_kernels(make_engine(small_model), sizes), make_engine(small_model)):
         launched: list[list[int]] = []
         launch = cuda_executor(engine).forward.launch
         monkeypatch.setattr(cuda_executor(engine).forward, "launch", lambda chunks, launch=launch, launched=launched: (
             launched.append([len(chunk.ids) for chunk in chunks]), launch(chunks))[1])  # fmt: skip
-        told.append([(c.token_ids, c.events[-1].usage.fork_count) for c in engine.generate(prompts, params)
+        reported.append([(c.token_ids, c.events[-1].usage.fork_count) for c in engine.generate(prompts, params)
                      if c.events[-1].usage])  # fmt: skip
         assert launched == [[13], [4, 2]]
         engine.cache.check_integrity()
-    assert told[0] == told[1]
-    assert len(told[0]) == len(prompts)
+    assert reported[0] == reported[1]
+    assert len(reported[0]) == len(prompts)
 
 
 def test_what_was_interrupted_is_forgotten(

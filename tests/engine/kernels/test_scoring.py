@@ -40,8 +40,8 @@ def device_scores(
     ids, places = torch.tensor([targets, tops], dtype=torch.int32, device=DEVICE)
     with torch.inference_mode():
         words = scorer.report(streams.x[0].to(DEVICE), rows, ids, places)
-    told = Report(words.cpu(), [(1, top) for top in tops], None, vocabulary).read()
-    return [one for one in told if one is not None]
+    reported = Report(words.cpu(), [(1, top) for top in tops], None, vocabulary).read()
+    return [one for one in reported if one is not None]
 
 
 def check(
@@ -52,10 +52,10 @@ def check(
     shape = (len(index), model.config.n_embd)
     streams = Streams(torch.randn(shape)[None], -torch.rand(len(index))[None], index[None], len(counts))
     targets = torch.randint(model.config.vocab_size, (len(counts),)).tolist()
-    told = device_scores(model, streams, targets, tops, vocabulary)
+    reported = device_scores(model, streams, targets, tops, vocabulary)
     with torch.inference_mode():
         logits = model.readout(streams)[0]
-        for i, (one, top) in enumerate(zip(told, tops, strict=True)):
+        for i, (one, top) in enumerate(zip(reported, tops, strict=True)):
             wanted = Scores()
             wanted.extend(report(logits[i : i + 1], targets[i : i + 1], top, vocabulary=vocabulary))
             assert list(one.own) == pytest.approx(list(wanted.own), abs=1e-4)
@@ -93,16 +93,16 @@ def generate(
     engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]], steps: int = 0
 ) -> dict[str, Completion]:
     """Requests that come together; `abort` is aborted after some steps."""
-    told: dict[str, list[TokenEvent]] = {}
+    reported: dict[str, list[TokenEvent]] = {}
     for name, (prompt, params) in requests.items():
         engine.add(name, prompt, params)
     while engine.has_work:
         for event in engine.step():
-            told.setdefault(event.request_id, []).append(event)
+            reported.setdefault(event.request_id, []).append(event)
         engine.abort(*(["abort"] if (steps := steps - 1) == 0 else []))
         engine.cache.check_integrity()
-    told.pop("abort", None)
-    return {name: Completion.of(events) for name, events in told.items()}
+    reported.pop("abort", None)
+    return {name: Completion.of(events) for name, events in reported.items()}
 
 
 def asked(**settings: object) -> SamplingParams:
