@@ -1,9 +1,10 @@
-"""Fields of OpenAI and vLLM for features that this server lacks: they are refused by name, not ignored."""
+"""Fields that a request may not have, of OpenAI, vLLM and the other route: they are refused by name, not ignored."""
 
 from collections.abc import Iterator, Mapping
 
+from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
-from thoughtbubbles.server.protocol.requests import GenerationRequest, RequestBody
+from thoughtbubbles.server.protocol.requests import CompletionRequest, GenerationRequest, RequestBody
 
 NEUTRAL: Mapping[str, object] = {
     "audio": None,
@@ -27,10 +28,30 @@ INSTEAD: Mapping[str, str] = {
 }
 """Fields that ask for a form of the text, each with the field of this server that does."""
 
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+OTHER_ROUTE: Mapping[type[GenerationRequest], Mapping[str, str]] = {
+    CompletionRequest: {
+        "messages": f"send it to {CHATS}, or use 'prompt'",
+        "max_completion_tokens": "use 'max_tokens'",
+        "top_logprobs": "use 'logprobs', a number",
+    },
+    ChatRequest: {
+        "prompt": f"send it to {COMPLETIONS}, or use 'messages'",
+        "best_of": f"send it to {COMPLETIONS}",
+        "echo": f"send it to {COMPLETIONS}",
+        "suffix": f"send it to {COMPLETIONS}",
+    },
+}
+"""The fields that only the other route has, each with what to do instead: without them the answer would be another."""
+
 
 def check_supported(request: GenerationRequest) -> None:
     """Raise `ApiError` 400 for the first field that uses such a feature."""
+    others = OTHER_ROUTE[type(request)]
     for field, value in _unknown(request):
+        if field in others and not (value is False or value == ""):
+            message = f"Unsupported parameter: {field!r} is not a field of this route: {others[field]}."
+            raise bad_request(message, "unsupported_parameter", field)
         if field in INSTEAD:
             message = f"Unsupported parameter: {field!r} is not supported: use {INSTEAD[field]!r}."
             raise bad_request(message, "unsupported_parameter", field)
