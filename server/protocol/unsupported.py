@@ -17,6 +17,19 @@ NEUTRAL: Mapping[str, object] = {
 }
 """Each field with the value that does not use its feature."""
 
+OTHER_ANSWERS: Mapping[str, object] = {
+    "add_generation_prompt": True,
+    "allowed_token_ids": [],
+    "bad_words": [],
+    "chat_template": None,
+    "continue_final_message": False,
+    "documents": [],
+    "prompt_logprobs": None,
+    "truncate_prompt_tokens": None,
+    "use_beam_search": False,
+}
+"""Fields of vLLM that change what is answered, each with the value that does not."""
+
 OBJECTS = ("stream_options", "response_format", "json_schema", "structured_outputs", "fork_bias")
 """Fields that are objects or lists of objects. Messages are left out: there may be tens of thousands of them."""
 
@@ -50,24 +63,27 @@ def check_supported(request: GenerationRequest) -> None:
     others = OTHER_ROUTE[type(request)]
     for field, value in _unknown(request):
         if field in others and not (value is False or value == ""):
-            message = f"Unsupported parameter: {field!r} is not a field of this route: {others[field]}."
-            raise bad_request(message, "unsupported_parameter", field)
+            raise _refused(field, f"is not a field of this route: {others[field]}")
         if field in INSTEAD:
-            message = f"Unsupported parameter: {field!r} is not supported: use {INSTEAD[field]!r}."
-            raise bad_request(message, "unsupported_parameter", field)
-        if field in NEUTRAL and value != NEUTRAL[field]:
+            raise _refused(field, f"is not supported: use {INSTEAD[field]!r}")
+        if value != OTHER_ANSWERS.get(field, value):
+            raise _refused(field, "is not supported by this server, and without it the answer would be another")
+        if value != NEUTRAL.get(field, value):
             raise unsupported(field)
 
 
 def ignored(request: GenerationRequest) -> Iterator[str]:
     """Yield the names of the request's fields that have no effect, but for those inside `messages`."""
-    return (field for field, _ in _unknown(request) if field not in NEUTRAL)
+    return (field for field, _ in _unknown(request) if field not in NEUTRAL and field not in OTHER_ANSWERS)
 
 
 def unsupported(field: str) -> ApiError:
-    """Return the error of `field`."""
-    message = f"Unsupported parameter: {field!r} is not supported with this model, which writes text alone."
-    return bad_request(message, "unsupported_parameter", field)
+    """Return the error of `field`, which is not text."""
+    return _refused(field, "is not supported with this model, which writes text alone")
+
+
+def _refused(field: str, reason: str) -> ApiError:
+    return bad_request(f"Unsupported parameter: {field!r} {reason}.", "unsupported_parameter", field)
 
 
 def _unknown(body: RequestBody, prefix: str = "") -> Iterator[tuple[str, object]]:

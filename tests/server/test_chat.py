@@ -157,6 +157,9 @@ def test_unknown_fields_are_named(server: Running) -> None:
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"echo": True}, "echo", "unsupported_parameter"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+        ({"continue_final_message": True}, "continue_final_message", "unsupported_parameter"),
+        ({"add_generation_prompt": False}, "add_generation_prompt", "unsupported_parameter"),
+        ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),
         ({"n": 100}, "messages", "array_above_max_length"),
         ({"model": "gpt-4"}, "model", "model_not_found"),
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
@@ -174,7 +177,7 @@ def test_unknown_fields_are_named(server: Running) -> None:
 def test_mistakes(server: Running, body: Json, param: str, code: str) -> None:
     told = error(server, **body)
     assert (told["param"], told["code"]) == (param, code)
-    assert "prompt'" not in told["message"]
+    assert "'prompt" not in told["message"]
 
 
 def test_a_prompt_is_not_dropped(server: Running) -> None:
@@ -184,7 +187,8 @@ def test_a_prompt_is_not_dropped(server: Running) -> None:
 
 
 def test_fields_of_completions_that_ask_for_nothing_are_accepted(server: Running) -> None:
-    body = {"messages": HELLO, "max_tokens": 1, "echo": False, "suffix": None, "prompt": "", "best_of": None}
+    body = {"messages": HELLO, "max_tokens": 1, "echo": False, "suffix": None, "prompt": "", "best_of": None,
+            "add_generation_prompt": True, "bad_words": []}  # fmt: skip
     response = server.client.post("/v1/chat/completions", json=body)
     assert (response.status_code, response.headers["x-ignored-parameters"]) == (200, "echo, prompt")
 
