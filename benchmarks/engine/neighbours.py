@@ -24,7 +24,7 @@ from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
 from thoughtbubbles.model import ForkBias, ModelConfig, Thoughtbubbles, Tokenizer, load_checkpoint, shipped_checkpoint
 
-KINDS = ("none", "cached", "fork_bias", "dynamic", "fixed")
+KINDS = ("none", "cached", "dynamic", "fixed", "fork_bias")
 """What the other request is."""
 PHASES = ("decode", "prefill")
 DEFAULTS = {"cpu": {"dtype": "float32", "tokens": 100}, "cuda": {"dtype": "bfloat16", "tokens": 400}}
@@ -109,16 +109,20 @@ def main() -> None:
     """Print the table."""
     args = _arguments()
     set_threads(1)
+    print(header(), flush=True)
+    began = time.perf_counter()
     engine = _engine(*_served(args), args.requests)
     load = Load(requests=args.requests, context=args.context, prompt=args.prompt, tokens=args.tokens)
     clock = time.perf_counter if args.device == "cuda" else time.process_time
-    rows = [(kind, phase) for kind in args.kinds for phase in PHASES if (kind, phase) != ("none", "prefill")]
-    for row in rows:  # what is met for the first time is slow: kernels load
-        measure(Watch(engine), replace(load, requests=1, tokens=2), *row)
-    print(header())
-    print("other      phase    alone tok/s  beside tok/s  kept  median ms  pause ms  its tok/s  its first token s")
-    for kind, phase in rows:
-        _print_row(kind, phase, measure(Watch(engine, clock), load, kind, phase))
+    print(f"# ready after {time.perf_counter() - began:.0f} s")
+    print(
+        "other      phase    alone tok/s  beside tok/s  kept  median ms  pause ms  its tok/s  its first token s",
+        flush=True,
+    )
+    for kind in args.kinds:
+        for phase in ("decode",) if kind == "none" else args.phases:
+            measure(Watch(engine), replace(load, requests=1, tokens=2), kind, phase)  # what is first met is slow
+            _print_row(kind, phase, measure(Watch(engine, clock), load, kind, phase))
 
 
 def measure(watch: Watch, load: Load, kind: str, phase: str) -> Row:
@@ -193,6 +197,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="(float32, on a GPU bfloat16)")
     parser.add_argument("--block-size", type=int, default=2048, help="context of random weights (%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what the other request is")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="what the other does")
     parser.add_argument("--requests", type=int, default=15, help="cached requests (%(default)s)")
     parser.add_argument("--context", type=int, default=256, help="tokens of the other's prompt (%(default)s)")
     parser.add_argument("--prompt", type=int, default=900, help="the same where its prefill counts (%(default)s)")
