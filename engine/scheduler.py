@@ -38,7 +38,7 @@ class Scheduler:
     _decode_next: bool = False
     """Whether the last step prefilled and left out running requests, so that the next one decodes."""
     _num_unplanned: int = 0
-    """Prompt tokens of prefilling requests that no plan has so far."""
+    """Prompt tokens of prefilling requests with pages that no plan has so far."""
 
     def __post_init__(self) -> None:
         self.waiting = RequestQueue(self.cache.config)
@@ -75,7 +75,7 @@ class Scheduler:
         decode between two of them.
         """
         self._free_pages()
-        self._num_unplanned = sum(request.num_pending for request in self.prefilling)
+        self._num_unplanned = sum(request.num_pending for request in self.prefilling if request.paged)
         self.admit()
         if not self.prefilling or (self.running and self._decode_next):
             self._decode_next = False
@@ -85,7 +85,7 @@ class Scheduler:
         return self._plan_prefill(self._plan_decode(beside))
 
     def admit(self) -> None:
-        """Admit waiting requests while batch slots and pages last, as many as one step could prefill.
+        """Admit waiting requests while batch slots and pages last, of those with pages as many as a step could prefill.
 
         `schedule` does so; an engine whose executor runs ahead may do so before, while a step is computed.
         """
@@ -97,13 +97,14 @@ class Scheduler:
             prefix = self._find(request)
             cached = prefix.state.tokens if prefix else 0
             tokens = self._num_unplanned + request.num_tokens - cached
-            if self.prefilling and (tokens > self._most_tokens or self._gains_by_waiting(request, cached)):
+            full = tokens > self._most_tokens and any(each.paged for each in self.prefilling)
+            if request.paged and (full or self._gains_by_waiting(request, cached)):
                 return
             if not self._open(request, prefix, needs):
                 return
             self.prefilling.append(self.waiting.popleft())
             request.group.started = True
-            self._num_unplanned += request.num_pending
+            self._num_unplanned += request.num_pending * request.paged
 
     def update(self, requests: Sequence[Request]) -> None:
         """Move requests of an output to `running` if all their tokens are computed now."""
@@ -150,22 +151,31 @@ class Scheduler:
                 request.draft = []
 
     def _plan_prefill(self, beside: Plan) -> Plan:
-        """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them."""
-        requests: list[Request] = []
-        num_tokens: list[int] = []
-        left, now = self._most_tokens, time.monotonic()
-        for request in self.prefilling:
-            pending = request.num_pending
-            chunk = pending if self._is_whole(request) else min(pending, left)
-            if requests and (chunk > left or left == 0):
-                break
-            requests.append(request)
-            num_tokens.append(chunk)
-            left = max(0, left - chunk)
+        """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them.
+
+        Requests without pages are computed apart from the others, in pieces of the same size: one of either kind does
+        not wait for one of the other.
+        """
+        first = self._first_chunks(paged=True) | self._first_chunks(paged=False)
+        chunks = {request: first[request] for request in self.prefilling if request in first}
+        now = time.monotonic()
+        for request, chunk in chunks.items():
             request.started = request.started or now
-            request.num_scheduled = len(request.output) + (chunk == pending)
-        self._num_unplanned -= sum(num_tokens)
-        return Plan([*requests, *beside.requests], [*num_tokens, *beside.num_tokens], len(requests))
+            request.num_scheduled = len(request.output) + (chunk == request.num_pending)
+        self._num_unplanned -= sum(chunk for request, chunk in chunks.items() if request.paged)
+        return Plan([*chunks, *beside.requests], [*chunks.values(), *beside.num_tokens], len(chunks))
+
+    def _first_chunks(self, *, paged: bool) -> dict[Request, int]:
+        """Return the next tokens of the first prefilling requests with pages, or without, that one step may have."""
+        chunks: dict[Request, int] = {}
+        left = self._most_tokens
+        for request in (each for each in self.prefilling if each.paged == paged):
+            chunk = request.num_pending if self._is_whole(request) else min(request.num_pending, left)
+            if chunks and (chunk > left or left == 0):
+                break
+            chunks[request] = chunk
+            left = max(0, left - chunk)
+        return chunks
 
     @property
     def _most_tokens(self) -> int:

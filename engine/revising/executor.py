@@ -19,6 +19,8 @@ from thoughtbubbles.engine.sampler import Sampler
 
 LEAST_SHARE = 1 / 9
 """Least time for requests without pages that decode, over that of the others: these keep nine tenths of their speed."""
+ALONE_SECONDS = 0.05
+"""Time for scoring a prompt token by token in a launch beside nothing else: requests that come wait for no longer."""
 
 
 class _Computed(NamedTuple):
@@ -47,7 +49,7 @@ class RevisingExecutor(Generic[Flight]):
     What it computes is landed by the launch that ends it, also where the other executor runs ahead. A step of one of
     these requests can take as long as many steps of the others. So it is computed in pieces, a few each launch: of
     prompts as much as of other prompts, and of requests that decode as much as their number among all that decode,
-    or a tenth of the time if that is more.
+    or a tenth of the time if that is more. Scoring a prompt token by token takes as long as decoding it, and as much.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class RevisingExecutor(Generic[Flight]):
         self.recompute = recompute
         self._sampler = sampler
         self._work: _Work | None = None
+        self._scoring = False  # whether the next piece is of a prompt that is scored token by token
         self._others_seconds = 0.0  # that cached requests took since the last piece
+        self._beside = False  # whether there were some
         self._seconds_left = 0.0  # for requests that decode; negative after a piece that took longer
 
     @property
@@ -106,14 +110,16 @@ class RevisingExecutor(Generic[Flight]):
 
     def launch(self, plan: Plan) -> list[Flight | Landed]:
         """Launch what the other executor computes, and then compute pieces of the rest."""
-        began = time.monotonic()
-        flights: list[Flight | Landed] = [*self.paged.launch(plan.only(paged=True))]
+        began, others = time.monotonic(), plan.only(paged=True)
+        flights: list[Flight | Landed] = [*self.paged.launch(others)]
         self._others_seconds += time.monotonic() - began
+        self._beside |= bool(others.requests)
         requests = plan.only(paged=False).requests
         if not requests:
-            self._others_seconds = 0.0
+            if self._work is None:
+                self._others_seconds, self._beside = 0.0, False
             return flights
-        self._work = self._work or _Work(plan.phase, requests, self._compute(requests))
+        self._work = self._work or self._begin(plan.phase, requests)
         if self._work.phase == plan.phase and (output := self._advance(plan, self._work)):
             flights.append(Landed(output))
         return flights
@@ -139,41 +145,56 @@ class RevisingExecutor(Generic[Flight]):
     @torch.inference_mode()
     def _advance(self, plan: Plan, work: _Work) -> Output | None:
         """Compute pieces of the work while this launch has time for them. Return its output once it has ended."""
-        others = sum(request.paged for request in plan.requests)
         try:
-            if work.phase == "prefill":
-                self._prefill(work.pieces)
-            elif others:
-                self._decode(work.pieces, max(LEAST_SHARE, (len(plan.requests) - others) / others))
+            if work.phase == "prefill" and not self._scoring:
+                self._prefill(work)
+            elif (seconds := self._seconds(plan)) is not None:
+                self._share(work, seconds)
             else:
                 return self._output(work, completed(work.pieces))
         except StopIteration as end:
             return self._output(work, end.value)
         return None
 
-    def _prefill(self, pieces: Pieces[_Computed]) -> None:
+    def _prefill(self, work: _Work) -> None:
         """Compute at least one piece, and as many as another prompt gets a step."""
+        self._others_seconds, self._beside = 0.0, False
         left = self.max_prefill_tokens * len(self.recompute.model.blocks)
-        while left > 0:
-            left -= next(pieces)
+        while left > 0 and not self._scoring:
+            left -= next(work.pieces)
 
-    def _decode(self, pieces: Pieces[_Computed], share: float) -> None:
-        """Compute pieces for `share` of the time that others took. A longer one is made up for by the next launches."""
-        self._seconds_left = min(self._seconds_left, 0.0) + share * self._others_seconds
-        self._others_seconds = 0.0
+    def _seconds(self, plan: Plan) -> float | None:
+        """Return how much time the work has in this launch; None for all that it needs."""
+        others = sum(request.paged for request in plan.requests)
+        if others:
+            return max(LEAST_SHARE, (len(plan.requests) - others) / others) * self._others_seconds
+        if not self._scoring:
+            return None
+        return LEAST_SHARE * self._others_seconds if self._beside else ALONE_SECONDS
+
+    def _share(self, work: _Work, seconds: float) -> None:
+        """Compute pieces for so many seconds. A longer one is made up for by the next launches."""
+        self._seconds_left = min(self._seconds_left, 0.0) + seconds
+        self._others_seconds, self._beside = 0.0, False
         while self._seconds_left > 0:
             began = time.monotonic()
             try:
-                next(pieces)
+                next(work.pieces)
             finally:
                 self._seconds_left -= time.monotonic() - began
+
+    def _begin(self, phase: Phase, requests: list[Request]) -> _Work:
+        self._scoring = False  # of one that was aborted
+        return _Work(phase, requests, self._compute(requests))
 
     def _compute(self, requests: Sequence[Request]) -> Pieces[_Computed]:
         """Score the prompts of which that is to be reported, and compute the tokens that are not computed yet."""
         scores: dict[Request, Scores] = {}
         for request in requests:
             if request.wants_prompt_report and (top := request.params.prompt_logprobs) is not None:
+                self._scoring = request.selection.rule != "causal"
                 scores[request] = yield from self.recompute.score(request, top)
+                self._scoring = False
         return _Computed(scores, (yield from self.recompute.step(requests)))
 
     def _output(self, work: _Work, computed: _Computed) -> Output:

@@ -218,12 +218,23 @@ def test_a_request_without_cache_needs_no_pages() -> None:
 
 def test_a_recomputed_request_admitted_during_a_step_is_still_prefilled() -> None:
     it = scheduler(max_prefill_tokens=8, mixes=True)
-    it.add(request("a", prompt=8))
-    it.add(request("d", prompt=8, rule="dynamic"))
-    assert run(it, ahead=True) == ("prefill", "a")
-    assert [each.id for each in it.prefilling] == ["d"]
-    assert run(it) == ("prefill", "d")
-    assert run(it) == ("decode", "ad")
+    for name in "de":
+        it.add(request(name, prompt=8, rule="dynamic"))
+    assert run(it, ahead=True) == ("prefill", "d")
+    assert [each.id for each in it.prefilling] == ["e"]
+    assert run(it) == ("prefill", "e")
+    assert run(it) == ("decode", "de")
+
+
+def test_a_prompt_with_pages_does_not_wait_for_one_without() -> None:
+    """They are computed apart; of each kind a step has the first."""
+    it = scheduler(max_prefill_tokens=8, mixes=True)
+    for name, rule in (("d", "dynamic"), ("a", "causal"), ("e", "dynamic"), ("b", "causal")):
+        it.add(request(name, prompt=8, rule=rule))
+    assert run(it) == ("prefill", "da")
+    assert [each.id for each in it.prefilling] == ["e"]
+    assert run(it) == ("prefill", "eb")
+    assert run(it)[0] == "decode"
 
 
 def test_who_holds_no_pages_is_not_preempted() -> None:

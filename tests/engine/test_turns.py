@@ -7,7 +7,11 @@ import pytest
 
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from thoughtbubbles.engine.config import ExecutorKind
+from thoughtbubbles.engine.prompt_report import Scores
+from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising import executor
+from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.revising.pieces import Pieces
 from thoughtbubbles.model import ForkBias, Thoughtbubbles, Tokenizer
 
 LONG = [(7 * i * i + 3) % 251 for i in range(40)]
@@ -45,7 +49,7 @@ def of_step(engine: Engine) -> Counter[str]:
     return Counter(event.request_id for event in engine.step())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS.keys() - {"prompt scored"})
 def test_a_long_prompt_lets_others_step_between_its_pieces(kind: str, engine: Engine) -> None:
     engine.add("long", LONG, params(max_tokens=1, **KINDS[kind]))
     steps = 0
@@ -98,12 +102,88 @@ def test_one_that_decodes_takes_the_time_of_its_number(engine: Engine, monkeypat
     assert 45 / 3 / pieces - 1 <= got["other"] <= 45 / 3 / pieces
 
 
+def counted_pieces(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pieces that the scoring of prompts takes, as they are computed."""
+    recompute = engine.executor.recompute  # type: ignore[attr-defined]
+    score, pieces = recompute.score, list[int]()
+
+    def counted(request: Request, top: int) -> Pieces[Scores]:
+        scoring = score(request, top)
+        while True:
+            try:
+                pieces.append(next(scoring))
+            except StopIteration as end:
+                scores: Scores = end.value
+                return scores
+            yield pieces[-1]
+
+    monkeypatch.setattr(recompute, "score", counted)
+    return pieces
+
+
+@pytest.mark.parametrize("kind", ["native", "portable"])
+def test_scoring_token_by_token_takes_no_more_time_than_decoding(
+    kind: ExecutorKind, model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece has few streams and costs as much as one of many: each takes a second by this clock, as a step does."""
+    engine = make(model, tokenizer, kind)
+    for i, name in enumerate(NEIGHBOURS):
+        engine.add(name, [i + 1], params(max_tokens=60))
+    engine.step()
+    clock, pieces = itertools.count(), counted_pieces(engine, monkeypatch)
+    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    engine.add("scored", LONG, params(max_tokens=0, fork_selection="dynamic", prompt_logprobs=1))
+    got: Counter[str] = Counter()
+    while got["one"] < 45:
+        got += of_step(engine)
+    assert [got[name] for name in NEIGHBOURS] == [45] * 3
+    assert 3 <= len(pieces) <= 45 / 3 + 1, "a third of the time at most, and it goes on"
+
+
+def test_scoring_token_by_token_lets_requests_come(
+    model: Thoughtbubbles, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, a step ends after a moment: by this clock, after each piece."""
+    engine = make(model, tokenizer)
+    clock, pieces = itertools.count(), counted_pieces(engine, monkeypatch)
+    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    engine.add("scored", LONG, params(max_tokens=0, fork_selection="dynamic", prompt_logprobs=1))
+    for _ in range(20):
+        engine.step()
+    assert 0 < len(pieces) <= 20
+    engine.add("comes", [1], params(max_tokens=1))
+    got: Counter[str] = Counter()
+    for _ in range(4):
+        got += of_step(engine)
+    assert got == {"comes": 1}
+    monkeypatch.undo()
+    while not got["scored"]:
+        got += of_step(engine)
+
+
 def test_one_alone_has_a_token_every_step(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     engine = make(model, tokenizer)
     engine.add("only", LONG[:4], params(fork_selection="dynamic"))
     while not of_step(engine):
         pass
     assert [of_step(engine)["only"] for _ in range(19)] == [1] * 19
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_prompt_waits_for_the_pieces_of_another(kind: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with pages is prefilled beside two without, one of which waits for the other."""
+    clock = itertools.count()
+    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(RevisingExecutor, "max_prefill_tokens", 1)  # a piece a step
+    engine.add("long", LONG, params(max_tokens=1, **KINDS[kind]))
+    engine.add("another", LONG, params(max_tokens=1, **KINDS[kind]))
+    assert "long" not in of_step(engine)
+    engine.add("comes", LONG, params(max_tokens=1))
+    got: Counter[str] = Counter()
+    for _ in range(40 // 8):
+        got += of_step(engine)
+    assert (got["comes"], got["another"]) == (1, 0)
+    assert [got[name] for name in NEIGHBOURS] == [5] * 3
 
 
 def test_nothing_is_kept_of_one_that_is_aborted_between_pieces(engine: Engine) -> None:
