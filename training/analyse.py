@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, set_threads, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.selection import Rule
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, help="tokens of a window (default: the model's block)")
     parser.add_argument("--bins", type=int, default=12, help="bins of entropy")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
     parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder for figures and data")
 
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("tokens", "length", "bins"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    set_threads(args.threads)
     biases = [parse_bias(each) for each in args.fork]
     figures = _figures()
     checkpoint, regular = _load(args)

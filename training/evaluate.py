@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import torch
 
-from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.data.documents import read_documents
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="solved problems in each prompt of gsm8k: the first COUNT of FILE")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of tables")
 
 
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"batch_size must be at least 1, not {args.batch_size}")
     if args.positions < 0:
         raise ValueError(f"positions must be at least 0, not {args.positions}")
+    set_threads(args.threads)
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
     if args.data:
         _run_texts(args, checkpoint)

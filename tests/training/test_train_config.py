@@ -50,8 +50,12 @@ def test_no_fork_layers_make_the_regular_twin() -> None:
     assert override(MODEL, parse("--fork-layers")) == replace(MODEL, fork_layers=())
 
 
-def test_no_threads_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--threads", "0"]) == 2
+@pytest.mark.parametrize(
+    "command", [["train", "--out", "run", "--data"], ["evaluate", "--data"], ["analyse", "--data"]]
+)
+def test_no_threads_at_all_are_refused(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command that computes has the flag: with a thread on every busy core all wait for the slowest."""
+    assert main([*command, str(tmp_path), "--threads", "0"]) == 2
     assert "threads must be from 1 to 1024, not 0" in capsys.readouterr().err
 
 
