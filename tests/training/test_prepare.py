@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.training.harness import HELD_OUT, SUBJECTS, TEXTS, VERBS, VOCAB, write_json_lines
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.corpus_writer import only_preparation
 from thoughtbubbles.training.data.documents import read_documents
 from thoughtbubbles.training.data.prepare import add_arguments, prepare, run
 from thoughtbubbles.training.data.token_file import Index, read_tokens
@@ -111,6 +112,16 @@ def test_bad_input_is_refused_by_name(data: Path, tmp_path: Path, name: str, con
         prepare([tmp_path / name], [tmp_path / name], tmp_path / "out", str(data / "tokenizer.tiktoken"))
     with pytest.raises(ValueError, match=r"has no index\.json"):
         Index.read(tmp_path / "out")  # a half-prepared folder does not pass for a whole one
+
+
+def test_a_second_preparation_in_a_folder_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("abab", encoding="utf-8")
+    parser, text, out = argparse.ArgumentParser(), str(tmp_path / "one.txt"), tmp_path / "out"
+    add_arguments(parser)
+    args = parser.parse_args(["--train", text, "--val", text, "--vocab-size", "258", "--out", str(out)])
+    with only_preparation(out), pytest.raises(ValueError, match=r"^out: another preparation is writing to .*out; wait"):
+        run(args)
+    assert run(args) == 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.model import Tokenizer, lock_file
 from thoughtbubbles.model.files.atomic import write_file
 from thoughtbubbles.training.data.documents import Documents, sha256
 from thoughtbubbles.training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
@@ -20,8 +20,19 @@ from thoughtbubbles.training.data.prompt_mask import finish_prompt_mask, prompt_
 from thoughtbubbles.training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
 from thoughtbubbles.training.data.vocabulary import train_vocabulary
 
+TRAIN_FILE = "train.bin"
 MAX_WORKERS = 1024
 """Most processes that encode; all of them start at once."""
+
+
+@contextmanager
+def only_preparation(out: Path) -> Iterator[None]:
+    """Keep other preparations out of the folder `out` inside the block. Raise `ValueError` if one is in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / TRAIN_FILE).open("ab") as file:
+        if not lock_file(file):
+            raise ValueError(f"out: another preparation is writing to {out}; wait for it, or choose another folder")
+        yield
 
 
 class CorpusWriter:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from thoughtbubbles.training.data.corpus_writer import CorpusWriter
+from thoughtbubbles.training.data.corpus_writer import CorpusWriter, only_preparation
 from thoughtbubbles.training.data.documents import Documents, FileDocuments
 from thoughtbubbles.training.data.published import PUBLISHED, published_documents
 from thoughtbubbles.training.data.token_file import Index
@@ -36,8 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare the folder, print the sizes of its files, and return 0."""
     tokenizer = args.tokenizer or args.vocab_size
-    writer = CorpusWriter(_inputs(args), args.out, tokenizer, val_share=args.val_share, workers=args.workers)
-    index = writer.write()
+    inputs = _inputs(args)
+    with only_preparation(args.out):
+        writer = CorpusWriter(inputs, args.out, tokenizer, val_share=args.val_share, workers=args.workers)
+        index = writer.write()
     for name, split in (("train", index.train), ("val", index.val)):
         print(f"{args.out / name}.bin: {split.tokens:,} tokens, {split.bytes:,} bytes, {split.documents:,} documents")
     return 0
