@@ -146,13 +146,13 @@ class SegmentPages:
         if last + 1 < self.pages and self._references[last + 1] == 0:
             return np.array(last + 1)
         idle = np.flatnonzero(self._references == 0)
-        gaps = np.split(idle, np.flatnonzero(np.diff(idle) > 1) + 1)
-        for gap in gaps:
-            before = self._longest - 1 if gap[0] and self._running[gap[0] - 1] else 0
-            if len(gap) >= before + self._longest:
-                return np.array(gap[before])
-        widest = max(gaps, key=len)
-        return np.array(widest[len(widest) // 2])
+        gaps = np.concatenate(([0], np.flatnonzero(np.diff(idle) > 1) + 1))
+        first, lengths = idle[gaps], np.diff(gaps, append=len(idle))
+        before = np.where(self._running[np.maximum(first - 1, 0)] * first > 0, self._longest - 1, 0)
+        roomy = lengths >= before + self._longest
+        if roomy.any():
+            return np.array((first + before)[roomy.argmax()])
+        return np.array((first + lengths // 2)[lengths.argmax()])
 
     def write(self, layer: int, slots: Tensor, keys_and_values: Tensor) -> None:
         """Store keys and values (2,N,S,H) of a layer at slots (S,)."""
