@@ -1,7 +1,7 @@
 """How a request without pages slows cached ones: their speed and pauses beside one, while it decodes or is prefilled.
 
     python -m benchmarks.engine.neighbours [CHECKPOINT] [--requests 15] [--context 256] [--prompt 900] [--tokens 100]
-    python -m benchmarks.engine.neighbours --device cuda [--dtype bfloat16] [--block-size 2048] [--tokens 400]
+    python -m benchmarks.engine.neighbours --device cuda [--dtype bfloat16] [--block-size 4096] [--tokens 400]
 
 On a GPU, without CHECKPOINT, the model has the 124M shape and random weights. The cached requests decode alone, then
 beside one other request, and alone again: `decode` is while it decodes after `--context` tokens, `prefill` until the
@@ -44,7 +44,9 @@ class Load:
     prompt: int
     """The same where its prefill counts."""
     tokens: int
-    """Tokens of each cached request in each part."""
+    """Tokens of each cached request in each part, at least."""
+    others: int = 4
+    """Tokens of the other while it decodes, at least: its share of the time shows in a longer part alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +91,16 @@ class Watch:
         """Return the seconds between steps that gave cached requests tokens."""
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
-    def tokens(self, count: int) -> list[float]:
-        """Return the gaps of the next `count` tokens of each cached request, or more."""
-        self.times = self.times[-1:]
-        while len(self.times) <= count:
+    def tokens(self, count: int, others: int = 0) -> list[float]:
+        """Return the gaps of the next `count` tokens of each cached request, or more, until the other has `others`."""
+        self.times, self.others = self.times[-1:], 0
+        while len(self.times) <= count or self.others < others:
             self.step()
         return self.gaps()
 
     def first(self) -> list[float]:
         """Return the gaps until the other has its first token."""
-        self.times = self.times[-1:]
+        self.times, self.others = self.times[-1:], 0
         while not self.others:
             self.step()
         self.step()
@@ -121,7 +123,9 @@ def main() -> None:
     )
     for kind in args.kinds:
         for phase in ("decode",) if kind == "none" else args.phases:
-            measure(Watch(engine), replace(load, requests=1, tokens=2), kind, phase)  # what is first met is slow
+            measure(
+                Watch(engine), replace(load, requests=1, tokens=2, others=1), kind, phase
+            )  # what is first met is slow
             _print_row(kind, phase, measure(Watch(engine, clock), load, kind, phase))
 
 
@@ -138,8 +142,7 @@ def measure(watch: Watch, load: Load, kind: str, phase: str) -> Row:
         engine.add(OTHER, ids, _until_the_end(engine, ids, 0, **_asks(kind, engine.model.config)))
         beside = watch.first()
     if phase == "decode":
-        watch.others = 0
-        beside = watch.tokens(load.tokens)
+        beside = watch.tokens(load.tokens, 0 if kind == "none" else load.others)
     others = watch.others
     engine.abort(OTHER)
     alone += watch.tokens(load.tokens)  # a step grows with the texts: half before, half after
@@ -195,7 +198,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", help="checkpoint folder (the shipped one; on a GPU random weights)")
     parser.add_argument("--device", default="cpu", choices=list(DEFAULTS))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="(float32, on a GPU bfloat16)")
-    parser.add_argument("--block-size", type=int, default=2048, help="context of random weights (%(default)s)")
+    parser.add_argument("--block-size", type=int, default=4096, help="context of random weights (%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what the other request is")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="what the other does")
     parser.add_argument("--requests", type=int, default=15, help="cached requests (%(default)s)")

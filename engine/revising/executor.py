@@ -65,8 +65,8 @@ class RevisingExecutor(Generic[Flight]):
         self._sampler = sampler
         self._work: _Work | None = None
         self._scoring = False  # whether the next piece is of a prompt that is scored token by token
-        self._others_seconds = 0.0  # that cached requests took since the last piece
-        self._beside = False  # whether there were some
+        self._last_piece = time.monotonic()  # when it ended; all time since then is the others'
+        self._beside = False  # whether there have been some since
         self._seconds_left = 0.0  # for requests that decode; negative after a piece that took longer
 
     @property
@@ -110,28 +110,24 @@ class RevisingExecutor(Generic[Flight]):
 
     def launch(self, plan: Plan) -> list[Flight | Landed]:
         """Launch what the other executor computes, and then compute pieces of the rest."""
-        began, others = time.monotonic(), plan.only(paged=True)
+        others = plan.only(paged=True)
         flights: list[Flight | Landed] = [*self.paged.launch(others)]
-        self._others_seconds += time.monotonic() - began
         self._beside |= bool(others.requests)
         requests = plan.only(paged=False).requests
         if not requests:
             if self._work is None:
-                self._others_seconds, self._beside = 0.0, False
+                self._end_pieces()
             return flights
         self._work = self._work or self._begin(plan.phase, requests)
-        if self._work.phase == plan.phase and (output := self._advance(plan, self._work)):
-            flights.append(Landed(output))
+        if self._work.phase == plan.phase:
+            if output := self._advance(plan, self._work):
+                flights.append(Landed(output))
+            self._end_pieces()
         return flights
 
     def land(self, flight: Flight | Landed) -> Output:
         """As `Executor.land`."""
-        if isinstance(flight, Landed):
-            return flight.output
-        began = time.monotonic()
-        output = self.paged.land(flight)
-        self._others_seconds += time.monotonic() - began
-        return output
+        return flight.output if isinstance(flight, Landed) else self.paged.land(flight)
 
     def release(self, requests: Sequence[Request]) -> None:
         """As `Executor.release`."""
@@ -158,7 +154,6 @@ class RevisingExecutor(Generic[Flight]):
 
     def _prefill(self, work: _Work) -> None:
         """Compute at least one piece, and as many as another prompt gets a step."""
-        self._others_seconds, self._beside = 0.0, False
         left = self.max_prefill_tokens * len(self.recompute.model.blocks)
         while left > 0 and not self._scoring:
             left -= next(work.pieces)
@@ -166,22 +161,26 @@ class RevisingExecutor(Generic[Flight]):
     def _seconds(self, plan: Plan) -> float | None:
         """Return how much time the work has in this launch; None for all that it needs."""
         others = sum(request.paged for request in plan.requests)
+        since = time.monotonic() - self._last_piece
         if others:
-            return max(LEAST_SHARE, (len(plan.requests) - others) / others) * self._others_seconds
+            return max(LEAST_SHARE, (len(plan.requests) - others) / others) * since
         if not self._scoring:
             return None
-        return LEAST_SHARE * self._others_seconds if self._beside else ALONE_SECONDS
+        return LEAST_SHARE * since if self._beside else ALONE_SECONDS
 
     def _share(self, work: _Work, seconds: float) -> None:
         """Compute pieces for so many seconds. A longer one is made up for by the next launches."""
         self._seconds_left = min(self._seconds_left, 0.0) + seconds
-        self._others_seconds, self._beside = 0.0, False
         while self._seconds_left > 0:
             began = time.monotonic()
             try:
                 next(work.pieces)
             finally:
                 self._seconds_left -= time.monotonic() - began
+
+    def _end_pieces(self) -> None:
+        """Note that from now on the time is the others'."""
+        self._last_piece, self._beside = time.monotonic(), False
 
     def _begin(self, phase: Phase, requests: list[Request]) -> _Work:
         self._scoring = False  # of one that was aborted

@@ -10,7 +10,7 @@ from tests.engine.conftest import lively_model
 from thoughtbubbles.engine import Engine, EngineConfig
 from thoughtbubbles.model import Tokenizer
 
-LOAD = Load(requests=2, context=5, prompt=9, tokens=6)
+LOAD = Load(requests=2, context=5, prompt=9, tokens=6, others=2)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def engine() -> Engine:
 def test_a_row_is_of_one_other_request(engine: Engine, kind: str, phase: str) -> None:
     seconds = count()
     row = neighbours.measure(Watch(engine, lambda: float(next(seconds))), LOAD, kind, phase)
-    assert row.others >= (phase == "prefill")
+    assert row.others >= (LOAD.others if phase == "decode" else 1)
     assert len(row.gaps) >= (LOAD.tokens if phase == "decode" else 1)
     assert not engine.has_work
     prompts = LOAD.requests * neighbours.CACHED_PROMPT + (LOAD.context if phase == "decode" else LOAD.prompt)

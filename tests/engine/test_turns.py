@@ -2,6 +2,8 @@
 
 import itertools
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising import executor
 from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.revising.forward import Revised
 from thoughtbubbles.engine.revising.pieces import Pieces
 from thoughtbubbles.model import ForkBias, Thoughtbubbles, Tokenizer
 
@@ -42,6 +45,13 @@ def engine(model: Thoughtbubbles, tokenizer: Tokenizer) -> Engine:
         engine.add(name, [i + 1], params(max_tokens=60))
     engine.step()
     return engine
+
+
+def tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the executor read a clock on which a second passes between two readings: a piece takes one, and so does
+    all that others do in a step."""
+    clock = itertools.count()
+    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
 
 
 def of_step(engine: Engine) -> Counter[str]:
@@ -89,8 +99,7 @@ def test_the_answer_is_the_same(
 
 def test_one_that_decodes_takes_the_time_of_its_number(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece, and each step of the three others, takes a second by this clock."""
-    clock = itertools.count()
-    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    tick(monkeypatch)
     engine.add("other", [9, 8, 7], params(max_tokens=60, fork_selection="dynamic"))
     while "other" not in of_step(engine):
         pass
@@ -100,6 +109,37 @@ def test_one_that_decodes_takes_the_time_of_its_number(engine: Engine, monkeypat
     assert [got[name] for name in NEIGHBOURS] == [45] * 3
     pieces = len(engine.model.blocks)
     assert 45 / 3 / pieces - 1 <= got["other"] <= 45 / 3 / pieces
+
+
+def test_all_time_between_its_pieces_is_the_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a launch takes the host a moment, and the time goes into waiting, scheduling and reporting."""
+    now, recompute = 0.0, engine.executor.recompute  # type: ignore[attr-defined]
+    compute = recompute.step
+
+    def slowly(requests: Sequence[Request]) -> Pieces[dict[Request, Revised]]:
+        nonlocal now
+        pieces = compute(requests)
+        while True:
+            now += 1
+            try:
+                yield next(pieces)
+            except StopIteration as end:
+                revised: dict[Request, Revised] = end.value
+                return revised
+
+    monkeypatch.setattr(recompute, "step", slowly)
+    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: now))
+    engine.add("other", [9, 8, 7], params(max_tokens=60, fork_selection="dynamic"))
+    got: Counter[str] = Counter()
+    while not got["other"]:
+        got += of_step(engine)
+    got.clear()
+    for _ in range(45):
+        now += 1
+        got += of_step(engine)
+    assert [got[name] for name in NEIGHBOURS] == [45] * 3
+    pieces = len(engine.model.blocks) + 1  # of a token, with the end of its step
+    assert 45 / 3 / pieces - 1 <= got["other"] <= 45 / 3 / pieces + 1
 
 
 def counted_pieces(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -130,8 +170,8 @@ def test_scoring_token_by_token_takes_no_more_time_than_decoding(
     for i, name in enumerate(NEIGHBOURS):
         engine.add(name, [i + 1], params(max_tokens=60))
     engine.step()
-    clock, pieces = itertools.count(), counted_pieces(engine, monkeypatch)
-    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    pieces = counted_pieces(engine, monkeypatch)
+    tick(monkeypatch)
     engine.add("scored", LONG, params(max_tokens=0, fork_selection="dynamic", prompt_logprobs=1))
     got: Counter[str] = Counter()
     while got["one"] < 45:
@@ -145,8 +185,8 @@ def test_scoring_token_by_token_lets_requests_come(
 ) -> None:
     """Alone, a step ends after a moment: by this clock, after each piece."""
     engine = make(model, tokenizer)
-    clock, pieces = itertools.count(), counted_pieces(engine, monkeypatch)
-    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    pieces = counted_pieces(engine, monkeypatch)
+    tick(monkeypatch)
     engine.add("scored", LONG, params(max_tokens=0, fork_selection="dynamic", prompt_logprobs=1))
     for _ in range(20):
         engine.step()
@@ -172,8 +212,7 @@ def test_one_alone_has_a_token_every_step(model: Thoughtbubbles, tokenizer: Toke
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_prompt_waits_for_the_pieces_of_another(kind: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One with pages is prefilled beside two without, one of which waits for the other."""
-    clock = itertools.count()
-    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    tick(monkeypatch)
     monkeypatch.setattr(RevisingExecutor, "max_prefill_tokens", 1)  # a piece a step
     engine.add("long", LONG, params(max_tokens=1, **KINDS[kind]))
     engine.add("another", LONG, params(max_tokens=1, **KINDS[kind]))
@@ -201,8 +240,7 @@ def test_nothing_is_kept_of_one_that_is_aborted_between_pieces(engine: Engine) -
 
 
 def test_one_of_a_step_is_aborted_and_the_other_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
-    monkeypatch.setattr(executor.time, "monotonic", lambda: float(next(clock)))
+    tick(monkeypatch)
     for name in ("goes", "stays"):
         engine.add(name, LONG[:3], params(fork_selection="dynamic"))
     got: Counter[str] = Counter()
