@@ -14,7 +14,7 @@ from torch import Tensor
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
-_KEYS_AT_ONCE = 64
+KEYS_AT_ONCE = 64
 LOG2_E = 1.4426950408889634
 
 
@@ -60,7 +60,7 @@ def paged_attention(
         counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
         arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
-        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits,
+        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=KEYS_AT_ONCE, SPLITS=parts.splits,
         PRECISION=precision(queries), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
@@ -92,6 +92,20 @@ def _paged_attention(
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
+    attend(
+        b, head, split, used, share, count, length, start, lane, queries, keys, values, table, out, outputs, weights,
+        arrivals, scale, table_stride, head_stride, PAGE, HEADS, WIDTH, CHANNELS, QUERIES, KEYS, SPLITS, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def attend(
+    b, head, split, used, share, count, length, start, lane, queries, keys, values, table, out, outputs, weights,
+    arrivals, scale, table_stride, head_stride,
+    PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend from a slot's new streams to the keys of one part of `share`; the last of the `used` parts merges all."""
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     row = start + i
     inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
@@ -121,6 +135,7 @@ def _paged_attention(
         total = total * decay + tl.sum(p, axis=1)
         highest = peak
     y = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    last_part = split < used
     if SPLITS > 1:
         if used > 1:
             at = (row * HEADS + head) * SPLITS
@@ -128,12 +143,14 @@ def _paged_attention(
             tl.store(weights + at + split, weight, mask=i < count)
             tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=inside)
             tl.debug_barrier()  # all threads write before one of them counts the program as finished
-            if tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") < used - 1:
-                return
+            last_part = tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") == used - 1
             tl.debug_barrier()
-            tl.store(arrivals + b * HEADS + head, 0)
-            y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
-    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=inside)
+            if last_part:
+                tl.store(arrivals + b * HEADS + head, 0)
+                y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
+    if last_part:
+        tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty),
+                 mask=inside)  # fmt: skip
 
 
 @triton.jit

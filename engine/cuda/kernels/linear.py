@@ -178,10 +178,30 @@ def _product(
 
 
 @triton.jit
-def _bias(accumulator, bias, column, present):
+def add_bias(accumulator, bias, column, inside):
+    """Return the sums of columns (…,COLUMNS) with their bias, if there is one."""
     if bias is not None:
-        accumulator += tl.load(bias + column, mask=present, other=0.0).to(tl.float32)[None, :]
+        accumulator += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     return accumulator
+
+
+@triton.jit
+def store_gelu(product, bias, out, row, column, present, outputs, TANH: tl.constexpr):
+    """Write GELU(product + bias) of a tile, for the rows that are present."""
+    inside = column < outputs
+    y = _gelu(add_bias(product, bias, column, inside), TANH)
+    tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
+             mask=present[:, None] & inside[None, :])  # fmt: skip
+
+
+@triton.jit
+def add_residual(product, bias, residual, score, row, column, present, outputs):
+    """Add exp(c) · (product + bias) of a tile to `residual`, for the rows that are present."""
+    inside = column < outputs
+    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
+    update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * add_bias(product, bias, column, inside)
+    before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -203,9 +223,7 @@ def _gelu_linear(
     if _dead(live, ROWS):
         return
     product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
-    y = _gelu(_bias(product, bias, column, column < outputs), TANH)
-    tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
-             mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
+    store_gelu(product, bias, out, row, column, row < tl.load(live), outputs, TANH)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -220,14 +238,12 @@ def _residual_linear(
     if _dead(live, ROWS):
         return
     product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
-    present, inside = row < tl.load(live), column < outputs
-    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
+    present = row < tl.load(live)
     if PARTS > 1:
+        at, mask = row[:, None] * outputs + column[None, :], present[:, None] & (column < outputs)[None, :]
         tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=mask)
     else:
-        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, inside)
-        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
+        add_residual(product, bias, residual, score, row, column, present, outputs)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -238,23 +254,46 @@ def _project_heads(
     TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
-    group = tl.program_id(0) // BLOCKS
-    part = group // (HEADS // TOGETHER)  # 0 queries, 1 keys, 2 values
-    first, begin = group % (HEADS // TOGETHER) * TOGETHER, tl.program_id(0) % BLOCKS * HALF
-    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
-    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
-    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
+    part, first, begin, column = head_columns(tl.program_id(0), HEADS, WIDTH, BLOCKS, TOGETHER, HALF)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     if _dead(live, ROWS):
         return
     product = _product(
         x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
     )
-    product = _bias(product, bias, column, j >= 0)
+    store_heads(
+        product, bias, part, first, begin, column, row, row < tl.load(live), queries, keys, values, recent_keys,
+        recent_values, slots, score, cosines, sines, head_stride, HEADS, WIDTH, SCORED, TOGETHER, ROWS, HALF,
+    )  # fmt: skip
+
+
+@triton.jit
+def head_columns(
+    block, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, HALF: tl.constexpr
+):
+    """Return what a block of columns is part of (0 queries, 1 keys, 2 values), its head, half-channel and columns."""
+    group = block // BLOCKS
+    part = group // (HEADS // TOGETHER)
+    first, begin = group % (HEADS // TOGETHER) * TOGETHER, block % BLOCKS * HALF
+    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
+    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
+    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
+    return part, first, begin, column
+
+
+@triton.jit
+def store_heads(
+    product, bias, part, first, begin, column, row, present, queries, keys, values, recent_keys, recent_values, slots,
+    score, cosines, sines, head_stride,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr,
+    HALF: tl.constexpr,
+):  # fmt: skip
+    """Write the rows that are present of a block of columns, as `project_heads` says."""
+    product = add_bias(product, bias, column, column >= 0)
     a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
     row, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
     head = (first + tl.arange(0, TOGETHER))[None, :, None]
-    present, inside = row < tl.load(live), i < WIDTH // 2
+    present, inside = present[:, None, None], i < WIDTH // 2
     mask = present & inside
     c = tl.load(score + row, mask=present, other=0.0)
     if part == 2:
