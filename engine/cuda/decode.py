@@ -46,11 +46,11 @@ class DecodeStep(Step):
     ) -> None:
         """For requests in `batch_size` slots, over the pages of `cache`; `sampler` draws for their lanes."""
         weight, last = model.transformer.wte.weight, len(cache.segments) - 1
-        self._team = Team.on(weight.device)
-        at_once = few_enough(weight, usual_rows(model.config, batch_size, last))
-        programs = self._team.programs if at_once else PROGRAMS
-        splits = triton.next_power_of_2(max(1, programs // (batch_size * model.config.n_head)))
-        work = Workspace.zeros(model, batch_size=batch_size, tokens=batch_size, splits=min(MOST_SPLITS, splits))
+        self._team = Team.of(model.config, weight.device, batch_size=batch_size)
+        splits = min(MOST_SPLITS, triton.next_power_of_2(max(1, PROGRAMS // (batch_size * model.config.n_head))))
+        if few_enough(weight, usual_rows(model.config, batch_size, last)):
+            splits = self._team.splits
+        work = Workspace.zeros(model, batch_size=batch_size, tokens=batch_size, splits=splits)
         super().__init__(model, cache, work, sampler, batch_size=batch_size)
         device, segments = work.x.device, len(cache.segments)
         self.lane = torch.full((batch_size,), -1, dtype=torch.int32, device=device)

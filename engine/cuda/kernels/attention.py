@@ -92,31 +92,34 @@ def _paged_attention(
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
+    pages = table + lane * table_stride
+    slot = slots_of(pages, split * share + tl.arange(0, KEYS), tl.minimum(length, (split + 1) * share), PAGE)
     attend(
-        b, head, split, used, share, count, length, start, lane, queries, keys, values, table, out, outputs, weights,
-        arrivals, scale, table_stride, head_stride, PAGE, HEADS, WIDTH, CHANNELS, QUERIES, KEYS, SPLITS, PRECISION,
+        b, head, split, used, share, count, length, start, slot, queries, keys, values, pages, out, outputs, weights,
+        arrivals, scale, head_stride, PAGE, HEADS, WIDTH, CHANNELS, QUERIES, KEYS, SPLITS, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
 def attend(
-    b, head, split, used, share, count, length, start, lane, queries, keys, values, table, out, outputs, weights,
-    arrivals, scale, table_stride, head_stride,
+    b, head, split, used, share, count, length, start, slot, queries, keys, values, pages, out, outputs, weights,
+    arrivals, scale, head_stride,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend from a slot's new streams to the keys of one part of `share`; the last of the `used` parts merges all."""
+    """Attend from a batch slot's new streams to one part of its keys, `share` of them; the last of `used` parts merges.
+
+    `slot` (KEYS,) is where the first of them are in the cache.
+    """
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     row = start + i
     inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
     last = length - count + i  # the last key that each query attends to: its own
-    pages = table + lane * table_stride
     keys += head * head_stride.to(tl.int64)
     values += head * head_stride.to(tl.int64)
 
     begin, end = split * share, tl.minimum(length, (split + 1) * share)
-    slot = slots_of(pages, begin + j, end, PAGE)
     highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a query may attend to no key of this part
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)

@@ -7,6 +7,22 @@ leaves a multiple of their number, from which the next one counts on. One progra
 import triton
 import triton.language as tl
 
+_POLL: tl.constexpr = tl.constexpr("""{
+    .reg .pred p;
+    .reg .b32 thread;
+    .reg .b64 count;
+    mov.b32 $0, 0;
+    mov.u32 thread, %tid.x;
+    setp.ne.u32 p, thread, 0;
+    @p bra DONE;
+POLL:
+    ld.acquire.gpu.global.s64 count, [$1];
+    setp.lt.s64 p, count, $2;
+    @p bra POLL;
+DONE:
+}""")
+_PREFETCH: tl.constexpr = tl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;")
+
 
 @triton.jit
 def first_goal(arrivals, PROGRAMS: tl.constexpr):
@@ -24,25 +40,13 @@ def arrive(arrivals, PROGRAMS: tl.constexpr):
 
 @triton.jit
 def wait(arrivals, goal, PROGRAMS: tl.constexpr):
-    """Wait until the counter reaches `goal`, and see what the programs had written. Return the next barrier's goal."""
+    """Wait until the counter reaches `goal`, and see what the programs had written before."""
     if PROGRAMS > 1:
-        while _acquired(arrivals) < goal:
-            pass
-        tl.debug_barrier()
-    return goal + PROGRAMS
-
-
-@triton.jit
-def _acquired(counter):
-    """Return a counter's value; later reads see what was written before the releases that it counts."""
-    return tl.inline_asm_elementwise(
-        "ld.acquire.gpu.global.s64 $0, [$1];", "=l,l", [counter], dtype=tl.int64, is_pure=False, pack=1
-    )
+        tl.inline_asm_elementwise(_POLL, "=r,l,l", [arrivals, goal], dtype=tl.int32, is_pure=False, pack=1)
+        tl.debug_barrier()  # one thread waits for the programs, the others for that thread
 
 
 @triton.jit
 def prefetch(pointers):
     """Start to bring the cache lines of these addresses into the second-level cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
-    )
+    tl.inline_asm_elementwise(_PREFETCH, "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1)

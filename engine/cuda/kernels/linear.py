@@ -178,34 +178,15 @@ def _product(
 
 
 @triton.jit
-def add_bias(accumulator, bias, column, inside):
-    """Return the sums of columns (…,COLUMNS) with their bias, if there is one."""
+def _bias(accumulator, bias, column, present):
     if bias is not None:
-        accumulator += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        accumulator += tl.load(bias + column, mask=present, other=0.0).to(tl.float32)[None, :]
     return accumulator
 
 
 @triton.jit
-def store_gelu(product, bias, out, row, column, present, outputs, TANH: tl.constexpr):
-    """Write GELU(product + bias) of a tile, for the rows that are present."""
-    inside = column < outputs
-    y = _gelu(add_bias(product, bias, column, inside), TANH)
-    tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
-             mask=present[:, None] & inside[None, :])  # fmt: skip
-
-
-@triton.jit
-def add_residual(product, bias, residual, score, row, column, present, outputs):
-    """Add exp(c) · (product + bias) of a tile to `residual`, for the rows that are present."""
-    inside = column < outputs
-    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
-    update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * add_bias(product, bias, column, inside)
-    before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _gelu(x, TANH: tl.constexpr):
+def gelu(x, TANH: tl.constexpr):
+    """Return GELU(x); `TANH` chooses `gelu_tanh`."""
     if TANH:
         return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
@@ -223,7 +204,9 @@ def _gelu_linear(
     if _dead(live, ROWS):
         return
     product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
-    store_gelu(product, bias, out, row, column, row < tl.load(live), outputs, TANH)
+    y = gelu(_bias(product, bias, column, column < outputs), TANH)
+    tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
+             mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -238,12 +221,14 @@ def _residual_linear(
     if _dead(live, ROWS):
         return
     product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
-    present = row < tl.load(live)
+    present, inside = row < tl.load(live), column < outputs
+    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
     if PARTS > 1:
-        at, mask = row[:, None] * outputs + column[None, :], present[:, None] & (column < outputs)[None, :]
         tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=mask)
     else:
-        add_residual(product, bias, residual, score, row, column, present, outputs)
+        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, inside)
+        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -261,9 +246,12 @@ def _project_heads(
     product = _product(
         x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
     )
+    product = _bias(product, bias, column, column >= 0)
+    present = row < tl.load(live)
+    c, cos, sin, slot = row_facts(part, begin, row, present, slots, score, cosines, sines, WIDTH, HALF)
     store_heads(
-        product, bias, part, first, begin, column, row, row < tl.load(live), queries, keys, values, recent_keys,
-        recent_values, slots, score, cosines, sines, head_stride, HEADS, WIDTH, SCORED, TOGETHER, ROWS, HALF,
+        product, part, first, begin, row, present, c, cos, sin, slot, queries, keys, values, recent_keys, recent_values,
+        head_stride, HEADS, WIDTH, SCORED, TOGETHER, ROWS, HALF,
     )  # fmt: skip
 
 
@@ -282,27 +270,33 @@ def head_columns(
 
 
 @triton.jit
+def row_facts(part, begin, row, present, slots, score, cosines, sines, WIDTH: tl.constexpr, HALF: tl.constexpr):
+    """Return the scores, cosines, sines and slots (ROWS,1,…) of rows, as far as a block of columns needs them."""
+    row, present, i = row[:, None, None], present[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
+    rotated = present & (i < WIDTH // 2) & (part != 2)
+    c = tl.load(score + row, mask=present, other=0.0)
+    cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=rotated, other=0.0)
+    sin = tl.load(sines + row * (WIDTH // 2) + i, mask=rotated, other=0.0)
+    return c, cos, sin, tl.load(slots + row, mask=present & (part != 0), other=0)
+
+
+@triton.jit
 def store_heads(
-    product, bias, part, first, begin, column, row, present, queries, keys, values, recent_keys, recent_values, slots,
-    score, cosines, sines, head_stride,
+    product, part, first, begin, row, present, c, cos, sin, slot, queries, keys, values, recent_keys, recent_values,
+    head_stride,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ):  # fmt: skip
-    """Write the rows that are present of a block of columns, as `project_heads` says."""
-    product = add_bias(product, bias, column, column >= 0)
+    """Write a block of columns for the rows that are present, as `project_heads` says."""
     a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
     row, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
     head = (first + tl.arange(0, TOGETHER))[None, :, None]
-    present, inside = present[:, None, None], i < WIDTH // 2
-    mask = present & inside
-    c = tl.load(score + row, mask=present, other=0.0)
+    mask = present[:, None, None] & (i < WIDTH // 2)
     if part == 2:
         y1, y2 = a1, a2
         if SCORED:
             y1, y2 = a1 * tl.exp(c), a2 * tl.exp(c)
     else:
-        cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
-        sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
         if SCORED:
             y2 = tl.where(i == WIDTH // 2 - 1, tl.where(part == 0, 1.0, c), y2)
@@ -312,8 +306,7 @@ def store_heads(
         tl.store(queries + packed, y1, mask=mask)
         tl.store(queries + packed + WIDTH // 2, y2, mask=mask)
     else:
-        slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
-        cached = head * head_stride.to(tl.int64) + slot * WIDTH + i
+        cached = head * head_stride.to(tl.int64) + slot.to(tl.int64) * WIDTH + i
         into, recent = keys, recent_keys
         if part == 2:
             into, recent = values, recent_values
