@@ -16,7 +16,7 @@ FILES = sorted(
     for path in (ROOT / floor).rglob("*.py")
     if "triton" in path.read_text(encoding="utf-8")
 )
-OPTIONS = {"num_warps", "num_stages", "num_ctas", "enable_fp_fusion", "maxnreg", "launch_cooperative_grid"}
+OPTIONS = {"num_warps", "num_stages", "num_ctas", "enable_fp_fusion", "maxnreg"}
 """Keywords of Triton's own."""
 RESERVED = OPTIONS | {"grid", "warmup", "debug", "device", "device_type", "stream", "instrumentation_mode", "arch"}
 """Names that a parameter launched by keyword cannot have: Triton's compiler refuses or misreads them."""

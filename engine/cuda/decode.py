@@ -14,14 +14,12 @@ from torch import Tensor
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
-from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.forking import Choice, embed, gather, select
-from thoughtbubbles.engine.cuda.kernels.persistent import LayerTable, Team, few_enough, run_at_once
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
-from thoughtbubbles.engine.cuda.step import Step, Workspace, usual_rows
+from thoughtbubbles.engine.cuda.step import Step, Workspace
 from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
 
 PROGRAMS = 528
@@ -45,12 +43,8 @@ class DecodeStep(Step):
         self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, sampler: DeviceSampler, *, batch_size: int
     ) -> None:
         """For requests in `batch_size` slots, over the pages of `cache`; `sampler` draws for their lanes."""
-        weight, last = model.transformer.wte.weight, len(cache.segments) - 1
-        self._team = Team.of(model.config, weight.device, batch_size=batch_size)
-        splits = min(MOST_SPLITS, triton.next_power_of_2(max(1, PROGRAMS // (batch_size * model.config.n_head))))
-        if few_enough(weight, usual_rows(model.config, batch_size, last)):
-            splits = self._team.splits
-        work = Workspace.zeros(model, batch_size=batch_size, tokens=batch_size, splits=splits)
+        splits = triton.next_power_of_2(max(1, PROGRAMS // (batch_size * model.config.n_head)))
+        work = Workspace.zeros(model, batch_size=batch_size, tokens=batch_size, splits=min(MOST_SPLITS, splits))
         super().__init__(model, cache, work, sampler, batch_size=batch_size)
         device, segments = work.x.device, len(cache.segments)
         self.lane = torch.full((batch_size,), -1, dtype=torch.int32, device=device)
@@ -68,12 +62,6 @@ class DecodeStep(Step):
             )
             for i, (pages, length) in enumerate(zip(cache.segments, self._lengths, strict=True))
         ]
-        self._tables = [
-            LayerTable.of([model.blocks[i] for i in pages.segment.layers], pages.keys, pages.values)
-            if pages.segment.layers and few_enough(weight, rows.usual) else None
-            for pages, rows in zip(cache.segments, self._rows, strict=True)
-        ]  # fmt: skip
-        """Of the segments whose layers one kernel computes."""
         self._choices = [Choice.empty(batch_size, rows.most, device) for rows in self._rows]
 
     @torch.inference_mode()
@@ -112,14 +100,6 @@ class DecodeStep(Step):
             segment=into, frequencies=self._frequencies, out=self._x(into), norm=block.ln_1,
             normed=self._work.scratch.normed,
         )  # fmt: skip
-
-    def _run_layers(self, pages: SegmentPages, x: Tensor, rows: Rows) -> None:
-        table, scratch = self._tables[pages.segment.index], self._work.scratch
-        if table is None:
-            super()._run_layers(pages, x, rows)
-        else:
-            run_at_once(table=table, team=self._team, x=x, rows=rows, queries=scratch.queries,
-                        attended=scratch.attended, hidden=scratch.hidden, parts=scratch.parts)  # fmt: skip
 
     def _last_rows(self) -> Rows:
         return self._rows[-1]

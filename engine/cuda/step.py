@@ -135,14 +135,11 @@ class Step(ABC):
                 block = self._model.blocks[pages.segment.layers.start]
                 assert isinstance(block, ForkingBlock)
                 self._fork(block, index)
-            self._run_layers(pages, self._x(index), rows)
+            x = self._x(index)
+            run_layers(self._model, pages, x, rows, self._work.scratch.of(len(x)), normed=self.normed)
         if self._sampler:
             self._read_out(self._last_rows())
             self._draw(self._sampler, plain=plain)
-
-    def _run_layers(self, pages: SegmentPages, x: Tensor, rows: Rows) -> None:
-        """Launch the layers of a segment."""
-        run_layers(self._model, pages, x, rows, self._work.scratch.of(len(x)), normed=self.normed)
 
     def _x(self, segment: int) -> Tensor:
         """Return the vectors (M,D) of a segment's streams; those of its neighbours are elsewhere."""

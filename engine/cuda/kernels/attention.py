@@ -14,7 +14,7 @@ from torch import Tensor
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
-KEYS_AT_ONCE = 64
+_KEYS_AT_ONCE = 64
 LOG2_E = 1.4426950408889634
 
 
@@ -60,7 +60,7 @@ def paged_attention(
         counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
         arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
-        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=KEYS_AT_ONCE, SPLITS=parts.splits,
+        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits,
         PRECISION=precision(queries), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
@@ -92,34 +92,17 @@ def _paged_attention(
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
-    pages = table + lane * table_stride
-    slot = slots_of(pages, split * share + tl.arange(0, KEYS), tl.minimum(length, (split + 1) * share), PAGE)
-    attend(
-        b, head, split, used, share, count, length, start, slot, queries, keys, values, pages, out, outputs, weights,
-        arrivals, scale, head_stride, PAGE, HEADS, WIDTH, CHANNELS, QUERIES, KEYS, SPLITS, PRECISION,
-    )  # fmt: skip
-
-
-@triton.jit
-def attend(
-    b, head, split, used, share, count, length, start, slot, queries, keys, values, pages, out, outputs, weights,
-    arrivals, scale, head_stride,
-    PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Attend from a batch slot's new streams to one part of its keys, `share` of them; the last of `used` parts merges.
-
-    `slot` (KEYS,) is where the first of them are in the cache.
-    """
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     row = start + i
     inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
     last = length - count + i  # the last key that each query attends to: its own
+    pages = table + lane * table_stride
     keys += head * head_stride.to(tl.int64)
     values += head * head_stride.to(tl.int64)
 
     begin, end = split * share, tl.minimum(length, (split + 1) * share)
+    slot = slots_of(pages, begin + j, end, PAGE)
     highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a query may attend to no key of this part
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)
@@ -138,7 +121,6 @@ def attend(
         total = total * decay + tl.sum(p, axis=1)
         highest = peak
     y = mixed / tl.where(total > 0, total, 1.0)[:, None]
-    last_part = split < used
     if SPLITS > 1:
         if used > 1:
             at = (row * HEADS + head) * SPLITS
@@ -146,14 +128,12 @@ def attend(
             tl.store(weights + at + split, weight, mask=i < count)
             tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=inside)
             tl.debug_barrier()  # all threads write before one of them counts the program as finished
-            last_part = tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") == used - 1
+            if tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") < used - 1:
+                return
             tl.debug_barrier()
-            if last_part:
-                tl.store(arrivals + b * HEADS + head, 0)
-                y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
-    if last_part:
-        tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty),
-                 mask=inside)  # fmt: skip
+            tl.store(arrivals + b * HEADS + head, 0)
+            y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
+    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -185,8 +185,7 @@ def _bias(accumulator, bias, column, present):
 
 
 @triton.jit
-def gelu(x, TANH: tl.constexpr):
-    """Return GELU(x); `TANH` chooses `gelu_tanh`."""
+def _gelu(x, TANH: tl.constexpr):
     if TANH:
         return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
@@ -204,7 +203,7 @@ def _gelu_linear(
     if _dead(live, ROWS):
         return
     product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
-    y = gelu(_bias(product, bias, column, column < outputs), TANH)
+    y = _gelu(_bias(product, bias, column, column < outputs), TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
 
@@ -239,64 +238,32 @@ def _project_heads(
     TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
-    part, first, begin, column = head_columns(tl.program_id(0), HEADS, WIDTH, BLOCKS, TOGETHER, HALF)
+    group = tl.program_id(0) // BLOCKS
+    part = group // (HEADS // TOGETHER)  # 0 queries, 1 keys, 2 values
+    first, begin = group % (HEADS // TOGETHER) * TOGETHER, tl.program_id(0) % BLOCKS * HALF
+    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
+    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
+    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     if _dead(live, ROWS):
         return
     product = _product(
         x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
     )
-    product = _bias(product, bias, column, column >= 0)
-    present = row < tl.load(live)
-    c, cos, sin, slot = row_facts(part, begin, row, present, slots, score, cosines, sines, WIDTH, HALF)
-    store_heads(
-        product, part, first, begin, row, present, c, cos, sin, slot, queries, keys, values, recent_keys, recent_values,
-        head_stride, HEADS, WIDTH, SCORED, TOGETHER, ROWS, HALF,
-    )  # fmt: skip
-
-
-@triton.jit
-def head_columns(
-    block, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, HALF: tl.constexpr
-):
-    """Return what a block of columns is part of (0 queries, 1 keys, 2 values), its head, half-channel and columns."""
-    group = block // BLOCKS
-    part = group // (HEADS // TOGETHER)
-    first, begin = group % (HEADS // TOGETHER) * TOGETHER, block % BLOCKS * HALF
-    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
-    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
-    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
-    return part, first, begin, column
-
-
-@triton.jit
-def row_facts(part, begin, row, present, slots, score, cosines, sines, WIDTH: tl.constexpr, HALF: tl.constexpr):
-    """Return the scores, cosines, sines and slots (ROWS,1,…) of rows, as far as a block of columns needs them."""
-    row, present, i = row[:, None, None], present[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
-    rotated = present & (i < WIDTH // 2) & (part != 2)
-    c = tl.load(score + row, mask=present, other=0.0)
-    cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=rotated, other=0.0)
-    sin = tl.load(sines + row * (WIDTH // 2) + i, mask=rotated, other=0.0)
-    return c, cos, sin, tl.load(slots + row, mask=present & (part != 0), other=0)
-
-
-@triton.jit
-def store_heads(
-    product, part, first, begin, row, present, c, cos, sin, slot, queries, keys, values, recent_keys, recent_values,
-    head_stride,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr,
-    HALF: tl.constexpr,
-):  # fmt: skip
-    """Write a block of columns for the rows that are present, as `project_heads` says."""
+    product = _bias(product, bias, column, j >= 0)
     a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
     row, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
     head = (first + tl.arange(0, TOGETHER))[None, :, None]
-    mask = present[:, None, None] & (i < WIDTH // 2)
+    present, inside = row < tl.load(live), i < WIDTH // 2
+    mask = present & inside
+    c = tl.load(score + row, mask=present, other=0.0)
     if part == 2:
         y1, y2 = a1, a2
         if SCORED:
             y1, y2 = a1 * tl.exp(c), a2 * tl.exp(c)
     else:
+        cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
+        sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
         if SCORED:
             y2 = tl.where(i == WIDTH // 2 - 1, tl.where(part == 0, 1.0, c), y2)
@@ -306,7 +273,8 @@ def store_heads(
         tl.store(queries + packed, y1, mask=mask)
         tl.store(queries + packed + WIDTH // 2, y2, mask=mask)
     else:
-        cached = head * head_stride.to(tl.int64) + slot.to(tl.int64) * WIDTH + i
+        slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
+        cached = head * head_stride.to(tl.int64) + slot * WIDTH + i
         into, recent = keys, recent_keys
         if part == 2:
             into, recent = values, recent_values
