@@ -15,7 +15,7 @@ POSITIVE = (
 )  # fmt: skip
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "cache_dtype": ("float32", "float16"),
+    "cache_dtype": ("float32", "float16", "float8"),
     "executor": ("auto", "native", "portable"),
     "weights": ("exact", "int8"),
     "log_format": ("text", "json"),
@@ -61,14 +61,15 @@ class ServerSettings:
     """memory of the fork-state cache, and as much again for requests without pages: under dynamic and fixed, with
     `fork_bias` or `return_fork_scores`"""
     cache_dtype: str | None = None
-    """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
+    """type of keys and values in the cache (that of dtype): float16 on a CPU, or float8 on a GPU, takes half the
+    memory"""
     executor: str = "auto"
     """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
     speculate: int = 0
     """most tokens to guess for a request in a step, from what followed its last tokens earlier in its text, on a CPU;
     answers stay the same; 0: off"""
     weights: str = "exact"
-    """weights of the layers: exact, or rounded to int8, for which the native executor must serve"""
+    """weights of the layers: exact, or rounded to int8, for which the native executor or a GPU's kernels must serve"""
     max_body_bytes: int = 8 << 20
     """most bytes of a request body"""
     max_connections: int = 1000

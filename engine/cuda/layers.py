@@ -89,17 +89,17 @@ def run_layers(
     """
     update = None
     for at, layer in enumerate(pages.segment.layers):
-        block, keys, values = model.blocks[layer], pages.keys[at], pages.values[at]
+        block, keys, values, c = model.blocks[layer], pages.keys[at], pages.values[at], pages.cumulative
         if at or not normed:
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
         project_heads(x=scratch.normed, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
-                      rows=rows, scored=block.attn.scored, recent=scratch.recent)  # fmt: skip
+                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c)  # fmt: skip
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
-                             out=scratch.attended, most=rows.most)  # fmt: skip
+                             out=scratch.attended, most=rows.most, cumulative=c)  # fmt: skip
         else:
             paged_attention(queries=scratch.queries, keys=keys, values=values, span=rows, out=scratch.attended,
-                            parts=scratch.parts, most=rows.most)  # fmt: skip
+                            parts=scratch.parts, most=rows.most, cumulative=c)  # fmt: skip
         update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
                                  scratch=scratch.sums)  # fmt: skip
         normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)

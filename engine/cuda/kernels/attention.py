@@ -44,21 +44,22 @@ class Parts:
 
 
 def paged_attention(
-    *, queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, most: int
-) -> None:
+    *, queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, most: int,
+    cumulative: Tensor | None = None,
+) -> None:  # fmt: skip
     """Attend from the new streams of each batch slot to all its streams, causally in stream order: out (M,N·H).
 
     Queries (M,N,H) lie end to end, at most `most` per slot, which one program computes. Keys and values (N,slots,H) are
     a layer of the cache, which already has the new ones, after the others of their request. Only keys of `span` are
-    read.
+    read. `cumulative` is that of `SegmentPages`.
     """
     _, heads, width = queries.shape
     tile = max(16, triton.next_power_of_2(most))
     warps, stages = _warps_and_stages(queries.dtype, tile, parts.splits)
     _paged_attention[(span.batch_size, heads, parts.splits)](
-        queries=queries, keys=keys, values=values, table=span.table, lanes=span.lane, starts=span.start,
-        counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
-        arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
+        queries=queries, keys=keys, values=values, cumulative=cumulative, table=span.table, lanes=span.lane,
+        starts=span.start, counts=span.count, lengths=span.length, out=out, outputs=parts.outputs,
+        weights=parts.weights, arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
         CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits,
         PRECISION=precision(queries), num_warps=warps, num_stages=stages,
@@ -79,7 +80,7 @@ def _warps_and_stages(dtype: torch.dtype, tile: int, splits: int) -> tuple[int, 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention(
-    queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
+    queries, keys, values, cumulative, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
     scale, table_stride, head_stride,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
@@ -96,6 +97,9 @@ def _paged_attention(
     row = start + i
     inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
+    if cumulative is not None:
+        if q.dtype == tl.bfloat16:
+            q = q.to(tl.float16)  # one instruction makes two float16 of 8 bits each; two bfloat16 take three
     last = length - count + i  # the last key that each query attends to: its own
     pages = table + lane * table_stride
     keys += head * head_stride.to(tl.int64)
@@ -109,16 +113,23 @@ def _paged_attention(
     for first in range(begin, end, KEYS):
         key = first + j
         mask = (key < end)[:, None] & (channel < WIDTH)[None, :]
-        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
-        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
+        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0).to(q.dtype)
+        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0).to(q.dtype)
+        if cumulative is not None:
+            c = tl.load(cumulative + slot, mask=key < end, other=0.0)
         slot = slots_of(pages, key + KEYS, end, PAGE)  # one iteration ahead, so that keys and values do not wait for it
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if cumulative is not None:
+            logits += c[None, :]
+        logits *= scale
         logits = tl.where(key[None, :] <= last[:, None], logits, float("-inf"))
         peak = tl.maximum(highest, tl.max(logits, axis=1))
         p = tl.exp2(logits - peak[:, None])
         decay = tl.exp2(highest - peak)
-        mixed = tl.dot(p.to(v.dtype), v, mixed * decay[:, None], input_precision=PRECISION)
         total = total * decay + tl.sum(p, axis=1)
+        if cumulative is not None:
+            p *= tl.exp(c)[None, :]
+        mixed = tl.dot(p.to(v.dtype), v, mixed * decay[:, None], input_precision=PRECISION)
         highest = peak
     y = mixed / tl.where(total > 0, total, 1.0)[:, None]
     if SPLITS > 1:

@@ -11,12 +11,13 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, precision, tiles_of
+from thoughtbubbles.engine.cuda.kernels.tiles import EIGHT_BIT_ROWS, LIBRARY_ROWS, precision, tiles_of
+from thoughtbubbles.engine.cuda.rounding import RoundedLinear
 
 
 @dataclass(frozen=True)
 class Recent:
-    """The keys and values of a step's own streams, end to end as its rows are."""
+    """The keys and values of a step's own streams, end to end as its rows are; rounded as those in the cache are."""
 
     keys: Tensor
     """(M,N,H)."""
@@ -32,6 +33,17 @@ class Unreduced:
     """(parts,M,D) float32, one part for each program that shares the inputs; or one in the dtype of the streams."""
     bias: Tensor | None
     """(D,)."""
+
+
+def _weight(layer: nn.Linear, x: Tensor, usual: int) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's weights for x (M,K), of which `usual` rows are live, and the scale (O,) of those in 8 bits.
+
+    Few rows take as long as reading the weights does, so they read 8 bits. Many rows would wait until these are
+    widened, and in float32 all sums are bitwise equal for any number of rows.
+    """
+    if isinstance(layer, RoundedLinear) and (usual <= EIGHT_BIT_ROWS or x.dtype == torch.float32):
+        return layer.whole, layer.scale
+    return layer.weight, None
 
 
 def normalise(
@@ -51,10 +63,11 @@ def gelu_linear(*, x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, tanh: b
     """Write out = GELU(W · x + b) (M,O) for the live rows of x (M,K); `tanh` chooses `gelu_tanh`."""
     tiles = tiles_of(x, out.shape[1], rows.usual)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
+    weight, scale = _weight(layer, x, rows.usual)
     _gelu_linear[grid](
-        x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
-        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PRECISION=precision(x),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=weight, scale=scale, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0],
+        outputs=out.shape[1], K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -73,24 +86,26 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
     parts = triton.cdiv(x.shape[1], share)  # fewer if there are few inputs
     grid = (triton.cdiv(residual.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
     sums = scratch[: parts * residual.numel()].view(parts, *residual.shape) if parts > 1 else None
+    weight, scale = _weight(layer, x, rows.usual)
     _residual_linear[grid](
-        x=x, weight=layer.weight, bias=layer.bias, residual=residual, sums=sums, score=rows.score, live=rows.live,
-        rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
-        DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x), num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        x=x, weight=weight, scale=scale, bias=layer.bias, residual=residual, sums=sums, score=rows.score,
+        live=rows.live, rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows,
+        COLUMNS=tiles.columns, DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return Unreduced(sums, layer.bias) if sums is not None else None
 
 
 def project_heads(
     *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool,
-    recent: Recent | None = None,
+    recent: Recent | None = None, cumulative: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
 
     Queries and keys are rotated by the angles of their positions. If `scored`, the last channel of queries becomes 1
     and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
-    layer of the cache (N,slots,H), at each row's slot, and to `recent`.
+    layer of the cache (N,slots,H), at each row's slot, and to `recent`. If that has 8 bits, c goes to `cumulative`
+    (slots,) instead, as `SegmentPages` says; what `recent` gets is rounded before it is scored.
     """
     tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
     heads, width = queries.shape[1:]
@@ -98,12 +113,14 @@ def project_heads(
     blocks = triton.cdiv(width // 2, half)
     together = next(n for n in (4, 2, 1) if heads % n == 0 and 2 * half * n <= max(tiles.columns, 2 * half))
     grid = (3 * heads // together * blocks, triton.cdiv(x.shape[0], tiles.rows))
+    weight, scale = _weight(layer, x, rows.usual)
     _project_heads[grid](
-        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values,
-        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None, slots=rows.slot,
-        score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live, rows=x.shape[0], head_stride=keys.stride(0),
-        K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows,
-        HALF=half, DEPTH=tiles.depth, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=weight, scale=scale, bias=layer.bias, queries=queries, keys=keys, values=values,
+        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
+        cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
+        rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored,
+        BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -160,10 +177,10 @@ def _dead(live, ROWS: tl.constexpr):
 
 @triton.jit
 def _product(
-    x, weight, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, weight, scale, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr,
+    SHARE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on."""
+    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on, times `scale[column]` if there is one."""
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, SHARE, DEPTH):
         k = first + start + tl.arange(0, DEPTH)
@@ -173,7 +190,9 @@ def _product(
         else:
             w = tl.load(weight + column[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
             a = tl.load(x + row[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
-        accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
+        accumulator = tl.dot(a, tl.trans(w.to(a.dtype)), accumulator, input_precision=PRECISION)
+    if scale is not None:
+        accumulator *= tl.load(scale + column)[None, :]
     return accumulator
 
 
@@ -193,7 +212,7 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def _gelu_linear(
-    x, weight, bias, out, live, rows, outputs,
+    x, weight, scale, bias, out, live, rows, outputs,
     K: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +221,7 @@ def _gelu_linear(
     clamped = tl.minimum(column, outputs - 1)
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
+    product = _product(x, weight, scale, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
     y = _gelu(_bias(product, bias, column, column < outputs), TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
@@ -210,7 +229,7 @@ def _gelu_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_linear(
-    x, weight, bias, residual, sums, score, live, rows, outputs,
+    x, weight, scale, bias, residual, sums, score, live, rows, outputs,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
     SHARE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -219,7 +238,9 @@ def _residual_linear(
     clamped, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
+    product = _product(
+        x, weight, scale, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION
+    )
     present, inside = row < tl.load(live), column < outputs
     at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
     if PARTS > 1:
@@ -232,8 +253,8 @@ def _residual_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, bias, queries, keys, values, recent_keys, recent_values, slots, score, cosines, sines, live, rows,
-    head_stride,
+    x, weight, scale, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
+    live, rows, head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, BLOCKS: tl.constexpr,
     TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +269,7 @@ def _project_heads(
     if _dead(live, ROWS):
         return
     product = _product(
-        x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
+        x, weight, scale, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
     )
     product = _bias(product, bias, column, j >= 0)
     a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
@@ -257,29 +278,41 @@ def _project_heads(
     present, inside = row < tl.load(live), i < WIDTH // 2
     mask = present & inside
     c = tl.load(score + row, mask=present, other=0.0)
-    if part == 2:
-        y1, y2 = a1, a2
-        if SCORED:
-            y1, y2 = a1 * tl.exp(c), a2 * tl.exp(c)
-    else:
+    y1, y2 = a1, a2
+    if part < 2:
         cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
-        if SCORED:
-            y2 = tl.where(i == WIDTH // 2 - 1, tl.where(part == 0, 1.0, c), y2)
-    y1, y2 = y1.to(queries.dtype.element_ty), y2.to(queries.dtype.element_ty)
+    last = i == WIDTH // 2 - 1
     packed = (row * HEADS + head) * WIDTH + i
     if part == 0:
-        tl.store(queries + packed, y1, mask=mask)
-        tl.store(queries + packed + WIDTH // 2, y2, mask=mask)
+        if SCORED:
+            y2 = tl.where(last, 1.0, y2)
+        _store(queries + packed, y1, y2, mask, WIDTH)
     else:
         slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
-        cached = head * head_stride.to(tl.int64) + slot * WIDTH + i
         into, recent = keys, recent_keys
         if part == 2:
             into, recent = values, recent_values
-        tl.store(into + cached, y1, mask=mask)
-        tl.store(into + cached + WIDTH // 2, y2, mask=mask)
+        into += head * head_stride.to(tl.int64) + slot * WIDTH + i
+        if cumulative is not None:
+            if SCORED:
+                y2 = tl.where(last & (part == 1), 0.0, y2)
+            y1, y2 = y1.to(keys.dtype.element_ty), y2.to(keys.dtype.element_ty)
+            _store(into, y1, y2, mask, WIDTH)
+            y1, y2 = y1.to(tl.float32), y2.to(tl.float32)
+            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
+        if SCORED:
+            p = tl.where(part == 2, tl.exp(c), 1.0)
+            y1, y2 = y1 * p, tl.where(last & (part == 1), c, y2 * p)
+        if cumulative is None:
+            _store(into, y1, y2, mask, WIDTH)
         if recent_keys is not None:
-            tl.store(recent + packed, y1, mask=mask)
-            tl.store(recent + packed + WIDTH // 2, y2, mask=mask)
+            _store(recent + packed, y1, y2, mask, WIDTH)
+
+
+@triton.jit
+def _store(at, y1, y2, mask, WIDTH: tl.constexpr):
+    """Store both halves of heads, each channel i and its partner i + H/2."""
+    tl.store(at, y1.to(at.dtype.element_ty), mask=mask)
+    tl.store(at + WIDTH // 2, y2.to(at.dtype.element_ty), mask=mask)

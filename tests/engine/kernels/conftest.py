@@ -5,8 +5,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from thoughtbubbles.engine import Engine, EngineConfig
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
@@ -24,6 +26,39 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 
 MakeEngine = Callable[..., Engine]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x as an 8-bit cache stores it; beyond its largest number that."""
+    return x.clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+@torch.no_grad()
+def round_layers(model: Thoughtbubbles) -> None:
+    """Round each output's weights of the layers to whole numbers up to 127, times a scale."""
+    for block in model.blocks:
+        for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            scale = linear.weight.abs().amax(1, keepdim=True) / 127
+            linear.weight.copy_((linear.weight / scale).round() * scale)
+
+
+@pytest.fixture(autouse=True)
+def float8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter rounds to 8 bits as a device does: its own rounding is wrong where the mantissa overflows."""
+    if ON_GPU:
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    convert = InterpreterBuilder.create_fp_to_fp
+
+    def create(self: InterpreterBuilder, source: TensorHandle, to: tl.dtype, rounding: object) -> TensorHandle:
+        if to.scalar != tl.float8e4nv:
+            return convert(self, source, to, rounding)
+        bits = rounded(torch.from_numpy(source.data.astype(np.float32))).view(torch.uint8)
+        return TensorHandle(bits.numpy(), to.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", create)
 
 
 class PortablePrefill(CachedForward):
@@ -78,19 +113,25 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
     def make(model: Thoughtbubbles, **settings: object) -> Engine:
         from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch
         from thoughtbubbles.engine.cuda.executor import CudaExecutor, make_device_sampler
+        from thoughtbubbles.engine.cuda.rounding import with_rounded_weights
 
         config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
-        engine = Engine(model, tokenizer, config)
-        if not ON_GPU:
-            forward = PortablePrefill(model, engine.cache, engine.executor.tally)
-            forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
-            decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
-            paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer))  # type: ignore[arg-type]
-            engine.executor = RevisingExecutor(  # type: ignore[attr-defined]
-                paged, engine.executor.recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
-            )
-            engine.scheduler.mixes = True
+        if ON_GPU:
+            return Engine(model, tokenizer, config)
+        with pytest.MonkeyPatch.context() as patch:  # as if this were a device
+            patch.setattr("thoughtbubbles.engine.engine._require_float8", lambda _: None)
+            engine = Engine(model, tokenizer, replace(config, weights="exact", executor="portable"))
+        computed = with_rounded_weights(model) if config.weights == "int8" else model
+        forward = PortablePrefill(computed, engine.cache, engine.executor.tally)
+        forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
+        decode = DeviceBatch(computed, engine.cache, forward.tally, forward.sampler)
+        paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer),  # type: ignore[arg-type]
+                             weights=config.weights)  # fmt: skip
+        engine.executor = RevisingExecutor(  # type: ignore[attr-defined]
+            paged, engine.executor.recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
+        )
+        engine.scheduler.mixes = True
         return engine
 
     return make
@@ -102,7 +143,7 @@ def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
 
     executor = cuda_executor(engine)
     executor.forward = DeviceForward(
-        engine.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
+        executor.forward.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
     )
     return engine
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE, ON_GPU
+from tests.engine.kernels.conftest import DEVICE, ON_GPU, rounded
 
 PAGE = 4
 POISON = 1024  # a page of nobody's
@@ -35,8 +35,13 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not any((values.data == POISON).any() for values in loaded)
 
 
-def attend(heads: int, width: int, held: list[int], new: list[int], splits: int) -> tuple[Tensor, Tensor]:
-    """What the kernel and what torch make of random queries, keys and values, in pages dealt at random."""
+def attend(
+    heads: int, width: int, held: list[int], new: list[int], splits: int, *, eight_bits: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What the kernel and what torch make of random queries, keys and values, in pages dealt at random.
+
+    In 8 bits each key has a score, by which torch's is biased, and exp of which its value is multiplied by.
+    """
     from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
     from thoughtbubbles.engine.cuda.kernels.rows import Span
 
@@ -44,13 +49,22 @@ def attend(heads: int, width: int, held: list[int], new: list[int], splits: int)
     pages = [-(-n // PAGE) for n in totals]
     deal = torch.randperm(POISON, device=DEVICE)[: sum(pages)].split(pages)
     keys, values = torch.full((2, heads, (POISON + 1) * PAGE, width), torch.nan, device=DEVICE)  # what is not live
+    cumulative = torch.full(((POISON + 1) * PAGE,), torch.nan, device=DEVICE)
+    if eight_bits:
+        keys, values = rounded(keys), rounded(values)
     queries = torch.randn(sum(new), heads, width, device=DEVICE)
     wanted = []
     for at, total, count, q in zip(deal, totals, new, queries.split(new), strict=True):
         slots = (at[:, None] * PAGE + torch.arange(PAGE, device=DEVICE)).flatten()[:total]
         k, v = torch.randn(2, heads, total, width, device=DEVICE)
-        keys[:, slots], values[:, slots] = k, v
-        mask = torch.ones(count, total, dtype=torch.bool, device=DEVICE).tril(total - count)
+        mask = torch.zeros(count, total, device=DEVICE)
+        mask.masked_fill_(torch.ones_like(mask).tril(total - count) == 0, -torch.inf)
+        if eight_bits:
+            c = cumulative[slots] = -4 * torch.rand(total, device=DEVICE)
+            keys[:, slots], values[:, slots] = rounded(k), rounded(v)
+            k, v, mask = rounded(k).float(), rounded(v).float() * c.exp()[:, None], mask + c * width**-0.5
+        else:
+            keys[:, slots], values[:, slots] = k, v
         wanted.append(F.scaled_dot_product_attention(q.transpose(0, 1), k, v, attn_mask=mask).transpose(0, 1))
     table = torch.full((len(new), max(pages) + 64), POISON, dtype=torch.int32, device=DEVICE)
     for row, at in zip(table, deal, strict=True):
@@ -62,7 +76,8 @@ def attend(heads: int, width: int, held: list[int], new: list[int], splits: int)
     span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
     parts = Parts.empty(len(new), len(queries), heads, width, splits, DEVICE)
     out = torch.full_like(queries, torch.nan)
-    paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new))
+    paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new),
+                    cumulative=cumulative if eight_bits else None)  # fmt: skip
     assert not parts.arrivals.any()
     return out[: sum(new)], torch.cat(wanted)
 
@@ -75,4 +90,10 @@ def test_a_few_queries_over_many_keys(width: int, splits: int) -> None:
     With 128 keys the last part is full, and one lane is empty.
     """
     ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], splits)
+    torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_keys_and_values_in_eight_bits(splits: int) -> None:
+    ours, torchs = attend(2, 24, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], splits, eight_bits=True)
     torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
