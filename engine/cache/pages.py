@@ -4,7 +4,8 @@ A cumulative score c is within keys and values (SPEC.md, "Attenuated block"): it
 multiplied by exp(c). Stored in 8 bits, c would lose what decides how much a stream counts, and small values would
 vanish. So 8-bit pages have keys with 0 in the last channel, values that are not multiplied, and c beside them, in
 float32; attention adds c and multiplies by exp(c). Neither keys nor values need a scale: they come from normalised
-streams, and float8 (e4m3) has its full precision from 2^-6 to 448.
+streams, and float8 (e4m3) has its full precision from 2^-6 to 448. Only kernels read 8-bit pages, and they multiply
+values by sums over streams: so a head's values of a page are stored channel by channel, (H,page_size).
 
 A slot stores one stream; page p has slots p·page_size … (p+1)·page_size - 1.
 Letters: S streams, N heads, H head width, K slots of one request.
@@ -66,7 +67,7 @@ class SegmentPages:
         self.keys = self._stored[0]
         """(layers, N, slots, H): heads outside, so that a request with adjacent pages is a slice of each head."""
         self.values = self._stored[1]
-        """As `keys`."""
+        """As `keys`; in 8 bits those of a page are (H,page_size) in memory, instead of (page_size,H)."""
         self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
         """(slots, 2) grid scores of the two candidates that each stream made."""
         eight_bits = like.element_size() == 1

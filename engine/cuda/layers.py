@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
+from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
 from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
 from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
@@ -97,9 +98,12 @@ def run_layers(
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
                              out=scratch.attended, most=rows.most, cumulative=c)  # fmt: skip
-        else:
+        elif c is None:
             paged_attention(queries=scratch.queries, keys=keys, values=values, span=rows, out=scratch.attended,
-                            parts=scratch.parts, most=rows.most, cumulative=c)  # fmt: skip
+                            parts=scratch.parts, most=rows.most)  # fmt: skip
+        else:
+            eight_bit_attention(queries=scratch.queries, keys=keys, values=values, cumulative=c, span=rows,
+                                out=scratch.attended, parts=scratch.parts, most=rows.most)  # fmt: skip
         update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
                                  scratch=scratch.sums)  # fmt: skip
         normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)

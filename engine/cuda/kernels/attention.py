@@ -44,22 +44,21 @@ class Parts:
 
 
 def paged_attention(
-    *, queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, most: int,
-    cumulative: Tensor | None = None,
-) -> None:  # fmt: skip
+    *, queries: Tensor, keys: Tensor, values: Tensor, span: Span, out: Tensor, parts: Parts, most: int
+) -> None:
     """Attend from the new streams of each batch slot to all its streams, causally in stream order: out (M,N·H).
 
     Queries (M,N,H) lie end to end, at most `most` per slot, which one program computes. Keys and values (N,slots,H) are
     a layer of the cache, which already has the new ones, after the others of their request. Only keys of `span` are
-    read. `cumulative` is that of `SegmentPages`.
+    read.
     """
     _, heads, width = queries.shape
     tile = max(16, triton.next_power_of_2(most))
     warps, stages = _warps_and_stages(queries.dtype, tile, parts.splits)
     _paged_attention[(span.batch_size, heads, parts.splits)](
-        queries=queries, keys=keys, values=values, cumulative=cumulative, table=span.table, lanes=span.lane,
-        starts=span.start, counts=span.count, lengths=span.length, out=out, outputs=parts.outputs,
-        weights=parts.weights, arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
+        queries=queries, keys=keys, values=values, table=span.table, lanes=span.lane, starts=span.start,
+        counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
+        arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
         CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits,
         PRECISION=precision(queries), num_warps=warps, num_stages=stages,
@@ -80,7 +79,7 @@ def _warps_and_stages(dtype: torch.dtype, tile: int, splits: int) -> tuple[int, 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention(
-    queries, keys, values, cumulative, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
+    queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
     scale, table_stride, head_stride,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
@@ -97,9 +96,6 @@ def _paged_attention(
     row = start + i
     inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
-    if cumulative is not None:
-        if q.dtype == tl.bfloat16:
-            q = q.to(tl.float16)  # one instruction makes two float16 of 8 bits each; two bfloat16 take three
     last = length - count + i  # the last key that each query attends to: its own
     pages = table + lane * table_stride
     keys += head * head_stride.to(tl.int64)
@@ -113,38 +109,47 @@ def _paged_attention(
     for first in range(begin, end, KEYS):
         key = first + j
         mask = (key < end)[:, None] & (channel < WIDTH)[None, :]
-        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0).to(q.dtype)
-        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0).to(q.dtype)
-        if cumulative is not None:
-            c = tl.load(cumulative + slot, mask=key < end, other=0.0)
+        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
+        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
         slot = slots_of(pages, key + KEYS, end, PAGE)  # one iteration ahead, so that keys and values do not wait for it
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if cumulative is not None:
-            logits += c[None, :]
-        logits *= scale
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         logits = tl.where(key[None, :] <= last[:, None], logits, float("-inf"))
         peak = tl.maximum(highest, tl.max(logits, axis=1))
         p = tl.exp2(logits - peak[:, None])
         decay = tl.exp2(highest - peak)
-        total = total * decay + tl.sum(p, axis=1)
-        if cumulative is not None:
-            p *= tl.exp(c)[None, :]
         mixed = tl.dot(p.to(v.dtype), v, mixed * decay[:, None], input_precision=PRECISION)
+        total = total * decay + tl.sum(p, axis=1)
         highest = peak
     y = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    y, mine = join_parts(y, highest, total, outputs, weights, arrivals, row, head, split, used, i < count, inside,
+                         channel, HEADS, WIDTH, QUERIES, CHANNELS, SPLITS)  # fmt: skip
+    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty),
+             mask=inside & mine)  # fmt: skip
+
+
+@triton.jit
+def join_parts(
+    y, highest, total, outputs, weights, arrivals, row, head, split, used, present, inside, channel,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Write a part y (QUERIES,CHANNELS) to memory for the last program of its batch slot and head, which merges all.
+
+    Return the result, and whether this program has it: it is the last, or the only one.
+    """
+    mine = used > 0
     if SPLITS > 1:
         if used > 1:
-            at = (row * HEADS + head) * SPLITS
+            at, arrival = (row * HEADS + head) * SPLITS, arrivals + tl.program_id(0) * HEADS + head
             weight = tl.where(total > 0, highest + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
-            tl.store(weights + at + split, weight, mask=i < count)
+            tl.store(weights + at + split, weight, mask=present)
             tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=inside)
             tl.debug_barrier()  # all threads write before one of them counts the program as finished
-            if tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") < used - 1:
-                return
-            tl.debug_barrier()
-            tl.store(arrivals + b * HEADS + head, 0)
-            y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
-    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=inside)
+            mine = tl.atomic_add(arrival, 1, sem="acq_rel") == used - 1
+            if mine:
+                tl.debug_barrier()
+                tl.store(arrival, 0)
+                y = _merge(outputs, weights, at, used, present, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
+    return y, mine
 
 
 @triton.jit

@@ -118,8 +118,8 @@ def project_heads(
         x=x, weight=weight, scale=scale, bias=layer.bias, queries=queries, keys=keys, values=values,
         recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
-        rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored,
-        BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
+        rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
+        SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
@@ -255,7 +255,8 @@ def _residual_linear(
 def _project_heads(
     x, weight, scale, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
     live, rows, head_stride,
-    K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, BLOCKS: tl.constexpr,
+    K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
+    BLOCKS: tl.constexpr,
     TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
@@ -288,31 +289,49 @@ def _project_heads(
     if part == 0:
         if SCORED:
             y2 = tl.where(last, 1.0, y2)
-        _store(queries + packed, y1, y2, mask, WIDTH)
+        _store(queries + packed, WIDTH // 2, y1, y2, mask)
     else:
         slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
         into, recent = keys, recent_keys
         if part == 2:
             into, recent = values, recent_values
-        into += head * head_stride.to(tl.int64) + slot * WIDTH + i
-        if cumulative is not None:
-            if SCORED:
-                y2 = tl.where(last & (part == 1), 0.0, y2)
-            y1, y2 = y1.to(keys.dtype.element_ty), y2.to(keys.dtype.element_ty)
-            _store(into, y1, y2, mask, WIDTH)
-            y1, y2 = y1.to(tl.float32), y2.to(tl.float32)
-            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
-        if SCORED:
-            p = tl.where(part == 2, tl.exp(c), 1.0)
-            y1, y2 = y1 * p, tl.where(last & (part == 1), c, y2 * p)
+        into += head * head_stride.to(tl.int64)
         if cumulative is None:
-            _store(into, y1, y2, mask, WIDTH)
+            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+            _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
+        else:
+            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
+            y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
+            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
         if recent_keys is not None:
-            _store(recent + packed, y1, y2, mask, WIDTH)
+            _store(recent + packed, WIDTH // 2, y1, y2, mask)
 
 
 @triton.jit
-def _store(at, y1, y2, mask, WIDTH: tl.constexpr):
-    """Store both halves of heads, each channel i and its partner i + H/2."""
+def _scored(y1, y2, c, part, last, SCORED: tl.constexpr):
+    """Return keys with c in the last channel, values times exp(c)."""
+    if SCORED:
+        p = tl.where(part == 2, tl.exp(c), 1.0)
+        y1, y2 = y1 * p, tl.where(last & (part == 1), c, y2 * p)
+    return y1, y2
+
+
+@triton.jit
+def _store_eight_bits(
+    into, slot, i, y1, y2, part, last, mask, SCORED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
+):
+    """Store keys or values in 8 bits, as `SegmentPages` says, and return what was stored."""
+    if SCORED:
+        y2 = tl.where(last & (part == 1), 0.0, y2)
+    y1, y2 = y1.to(into.dtype.element_ty), y2.to(into.dtype.element_ty)
+    at, step = slot * WIDTH + i, tl.where(part == 2, PAGE, 1)
+    at = tl.where(part == 2, slot // PAGE * (PAGE * WIDTH) + slot % PAGE + i * PAGE, at)
+    _store(into + at, WIDTH // 2 * step, y1, y2, mask)
+    return y1.to(tl.float32), y2.to(tl.float32)
+
+
+@triton.jit
+def _store(at, step, y1, y2, mask):
+    """Store both halves of heads, of which partners are a step apart."""
     tl.store(at, y1.to(at.dtype.element_ty), mask=mask)
-    tl.store(at + WIDTH // 2, y2.to(at.dtype.element_ty), mask=mask)
+    tl.store(at + step, y2.to(at.dtype.element_ty), mask=mask)

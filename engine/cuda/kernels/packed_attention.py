@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, slots_of
+from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import transposed
 from thoughtbubbles.engine.cuda.kernels.linear import Recent
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
@@ -97,10 +98,13 @@ def _packed_attention(
         seen = first + j < cached
         from_ = slot[:, None].to(tl.int64) * WIDTH + channel[None, :]
         k = tl.load(keys + from_, mask=seen[:, None] & own[None, :], other=0.0).to(q.dtype)
-        v = tl.load(values + from_, mask=seen[:, None] & own[None, :], other=0.0).to(q.dtype)
         c = None
-        if cumulative is not None:
+        if cumulative is None:
+            v = tl.load(values + from_, mask=seen[:, None] & own[None, :], other=0.0)
+        else:
             c = tl.load(cumulative + slot, mask=seen, other=0.0)
+            within = transposed((slot // PAGE)[None, :], channel[:, None], (slot % PAGE)[None, :], WIDTH, PAGE)
+            v = tl.trans(tl.load(values + within, mask=seen[None, :] & own[:, None], other=0.0).to(q.dtype))
         slot = slots_of(pages, first + KEYS + j, cached, PAGE)  # one iteration ahead: keys do not wait for it
         highest, total, mixed = _attend(q, k, v, c, seen[None, :], highest, total, mixed, scale, PRECISION)
 

@@ -33,6 +33,18 @@ def rounded(x: Tensor) -> Tensor:
     return x.clamp(-448, 448).to(torch.float8_e4m3fn)
 
 
+def by_channel(values: Tensor, page: int) -> Tensor:
+    """8-bit values (N,slots,H) of pages of so many slots in the order in which they are stored."""
+    heads, slots, width = values.shape
+    return values.view(heads, slots // page, page, width).transpose(2, 3).reshape(values.shape)
+
+
+def by_slot(stored: Tensor, page: int) -> Tensor:
+    """The opposite."""
+    heads, slots, width = stored.shape
+    return stored.view(heads, slots // page, width, page).transpose(2, 3).reshape(stored.shape)
+
+
 @torch.no_grad()
 def round_layers(model: Thoughtbubbles) -> None:
     """Round each output's weights of the layers to whole numbers up to 127, times a scale."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE, rounded
+from tests.engine.kernels.conftest import DEVICE, by_slot, rounded
 from thoughtbubbles.model import ModelConfig
 from thoughtbubbles.model.rotary import Rotation, rotate
 
@@ -121,7 +121,7 @@ def test_heads_for_a_cache_of_eight_bits(scored: bool, rows: Any) -> None:  # no
     assert cumulative.isnan().sum() == 64 - LIVE
     _, k, v = (part.view(MOST, 2, 12)[:LIVE] for part in layer(x).split(24, dim=1))
     k = rotate(k, Rotation(rows.cos[:LIVE, None], rows.sin[:LIVE, None]))
-    stored_k, stored_v = (each.float()[:, slots].transpose(0, 1) for each in (keys, values))
+    stored_k, stored_v = (each.float()[:, slots].transpose(0, 1) for each in (keys, by_slot(values, rows.page_size)))
     if scored:
         k[..., -1] = 0
     for stored, exact in ((stored_k, k), (stored_v, v)):
@@ -144,7 +144,7 @@ def test_what_is_too_large_for_eight_bits_becomes_their_largest(rows: Any) -> No
     queries, values = torch.zeros(MOST, 2, 12, device=DEVICE), rounded(torch.zeros(2, 64, 12, device=DEVICE))
     project_heads(x=x, layer=layer, queries=queries, keys=torch.zeros_like(values), values=values, rows=rows,
                   scored=True, cumulative=torch.zeros(64, device=DEVICE))  # fmt: skip
-    found = values.float()[:, rows.slot[:LIVE].long()].transpose(0, 1)
+    found = by_slot(values, rows.page_size).float()[:, rows.slot[:LIVE].long()].transpose(0, 1)
     wanted = layer(x)[:LIVE, 48:].view(LIVE, 2, 12).clamp(-448, 448)
     assert (wanted.abs() == 448).float().mean() > 0.9
     torch.testing.assert_close(found, wanted, atol=0, rtol=2**-4)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE, rounded
+from tests.engine.kernels.conftest import DEVICE, by_channel, rounded
 
 PAGE = 4
 
@@ -56,7 +56,8 @@ def attend(
     counts, before = (torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in (new, held))
     span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, before + counts)
     out = torch.full_like(queries, torch.nan)
-    packed_attention(queries=queries, recent=Recent(*recent), keys=cached[0], values=cached[1], span=span, out=out,
+    keys, values = cached[0], by_channel(cached[1], PAGE) if eight_bits else cached[1]
+    packed_attention(queries=queries, recent=Recent(*recent), keys=keys, values=values, span=span, out=out,
                      most=max(new), cumulative=cumulative if eight_bits else None)  # fmt: skip
     assert out[live:].isnan().all()
     return out[:live], torch.cat(wanted)

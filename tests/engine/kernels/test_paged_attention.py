@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE, ON_GPU, rounded
+from tests.engine.kernels.conftest import DEVICE, ON_GPU, by_channel, rounded
 
 PAGE = 4
 POISON = 1024  # a page of nobody's
@@ -43,6 +43,7 @@ def attend(
     In 8 bits each key has a score, by which torch's is biased, and exp of which its value is multiplied by.
     """
     from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
+    from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
     from thoughtbubbles.engine.cuda.kernels.rows import Span
 
     totals = [a + b for a, b in zip(held, new, strict=True)]
@@ -76,8 +77,11 @@ def attend(
     span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
     parts = Parts.empty(len(new), len(queries), heads, width, splits, DEVICE)
     out = torch.full_like(queries, torch.nan)
-    paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new),
-                    cumulative=cumulative if eight_bits else None)  # fmt: skip
+    if eight_bits:
+        eight_bit_attention(queries=queries, keys=keys, values=by_channel(values, PAGE), cumulative=cumulative,
+                            span=span, out=out, parts=parts, most=max(new))  # fmt: skip
+    else:
+        paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new))
     assert not parts.arrivals.any()
     return out[: sum(new)], torch.cat(wanted)
 
@@ -94,6 +98,8 @@ def test_a_few_queries_over_many_keys(width: int, splits: int) -> None:
 
 
 @pytest.mark.parametrize("splits", [1, 4])
-def test_keys_and_values_in_eight_bits(splits: int) -> None:
-    ours, torchs = attend(2, 24, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], splits, eight_bits=True)
+@pytest.mark.parametrize("width", [16, 24])
+def test_keys_and_values_in_eight_bits(width: int, splits: int) -> None:
+    """What no stream has is NaN, of which the bits are read as a number."""
+    ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], splits, eight_bits=True)
     torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
