@@ -41,8 +41,8 @@ WAYS: dict[str, tuple[torch.dtype, WeightKind]] = {
     "bfloat16": (torch.bfloat16, "exact"), "float8 cache": (FLOAT8, "exact"), "int8 weights": (torch.bfloat16, "int8"),
     "both": (FLOAT8, "int8"),
 }  # fmt: skip
-BLOCKS = ((64, 2, 3, 1), (64, 2, 2, 1), (64, 2, 3, 2), (64, 2, 2, 2), (64, 1, 3, 1), (64, 1, 3, 2), (64, 1, 2, 3),
-          (128, 2, 2, 1), (128, 2, 2, 2), (128, 4, 2, 1))  # fmt: skip
+BLOCKS = ((64, 2, 3, 1), (64, 2, 3, 2), (64, 2, 2, 2), (64, 1, 3, 1), (64, 1, 3, 2), (64, 1, 2, 4), (128, 2, 2, 1),
+          (128, 2, 2, 2))  # fmt: skip
 """Keys, warps, stages, and programs that share the keys of a batch slot."""
 ATTENDED = ((64, 3900), (64, 1000), (1, 1000))
 """Requests and streams of each."""
@@ -63,6 +63,10 @@ def main() -> None:
             _attention()
         if "steps" in args.parts:
             _steps(args)
+
+
+class _Greedy(DecodeStep):
+    plain = (True,)
 
 
 @dataclass
@@ -93,7 +97,7 @@ class Decoding:
             pages.scores.fill_(-(1 << 30))
         sampler = make_device_sampler(model, cache, Sampler(numbered_tokens(config.vocab_size)))
         lanes = Lanes.zeros(device, L=requests, G=len(cache.segments), P=cache.ledger.table.shape[1])
-        step = DecodeStep(model, cache, lanes, sampler, batch_size=requests)
+        step = _Greedy(model, cache, lanes, sampler, batch_size=requests)
         step.capture(torch.cuda.Stream(device)) if device.type == "cuda" else step.prepare()
         params, vocabulary = SamplingParams(temperature=0), numbered_tokens(config.vocab_size)
         greedy = [Request(str(i), (0,), params, selection, 0, Detokenizer(vocabulary)) for i in range(requests)]
