@@ -125,7 +125,7 @@ def _widen(x, dtype: tl.constexpr):
     """
     if dtype == tl.float32:
         wide = x.to(tl.float32)
-        wide = tl.where(wide == wide, wide, 480.0)
+        wide = tl.where((x.to(tl.int8, bitcast=True) & 127) == 127, 480.0, wide)
     else:
         wide = tl.inline_asm_elementwise(
             """{

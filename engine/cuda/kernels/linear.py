@@ -119,8 +119,8 @@ def project_heads(
         recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
         rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
-        SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, PRECISION=precision(x),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
+        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
