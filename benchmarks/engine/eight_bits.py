@@ -34,7 +34,7 @@ from thoughtbubbles.engine.cuda.rounding import round_weights, with_rounded_weig
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Sampler
-from thoughtbubbles.model import Selection, Thoughtbubbles
+from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
 
 FLOAT8 = torch.float8_e4m3fn
 WAYS: dict[str, tuple[torch.dtype, WeightKind]] = {
@@ -80,7 +80,7 @@ class Decoding:
     times: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: Thoughtbubbles, dtype: torch.dtype, load: str) -> "Decoding":
+    def of(cls, model: Thoughtbubbles, tokenizer: Tokenizer, dtype: torch.dtype, load: str) -> "Decoding":
         """Return the step of a load, over a cache in which pages of its requests lie by turns."""
         config, like = model.config, model.transformer.wte.weight.new_empty(0, dtype=dtype)
         requests, tokens = map(int, load.split("x"))
@@ -95,12 +95,12 @@ class Decoding:
             _fill(pages.keys)
             _fill(pages.values)
             pages.scores.fill_(-(1 << 30))
-        sampler = make_device_sampler(model, cache, Sampler(numbered_tokens(config.vocab_size)))
+        sampler = make_device_sampler(model, cache, Sampler(tokenizer))
         lanes = Lanes.zeros(device, L=requests, G=len(cache.segments), P=cache.ledger.table.shape[1])
         step = _Greedy(model, cache, lanes, sampler, batch_size=requests)
         step.capture(torch.cuda.Stream(device)) if device.type == "cuda" else step.prepare()
-        params, vocabulary = SamplingParams(temperature=0), numbered_tokens(config.vocab_size)
-        greedy = [Request(str(i), (0,), params, selection, 0, Detokenizer(vocabulary)) for i in range(requests)]
+        params = SamplingParams(temperature=0)
+        greedy = [Request(str(i), (0,), params, selection, 0, Detokenizer(tokenizer)) for i in range(requests)]
         sampler.assign(cache.ledger.generation.argsort(), greedy)
         lanes.table.copy_(torch.from_numpy(cache.ledger.table))
         lanes.kappa.fill_(config.max_block_size)
@@ -146,14 +146,14 @@ def _timed(work: Callable[[], None]) -> float:
 
 def _steps(args: argparse.Namespace) -> None:
     exact = random_model(MOST_TOKENS, "cuda", torch.bfloat16)
-    rounded = with_rounded_weights(exact)
+    rounded, tokenizer = with_rounded_weights(exact), numbered_tokens(exact.config.vocab_size)
     round_weights(rounded)
     print("\nmilliseconds of a decode step, and how many times as fast as the first way; KB of cache a token; tokens in"
           " 1 GiB")  # fmt: skip
     print(f"{'way':12}  " + "  ".join(f"{load:>16}" for load in args.loads))
     lines = {name: f"{name:12}" for name in args.ways}
     for load in args.loads:
-        ways = {name: Decoding.of(rounded if weights == "int8" else exact, dtype, load)
+        ways = {name: Decoding.of(rounded if weights == "int8" else exact, tokenizer, dtype, load)
                 for name, (dtype, weights) in WAYS.items() if name in args.ways}  # fmt: skip
         for _ in range(args.runs + 1):
             for way in ways.values():
