@@ -177,6 +177,15 @@ def cuda_executor(engine: Engine) -> "CudaExecutor":
     return paged
 
 
+@torch.no_grad()
+def attentive(model: Thoughtbubbles) -> Thoughtbubbles:
+    """Keys and values near one, as trained models have them: what is rounded of them moves streams by 0.01."""
+    for block in model.blocks:
+        block.attn.c_attn.weight.mul_(20)
+        block.attn.c_proj.weight.mul_(10)
+    return model
+
+
 def lively(model: Thoughtbubbles) -> Thoughtbubbles:
     """Scores that differ enough for forks to live and die."""
     with torch.no_grad():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import ON_GPU, MakeEngine, cuda_executor, on_kernels, round_layers
+from tests.engine.kernels.conftest import ON_GPU, MakeEngine, attentive, cuda_executor, on_kernels, round_layers
 from tests.engine.kernels.test_decode_ahead import KINDS, PROMPTS, assert_alike, params, plain, run
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
@@ -30,7 +30,7 @@ def test_decode_reads_of_an_eight_bit_cache_what_prefill_does(
     small_model: Thoughtbubbles, make_engine: MakeEngine
 ) -> None:
     """Also after a prefix: a completion scores what it was drawn with."""
-    engine = on_kernels(make_engine(small_model, cache_dtype="float8"), sizes=(8, 64))
+    engine = on_kernels(make_engine(attentive(small_model), cache_dtype="float8"), sizes=(8, 64))
     start = [5, 9, 3, 3, 3, 7, 11, 40, 41, 2, 2, 90, 17, 17, 4, 8, 6]
     settings = params(temperature=0, logprobs=0, max_tokens=TOKENS)
     for prompt in (start, [*start, 30], [9, 9]):

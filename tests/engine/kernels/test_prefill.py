@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import DEVICE, MakeEngine, cuda_executor, lively, on_kernels, rounded, sampler_of
+from tests.engine.kernels.conftest import (
+    DEVICE,
+    MakeEngine,
+    attentive,
+    cuda_executor,
+    lively,
+    on_kernels,
+    rounded,
+    sampler_of,
+)
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
@@ -41,7 +50,7 @@ def test_a_cache_of_eight_bits(cut: str, small_model: Thoughtbubbles, monkeypatc
     scored, attenuated = attention.score_channel, attention.attenuate
     monkeypatch.setattr(attention, "score_channel", lambda q, k, c: scored(q, rounded(k).float(), c))
     monkeypatch.setattr(attention, "attenuate", lambda v, c: attenuated(rounded(v).float(), c))
-    check(small_model, CUTS[cut], like=torch.empty(0, dtype=torch.float8_e4m3fn, device=DEVICE))
+    check(attentive(small_model), CUTS[cut], like=torch.empty(0, dtype=torch.float8_e4m3fn, device=DEVICE))
 
 
 def test_inputs_shared_out(small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
