@@ -51,7 +51,7 @@ class EngineConfig:
     grammar; 0: off."""
     weights: WeightKind = "exact"
     """Weights of the layers: the model's, or rounded to int8 with a scale for each output, which the native executor
-    computes with on a CPU, and kernels on a CUDA device."""
+    alone computes with."""
     seed: int | None = None
     """Seed of the seeds of requests that have none (None: random)."""
 

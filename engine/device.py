@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer, config: EngineConfig) -> Executor[Any]:
     """Return the executor for a model on its device, ready for its first request.
 
-    Raises `ValueError` with the reason if `executor` is `native` and that is not available, or if no executor computes
-    with the `weights` and the cache's type on the model's device. Nothing else chooses by the type of the device.
+    Raises `ValueError` with the reason if `executor` is `native` or `weights` are `int8` and the native executor is not
+    available. Nothing else chooses by the type of the device.
     """
     sampler = Sampler(tokenizer)
     on_cuda = model.transformer.wte.weight.device.type == "cuda"
     paged: PortableExecutor | NativeExecutor | CudaExecutor
     if on_cuda:
+        if config.weights == "int8":
+            raise ValueError("weights 'int8' need the native executor, which computes on a CPU, not on a GPU")
         from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
 
-        paged = make_cuda_executor(model, cache, sampler, config.weights)
+        paged = make_cuda_executor(model, cache, sampler)
     else:
         paged = _make_cpu_executor(model, cache, sampler, config.executor, config.weights)
     limit = cache.total_bytes

@@ -69,7 +69,7 @@ class ServerSettings:
     """most tokens to guess for a request in a step, from what followed its last tokens earlier in its text, on a CPU;
     answers stay the same; 0: off"""
     weights: str = "exact"
-    """weights of the layers: exact, or rounded to int8, for which the native executor or a GPU's kernels must serve"""
+    """weights of the layers: exact, or rounded to int8, for which the native executor must serve"""
     max_body_bytes: int = 8 << 20
     """most bytes of a request body"""
     max_connections: int = 1000

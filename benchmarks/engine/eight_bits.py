@@ -1,4 +1,4 @@
-"""Decode on a GPU with a cache in float8, with weights in int8, with both and with neither.
+"""Decode on a GPU with a cache in float8.
 
     python -m benchmarks.engine.eight_bits [--parts attention steps] [--loads 64x2000 1x500]
 
@@ -7,8 +7,8 @@ its budget admits. The parts:
 
 - `attention`: microseconds of the attention of one layer, by the kernel for 16 bits and by that for 8 bits with several
   sizes of blocks, and how far from torch's each is.
-- `steps`: for each way the time of a captured decode step, greedy, at each load (requests x tokens), a median of
-  runs that the ways take by turns; the bytes of pages a token, and the tokens that 1 GiB of cache has space for.
+- `steps`: for each type of cache the time of a captured decode step, greedy, at each load (requests x tokens), a median
+  of runs that the types take by turns; the bytes of pages a token, and the tokens that 1 GiB of cache has space for.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model, shape_124m
-from thoughtbubbles.engine import SamplingParams, WeightKind
+from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache, most_streams
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.executor import make_device_sampler
@@ -30,17 +30,13 @@ from thoughtbubbles.engine.cuda.kernels import eight_bit_attention as eight_bits
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.lanes import Lanes
-from thoughtbubbles.engine.cuda.rounding import round_weights, with_rounded_weights
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
 
 FLOAT8 = torch.float8_e4m3fn
-WAYS: dict[str, tuple[torch.dtype, WeightKind]] = {
-    "bfloat16": (torch.bfloat16, "exact"), "float8 cache": (FLOAT8, "exact"), "int8 weights": (torch.bfloat16, "int8"),
-    "both": (FLOAT8, "int8"),
-}  # fmt: skip
+WAYS = {"bfloat16": torch.bfloat16, "float8 cache": FLOAT8}
 BLOCKS = ((64, 2, 3, 1), (64, 2, 3, 2), (64, 2, 2, 2), (64, 1, 3, 1), (64, 1, 3, 2), (64, 1, 2, 4), (128, 2, 2, 1),
           (128, 2, 2, 2))  # fmt: skip
 """Keys, warps, stages, and programs that share the keys of a batch slot."""
@@ -145,16 +141,14 @@ def _timed(work: Callable[[], None]) -> float:
 
 
 def _steps(args: argparse.Namespace) -> None:
-    exact = random_model(MOST_TOKENS, "cuda", torch.bfloat16)
-    rounded, tokenizer = with_rounded_weights(exact), numbered_tokens(exact.config.vocab_size)
-    round_weights(rounded)
+    model = random_model(MOST_TOKENS, "cuda", torch.bfloat16)
+    tokenizer = numbered_tokens(model.config.vocab_size)
     print("\nmilliseconds of a decode step, and how many times as fast as the first way; KB of cache a token; tokens in"
           " 1 GiB")  # fmt: skip
     print(f"{'way':12}  " + "  ".join(f"{load:>16}" for load in args.loads))
     lines = {name: f"{name:12}" for name in args.ways}
     for load in args.loads:
-        ways = {name: Decoding.of(rounded if weights == "int8" else exact, tokenizer, dtype, load)
-                for name, (dtype, weights) in WAYS.items() if name in args.ways}  # fmt: skip
+        ways = {name: Decoding.of(model, tokenizer, WAYS[name], load) for name in args.ways}
         for _ in range(args.runs + 1):
             for way in ways.values():
                 way.run(_timed)

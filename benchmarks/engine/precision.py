@@ -1,4 +1,4 @@
-"""What rounding costs, in bits per byte: weights in int8, and a cache in 16 bits on a CPU or in 8 on a GPU.
+"""What rounding costs, in bits per byte: on a CPU weights in int8 and a cache in float16, on a GPU a cache in float8.
 
     python -m benchmarks.engine.precision --text data/val.jsonl.gz [--windows 8] [--device cuda]
 
@@ -34,8 +34,6 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "float32": ("float32", {}),
         "bfloat16": ("bfloat16", {}),
         "bfloat16, float8 cache": ("bfloat16", {"cache_dtype": "float8"}),
-        "bfloat16, int8 weights": ("bfloat16", {"weights": "int8"}),
-        "bfloat16, both": ("bfloat16", {"cache_dtype": "float8", "weights": "int8"}),
     },
 }
 """The dtype of the model, and settings of the engine, by the kind of device."""

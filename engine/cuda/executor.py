@@ -13,12 +13,10 @@ import torch
 
 from thoughtbubbles.engine.batch import Output, Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
-from thoughtbubbles.engine.config import WeightKind
 from thoughtbubbles.engine.cuda.decode import decodes_alone
 from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch, Flight
 from thoughtbubbles.engine.cuda.forward import BATCH_SIZE, DeviceForward, Prefill
 from thoughtbubbles.engine.cuda.layers import has_kernels
-from thoughtbubbles.engine.cuda.rounding import with_rounded_weights
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
 from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
@@ -45,15 +43,13 @@ class CudaExecutor:
     mixes = True
 
     def __init__(
-        self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler, *, host: Sampler,
-        weights: WeightKind = "exact",
-    ) -> None:  # fmt: skip
+        self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler, *, host: Sampler
+    ) -> None:
         """`forward` prefills, `decode` decodes; both over the same cache, and `sampler` draws for both.
 
-        `host` draws for requests with a grammar. `weights` are those of the layers of their model.
+        `host` draws for requests with a grammar.
         """
-        rounded = [name for name, is_so in (("int8", weights == "int8"), ("float8 cache", cache.eight_bits)) if is_so]
-        self.name = f"cuda ({', '.join(rounded)})" if rounded else "cuda"
+        self.name = "cuda (float8 cache)" if cache.eight_bits else "cuda"
         self.forward = forward
         self.decode = decode
         self.sampler = sampler
@@ -82,7 +78,7 @@ class CudaExecutor:
         self.forward.prepare()
 
     def read_weights(self) -> None:
-        """As `Executor.read_weights`. The graphs read the tensors of the forward pass's model, by their addresses."""
+        """As `Executor.read_weights`. The graphs read the model's own tensors, by their addresses."""
         self.forward.read_weights()
 
     @torch.inference_mode()
@@ -161,38 +157,27 @@ def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request
             yield [request for request, _ in part], [n for _, n in part]
 
 
-def make_cuda_executor(
-    model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, weights: WeightKind = "exact"
-) -> CudaExecutor | PortableExecutor:
+def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> CudaExecutor | PortableExecutor:
     """Return an executor that computes a model of this kind with as many kernels as serve it.
 
     `sampler` draws on the host for models that cannot be decoded with kernels, and for requests with a grammar.
 
-    Raises `ValueError` if weights or cache are to have 8 bits and no kernels decode the model.
+    Raises `ValueError` if the cache has 8 bits and no kernels decode the model.
     """
     tally = ForkTally()
-    if not decodes_alone(model.config):
-        _require_no_eight_bits(weights, cache)
+    if cache.eight_bits and not decodes_alone(model.config):
+        raise ValueError(
+            "cache_dtype 'float8' needs kernels that decode, and there are none for a model with averaging 'logit',"
+            " with copies, without a part of its attenuated block, or with more than 5 fork layers"
+        )
     if not has_kernels(model.config):
         return PortableExecutor(CachedForward(model, cache, tally), sampler)
     if not decodes_alone(model.config):
         return PortableExecutor(DeviceForward(model, cache, tally, sampler=None), sampler)
-    model = with_rounded_weights(model) if weights == "int8" else model
     device_sampler = make_device_sampler(model, cache, sampler)
     forward = DeviceForward(model, cache, tally, sampler=device_sampler)
     decode = DeviceBatch(model, cache, tally, device_sampler)
-    return CudaExecutor(forward, decode, cache, device_sampler, host=sampler, weights=weights)
-
-
-def _require_no_eight_bits(weights: WeightKind, cache: ForkCache) -> None:
-    """Raise `ValueError` naming the setting: torch's operators compute neither."""
-    if weights == "exact" and not cache.eight_bits:
-        return
-    setting = "cache_dtype 'float8' needs" if cache.eight_bits else "weights 'int8' need"
-    raise ValueError(
-        f"{setting} kernels that decode, and there are none for a model with averaging 'logit', with copies, without a"
-        " part of its attenuated block, or with more than 5 fork layers"
-    )
+    return CudaExecutor(forward, decode, cache, device_sampler, host=sampler)
 
 
 def make_device_sampler(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> DeviceSampler:

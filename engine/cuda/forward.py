@@ -15,7 +15,6 @@ from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.prefill import PrefillStep
-from thoughtbubbles.engine.cuda.rounding import round_weights
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.cuda.scoring import PromptScorer, Report
 from thoughtbubbles.engine.cuda.step import Workspace
@@ -63,11 +62,6 @@ class DeviceForward(CachedForward):
         self.scorer = None
         if sampler:
             self.scorer = PromptScorer(model, vocabulary=sampler.vocabulary, tokens=sizes[-1])
-
-    def read_weights(self) -> None:
-        """As `Executor.read_weights`: those of the model's own tensors are read where they are, by every step."""
-        super().read_weights()
-        round_weights(self.model)
 
     def prepare(self) -> None:
         """Capture the steps on a CUDA device, or compile them elsewhere."""

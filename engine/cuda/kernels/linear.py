@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import EIGHT_BIT_ROWS, LIBRARY_ROWS, precision, tiles_of
-from thoughtbubbles.engine.cuda.rounding import RoundedLinear
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, precision, tiles_of
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,6 @@ class Unreduced:
     """(D,)."""
 
 
-def _weight(layer: nn.Linear, x: Tensor, usual: int) -> tuple[Tensor, Tensor | None]:
-    """Return a layer's weights for x (M,K), of which `usual` rows are live, and the scale (O,) of those in 8 bits.
-
-    Few rows take as long as reading the weights does, so they read 8 bits. Many rows would wait until these are
-    widened, and in float32 all sums are bitwise equal for any number of rows.
-    """
-    if isinstance(layer, RoundedLinear) and (usual <= EIGHT_BIT_ROWS or x.dtype == torch.float32):
-        return layer.whole, layer.scale
-    return layer.weight, None
-
-
 def normalise(
     *, x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, update: Unreduced | None = None
 ) -> None:
@@ -63,11 +51,10 @@ def gelu_linear(*, x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, tanh: b
     """Write out = GELU(W · x + b) (M,O) for the live rows of x (M,K); `tanh` chooses `gelu_tanh`."""
     tiles = tiles_of(x, out.shape[1], rows.usual)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
-    weight, scale = _weight(layer, x, rows.usual)
     _gelu_linear[grid](
-        x=x, weight=weight, scale=scale, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0],
-        outputs=out.shape[1], K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
+        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -86,12 +73,11 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
     parts = triton.cdiv(x.shape[1], share)  # fewer if there are few inputs
     grid = (triton.cdiv(residual.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
     sums = scratch[: parts * residual.numel()].view(parts, *residual.shape) if parts > 1 else None
-    weight, scale = _weight(layer, x, rows.usual)
     _residual_linear[grid](
-        x=x, weight=weight, scale=scale, bias=layer.bias, residual=residual, sums=sums, score=rows.score,
-        live=rows.live, rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows,
-        COLUMNS=tiles.columns, DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        x=x, weight=layer.weight, bias=layer.bias, residual=residual, sums=sums, score=rows.score, live=rows.live,
+        rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
+        DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x), num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )  # fmt: skip
     return Unreduced(sums, layer.bias) if sums is not None else None
 
@@ -113,9 +99,8 @@ def project_heads(
     blocks = triton.cdiv(width // 2, half)
     together = next(n for n in (4, 2, 1) if heads % n == 0 and 2 * half * n <= max(tiles.columns, 2 * half))
     grid = (3 * heads // together * blocks, triton.cdiv(x.shape[0], tiles.rows))
-    weight, scale = _weight(layer, x, rows.usual)
     _project_heads[grid](
-        x=x, weight=weight, scale=scale, bias=layer.bias, queries=queries, keys=keys, values=values,
+        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values,
         recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
         rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
@@ -177,10 +162,10 @@ def _dead(live, ROWS: tl.constexpr):
 
 @triton.jit
 def _product(
-    x, weight, scale, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr,
-    SHARE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, weight, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on, times `scale[column]` if there is one."""
+    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on."""
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, SHARE, DEPTH):
         k = first + start + tl.arange(0, DEPTH)
@@ -190,9 +175,7 @@ def _product(
         else:
             w = tl.load(weight + column[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
             a = tl.load(x + row[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
-        accumulator = tl.dot(a, tl.trans(w.to(a.dtype)), accumulator, input_precision=PRECISION)
-    if scale is not None:
-        accumulator *= tl.load(scale + column)[None, :]
+        accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
     return accumulator
 
 
@@ -212,7 +195,7 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def _gelu_linear(
-    x, weight, scale, bias, out, live, rows, outputs,
+    x, weight, bias, out, live, rows, outputs,
     K: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -221,7 +204,7 @@ def _gelu_linear(
     clamped = tl.minimum(column, outputs - 1)
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, scale, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
+    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
     y = _gelu(_bias(product, bias, column, column < outputs), TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
@@ -229,7 +212,7 @@ def _gelu_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_linear(
-    x, weight, scale, bias, residual, sums, score, live, rows, outputs,
+    x, weight, bias, residual, sums, score, live, rows, outputs,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
     SHARE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -238,9 +221,7 @@ def _residual_linear(
     clamped, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
     if _dead(live, ROWS):
         return
-    product = _product(
-        x, weight, scale, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION
-    )
+    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
     present, inside = row < tl.load(live), column < outputs
     at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
     if PARTS > 1:
@@ -253,11 +234,11 @@ def _residual_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, scale, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
+    x, weight, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
     live, rows, head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
     group = tl.program_id(0) // BLOCKS
@@ -270,7 +251,7 @@ def _project_heads(
     if _dead(live, ROWS):
         return
     product = _product(
-        x, weight, scale, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
+        x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
     )
     product = _bias(product, bias, column, j >= 0)
     a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))

@@ -46,8 +46,6 @@ MOST_ROWS_OF_PARTS = max(usual for usual, kinds in _TABLE.items() if any(tiles.p
 """The largest row count for which programs share inputs: more rows are enough programs without."""
 
 
-EIGHT_BIT_ROWS = 32
-"""The largest row count that is multiplied with weights in 8 bits, where a model has these."""
 LIBRARY_ROWS = 2048
 """The usual number of rows from which on the library (cuBLAS) multiplies what is added to the streams.
 

@@ -45,15 +45,6 @@ def by_slot(stored: Tensor, page: int) -> Tensor:
     return stored.view(heads, slots // page, width, page).transpose(2, 3).reshape(stored.shape)
 
 
-@torch.no_grad()
-def round_layers(model: Thoughtbubbles) -> None:
-    """Round each output's weights of the layers to whole numbers up to 127, times a scale."""
-    for block in model.blocks:
-        for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-            scale = linear.weight.abs().amax(1, keepdim=True) / 127
-            linear.weight.copy_((linear.weight / scale).round() * scale)
-
-
 @pytest.fixture(autouse=True)
 def float8(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter rounds to 8 bits as a device does: its own rounding is wrong where the mantissa overflows."""
@@ -125,7 +116,6 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
     def make(model: Thoughtbubbles, **settings: object) -> Engine:
         from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch
         from thoughtbubbles.engine.cuda.executor import CudaExecutor, make_device_sampler
-        from thoughtbubbles.engine.cuda.rounding import with_rounded_weights
 
         config = EngineConfig(**{"max_batch_size": 4, "page_size": 4, "cache_bytes": 1 << 21, **settings})  # type: ignore[arg-type]
         model = deepcopy(model).to(DEVICE)  # others go on with it where it was
@@ -133,13 +123,11 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
             return Engine(model, tokenizer, config)
         with pytest.MonkeyPatch.context() as patch:  # as if this were a device
             patch.setattr("thoughtbubbles.engine.engine._require_float8", lambda _: None)
-            engine = Engine(model, tokenizer, replace(config, weights="exact", executor="portable"))
-        computed = with_rounded_weights(model) if config.weights == "int8" else model
-        forward = PortablePrefill(computed, engine.cache, engine.executor.tally)
+            engine = Engine(model, tokenizer, replace(config, executor="portable"))
+        forward = PortablePrefill(model, engine.cache, engine.executor.tally)
         forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
-        decode = DeviceBatch(computed, engine.cache, forward.tally, forward.sampler)
-        paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer),  # type: ignore[arg-type]
-                             weights=config.weights)  # fmt: skip
+        decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
+        paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer))  # type: ignore[arg-type]
         engine.executor = RevisingExecutor(  # type: ignore[attr-defined]
             paged, engine.executor.recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
         )
@@ -155,7 +143,7 @@ def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
 
     executor = cuda_executor(engine)
     executor.forward = DeviceForward(
-        executor.forward.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
+        engine.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
     )
     return engine
 

@@ -1,4 +1,4 @@
-"""Engines with weights or a cache in 8 bits: what they compute, what they are called, and what is refused."""
+"""Engines with a cache in 8 bits: what they compute, what they are called, and what is refused."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import ON_GPU, MakeEngine, attentive, cuda_executor, on_kernels, round_layers
-from tests.engine.kernels.test_decode_ahead import KINDS, PROMPTS, assert_alike, params, plain, run
+from tests.engine.kernels.conftest import ON_GPU, MakeEngine, attentive, cuda_executor, on_kernels
+from tests.engine.kernels.test_decode_ahead import params
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
@@ -53,81 +53,19 @@ def test_eight_bits_take_half_the_pages(small_model: Thoughtbubbles, make_engine
         assert pages.pages > others.pages
 
 
-def test_rounded_weights_give_the_tokens_of_a_model_that_has_them(
-    small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
-) -> None:
-    engine = on_kernels(make_engine(small_model, weights="int8"), sizes=(8, 16))
-    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
-    kinds = KINDS if ON_GPU else ("greedy", "scored")
-    requests = [(kind, PROMPTS[i], params(**{**KINDS[kind], "max_tokens": TOKENS})) for i, kind in enumerate(kinds)]
-    found = run(engine, requests)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.model.state_dict().items())
-    round_layers(small_model)
-    assert_alike(found, run(plain(small_model, tokenizer), requests))
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({}, "cuda"), ({"weights": "int8"}, "cuda (int8)"), ({"cache_dtype": "float8"}, "cuda (float8 cache)"),
-     ({"weights": "int8", "cache_dtype": "float8"}, "cuda (int8, float8 cache)")],
-)  # fmt: skip
-def test_the_name_says_what_has_eight_bits(
-    settings: dict[str, object], name: str, small_model: Thoughtbubbles, make_engine: MakeEngine
-) -> None:
-    assert cuda_executor(make_engine(small_model, **settings)).name == name
-
-
-def test_a_failure_leaves_rounded_weights_as_they_were(
-    small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from thoughtbubbles.engine.cuda.rounding import RoundedLinear
-
-    engine = on_kernels(make_engine(small_model, weights="int8"), sizes=(8,))
-    layers = [m for m in cuda_executor(engine).forward.model.modules() if isinstance(m, RoundedLinear)]
-    before = [[layer.weight.clone(), layer.whole.clone(), layer.scale.clone()] for layer in layers]
-    rounded, counted = RoundedLinear.rounded, iter(range(100))
-
-    def fail_late(layer: RoundedLinear) -> object:
-        if next(counted) == 5:
-            raise MemoryError("no memory is left")
-        return rounded(layer)
-
-    new = {name: tensor + torch.randn_like(tensor) for name, tensor in small_model.state_dict().items()}
-    with monkeypatch.context() as failing:
-        failing.setattr(RoundedLinear, "rounded", fail_late)
-        with pytest.raises(MemoryError, match="no memory is left"):
-            engine.replace_weights(new)
-    for layer, (weight, whole, scale) in zip(layers, before, strict=True):
-        assert torch.equal(layer.weight, weight)
-        assert torch.equal(layer.whole, whole)
-        assert torch.equal(layer.scale, scale)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_weights_that_are_not_finite_stay_so(value: float) -> None:
-    from thoughtbubbles.engine.cuda.rounding import RoundedLinear
-
-    exact = torch.nn.Linear(4, 3)
-    exact.weight[1, 2], exact.weight[2] = value, 0
-    weight, whole, scale = RoundedLinear(exact).rounded()
-    assert weight.isfinite().all(1).tolist() == [True, False, True]
-    assert (whole * scale[:, None]).isfinite().all(1).tolist() == [True, False, True]
-    assert not weight[2].any()
+def test_the_name_says_what_has_eight_bits(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
+    names = [cuda_executor(make_engine(small_model, cache_dtype=dtype)).name for dtype in (None, "float8")]
+    assert names == ["cuda", "cuda (float8 cache)"]
 
 
 def test_models_that_kernels_do_not_decode_are_refused(small_model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     from thoughtbubbles.engine.cuda.executor import make_cuda_executor
 
     model = Thoughtbubbles(replace(small_model.config, averaging="logit"))
-    exact, eight = (
-        ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4, like=torch.empty(0, dtype=dtype))
-        for dtype in (torch.float32, torch.float8_e4m3fn)
-    )
-    with pytest.raises(ValueError, match="weights 'int8' need kernels that decode"):
-        make_cuda_executor(model, exact, Sampler(tokenizer), "int8")
+    like = torch.empty(0, dtype=torch.float8_e4m3fn)
+    cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4, like=like)
     with pytest.raises(ValueError, match="cache_dtype 'float8' needs kernels that decode"):
-        make_cuda_executor(model, eight, Sampler(tokenizer))
+        make_cuda_executor(model, cache, Sampler(tokenizer))
 
 
 def test_devices_without_eight_bit_floats_are_refused(

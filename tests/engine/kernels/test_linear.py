@@ -150,67 +150,6 @@ def test_what_is_too_large_for_eight_bits_becomes_their_largest(rows: Any) -> No
     torch.testing.assert_close(found, wanted, atol=0, rtol=2**-4)
 
 
-@torch.no_grad()
-def eight_bit_layer(*sizes: int) -> tuple[nn.Linear, nn.Linear]:
-    """A layer with rounded weights, and torch's with the same; the first has NaN where it is not to be read."""
-    from thoughtbubbles.engine.cuda.rounding import RoundedLinear, round_weights
-
-    layer = RoundedLinear(nn.Linear(*sizes).to(DEVICE))
-    round_weights(layer)
-    exact = nn.Linear(*sizes).to(DEVICE)
-    exact.weight.copy_(layer.weight)
-    exact.bias.copy_(layer.bias)
-    assert (exact.weight - layer.exact.weight).abs().max() > 0
-    layer.weight.fill_(torch.nan)
-    return layer, exact
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-@torch.inference_mode()
-def test_weights_in_eight_bits(parts: int, rows: Any, monkeypatch: Any) -> None:  # noqa: ANN401
-    """Of each kind of product."""
-    from thoughtbubbles.engine.cuda.kernels import linear
-    from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
-
-    monkeypatch.setattr(linear, "tiles_of", lambda *_: Tiles(16, 32, 32, 4, 2, parts))
-    (heads, same_heads), (fc, same_fc), (proj, same_proj) = map(eight_bit_layer, (24, 24, 96), (72, 96, 24))
-    x, stream = torch.randn(2, MOST, 24, device=DEVICE)
-    hidden, out = torch.zeros(MOST, 96, device=DEVICE), torch.zeros(MOST, 24, device=DEVICE)
-    linear.gelu_linear(x=x, layer=fc, out=hidden, rows=rows, tanh=False)
-    torch.testing.assert_close(hidden[:LIVE], F.gelu(same_fc(x[:LIVE])), atol=1e-5, rtol=1e-5)
-    wanted = stream[:LIVE] + rows.score[:LIVE].exp()[:, None] * same_proj(hidden[:LIVE])
-    sums = torch.zeros(6 * stream.numel(), device=DEVICE)
-    update = linear.residual_linear(x=hidden, layer=proj, residual=stream, rows=rows, scratch=sums)
-    linear.normalise(x=stream, norm=None, out=out, rows=rows, update=update)
-    torch.testing.assert_close(stream[:LIVE], wanted, atol=1e-5, rtol=1e-5)
-    queries, values = torch.zeros(MOST, 2, 12, device=DEVICE), torch.zeros(2, 64, 12, device=DEVICE)
-    linear.project_heads(x=x, layer=heads, queries=queries, keys=torch.zeros_like(values), values=values, rows=rows,
-                         scored=False)  # fmt: skip
-    found = values[:, rows.slot[:LIVE].long()].transpose(0, 1).reshape(LIVE, 24)
-    torch.testing.assert_close(found, same_heads(x)[:LIVE, 48:], atol=1e-5, rtol=1e-5)
-
-
-@torch.inference_mode()
-def test_many_rows_have_the_same_weights_in_more_bits(rows: Any) -> None:  # noqa: ANN401
-    """Only float16 and bfloat16 have two ways, so only there the whole numbers may be wrong for many rows."""
-    from thoughtbubbles.engine.cuda.kernels import linear
-    from thoughtbubbles.engine.cuda.kernels.tiles import EIGHT_BIT_ROWS
-    from thoughtbubbles.engine.cuda.rounding import RoundedLinear, round_weights
-
-    exact = nn.Linear(24, 40).to(DEVICE, torch.half)
-    layer = RoundedLinear(exact)
-    round_weights(layer)
-    x, out = torch.randn(MOST, 24, device=DEVICE).half(), torch.zeros(2, MOST, 40, device=DEVICE).half()
-    layer.whole.neg_()  # as nobody should see
-    for usual, into in zip((EIGHT_BIT_ROWS, EIGHT_BIT_ROWS + 1), out, strict=True):
-        linear.gelu_linear(x=x, layer=layer, out=into, rows=replace(rows, usual=usual), tanh=False)
-    few, many = out[:, :LIVE]
-    wanted = F.gelu(F.linear(x, layer.weight, layer.bias))[:LIVE]
-    torch.testing.assert_close(many, wanted, atol=5e-3, rtol=5e-3)
-    opposite = F.gelu(F.linear(x, -layer.weight, layer.bias))[:LIVE]
-    torch.testing.assert_close(few, opposite, atol=5e-3, rtol=5e-3)
-
-
 @pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize("usual", [1, 9, 32, 64, 128, 200, 512, 1000, 5000])
 @torch.inference_mode()
