@@ -42,8 +42,7 @@ def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer,
     limit = cache.total_bytes
     recompute = Recompute(model, lambda: paged.forward.packed, vocabulary=sampler.vocabulary, limit_bytes=limit)
     executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler, max_prefill_tokens=config.max_prefill_tokens)
-    if on_cuda:
-        warm_up(executor, cache, tokenizer)
+    warm_up(executor, cache, tokenizer)
     return executor
 
 

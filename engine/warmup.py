@@ -1,4 +1,4 @@
-"""Warm-up: kernels load as they are first met, so an engine meets them before its first request does."""
+"""Warm-up: kernels are loaded and memory is taken when first used, so an engine does that before its first request."""
 
 from typing import Any
 

@@ -6,6 +6,7 @@ from thoughtbubbles.model.checkpoint.write import save_checkpoint
 from thoughtbubbles.model.config import ModelConfig
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.fields import document_fields
+from thoughtbubbles.model.files.lock import lock_file
 from thoughtbubbles.model.forking import Fork, Streams
 from thoughtbubbles.model.interventions import ForkBias, Hook, Intervention, StreamEdit, check_fork_biases, record
 from thoughtbubbles.model.memory import lack_of_memory, require_memory
@@ -41,6 +42,7 @@ __all__ = [
     "install_command",
     "lack_of_memory",
     "load_checkpoint",
+    "lock_file",
     "record",
     "require_memory",
     "save_checkpoint",

@@ -47,8 +47,9 @@ def create_app(service: Service) -> ASGIApp:
 
     # Without FastAPI's documentation pages: they load scripts from other servers.
     schemes = [name for name, keys in ((BEARER, service.keys), (ADMIN_BEARER, service.admin_keys)) if keys.digests]
+    # And without redirects from paths that end in a slash: they would name the scheme and host of this side of a proxy.
     app = DescribedApp(schemes=schemes, title="Thoughtbubbles", version=VERSION, lifespan=lifespan,
-                       docs_url=None, redoc_url=None)  # fmt: skip
+                       docs_url=None, redoc_url=None, redirect_slashes=False)  # fmt: skip
     app.state.service = service
     for each in (completions, chat, tokenizer):
         app.include_router(each.router, responses=refusals(401, 500))

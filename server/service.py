@@ -49,6 +49,7 @@ class Service:
             load or partial(load_model, settings),
             metrics.meter,
             settings.request_timeout_seconds,
+            settings.load_wait_seconds,
             run_engine if settings.device == "cpu" else run_engine_process,
         )
         return cls(

@@ -11,7 +11,7 @@ from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 POSITIVE = (
     "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections", "body_timeout_seconds",
     "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds", "watchdog_seconds",
-    "drain_seconds",
+    "drain_seconds", "load_wait_seconds",
 )  # fmt: skip
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -88,6 +88,9 @@ class ServerSettings:
     """a step longer than this ends the server with an error; inf: no limit"""
     drain_seconds: float = 30.0
     """time that running requests have to finish after SIGTERM"""
+    load_wait_seconds: float = 300.0
+    """time that running requests have to finish before POST /admin/load replaces the weights, while new ones wait; then
+    the load ends with an error; inf: no limit"""
     api_keys_file: Path | None = None
     """file of API keys, one a line, # starts a comment (no key is needed); the variable THOUGHTBUBBLES_API_KEYS may
     have more, separated by commas. With keys every route needs one but /, /playground/*, /health, /ready, /version,

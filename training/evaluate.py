@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("data: nothing to evaluate on; give --data FILE or --task NAME FILE")
     if args.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {args.batch_size}")
+    if args.positions < 0:
+        raise ValueError(f"positions must be at least 0, not {args.positions}")
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
     if args.data:
         _run_texts(args, checkpoint)
@@ -72,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_texts(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     texts = list(read_documents(args.data))
-    if not texts:
-        raise ValueError(f"data: no documents in {', '.join(map(str, args.data))}")
+    if not any(texts):
+        raise ValueError(f"data: no text in {', '.join(map(str, args.data))}")
     if not args.json:
         print(_HEADER)
     for row in evaluate(checkpoint, texts, args.rules, args.positions, args.batch_size, ratio=args.ratio):

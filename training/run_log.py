@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from thoughtbubbles.model import lock_file
 from thoughtbubbles.training.distributed import Ranks
 from thoughtbubbles.training.tracking import Tracker
 
@@ -18,7 +19,8 @@ from thoughtbubbles.training.tracking import Tracker
 class RunLog:
     """Collects losses on the device and reads them when a line is due; validation and saving are not timed.
 
-    Every rank has one, because reading a loss is a collective; only rank 0 writes.
+    Every rank has one, because reading a loss is a collective; only rank 0 writes. Raises `ValueError` if another run
+    writes to the same file.
     """
 
     def __init__(
@@ -26,7 +28,7 @@ class RunLog:
         trackers: Sequence[Tracker] = (),
     ) -> None:  # fmt: skip
         self._ranks = ranks
-        self._file = path.open("a", encoding="utf-8") if ranks.first else None
+        self._file = _open_alone(path) if ranks.first else None
         disable = None if ranks.first else True  # None: shown in a terminal only
         self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, disable=disable)
         self._tokens_per_step = tokens_per_step
@@ -96,3 +98,12 @@ class RunLog:
         self._losses: list[Tensor] = []
         self._flops = 0.0
         self._since = time.perf_counter()
+
+
+def _open_alone(path: Path) -> TextIO:
+    """Open a file for appending. Raise `ValueError` if another run has it open."""
+    file = path.open("a", encoding="utf-8")
+    if not lock_file(file):
+        file.close()
+        raise ValueError(f"out: another run is writing to {path.parent}; stop it, or choose another folder")
+    return file

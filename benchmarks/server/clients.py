@@ -154,7 +154,8 @@ async def _exchange(connection: Connection | None, request: Request, address: st
     """Send a request and read its answer; return it, and whether the connection stays open."""
     body = b"" if request.body is None else json.dumps(request.body).encode()
     method = "GET" if request.body is None else "POST"
-    head = (f"{method} {request.path} HTTP/1.1", f"host: {urlsplit(address).netloc}", f"content-length: {len(body)}")
+    head = (f"{method} {request.path} HTTP/1.1", f"host: {urlsplit(address).netloc}",
+            "content-type: application/json", f"content-length: {len(body)}")  # fmt: skip
     sent = time.monotonic()
 
     def ended(outcome: str) -> tuple[Answer, bool]:

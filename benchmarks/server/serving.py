@@ -6,12 +6,17 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TextIO
 
 import httpx
+
+MOST_CHARACTERS = 4000
+"""Of a log that are shown."""
 
 
 @contextlib.contextmanager
@@ -20,33 +25,40 @@ def serving(
 ) -> Iterator[tuple[str, int]]:
     """Start a server with these options on a free port; give its address and process id once it is ready.
 
-    The process is the leader of a new session, which its own processes stay in.
+    The process is the leader of a new session, which its own processes stay in. Raise `RuntimeError` with what it wrote
+    to its log if it ends before it is ready, `TimeoutError` if it is not ready within three minutes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", module, "--port", str(port), *options]
-    with subprocess.Popen(  # noqa: S603 (our own command)
-        command,
-        env=os.environ | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(  # noqa: S603 (our own command)
+            command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
         try:
-            _wait_until_ready(address := f"http://127.0.0.1:{port}")
+            _wait_until_ready(address := f"http://127.0.0.1:{port}", process, log)
             yield address, process.pid
         finally:
             process.terminate()
 
 
-def _wait_until_ready(address: str) -> None:
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: TextIO) -> None:
     for _ in range(1800):
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{address}/ready").status_code == httpx.codes.OK:
                 return
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with exit code {process.returncode}:\n{_end_of(log)}")
         time.sleep(0.1)
-    raise TimeoutError(f"{address} was not ready within three minutes")
+    raise TimeoutError(f"{address} was not ready within three minutes:\n{_end_of(log)}")
+
+
+def _end_of(log: TextIO) -> str:
+    log.seek(0)
+    return log.read()[-MOST_CHARACTERS:]
 
 
 def read_metrics(address: str) -> dict[str, float]:

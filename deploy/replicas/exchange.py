@@ -1,7 +1,7 @@
 """An HTTP exchange in two processes: the ingress has the client, a replica has the application."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -32,8 +32,11 @@ class HttpRequest:
         return cls(scope={name: scope[name] for name in CARRIED if name in scope}, body=body)
 
 
-async def answers(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[Message, None]:
-    """What `app` sends for `request`, as it is sent. Whoever stops listening is, to the app, a client that left."""
+async def answers(app: ASGIApp, request: HttpRequest, pause: Callable[[], float]) -> AsyncGenerator[Message, None]:
+    """What `app` sends for `request`, as it is sent. Whoever stops listening is, to the app, a client that left.
+
+    After each part of the body nothing is sent for `pause()` seconds; what comes meanwhile is one part.
+    """
     sent: asyncio.Queue[Message | None] = asyncio.Queue()
     body = [{"type": "http.request", "body": request.body, "more_body": False}]
     left = asyncio.Event()
@@ -47,11 +50,23 @@ async def answers(app: ASGIApp, request: HttpRequest) -> AsyncGenerator[Message,
     running: asyncio.Future[None] = asyncio.ensure_future(app(dict(request.scope), receive, sent.put))
     running.add_done_callback(lambda _: sent.put_nowait(None))
     try:
-        while (message := await sent.get()) is not None:
-            yield message
+        waiting: list[Message | None] = []
+        while None not in waiting:
+            waiting = [await sent.get(), *(sent.get_nowait() for _ in range(sent.qsize()))]
+            for message in _joined([message for message in waiting if message is not None]):
+                yield message
+            if waiting[-1] and waiting[-1].get("more_body", False):
+                await asyncio.sleep(pause())
     finally:
         left.set()
         await running
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """The same, with all parts of the body in one."""
+    parts = [message for message in messages if message["type"] == "http.response.body"]
+    others = [message for message in messages if message["type"] != "http.response.body"]
+    return [*others, {**parts[-1], "body": b"".join(part.get("body", b"") for part in parts)}] if parts else others
 
 
 class Answer:

@@ -96,7 +96,7 @@ class ForkCache:
         if total_bytes < needed:
             raise ValueError(f"cache_bytes must be at least {needed} for one request of {max_tokens} tokens")
         self.segments = [
-            SegmentPages(config, s, pages=n * total_bytes // needed, page_size=page_size, like=like)
+            SegmentPages(config, s, pages=n * total_bytes // needed, page_size=page_size, longest=n, like=like)
             for s, n in zip(segments(config), pages, strict=True)
         ]
         widest = [min(segment.pages, -(-(max_tokens * config.copies << i) // page_size))

@@ -56,11 +56,17 @@ class SegmentPages:
     On a CPU the pages of a request are adjacent if possible: then its keys are one slice and need no gathering.
     """
 
-    def __init__(self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, like: Tensor) -> None:
-        """Allocate `pages` pages on the device and with the dtype of `like`."""
+    def __init__(
+        self, config: ModelConfig, segment: Segment, *, pages: int, page_size: int, longest: int, like: Tensor
+    ) -> None:
+        """Allocate `pages` pages on the device and with the dtype of `like`.
+
+        `longest` of them are enough for the longest request at the model's ratio.
+        """
         self.segment = segment
         self.page_size = page_size
         self.pages = pages
+        self._longest = longest
         shape = (2, len(segment.layers), config.n_head, pages * page_size, config.head_width)
         self._stored = huge_zeros(shape, like)  # zeros: masked values are still multiplied, by 0
         self._by_layer = [self._stored[:, at] for at in range(len(segment.layers))]
@@ -144,12 +150,21 @@ class SegmentPages:
         return pages
 
     def _next(self, last: int) -> Numbers:
-        """Return the page after a request's last, if free, else the middle of the widest gap, so that all can grow."""
+        """Return the page after a request's last, if free; else the first with room after it for the longest request.
+
+        Room is left for the request before to grow into. Memory is taken as it is first written, which a request waits
+        for, so pages lie as close together as they can. If there is no such room, the middle of the widest gap.
+        """
         if last + 1 < self.pages and self._references[last + 1] == 0:
             return np.array(last + 1)
         idle = np.flatnonzero(self._references == 0)
-        widest = max(np.split(idle, np.flatnonzero(np.diff(idle) > 1) + 1), key=len)
-        return np.array(widest[0 if len(widest) == self.pages else len(widest) // 2])
+        gaps = np.concatenate(([0], np.flatnonzero(np.diff(idle) > 1) + 1))
+        first, lengths = idle[gaps], np.diff(gaps, append=len(idle))
+        before = np.where(self._running[np.maximum(first - 1, 0)] * first > 0, self._longest - 1, 0)
+        roomy = lengths >= before + self._longest
+        if roomy.any():
+            return np.array((first + before)[roomy.argmax()])
+        return np.array((first + lengths // 2)[lengths.argmax()])
 
     def write(self, layer: int, slots: Tensor, keys_and_values: Tensor) -> None:
         """Store keys and values (2,N,S,H) of a layer at slots (S,)."""

@@ -1,6 +1,5 @@
 """The output of a batch: OpenAI's batch output lines, and what an interrupted run wrote of them."""
 
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from pydantic_core import from_json, to_json
 
+from thoughtbubbles.model import lock_file
 from thoughtbubbles.server.batch.input_file import BadLine, Line
 from thoughtbubbles.server.protocol.requests import Json
 
@@ -82,20 +82,10 @@ def open_output(path: Path) -> Iterator[Output]:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a regular file")
     with path.open("a+b") as file:
-        _lock(file, path)
+        if not lock_file(file):
+            raise OSError(f"{path} is being written by another batch")
         file.seek(0)
         yield Output(file, path)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    import fcntl  # noqa: PLC0415 - not on Windows
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OSError(f"{path} is being written by another batch") from None
 
 
 def _foreign(where: str) -> ValueError:

@@ -31,6 +31,8 @@ class LoadWeights:
     """Load the weights of this checkpoint, a folder or a hub id. At most one load is in progress."""
 
     checkpoint: str
+    wait_seconds: float
+    """How long requests that run may keep others waiting for the weights; then the load ends with an error."""
 
 
 Command = Add | Abort | LoadWeights | None

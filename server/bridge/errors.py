@@ -15,6 +15,17 @@ class LoadInProgressError(LoadError):
     """Another load is in progress."""
 
 
+class LoadTimeoutError(LoadError):
+    """The requests that ran did not finish within `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)  # as pickle calls it again, where the engine has a process of its own
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"the requests that ran did not finish within {self.seconds:g} seconds"
+
+
 class LoadFailedError(LoadError):
     """Something else failed, such as an allocation."""
 

@@ -126,8 +126,8 @@ def _execute_commands(
                     on_report(_add(engine, command))
             case Abort(request_ids, reason):
                 _abort(engine, compiling, request_ids, reason, on_report)
-            case LoadWeights(checkpoint):
-                reloader.begin(checkpoint)
+            case LoadWeights() as command:
+                reloader.begin(command)
             case None:
                 return False
         if commands.empty():  # one report of the engine's numbers for commands that arrive together

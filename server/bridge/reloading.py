@@ -1,7 +1,8 @@
 """Replace the weights of an engine while it serves.
 
 The checkpoint is read on a thread of its own, beside the steps. If it fits, requests that have not started then wait,
-those that have started finish, and between two steps the weights are replaced.
+those that have started finish, and between two steps the weights are replaced. If they take too long, the load is given
+up, so that the others do not wait for ever.
 """
 
 import logging
@@ -10,7 +11,8 @@ from threading import Thread
 
 from thoughtbubbles.engine import Engine
 from thoughtbubbles.model import lack_of_memory
-from thoughtbubbles.server.bridge.errors import LoadError, LoadFailedError, LoadRefusedError
+from thoughtbubbles.server.bridge.commands import LoadWeights
+from thoughtbubbles.server.bridge.errors import LoadError, LoadFailedError, LoadRefusedError, LoadTimeoutError
 from thoughtbubbles.server.bridge.weights import NewWeights, read_weights
 from thoughtbubbles.server.core import ServedModel
 
@@ -27,7 +29,7 @@ class Reloader:
         self._engine = engine
         self._served = served
         self._thread: Thread | None = None
-        self._source = ""
+        self._command = LoadWeights("", 0.0)
         self._read: NewWeights | Exception = RuntimeError("nothing was read")
         self._paused_since: float | None = None
 
@@ -36,10 +38,10 @@ class Reloader:
         """Whether a load is in progress."""
         return self._thread is not None
 
-    def begin(self, source: str) -> None:
-        """Start to read the checkpoint `source`. No load may be in progress."""
+    def begin(self, command: LoadWeights) -> None:
+        """Start to read the command's checkpoint. No load may be in progress."""
         assert not self.loading, "one load at a time"
-        self._source = source
+        self._command = command
         self._thread = Thread(target=self._read_checkpoint, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -57,7 +59,7 @@ class Reloader:
 
     def _read_checkpoint(self) -> None:
         try:
-            self._read = read_weights(self._source, self._engine.model, self._served)
+            self._read = read_weights(self._command.checkpoint, self._engine.model, self._served)
         except Exception as error:
             self._read = error
 
@@ -66,14 +68,15 @@ class Reloader:
         if self._paused_since is None:
             self._paused_since = time.monotonic()
             self._engine.pause_admission()
+        waited = time.monotonic() - self._paused_since
         if not self._engine.drained:
-            return None
+            return self._give_up() if waited > self._command.wait_seconds else None
         try:
             self._engine.replace_weights(new.tensors)
         except Exception as error:
             return self._fail(error)
         logger.info(
-            "weights %s of %s are served; requests waited %.3f s for them", new.version, self._source,
+            "weights %s of %s are served; requests waited %.3f s for them", new.version, self._command.checkpoint,
             time.monotonic() - self._paused_since,
         )  # fmt: skip
         return new
@@ -84,8 +87,13 @@ class Reloader:
         logger.warning("weights are not replaced: %s", error)
         return LoadRefusedError(str(error))
 
+    def _give_up(self) -> LoadError:
+        error = LoadTimeoutError(self._command.wait_seconds)
+        logger.warning("weights of %s are not replaced: %s", self._command.checkpoint, error)
+        return error
+
     def _fail(self, error: Exception) -> LoadError:
-        logger.error("weights of %s are not replaced", self._source, exc_info=error)
+        logger.error("weights of %s are not replaced", self._command.checkpoint, exc_info=error)
         return LoadFailedError(lack_of_memory(error) or type(error).__name__)
 
     def _end(self) -> None:

@@ -102,9 +102,9 @@ class EngineThread:
         """Abort these requests and count them under `reason`; no more events are reported for them."""
         self._commands.put(Abort(request_ids, reason))
 
-    def load_weights(self, checkpoint: str) -> None:
-        """Load the weights of a checkpoint. No load may be in progress."""
-        self._commands.put(LoadWeights(checkpoint))
+    def load_weights(self, checkpoint: str, wait_seconds: float) -> None:
+        """Load the weights of a checkpoint. No load may be in progress. `wait_seconds` as in `LoadWeights`."""
+        self._commands.put(LoadWeights(checkpoint, wait_seconds))
 
     def abandon(self) -> None:
         """Ignore the engine from now on, because a step hangs."""

@@ -33,7 +33,14 @@ STOP_SECONDS = 5.0
 class Worker:
     """Sends requests to the engine's thread, and its events to their generations. Belongs to the event loop."""
 
-    def __init__(self, load: Load, observer: Observer, request_timeout_seconds: float, run: Run = run_engine) -> None:
+    def __init__(
+        self,
+        load: Load,
+        observer: Observer,
+        request_timeout_seconds: float,
+        load_wait_seconds: float,
+        run: Run = run_engine,
+    ) -> None:
         self.draining = False
         """Whether new requests are refused while the running ones finish."""
         self.failure: Exception | None = None
@@ -50,6 +57,7 @@ class Worker:
         self._model: ServedModel | None = None
         self._load: asyncio.Future[ServedModel] | None = None  # the load of weights that is in progress
         self._request_timeout_seconds = request_timeout_seconds
+        self._load_wait_seconds = load_wait_seconds
         self._by_request: dict[str, Generation] = {}  # by request id, while the request is unfinished
         self._by_completion: dict[str, Generation] = {}  # by completion id, while one of its requests is unfinished
         self._pacing = Pacing()
@@ -122,7 +130,7 @@ class Worker:
         if self._load is not None:
             raise LoadInProgressError("the weights of another checkpoint are being loaded")
         load = self._load = asyncio.get_running_loop().create_future()
-        self._thread.load_weights(checkpoint)
+        self._thread.load_weights(checkpoint, self._load_wait_seconds)
         return await asyncio.shield(load)  # it goes on without the client that asked for it
 
     def cancel(self, completion_id: str) -> bool:

@@ -5,16 +5,12 @@ from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
 from thoughtbubbles.server.protocol.planning import Plan, plan
 from thoughtbubbles.server.protocol.requests import MAX_TEXT_LENGTH, CompletionRequest, GenerationRequest
-from thoughtbubbles.server.protocol.unsupported import check_supported, unsupported
-
-UNSUPPORTED_MESSAGE_FIELDS = ("audio", "function_call", "tool_calls")
-"""Fields of a message that are not text."""
+from thoughtbubbles.server.protocol.unsupported import check_supported
 
 
 def plan_chat(completion_id: str, request: ChatRequest, served: ServedModel) -> Plan:
     """Return the plan of `request`, checked against the model. Raises `ApiError` 400 or 404 for the first mistake."""
     check_supported(request)
-    _check_messages(request)
     completion = CompletionRequest.model_validate(
         {field: getattr(request, field) for field in GenerationRequest.model_fields}
         | {"prompt": (prompt := _prompt(request, served))}
@@ -23,16 +19,16 @@ def plan_chat(completion_id: str, request: ChatRequest, served: ServedModel) -> 
     try:
         return plan(completion_id, completion, served)
     except ApiError as error:
-        if error.param != "prompt":
+        name = _names(request).get(error.param or "")
+        if name is None:
             raise
-        raise bad_request(error.message.replace("'prompt'", "'messages'"), error.code, "messages") from None
+        raise bad_request(error.message.replace(f"'{error.param}'", f"'{name}'"), error.code, name) from None
 
 
-def _check_messages(request: ChatRequest) -> None:
-    for number, message in enumerate(request.messages):
-        for field in UNSUPPORTED_MESSAGE_FIELDS:
-            if (message.model_extra or {}).get(field):
-                raise unsupported(f"messages[{number}].{field}")
+def _names(request: ChatRequest) -> dict[str, str]:
+    """Return the chat's names of fields that the completion has, where they differ."""
+    newer = {"max_tokens": "max_completion_tokens"} if request.max_tokens is None else {}
+    return {"prompt": "messages"} | newer
 
 
 def _prompt(request: ChatRequest, served: ServedModel) -> list[int]:

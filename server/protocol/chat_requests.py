@@ -2,10 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from thoughtbubbles.server.protocol.requests import INT64, GenerationRequest, RequestBody, Text
+
+NOT_TEXT = ("audio", "function_call", "tool_calls")
+"""Fields of a message that are not text. OpenAI's clients send null as the content beside them."""
 
 
 class TextPart(RequestBody):
@@ -38,6 +41,15 @@ class Message(RequestBody):
     """The message's text, or its parts."""
     name: str | None = None
     """The speaker's name, for templates that use it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, message: object) -> object:
+        if isinstance(message, dict):
+            for field in NOT_TEXT:
+                if message.get(field):
+                    raise PydanticCustomError("not_text", "not text", {"field": field})
+        return message
 
     def for_template(self) -> dict[str, str]:
         """Return the message in the form that chat templates use."""

@@ -36,7 +36,7 @@ class Completion:
         self._choices = [Choice(sequence.prompt, plan.request, self._token_bytes) for sequence in plan.sequences]
         self._index = {sequence.request_id: index for index, sequence in enumerate(plan.sequences)}
         self._events: list[TokenEvent] = []
-        self._usages: list[RequestUsage] = []
+        self._usages: dict[int, RequestUsage] = {}  # of finished sequences, by index
         self._head: Json = {
             "id": completion_id,
             "created": int(time.time()),
@@ -93,7 +93,7 @@ class Completion:
         """Yield index and delta of each choice that has events, in order of its first event; note their usage."""
         for index, part in self._by_choice(events):
             if (usage := part[-1].usage) is not None:
-                self._usages.append(usage)
+                self._usages[index] = usage
             yield index, self._choices[index].feed(part)
 
     def _by_choice(self, events: Sequence[TokenEvent]) -> Iterable[tuple[int, Sequence[TokenEvent]]]:
@@ -142,13 +142,22 @@ class Completion:
         return {"usage": self._usage() if options.continuous_usage_stats else None}
 
     def _usage(self) -> Json:
-        """Return the usage object. Each prompt counts once; cached and stream tokens are of finished sequences."""
+        """Return the usage object. Each prompt counts once; stream tokens are of finished sequences."""
         prompt_tokens = sum(map(len, self.plan.prompts))
         completion_tokens = sum(choice.completion_tokens for choice in self._choices)
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in self._usages)},
-            "stream_tokens": sum(usage.stream_tokens for usage in self._usages),
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens()},
+            "stream_tokens": sum(usage.stream_tokens for usage in self._usages.values()),
         }
+
+    def _cached_tokens(self) -> int:
+        """Return how many tokens of prompts were cached before this request, of those whose choices have all finished.
+
+        The choices of a prompt also find what the first of them computed, and that one found the least.
+        """
+        step, found = self._request.candidates, self._usages
+        prompts = (range(start, start + step) for start in range(0, len(self._choices), step))
+        return sum(min(found[i].cached_tokens for i in each) for each in prompts if all(i in found for i in each))

@@ -160,6 +160,15 @@ def load_in_progress() -> ApiError:
     return ApiError(409, message, code="load_in_progress")
 
 
+def load_timed_out(seconds: float) -> ApiError:
+    """Return 408: the weights could not be replaced, since requests ran for longer than `seconds`."""
+    message = (
+        f"The weights were not replaced: requests that ran did not finish within {seconds:g} seconds"
+        " (load_wait_seconds), and others wait no longer. The weights from before are served."
+    )
+    return ApiError(408, message, kind="server_error", code="load_timeout", useless=True)
+
+
 def load_failed(reason: str) -> ApiError:
     """Return 500: the weights could not be replaced, for `reason`; the ones from before are served."""
     message = f"The weights were not replaced, and the ones from before are served: {reason}."

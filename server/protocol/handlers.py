@@ -15,6 +15,7 @@ from thoughtbubbles.server.bridge.errors import (
     LoadError,
     LoadInProgressError,
     LoadRefusedError,
+    LoadTimeoutError,
     NonFiniteLogitsError,
     RefusedError,
     ServerStoppedError,
@@ -55,6 +56,8 @@ def load_api_error(error: LoadError) -> ApiError:
             return errors.load_refused(str(error))
         case LoadInProgressError():
             return errors.load_in_progress()
+        case LoadTimeoutError(seconds=seconds):
+            return errors.load_timed_out(seconds)
         case _:
             return errors.load_failed(str(error))
 

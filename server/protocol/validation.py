@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails, from_json
 from thoughtbubbles.server.protocol.body_size import check_size
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request, clipped, quoted
 from thoughtbubbles.server.protocol.requests import Json, RequestBody
+from thoughtbubbles.server.protocol.unsupported import unsupported
 
 Body = TypeVar("Body", bound=RequestBody)
 
@@ -92,6 +93,8 @@ def _translated(error: ErrorDetails) -> ApiError:
     if kind in EXPECTED:
         message = f"Invalid type for {quoted(name)}: expected {EXPECTED[kind]}, but got {_json_name(given)} instead."
         return bad_request(message, "invalid_type", name)
+    if kind == "not_text":
+        return unsupported(f"{name}.{context['field']}")
     return _other_error(kind, name, context, given)
 
 

@@ -148,9 +148,9 @@ def test_what_is_no_address(make_client: MakeClient, url: str) -> None:
         make_client(url)
 
 
-@pytest.mark.parametrize("key", ["sk-1\n", "sk-é", "sk\r\nx: y"])
+@pytest.mark.parametrize("key", ["sk-1\n", "sk-é", "sk\r\nx: y", "", " ", "sk-1 ", " sk-1"])
 def test_a_key_that_cannot_be_sent_is_not_shown(make_client: MakeClient, key: str) -> None:
-    with pytest.raises(ValueError, match=r"^api_key must be printable ASCII$"):
+    with pytest.raises(ValueError, match=r"^api_key must be printable ASCII, not empty, without spaces around it$"):
         make_client(api_key=key)
 
 
@@ -175,5 +175,5 @@ def test_a_load_has_the_admin_key_for_its_own(make_client: MakeClient) -> None:
     assert (request.method, request.url) == ("POST", "http://server/admin/load")
     assert json.loads(request.content) == {"checkpoint": "runs/notes/best"}
     assert request.headers["authorization"] == "Bearer sk-admin"
-    with pytest.raises(ValueError, match=r"^admin_key must be printable ASCII$"):
+    with pytest.raises(ValueError, match=r"^admin_key must be printable ASCII, not empty"):
         client.load_weights("runs/notes/best", admin_key="sk-ü")

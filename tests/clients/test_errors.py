@@ -32,6 +32,7 @@ OURS = {
     "no_administration": errors.UnauthorizedError,
     "load_refused": errors.BadRequestError,
     "load_in_progress": errors.ConflictError,
+    "load_timed_out": errors.RequestTimeoutError,
     "load_failed": errors.ServerError,
     "no_route": errors.NotFoundError,
     "too_slow": errors.RequestTimeoutError,

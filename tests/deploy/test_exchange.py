@@ -21,6 +21,10 @@ PART = {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True}
 LAST = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
+def no_pause() -> float:
+    return 0
+
+
 def test_a_request_takes_nothing_of_its_own_process_along() -> None:
     assert set(HttpRequest.of(SCOPE, b"").scope) == {"type", "method", "path", "headers"}
 
@@ -32,7 +36,7 @@ def test_an_application_is_heard_as_it_sends() -> None:
         await send({**LAST, "body": scope["path"].encode() + message["body"]})
 
     async def run() -> list[Message]:
-        return [message async for message in answers(app, HttpRequest.of(SCOPE, b"!"))]
+        return [message async for message in answers(app, HttpRequest.of(SCOPE, b"!"), no_pause)]
 
     assert asyncio.run(run()) == [START, {**LAST, "body": b"/v1/completions!"}]
 
@@ -48,9 +52,46 @@ def test_who_stops_listening_has_left_and_the_application_ends_before_that_is_ov
         seen.append("ended")
 
     async def run() -> None:
-        async with aclosing(answers(app, HttpRequest.of(SCOPE, b""))) as messages:
+        async with aclosing(answers(app, HttpRequest.of(SCOPE, b""), no_pause)) as messages:
             await anext(messages)
         assert seen == ["http.disconnect", "ended"]
+
+    asyncio.run(run())
+
+
+def test_what_comes_in_a_pause_is_sent_together() -> None:
+    paused = asyncio.Event()
+
+    def pause() -> float:
+        paused.set()
+        return 0.01
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(START)
+        for tokens in (b"0", b"12345", b"678"):
+            for token in tokens:
+                await send({**PART, "body": bytes([token])})
+            await paused.wait()
+            paused.clear()
+        await send(LAST)
+
+    async def run() -> list[bytes]:
+        return [message.get("body", b"start") async for message in answers(app, HttpRequest.of(SCOPE, b""), pause)]
+
+    assert asyncio.run(run()) == [b"start", b"0", b"12345", b"678", b""]
+
+
+def test_what_was_sent_before_an_application_broke_is_heard() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(START)
+        await send(PART)
+        raise OSError("the application broke")
+
+    async def run() -> None:
+        async with aclosing(answers(app, HttpRequest.of(SCOPE, b""), no_pause)) as messages:
+            assert [await anext(messages), await anext(messages)] == [START, PART]
+            with pytest.raises(OSError, match="the application broke"):
+                await anext(messages)
 
     asyncio.run(run())
 

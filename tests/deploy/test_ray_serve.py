@@ -187,7 +187,7 @@ def test_whichever_replica_has_it_a_completion_can_be_cancelled(fleet: Fleet) ->
 
 async def outcome(fleet: Fleet, number: int, *, stream: bool) -> str:
     """What OpenAI's client makes of one request; an exception that it does not map is ours, and fails the test."""
-    asked = {"model": fleet.model, "prompt": f"{number} {STORY}", "max_tokens": 150, "extra_body": {"ignore_eos": True}}
+    asked = {"model": fleet.model, "prompt": f"{number} {STORY}", "max_tokens": 300, "extra_body": {"ignore_eos": True}}
     try:
         async with AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
             answer = await client.completions.create(**asked, stream=stream)

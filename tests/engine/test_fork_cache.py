@@ -144,6 +144,27 @@ def test_a_lone_request_lies_side_by_side_to_the_last_page() -> None:
     assert isinstance(pages.slots(state.pages(1), 7), slice)
 
 
+def test_requests_lie_close_together_and_can_grow() -> None:
+    """Memory is taken where pages are first written, so those that are written should be few and near."""
+    cache = make(200_000)
+    longest = most_streams(CONFIG, CAUSAL, 32)[1] // cache.page_size
+
+    def begin() -> ForkState:
+        state = cache.open(CAUSAL)
+        go_on(cache, [state], 1)
+        return state
+
+    states = [begin() for _ in range(3)]
+    assert [state.pages(1)[0] for state in states] == [0, longest, 2 * longest]
+    go_on(cache, states, 32)
+    assert all(isinstance(pages.slots(state.pages(i), 1), slice)
+               for i, pages in enumerate(cache.segments) for state in states)  # fmt: skip
+    cache.close(states[1:])
+    assert begin().pages(1)[0] == 3 * longest, "after what is kept, which does not grow"
+    cache.clear()
+    assert begin().pages(1)[0] == 2 * longest - 1, "after the first, which may grow"
+
+
 def test_a_lost_page_is_found_out() -> None:
     cache = make()
     state = cache.open(CAUSAL)

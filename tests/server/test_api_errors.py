@@ -96,6 +96,15 @@ def test_a_prompt_of_no_known_form(server: Running, prompt: object) -> None:
         ({"suffix": "end"}, "suffix", "unsupported_parameter"),
         ({"json_schema": {"type": "object"}}, "json_schema", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "messages", "unsupported_parameter"),
+        ({"prompt": "a", "messages": []}, "messages", "unsupported_parameter"),
+        ({"max_completion_tokens": 200}, "max_completion_tokens", "unsupported_parameter"),
+        ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),
+        ({"allowed_token_ids": [65]}, "allowed_token_ids", "unsupported_parameter"),
+        ({"bad_words": ["a"]}, "bad_words", "unsupported_parameter"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
+        ({"truncate_prompt_tokens": 3}, "truncate_prompt_tokens", "unsupported_parameter"),
+        ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
         ({"stream_options": {}}, "stream_options", "invalid_value"),
         ({"stream": True, "best_of": 2}, "best_of", "invalid_value"),
     ],
@@ -120,6 +129,15 @@ def test_messages_say_both_numbers(server: Running) -> None:
     )
 
 
+def test_a_field_of_chats_is_refused_with_what_to_do_instead(server: Running) -> None:
+    """Without its messages a chat would be answered from the end-of-text token."""
+    assert server.error(400, messages=[{"role": "user", "content": "hi"}])["message"] == (
+        "Unsupported parameter: 'messages' is not a field of this route: send it to /v1/chat/completions, or use"
+        " 'prompt'."
+    )
+    assert "use 'max_tokens'" in server.error(400, max_completion_tokens=200)["message"]
+
+
 def test_the_input_is_repeated_in_short(server: Running) -> None:
     for body in ({"model": "x" * 5000}, {"logit_bias": {"9" * 5000: 1}}, {"fork_selection": "y" * 5000}):
         (error,) = {server.error(404 if "model" in body else 400, **body)["message"]}
@@ -142,6 +160,8 @@ def test_an_unknown_model(server: Running) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/v1/completions/", 404, "not_found"),
+        ("GET", "/health/", 404, "not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("POST", "/v1/completions/x/cancel", 404, "not_found"),
         ("GET", "/v1/models/other", 404, "model_not_found"),

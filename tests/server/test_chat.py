@@ -145,7 +145,21 @@ def test_unknown_fields_are_named(server: Running) -> None:
          "invalid_value"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls",
          "unsupported_parameter"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[1].tool_calls",
+         "unsupported_parameter"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "messages[0].function_call",
+         "unsupported_parameter"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages[0].content",
+         "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": "long" * 20}]}, "messages", "context_length_exceeded"),
+        ({"max_tokens": 60}, "max_tokens", "context_length_exceeded"),
+        ({"max_completion_tokens": 60}, "max_completion_tokens", "context_length_exceeded"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+        ({"continue_final_message": True}, "continue_final_message", "unsupported_parameter"),
+        ({"add_generation_prompt": False}, "add_generation_prompt", "unsupported_parameter"),
+        ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),
         ({"n": 100}, "messages", "array_above_max_length"),
         ({"model": "gpt-4"}, "model", "model_not_found"),
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
@@ -163,7 +177,20 @@ def test_unknown_fields_are_named(server: Running) -> None:
 def test_mistakes(server: Running, body: Json, param: str, code: str) -> None:
     told = error(server, **body)
     assert (told["param"], told["code"]) == (param, code)
-    assert "prompt'" not in told["message"]
+    assert "'prompt" not in told["message"]
+
+
+def test_a_prompt_is_not_dropped(server: Running) -> None:
+    told = error(server, prompt="The river")
+    assert (told["param"], told["code"]) == ("prompt", "unsupported_parameter")
+    assert told["message"].endswith("send it to /v1/completions, or use 'messages'.")
+
+
+def test_fields_of_completions_that_ask_for_nothing_are_accepted(server: Running) -> None:
+    body = {"messages": HELLO, "max_tokens": 1, "echo": False, "suffix": None, "prompt": "", "best_of": None,
+            "add_generation_prompt": True, "bad_words": []}  # fmt: skip
+    response = server.client.post("/v1/chat/completions", json=body)
+    assert (response.status_code, response.headers["x-ignored-parameters"]) == (200, "echo, prompt")
 
 
 def test_mistakes_have_their_class(client: openai.OpenAI) -> None:

@@ -1,5 +1,6 @@
 """The limit of a request's choices; many choices of a client that disconnects delay no other client."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -57,3 +58,26 @@ def test_many_choices_that_leave_are_aborted_together(serve: Serve) -> None:
         assert other.result()["choices"]
         assert server.engine.steps == 3, "the one that stood still was not the last for those who had left"
         assert server.service.metrics.meter.snapshot.finished["abort"] == 4000
+
+
+@pytest.mark.parametrize(("asks", "start"), [({"n": 3}, 65), ({"best_of": 3}, 97)])
+def test_cached_tokens_are_those_of_earlier_requests(server: Running, asks: dict[str, int], start: int) -> None:
+    """Choices of a prompt find what its first one computed; both the prompt and what is cached of it count once."""
+    prompts = [[start + i % 7 for i in range(40)], [start + i % 9 for i in range(40, 80)]]
+
+    def cached(prompt: list[list[int]], **body: object) -> int:
+        usage = server.complete(prompt=prompt, max_tokens=2, **body)["usage"]
+        assert usage["prompt_tokens"] == 40 * len(prompt)
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached(prompts[:1], **asks) == 0
+    found = cached(prompts[:1])
+    assert 0 < found < 40
+    assert cached(prompts, **asks) == found
+
+
+def test_cached_tokens_of_a_stream_are_those_of_earlier_requests(server: Running) -> None:
+    body = {"prompt": [65] * 40, "n": 3, "max_tokens": 2, "stream_options": {"continuous_usage_stats": True}}
+    with events(server, **body) as told:
+        usages = [json.loads(each)["usage"] for each in told if each != "[DONE]"]
+    assert {usage["prompt_tokens_details"]["cached_tokens"] for usage in usages} == {0}

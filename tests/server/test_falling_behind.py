@@ -164,7 +164,7 @@ class Idle:
 
 @pytest.fixture
 def worker(made: tuple[GatedEngine, ServedModel], monkeypatch: pytest.MonkeyPatch) -> Worker:
-    worker = Worker(lambda: made, Metrics().meter, math.inf)
+    worker = Worker(lambda: made, Metrics().meter, math.inf, math.inf)
     monkeypatch.setattr(worker, "_thread", Idle())
     monkeypatch.setattr(worker, "_model", made[1])
     return worker

@@ -1,7 +1,9 @@
 """POST /admin/load: other weights while the server serves, and what clients see of it."""
 
 import json
+import math
 import os
+import pickle
 import random
 import signal
 import socket
@@ -33,6 +35,7 @@ from tests.server.harness import (
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import Engine
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.server.bridge.errors import LoadTimeoutError
 from thoughtbubbles.server.bridge.process import run_engine_process
 from thoughtbubbles.server.bridge.weights import read_weights, weights_version
 from thoughtbubbles.server.keys import ApiKeys
@@ -284,6 +287,37 @@ def test_a_second_load_is_refused_while_the_first_waits(administered: Running, o
         assert running.result(30)[0] != tokens(administered)[0]
     assert samples(administered)["request_rejected_total", "load_in_progress"] == 1
     assert load(administered, other).status_code == 200
+
+
+def test_a_load_does_not_wait_for_ever(serve: Serve, other: Path) -> None:
+    """A request that never ends would keep all others waiting: the load is given up, and they start."""
+    patient = {"request_timeout_seconds": math.inf, "load_wait_seconds": 1e-9}
+    with serve(**KEYS, **patient) as server, ThreadPoolExecutor(3) as pool:
+        before = tokens(server)
+        running = pool.submit(tokens, server, max_tokens=40)
+        server.engine.hold(after=3)
+        server.engine.wait_until_held()
+        loading, waiting = pool.submit(load, server, other), pool.submit(tokens, server)
+        server.wait_until_asked(2)
+        let_it_be_read(server)
+        for _ in range(5):  # the first of these steps begins the pause
+            server.engine.pass_step()
+            server.engine.wait_until_held()
+        answer = loading.result(30)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], answer.headers["x-should-retry"]) == (408, "load_timeout", "false")
+        assert "load_wait_seconds" in error["message"]
+        assert not running.done()
+        server.engine.let_go()
+        assert waiting.result(30) == before
+        assert running.result(30)[0] == before[0]
+        assert samples(server)[FAILED] == 1
+        assert load(server, other).status_code == 200
+
+
+def test_a_load_that_is_given_up_is_reported_by_a_process() -> None:
+    error = pickle.loads(pickle.dumps(LoadTimeoutError(2.5)))
+    assert (error.seconds, str(error)) == (2.5, "the requests that ran did not finish within 2.5 seconds")
 
 
 @pytest.mark.parametrize("fault", [MemoryError("no memory is left"), RuntimeError("a device failed")])

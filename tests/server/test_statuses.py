@@ -28,6 +28,7 @@ ANSWERS = [
 LOAD_ANSWERS = [
     (errors.LoadRefusedError("no such folder"), 400, "checkpoint_refused"),
     (errors.LoadInProgressError(), 409, "load_in_progress"),
+    (errors.LoadTimeoutError(2.5), 408, "load_timeout"),
     (errors.LoadFailedError("MemoryError"), 500, "load_failed"),
 ]
 

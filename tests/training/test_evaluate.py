@@ -56,3 +56,21 @@ def test_the_table_has_a_line_for_each_measure_and_rule(
 def test_what_cannot_be_evaluated_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path), "--data", str(tmp_path / "none.jsonl")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ((), "data: no text in "),
+        (("--positions", "-1"), "positions must be at least 0, not -1"),
+        (("--batch-size", "0"), "batch_size must be at least 1, not 0"),
+    ],
+)
+def test_no_table_of_nothing(
+    uniform: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], reason: str
+) -> None:
+    (tmp_path / "text.txt").write_text("the cat" if flags else "", encoding="utf-8")
+    assert main(["evaluate", str(uniform), "--data", str(tmp_path / "text.txt"), *flags]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {reason}")

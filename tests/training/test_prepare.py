@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.training.harness import HELD_OUT, SUBJECTS, TEXTS, VERBS, VOCAB, write_json_lines
 from thoughtbubbles.model import Tokenizer
+from thoughtbubbles.training.data.documents import read_documents
 from thoughtbubbles.training.data.prepare import add_arguments, prepare, run
 from thoughtbubbles.training.data.token_file import Index, read_tokens
 from thoughtbubbles.training.data.vocabulary import _printable_bytes, tiktoken_ranks, train_byte_pairs
@@ -110,6 +111,15 @@ def test_bad_input_is_refused_by_name(data: Path, tmp_path: Path, name: str, con
         prepare([tmp_path / name], [tmp_path / name], tmp_path / "out", str(data / "tokenizer.tiktoken"))
     with pytest.raises(ValueError, match=r"has no index\.json"):
         Index.read(tmp_path / "out")  # a half-prepared folder does not pass for a whole one
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("A.JSONL", b'{"text": "one"}\n'), ("a.JsonL.GZ", gzip.compress(b'{"text": "one"}\n')), ("a.TXT", b"one")],
+)
+def test_names_in_other_letters_are_the_same_kinds_of_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert list(read_documents([tmp_path / name])) == ["one"]
 
 
 def test_a_byte_order_mark_is_no_text(data: Path, tmp_path: Path) -> None:

@@ -86,6 +86,24 @@ def test_what_was_stopped_is_not_gone_on_with_for_other_input(
     assert (index.train.documents, index.val.documents) == (50, len(HELD_OUT))
 
 
+def test_every_file_counts_for_what_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one name in several folders, and the order of files."""
+    paths = [tmp_path / name / "text.jsonl" for name in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        write_json_lines(path, TEXTS[:60])
+
+    def plan(*files: Path) -> dict[str, object]:
+        inputs: dict[str, Documents] = {"train": FileDocuments(files)}
+        return CorpusWriter(inputs, tmp_path / "out", VOCAB, val_share=0.1, workers=1)._progress.plan
+
+    first = plan(*paths)
+    assert list(FileDocuments(paths).sources()) == ["a/text.jsonl", "b/text.jsonl"]
+    assert plan(*reversed(paths)) != first
+    write_json_lines(paths[0], TEXTS[60:])
+    assert plan(*paths) != first
+
+
 def test_a_token_file_that_lost_bytes_is_not_filled_with_zeros(
     inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +131,7 @@ def test_a_share_is_held_out_by_what_documents_say(tmp_path: Path) -> None:
     assert index.train.documents == 2 * (len(TEXTS) - len(held_out))
     assert 0.1 < len(held_out) / len(TEXTS) < 0.3
     assert index.val.sources == index.train.sources
-    with pytest.raises(ValueError, match=r"all\.jsonl: no documents among the 0\.00% that are held out"):
+    with pytest.raises(ValueError, match=r"^all\.jsonl: no documents for val\.bin; 0\.00% are held out"):
         write({"train": source}, tmp_path / "none", val_share=1e-9)
 
 

@@ -17,10 +17,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from tests.training.harness import MODEL, TRAIN, VOCAB, never, stop_after
+from tests.training.harness import MODEL, TEXTS, TRAIN, VOCAB, never, stop_after, write_json_lines
 from thoughtbubbles.model import ModelConfig, Tokenizer, load_checkpoint
 from thoughtbubbles.training.__main__ import main
 from thoughtbubbles.training.config import OptimizerName, TrainConfig
+from thoughtbubbles.training.data.prepare import prepare
 from thoughtbubbles.training.distributed import Ranks
 from thoughtbubbles.training.state import latest_state, read_facts
 from thoughtbubbles.training.trainer import NOT_FINITE_FILE, STATE_FOLDER, LossNotFiniteError, Trainer
@@ -214,6 +215,27 @@ def test_a_run_begins_with_the_weights_of_a_checkpoint(data: Path, tmp_path: Pat
     assert load_checkpoint(tmp_path / "second" / "checkpoint").provenance["start"] == "checkpoint"
     with pytest.raises(ValueError, match=r"^start: n_head is 2 in .* and 4 here"):
         begin(replace(MODEL, n_head=4))
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_goes_on(data: Path, tmp_path: Path) -> None:
+    """Also before the first has saved a state; once it has ended, however, the folder is free."""
+    second = trainer(data, tmp_path / "run")
+
+    def stopping() -> bool:
+        with pytest.raises(ValueError, match=r"^out: another run is writing to .*run; stop it, or choose another"):
+            second.run(never)
+        return True
+
+    trainer(data, tmp_path / "run").run(stopping)
+    second.run(stop_after(1))
+
+
+def test_held_out_text_without_a_token_to_predict_is_refused_before_training(data: Path, tmp_path: Path) -> None:
+    texts = write_json_lines(tmp_path / "train.jsonl", TEXTS)
+    (tmp_path / "empty.txt").touch()
+    prepare([texts], [tmp_path / "empty.txt"], tmp_path / "prepared", str(data / "tokenizer.tiktoken"))
+    with pytest.raises(ValueError, match=r"^data: .*val\.bin has nothing to predict: only empty documents"):
+        trainer(tmp_path / "prepared", tmp_path / "run")
 
 
 def test_what_does_not_fit_together_is_refused_by_name(data: Path, tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def _loader(part: MixtureSet, length: int, seed: int, tokenizer: Tokenizer) -> L
 
 
 def _validation(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:
+    windows = _held_out(part, length, tokenizer)
+    if not windows:
+        raise ValueError(f"data: {part.data / 'val.bin'} has nothing to predict: only empty documents, or prompts")
+    return windows
+
+
+def _held_out(part: MixtureSet, length: int, tokenizer: Tokenizer) -> list[Window]:
     ids = read_tokens(part.data, "val")
     if part.form == "packed":
         return packed_windows(ids, length)

@@ -66,7 +66,8 @@ class CorpusWriter:
     def _plan(self, tokenizer: str | int) -> dict[str, object]:
         """Return everything that determines the bytes of the result; a ranks file is represented by its hash."""
         wanted = sha256(Path(tokenizer)) if isinstance(tokenizer, str) and Path(tokenizer).is_file() else tokenizer
-        return {"tokenizer": wanted, "val_share": self._val_share, "sources": self._sources}
+        sources = {part: [list(each) for each in files.items()] for part, files in self._sources.items()}  # in order
+        return {"tokenizer": wanted, "val_share": self._val_share, "sources": sources}
 
     def _make_encoder(self, wanted: str | int) -> Encoder:
         path = self._out / TOKENIZER_FILE
@@ -128,7 +129,9 @@ class CorpusWriter:
     def _split(self, part: str) -> Split:
         counts, sources = self._progress.written[part], self._sources.get(part, self._sources["train"])
         if not counts.documents:
-            held_out = "" if part in self._inputs else f" among the {self._val_share:.2%} that are held out"
-            raise ValueError(f"{', '.join(sources)}: no documents{held_out}")
+            first, *others = sources
+            named = f"{first} and {len(others)} more" if others else first
+            held_out = f"; {self._val_share:.2%} are held out, which --val-share sets" if self._val_share else ""
+            raise ValueError(f"{named}: no documents for {part}.bin{held_out}")
         mask = finish_prompt_mask(self._out, part, counts.tokens)
         return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=mask)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.files.untrusted import require_regular
-from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, read_json_lines
+from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, is_json_lines, read_json_lines
 from thoughtbubbles.training.data.rows import Document, conversation, require_characters
 
 _ROWS_AT_ONCE = 256
@@ -44,8 +44,8 @@ class FileDocuments:
         return islice(_read(self._paths), first, None)
 
     def sources(self) -> dict[str, str]:
-        """Return file names and the sha256 of their content."""
-        return {path.name: sha256(path) for path in self._paths}
+        """Return file names, with folders if two are equal otherwise, and the sha256 of their content."""
+        return {name: sha256(path) for name, path in zip(_names(self._paths), self._paths, strict=True)}
 
 
 def read_documents(paths: Iterable[Path]) -> Iterator[str]:
@@ -64,6 +64,15 @@ def _read(paths: Iterable[Path]) -> Iterator[Document]:
             yield require_characters(document, where)
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of each path, as few as tell different files apart."""
+    whole = [path.resolve().parts for path in paths]
+    longest = max(map(len, whole), default=0)
+    short = ([parts[-count:] for parts in whole] for count in range(1, longest + 1))
+    distinct = next((names for names in short if len(set(names)) == len(set(whole))), whole)
+    return ["/".join(parts) for parts in distinct]
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -72,9 +81,9 @@ def sha256(path: Path) -> str:
 
 def _documents(path: Path) -> Iterator[tuple[Document, str]]:
     """Return each document of a file, and its location for messages."""
-    if ".jsonl" in path.suffixes:
+    if is_json_lines(path):
         return ((_document(row, where), where) for row, where in read_json_lines(path))
-    return _parquet_rows(path) if path.suffix == ".parquet" else iter([(_text(path), str(path))])
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else iter([(_text(path), str(path))])
 
 
 def _text(path: Path) -> Document:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thoughtbubbles.model.files.untrusted import require_regular
+from thoughtbubbles.training.data.json_lines import is_json_lines
 from thoughtbubbles.training.tasks.records import Record, read_records
 
 
@@ -37,7 +38,7 @@ def lambada(path: Path) -> Iterator[Question]:
 
     `.jsonl` with a `text` field (OpenAI's version), or text with a passage per line (the authors' version).
     """
-    texts = (record.get("text", str) for record in read_records(path)) if ".jsonl" in path.suffixes else _lines(path)
+    texts = (record.get("text", str) for record in read_records(path)) if is_json_lines(path) else _lines(path)
     for text in texts:
         context, _, word = text.rpartition(" ")
         yield Question(context=context, choices=(word,))

@@ -1,9 +1,11 @@
 """The synchronous client; `async_client` is the same for asyncio, method for method."""
 
+import os
 import random
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -25,7 +27,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """A client of one server. Any thread may use it; close it, or use it in a `with` block.
+    """A client of one server. Any thread may use it, and any process after a fork; close it, or use a `with` block.
 
     `url` is the server's address. `timeout` is the longest wait for a byte, in seconds, or an `httpx.Timeout`. `retry`
     says when failed requests are sent again. `fork_counts=False` is for servers that refuse the field
@@ -44,7 +46,8 @@ class Client:
         fork_counts: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(**http_settings(url, api_key, timeout), transport=transport)
+        self._connect = partial(httpx.Client, **http_settings(url, api_key, timeout), transport=transport)
+        self._http, self._process = self._connect(), os.getpid()
         self._retry = retry
         self._fork_counts = fork_counts
 
@@ -136,14 +139,19 @@ class Client:
                     raise
             time.sleep(pause)
 
+    def _own(self) -> httpx.Client:
+        """Return this process's connections. After a fork both processes would read from those from before."""
+        if self._process != os.getpid():
+            self._http, self._process = self._connect(), os.getpid()
+        return self._http
+
     def _try(self, call: Call[Any]) -> httpx.Response:
         """Return a successful response. It has been read, unless it is a stream, which the caller reads and closes."""
         timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
-        request = self._http.build_request(
-            call.method, call.path, json=call.body, headers=call.headers, timeout=timeout
-        )
+        http = self._own()
+        request = http.build_request(call.method, call.path, json=call.body, headers=call.headers, timeout=timeout)
         with translated():
-            response = self._http.send(request, stream=True)
+            response = http.send(request, stream=True)
             if call.streamed and is_stream(response):
                 return response
             with closing(response):

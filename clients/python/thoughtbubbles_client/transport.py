@@ -51,8 +51,8 @@ def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout)
 
 def authorization(key: str, name: str) -> dict[str, str]:
     """Return the header with a key. Raises `ValueError`, which calls it `name`, if no header can have it."""
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"{name} must be printable ASCII")  # httpx's error would show the key
+    if not (key.isascii() and key.isprintable() and key and key == key.strip()):
+        raise ValueError(f"{name} must be printable ASCII, not empty, without spaces around it")  # httpx would show it
     return {"authorization": f"Bearer {key}"}
 
 
