@@ -26,6 +26,10 @@ from thoughtbubbles.engine.structured.compiler import compiler_of
 from thoughtbubbles.engine.transfer import exchanged
 from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, Tokenizer
 
+FLOAT8_CAPABILITY = (8, 9)
+"""The lowest compute capability of CUDA devices that convert 8-bit floats."""
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "float8": torch.float8_e4m3fn}
+
 
 class Engine:
     """Serves a model with continuous batching over a fork-state cache. To be used from one thread."""
@@ -306,9 +310,22 @@ def _like(model: Thoughtbubbles, config: EngineConfig) -> Tensor:
     weight = model.transformer.wte.weight.detach()
     if config.cache_dtype is None or config.cache_dtype == str(weight.dtype).removeprefix("torch."):
         return weight
-    if weight.is_cuda:
-        raise ValueError(f"cache_dtype must be that of the model on {weight.device}, not {config.cache_dtype!r}")
-    return weight.new_empty(0, dtype=getattr(torch, config.cache_dtype))
+    if config.cache_dtype == "float8":
+        _require_float8(weight.device)
+    elif weight.is_cuda:
+        allowed = f"that of the model or float8 on {weight.device}"
+        raise ValueError(f"cache_dtype must be {allowed}, not {config.cache_dtype!r}")
+    return weight.new_empty(0, dtype=_DTYPES[config.cache_dtype])
+
+
+def _require_float8(device: torch.device) -> None:
+    """Raise `ValueError` if the device has no instructions for 8-bit floats."""
+    if device.type != "cuda":
+        raise ValueError(f"cache_dtype 'float8' needs a CUDA device, not {device}: float16 takes half the memory there")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FLOAT8_CAPABILITY:
+        needed, found = (".".join(map(str, each)) for each in (FLOAT8_CAPABILITY, capability))
+        raise ValueError(f"cache_dtype 'float8' needs compute capability {needed}, and {device} has {found}")
 
 
 def _require_servable(config: ModelConfig) -> None:

@@ -15,7 +15,7 @@ POSITIVE = (
 )  # fmt: skip
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "cache_dtype": ("float32", "float16"),
+    "cache_dtype": ("float32", "float16", "float8"),
     "executor": ("auto", "native", "portable"),
     "weights": ("exact", "int8"),
     "log_format": ("text", "json"),
@@ -61,7 +61,8 @@ class ServerSettings:
     """memory of the fork-state cache, and as much again for requests without pages: under dynamic and fixed, with
     `fork_bias` or `return_fork_scores`"""
     cache_dtype: str | None = None
-    """type of keys and values in the cache, float32 or float16, which takes half the memory (that of dtype)"""
+    """type of keys and values in the cache (that of dtype): float16 on a CPU, or float8 on a GPU, takes half the
+    memory"""
     executor: str = "auto"
     """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
     speculate: int = 0

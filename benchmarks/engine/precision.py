@@ -1,16 +1,17 @@
-"""What rounding costs on a CPU: bits per byte of the native executor with int8 weights and with a float16 cache.
+"""What rounding costs, in bits per byte: on a CPU weights in int8 and a cache in float16, on a GPU a cache in float8.
 
-    python -m benchmarks.engine.precision --text data/val.jsonl.gz [--windows 8]
+    python -m benchmarks.engine.precision --text data/val.jsonl.gz [--windows 8] [--device cuda]
 
-The engine scores packed windows of the text by `prompt_logprobs`; the portable executor is what the others are compared
-with. Of its log-probabilities each has the differences' median, 99% and largest. The difference of the losses has the
-standard error of the windows' differences.
+The engine scores packed windows of the text by `prompt_logprobs`. The first way, the portable executor on a CPU and
+float32 on a GPU, is what the others are compared with. Of its log-probabilities each has the differences' median, 99%
+and largest. The difference of the losses has the standard error of the windows' differences.
 """
 
 import argparse
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +23,28 @@ from thoughtbubbles.model import Checkpoint, load_checkpoint, shipped_checkpoint
 from thoughtbubbles.training.data.documents import read_documents
 from thoughtbubbles.training.measures import Score, packed_windows
 
-WAYS = {
-    "portable": EngineConfig(executor="portable", prefix_caching=False),
-    "native": EngineConfig(executor="native", prefix_caching=False),
-    "native, float16 cache": EngineConfig(executor="native", prefix_caching=False, cache_dtype="float16"),
-    "native, int8 weights": EngineConfig(executor="native", prefix_caching=False, weights="int8"),
+WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "cpu": {
+        "portable": ("float32", {"executor": "portable"}),
+        "native": ("float32", {"executor": "native"}),
+        "native, float16 cache": ("float32", {"executor": "native", "cache_dtype": "float16"}),
+        "native, int8 weights": ("float32", {"executor": "native", "weights": "int8"}),
+    },
+    "cuda": {
+        "float32": ("float32", {}),
+        "bfloat16": ("bfloat16", {}),
+        "bfloat16, float8 cache": ("bfloat16", {"cache_dtype": "float8"}),
+    },
 }
+"""The dtype of the model, and settings of the engine, by the kind of device."""
 
 
 def main() -> None:
     """Print the table."""
     args = _arguments()
     set_threads(args.threads)
-    checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), dtype=torch.float32)
+    source = args.checkpoint or shipped_checkpoint()
+    checkpoint = load_checkpoint(source)
     tokenizer, end = checkpoint.tokenizer, checkpoint.tokenizer.end_of_text
     texts = tokenizer.encode_batch(list(read_documents([args.text])))
     ids = np.array([i for text in texts for i in (end, *text)], dtype=np.int64)
@@ -44,16 +54,17 @@ def main() -> None:
     size = len(tokenizer.decode_bytes(i for i in targets if i != end))
     print(header())
     print(f"# {args.text.name}, {len(chosen)} of {len(windows)} windows: {len(targets):,} tokens, {size:,} bytes")
-    print("way                    bits/byte  loss against portable  std. error  |difference|: median     99%  largest")
+    print("way                     bits/byte  loss against first  std. error  |difference|: median     99%  largest")
     exact = None
-    for name, config in WAYS.items():
-        log_p = _score(checkpoint, config, chosen)
+    for name, (dtype, settings) in WAYS[args.device].items():
+        checkpoint = load_checkpoint(source, device=args.device, dtype=getattr(torch, dtype))
+        log_p = _score(checkpoint, EngineConfig(prefix_caching=False, **settings), chosen)
         exact = log_p if exact is None else exact
         apart = [float(its.sum() - mine.sum()) for its, mine in zip(exact, log_p, strict=True)]
         off = np.abs(np.concatenate(log_p) - np.concatenate(exact))
         score = Score(-float(sum(each.sum() for each in log_p)), len(targets), size)
         error = statistics.stdev(apart) * math.sqrt(len(apart)) / len(targets)
-        print(f"{name:21}  {score.bits_per_byte:9.5f}  {sum(apart) / len(targets):+21.6f}  {error:10.6f}"
+        print(f"{name:22}  {score.bits_per_byte:9.5f}  {sum(apart) / len(targets):+18.6f}  {error:10.6f}"
               f"  {np.median(off):20.1e}  {np.quantile(off, 0.99):6.1e}  {off.max():7.1e}", flush=True)  # fmt: skip
 
 
@@ -68,6 +79,7 @@ def _score(checkpoint: Checkpoint, config: EngineConfig, windows: list[list[int]
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", nargs="?", help="checkpoint folder (the one that ships)")
+    parser.add_argument("--device", default="cpu", choices=list(WAYS))
     parser.add_argument("--text", type=Path, default=Path("LICENSE"), help="text to score (%(default)s)")
     parser.add_argument("--windows", type=int, default=8, help="windows to score, at least 2 (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (%(default)s)")

@@ -110,6 +110,11 @@ class ForkCache:
         self._retained: dict[ForkState, None] = {}  # least recently used first
         self._index: PrefixIndex[ForkState] = PrefixIndex()
 
+    @property
+    def eight_bits(self) -> bool:
+        """Whether keys and values are stored in 8 bits."""
+        return self.segments[0].cumulative is not None
+
     def find(self, selection: Selection, ids: Sequence[int]) -> Prefix | None:
         """Return the longest cached prefix of `ids` under this budget, or None."""
         found = self._index.find(selection.max_block_size, ids)

@@ -1,5 +1,12 @@
 """The pages of one segment: keys, values and candidate scores of live streams.
 
+A cumulative score c is within keys and values (SPEC.md, "Attenuated block"): it is a key's last channel, and a value is
+multiplied by exp(c). Stored in 8 bits, c would lose what decides how much a stream counts, and small values would
+vanish. So 8-bit pages have keys with 0 in the last channel, values that are not multiplied, and c beside them, in
+float32; attention adds c and multiplies by exp(c). Neither keys nor values need a scale: they come from normalised
+streams, and float8 (e4m3) has its full precision from 2^-6 to 448. Only kernels read 8-bit pages, and they multiply
+values by sums over streams: so a head's values of a page are stored channel by channel, (H,page_size).
+
 A slot stores one stream; page p has slots p·page_size … (p+1)·page_size - 1.
 Letters: S streams, N heads, H head width, K slots of one request.
 """
@@ -37,8 +44,8 @@ class Segment:
     """Whether another fork follows, of which its streams make candidates."""
 
     def slot_bytes(self, config: ModelConfig, element_size: int) -> int:
-        """Return the bytes of one stream: its keys and values, and its two candidate scores."""
-        return 2 * len(self.layers) * config.n_embd * element_size + 2 * 4 * self.forks_after
+        """Return the bytes of one stream: its keys and values, its two candidate scores, and c beside 8-bit keys."""
+        return 2 * len(self.layers) * config.n_embd * element_size + 2 * 4 * self.forks_after + 4 * (element_size == 1)
 
 
 class SegmentPages:
@@ -66,9 +73,12 @@ class SegmentPages:
         self.keys = self._stored[0]
         """(layers, N, slots, H): heads outside, so that a request with adjacent pages is a slice of each head."""
         self.values = self._stored[1]
-        """As `keys`."""
+        """As `keys`; in 8 bits those of a page are (H,page_size) in memory, instead of (page_size,H)."""
         self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
         """(slots, 2) grid scores of the two candidates that each stream made."""
+        eight_bits = like.element_size() == 1
+        self.cumulative = torch.zeros(pages * page_size, device=like.device) if eight_bits else None
+        """(slots,) float32, the cumulative score c of each stream beside 8-bit keys and values, else None."""
         self._references = np.zeros(pages, np.int32)
         self._running = np.zeros(pages, np.int32)
         self._idle = None if like.device.type == "cpu" else np.arange(pages, dtype=np.int32)
@@ -120,6 +130,8 @@ class SegmentPages:
         source, target = (slice(p * self.page_size, (p + 1) * self.page_size) for p in (page, to))
         self._stored[..., target, :] = self._stored[..., source, :]
         self.scores[target] = self.scores[source]
+        if self.cumulative is not None:
+            self.cumulative[target] = self.cumulative[source]
 
     def slots(self, pages: list[int], streams: int) -> Slots:
         """Return the slots of the first `streams` streams in these pages."""

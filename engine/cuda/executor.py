@@ -39,7 +39,6 @@ class PrefillFlight:
 class CudaExecutor:
     """Computes requests whose streams are in the fork-state cache with kernels, and draws tokens on the device."""
 
-    name = "cuda"
     runs_ahead = True
     mixes = True
 
@@ -50,6 +49,7 @@ class CudaExecutor:
 
         `host` draws for requests with a grammar.
         """
+        self.name = "cuda (float8 cache)" if cache.eight_bits else "cuda"
         self.forward = forward
         self.decode = decode
         self.sampler = sampler
@@ -161,8 +161,15 @@ def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler
     """Return an executor that computes a model of this kind with as many kernels as serve it.
 
     `sampler` draws on the host for models that cannot be decoded with kernels, and for requests with a grammar.
+
+    Raises `ValueError` if the cache has 8 bits and no kernels decode the model.
     """
     tally = ForkTally()
+    if cache.eight_bits and not decodes_alone(model.config):
+        raise ValueError(
+            "cache_dtype 'float8' needs kernels that decode, and there are none for a model with averaging 'logit',"
+            " with copies, without a part of its attenuated block, or with more than 5 fork layers"
+        )
     if not has_kernels(model.config):
         return PortableExecutor(CachedForward(model, cache, tally), sampler)
     if not decodes_alone(model.config):

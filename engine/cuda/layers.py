@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
+from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
 from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
 from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
@@ -89,17 +90,20 @@ def run_layers(
     """
     update = None
     for at, layer in enumerate(pages.segment.layers):
-        block, keys, values = model.blocks[layer], pages.keys[at], pages.values[at]
+        block, keys, values, c = model.blocks[layer], pages.keys[at], pages.values[at], pages.cumulative
         if at or not normed:
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
         project_heads(x=scratch.normed, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
-                      rows=rows, scored=block.attn.scored, recent=scratch.recent)  # fmt: skip
+                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c)  # fmt: skip
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
-                             out=scratch.attended, most=rows.most)  # fmt: skip
-        else:
+                             out=scratch.attended, most=rows.most, cumulative=c)  # fmt: skip
+        elif c is None:
             paged_attention(queries=scratch.queries, keys=keys, values=values, span=rows, out=scratch.attended,
                             parts=scratch.parts, most=rows.most)  # fmt: skip
+        else:
+            eight_bit_attention(queries=scratch.queries, keys=keys, values=values, cumulative=c, span=rows,
+                                out=scratch.attended, parts=scratch.parts, most=rows.most)  # fmt: skip
         update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
                                  scratch=scratch.sums)  # fmt: skip
         normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)

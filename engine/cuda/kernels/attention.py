@@ -121,19 +121,35 @@ def _paged_attention(
         total = total * decay + tl.sum(p, axis=1)
         highest = peak
     y = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    y, mine = join_parts(y, highest, total, outputs, weights, arrivals, row, head, split, used, i < count, inside,
+                         channel, HEADS, WIDTH, QUERIES, CHANNELS, SPLITS)  # fmt: skip
+    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty),
+             mask=inside & mine)  # fmt: skip
+
+
+@triton.jit
+def join_parts(
+    y, highest, total, outputs, weights, arrivals, row, head, split, used, present, inside, channel,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Write a part y (QUERIES,CHANNELS) to memory for the last program of its batch slot and head, which merges all.
+
+    Return the result, and whether this program has it: it is the last, or the only one.
+    """
+    mine = used > 0
     if SPLITS > 1:
         if used > 1:
-            at = (row * HEADS + head) * SPLITS
+            at, arrival = (row * HEADS + head) * SPLITS, arrivals + tl.program_id(0) * HEADS + head
             weight = tl.where(total > 0, highest + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
-            tl.store(weights + at + split, weight, mask=i < count)
+            tl.store(weights + at + split, weight, mask=present)
             tl.store(outputs + (at + split)[:, None] * WIDTH + channel[None, :], y, mask=inside)
             tl.debug_barrier()  # all threads write before one of them counts the program as finished
-            if tl.atomic_add(arrivals + b * HEADS + head, 1, sem="acq_rel") < used - 1:
-                return
-            tl.debug_barrier()
-            tl.store(arrivals + b * HEADS + head, 0)
-            y = _merge(outputs, weights, at, used, i < count, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
-    tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty), mask=inside)
+            mine = tl.atomic_add(arrival, 1, sem="acq_rel") == used - 1
+            if mine:
+                tl.debug_barrier()
+                tl.store(arrival, 0)
+                y = _merge(outputs, weights, at, used, present, inside, channel, WIDTH, QUERIES, CHANNELS, SPLITS)
+    return y, mine
 
 
 @triton.jit

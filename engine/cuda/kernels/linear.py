@@ -16,7 +16,7 @@ from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, precision, ti
 
 @dataclass(frozen=True)
 class Recent:
-    """The keys and values of a step's own streams, end to end as its rows are."""
+    """The keys and values of a step's own streams, end to end as its rows are; rounded as those in the cache are."""
 
     keys: Tensor
     """(M,N,H)."""
@@ -84,13 +84,14 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
 
 def project_heads(
     *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool,
-    recent: Recent | None = None,
+    recent: Recent | None = None, cumulative: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
 
     Queries and keys are rotated by the angles of their positions. If `scored`, the last channel of queries becomes 1
     and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
-    layer of the cache (N,slots,H), at each row's slot, and to `recent`.
+    layer of the cache (N,slots,H), at each row's slot, and to `recent`. If that has 8 bits, c goes to `cumulative`
+    (slots,) instead, as `SegmentPages` says; what `recent` gets is rounded before it is scored.
     """
     tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
     heads, width = queries.shape[1:]
@@ -100,10 +101,11 @@ def project_heads(
     grid = (3 * heads // together * blocks, triton.cdiv(x.shape[0], tiles.rows))
     _project_heads[grid](
         x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values,
-        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None, slots=rows.slot,
-        score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live, rows=x.shape[0], head_stride=keys.stride(0),
-        K=x.shape[1], HEADS=heads, WIDTH=width, SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows,
-        HALF=half, DEPTH=tiles.depth, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
+        cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
+        rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
+        SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
+        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -232,10 +234,11 @@ def _residual_linear(
 
 @triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, bias, queries, keys, values, recent_keys, recent_values, slots, score, cosines, sines, live, rows,
-    head_stride,
-    K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, SCORED: tl.constexpr, BLOCKS: tl.constexpr,
-    TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, weight, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
+    live, rows, head_stride,
+    K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
+    BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
     group = tl.program_id(0) // BLOCKS
@@ -257,29 +260,59 @@ def _project_heads(
     present, inside = row < tl.load(live), i < WIDTH // 2
     mask = present & inside
     c = tl.load(score + row, mask=present, other=0.0)
-    if part == 2:
-        y1, y2 = a1, a2
-        if SCORED:
-            y1, y2 = a1 * tl.exp(c), a2 * tl.exp(c)
-    else:
+    y1, y2 = a1, a2
+    if part < 2:
         cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
-        if SCORED:
-            y2 = tl.where(i == WIDTH // 2 - 1, tl.where(part == 0, 1.0, c), y2)
-    y1, y2 = y1.to(queries.dtype.element_ty), y2.to(queries.dtype.element_ty)
+    last = i == WIDTH // 2 - 1
     packed = (row * HEADS + head) * WIDTH + i
     if part == 0:
-        tl.store(queries + packed, y1, mask=mask)
-        tl.store(queries + packed + WIDTH // 2, y2, mask=mask)
+        if SCORED:
+            y2 = tl.where(last, 1.0, y2)
+        _store(queries + packed, WIDTH // 2, y1, y2, mask)
     else:
         slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
-        cached = head * head_stride.to(tl.int64) + slot * WIDTH + i
         into, recent = keys, recent_keys
         if part == 2:
             into, recent = values, recent_values
-        tl.store(into + cached, y1, mask=mask)
-        tl.store(into + cached + WIDTH // 2, y2, mask=mask)
+        into += head * head_stride.to(tl.int64)
+        if cumulative is None:
+            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+            _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
+        else:
+            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
+            y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
+            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
         if recent_keys is not None:
-            tl.store(recent + packed, y1, mask=mask)
-            tl.store(recent + packed + WIDTH // 2, y2, mask=mask)
+            _store(recent + packed, WIDTH // 2, y1, y2, mask)
+
+
+@triton.jit
+def _scored(y1, y2, c, part, last, SCORED: tl.constexpr):
+    """Return keys with c in the last channel, values times exp(c)."""
+    if SCORED:
+        p = tl.where(part == 2, tl.exp(c), 1.0)
+        y1, y2 = y1 * p, tl.where(last & (part == 1), c, y2 * p)
+    return y1, y2
+
+
+@triton.jit
+def _store_eight_bits(
+    into, slot, i, y1, y2, part, last, mask, SCORED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
+):
+    """Store keys or values in 8 bits, as `SegmentPages` says, and return what was stored."""
+    if SCORED:
+        y2 = tl.where(last & (part == 1), 0.0, y2)
+    y1, y2 = y1.to(into.dtype.element_ty), y2.to(into.dtype.element_ty)
+    at, step = slot * WIDTH + i, tl.where(part == 2, PAGE, 1)
+    at = tl.where(part == 2, slot // PAGE * (PAGE * WIDTH) + slot % PAGE + i * PAGE, at)
+    _store(into + at, WIDTH // 2 * step, y1, y2, mask)
+    return y1.to(tl.float32), y2.to(tl.float32)
+
+
+@triton.jit
+def _store(at, step, y1, y2, mask):
+    """Store both halves of heads, of which partners are a step apart."""
+    tl.store(at, y1.to(at.dtype.element_ty), mask=mask)
+    tl.store(at + step, y2.to(at.dtype.element_ty), mask=mask)

@@ -1,7 +1,8 @@
 """Attention of many new streams, end to end, to the pages before and to themselves (SPEC.md, "Attenuated block").
 
 Keys and values of the step's own streams are read where its projection left them, in order; only those of earlier
-steps are looked up page by page. So a prompt without a cached prefix is plain causal flash attention.
+steps are looked up page by page. So a prompt without a cached prefix is plain causal flash attention. Where the cache
+has 8 bits, the step's own are rounded alike, so that nothing depends on how a prompt is cut into steps.
 
 Letters: M rows that there may be, N heads, H head width.
 """
@@ -14,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, slots_of
+from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import transposed
 from thoughtbubbles.engine.cuda.kernels.linear import Recent
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
@@ -42,12 +44,14 @@ def blocks_of(dtype: torch.dtype, most: int) -> Blocks:
 
 
 def packed_attention(
-    *, queries: Tensor, recent: Recent, keys: Tensor, values: Tensor, span: Span, out: Tensor, most: int
-) -> None:
+    *, queries: Tensor, recent: Recent, keys: Tensor, values: Tensor, span: Span, out: Tensor, most: int,
+    cumulative: Tensor | None = None,
+) -> None:  # fmt: skip
     """Attend from the new streams of each batch slot to all its streams, causally in stream order: out (M,N·H).
 
     Queries (M,N,H) lie end to end, at most `most` per slot, and so do their keys and values in `recent`. Keys and
-    values (N,slots,H) are a layer of the cache, of which those before the new ones are read.
+    values (N,slots,H) are a layer of the cache, of which those before the new ones are read. `cumulative` is that of
+    `SegmentPages`.
     """
     rows, heads, width = queries.shape
     blocks = blocks_of(queries.dtype, most)
@@ -55,17 +59,17 @@ def packed_attention(
     tiles = rows // tile + span.batch_size  # an upper bound
     _packed_attention[(tiles, heads)](
         queries=queries, recent_keys=recent.keys, recent_values=recent.values, keys=keys, values=values,
-        table=span.table, lanes=span.lane, starts=span.start, counts=span.count, lengths=span.length, out=out,
-        scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0), head_stride=keys.stride(0),
-        batch_size=span.batch_size, BATCH=triton.next_power_of_2(span.batch_size), PAGE=span.page_size, HEADS=heads,
-        WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=blocks.keys,
-        PRECISION=precision(queries), num_warps=blocks.warps, num_stages=blocks.stages,
+        cumulative=cumulative, table=span.table, lanes=span.lane, starts=span.start, counts=span.count,
+        lengths=span.length, out=out, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
+        head_stride=keys.stride(0), batch_size=span.batch_size, BATCH=triton.next_power_of_2(span.batch_size),
+        PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile,
+        KEYS=blocks.keys, PRECISION=precision(queries), num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["table_stride", "batch_size"])
 def _packed_attention(
-    queries, recent_keys, recent_values, keys, values, table, lanes, starts, counts, lengths, out,
+    queries, recent_keys, recent_values, keys, values, cumulative, table, lanes, starts, counts, lengths, out,
     scale, table_stride, head_stride, batch_size, BATCH: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -93,10 +97,16 @@ def _packed_attention(
     for first in range(0, cached, KEYS):
         seen = first + j < cached
         from_ = slot[:, None].to(tl.int64) * WIDTH + channel[None, :]
-        k = tl.load(keys + from_, mask=seen[:, None] & own[None, :], other=0.0)
-        v = tl.load(values + from_, mask=seen[:, None] & own[None, :], other=0.0)
+        k = tl.load(keys + from_, mask=seen[:, None] & own[None, :], other=0.0).to(q.dtype)
+        c = None
+        if cumulative is None:
+            v = tl.load(values + from_, mask=seen[:, None] & own[None, :], other=0.0)
+        else:
+            c = tl.load(cumulative + slot, mask=seen, other=0.0)
+            within = transposed((slot // PAGE)[None, :], channel[:, None], (slot % PAGE)[None, :], WIDTH, PAGE)
+            v = tl.trans(tl.load(values + within, mask=seen[None, :] & own[:, None], other=0.0).to(q.dtype))
         slot = slots_of(pages, first + KEYS + j, cached, PAGE)  # one iteration ahead: keys do not wait for it
-        highest, total, mixed = _attend(q, k, v, seen[None, :], highest, total, mixed, scale, PRECISION)
+        highest, total, mixed = _attend(q, k, v, c, seen[None, :], highest, total, mixed, scale, PRECISION)
 
     # the step's own keys: those that all queries of the tile see, and then those that some see
     first_at = (start * HEADS + head) * WIDTH + j[:, None] * (HEADS * WIDTH) + channel[None, :]
@@ -110,28 +120,36 @@ def _packed_attention(
         else:
             k = tl.load(recent_keys + first * (HEADS * WIDTH), mask=own[None, :], other=0.0)
             v = tl.load(recent_values + first * (HEADS * WIDTH), mask=own[None, :], other=0.0)
-        highest, total, mixed = _attend(q, k, v, None, highest, total, mixed, scale, PRECISION)
+        highest, total, mixed = _attend(q, k, v, None, None, highest, total, mixed, scale, PRECISION)
     for first in range(whole, tl.minimum(before + QUERIES, new), KEYS):
         key = first + j
         mask = (key < new)[:, None] & own[None, :]
         k = tl.load(recent_keys + first * (HEADS * WIDTH), mask=mask, other=0.0)
         v = tl.load(recent_values + first * (HEADS * WIDTH), mask=mask, other=0.0)
         seen = key[None, :] <= (before + i)[:, None]
-        highest, total, mixed = _attend(q, k, v, seen, highest, total, mixed, scale, PRECISION)
+        highest, total, mixed = _attend(q, k, v, None, seen, highest, total, mixed, scale, PRECISION)
     tl.store(out + at, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _attend(q, k, v, seen, highest, total, mixed, scale, PRECISION: tl.constexpr):
-    """Return the running maximum, sum and mixture of each query with more keys, of which it sees those in `seen`."""
+def _attend(q, k, v, c, seen, highest, total, mixed, scale, PRECISION: tl.constexpr):
+    """Return the running maximum, sum and mixture of each query with more keys, of which it sees those in `seen`.
+
+    `c` are the keys' cumulative scores if these are not in keys and values.
+    """
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if c is not None:
+        logits += c[None, :]
     if seen is not None:
         logits = tl.where(seen, logits, float("-inf"))
     peak = tl.maximum(highest, tl.max(logits, axis=1) * scale)
     p = tl.exp2(logits * scale - peak[:, None])
     decay = tl.exp2(highest - peak)
+    total = total * decay + tl.sum(p, axis=1)
+    if c is not None:
+        p *= tl.exp(c)[None, :]
     mixed = tl.dot(p.to(v.dtype), v, mixed * decay[:, None], input_precision=PRECISION)
-    return peak, total * decay + tl.sum(p, axis=1), mixed
+    return peak, total, mixed
 
 
 @triton.jit

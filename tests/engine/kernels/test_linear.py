@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE
+from tests.engine.kernels.conftest import DEVICE, by_slot, rounded
 from thoughtbubbles.model import ModelConfig
 from thoughtbubbles.model.rotary import Rotation, rotate
 
@@ -101,6 +101,53 @@ def test_heads(scored: bool, columns: int, rows: Any, monkeypatch: Any) -> None:
         torch.testing.assert_close(ours, torchs[:LIVE], atol=1e-5, rtol=1e-5)
     assert keys.isnan().sum() == (64 - LIVE) * 24
     assert recent.keys[LIVE:].isnan().all()
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@torch.inference_mode()
+def test_heads_for_a_cache_of_eight_bits(scored: bool, rows: Any) -> None:  # noqa: ANN401
+    """It has neither the scores nor their exponentials; `recent` has both, of the rounded keys and values."""
+    from thoughtbubbles.engine.cuda.kernels.linear import Recent, project_heads
+
+    layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
+    queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE)
+    keys, values = rounded(torch.full((2, 2, 64, 12), torch.nan, device=DEVICE))
+    recent = Recent(*torch.full((2, MOST, 2, 12), torch.nan, device=DEVICE))
+    cumulative = torch.full((64,), torch.nan, device=DEVICE)
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored, recent=recent,
+                  cumulative=cumulative)  # fmt: skip
+    slots, c = rows.slot[:LIVE].long(), rows.score[:LIVE]
+    assert torch.equal(cumulative[slots], c)
+    assert cumulative.isnan().sum() == 64 - LIVE
+    _, k, v = (part.view(MOST, 2, 12)[:LIVE] for part in layer(x).split(24, dim=1))
+    k = rotate(k, Rotation(rows.cos[:LIVE, None], rows.sin[:LIVE, None]))
+    stored_k, stored_v = (each.float()[:, slots].transpose(0, 1) for each in (keys, by_slot(values, rows.page_size)))
+    if scored:
+        k[..., -1] = 0
+    for stored, exact in ((stored_k, k), (stored_v, v)):
+        nearest = exact.abs() * 2**-4 + 2**-10  # half the distance of two numbers; below 2^-6 all are 2^-9 apart
+        assert ((stored - exact).abs() <= nearest + 1e-5).all()
+        assert not torch.equal(stored, exact)
+    if scored:
+        stored_k[..., -1], stored_v = c[:, None], stored_v * c.exp()[:, None, None]
+    torch.testing.assert_close(recent.keys[:LIVE], stored_k, atol=0, rtol=0)
+    torch.testing.assert_close(recent.values[:LIVE], stored_v, atol=0, rtol=1e-6)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_what_is_too_large_for_eight_bits_becomes_their_largest(rows: Any) -> None:  # noqa: ANN401
+    from thoughtbubbles.engine.cuda.kernels.linear import project_heads
+
+    layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)
+    layer.weight.mul_(1e6)
+    queries, values = torch.zeros(MOST, 2, 12, device=DEVICE), rounded(torch.zeros(2, 64, 12, device=DEVICE))
+    project_heads(x=x, layer=layer, queries=queries, keys=torch.zeros_like(values), values=values, rows=rows,
+                  scored=True, cumulative=torch.zeros(64, device=DEVICE))  # fmt: skip
+    found = by_slot(values, rows.page_size).float()[:, rows.slot[:LIVE].long()].transpose(0, 1)
+    wanted = layer(x)[:LIVE, 48:].view(LIVE, 2, 12).clamp(-448, 448)
+    assert (wanted.abs() == 448).float().mean() > 0.9
+    torch.testing.assert_close(found, wanted, atol=0, rtol=2**-4)
 
 
 @pytest.mark.parametrize("library", [False, True])

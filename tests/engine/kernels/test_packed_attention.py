@@ -5,15 +5,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE
+from tests.engine.kernels.conftest import DEVICE, by_channel, rounded
 
 PAGE = 4
 
 
-def attend(heads: int, width: int, held: list[int], new: list[int]) -> tuple[Tensor, Tensor]:
+def attend(
+    heads: int, width: int, held: list[int], new: list[int], *, eight_bits: bool = False
+) -> tuple[Tensor, Tensor]:
     """What the kernel and what torch make of random queries, keys and values.
 
-    In the cache are those before the new ones alone, in pages dealt at random; all else is NaN.
+    In the cache are those before the new ones alone, in pages dealt at random; all else is NaN. If it has 8 bits, it
+    lacks the scores, which the step's own keys and values have.
     """
     from thoughtbubbles.engine.cuda.kernels.linear import Recent
     from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
@@ -22,6 +25,9 @@ def attend(heads: int, width: int, held: list[int], new: list[int]) -> tuple[Ten
     pages = [-(-n // PAGE) for n in held]
     deal = torch.randperm(sum(pages) + 3, device=DEVICE)[: sum(pages)].split(pages)
     cached = torch.full((2, heads, (sum(pages) + 3) * PAGE, width), torch.nan, device=DEVICE)
+    cumulative = torch.full((cached.shape[2],), torch.nan, device=DEVICE)
+    if eight_bits:
+        cached = rounded(cached)
     live, room = sum(new), 40
     queries, *recent = torch.full((3, live + room, heads, width), torch.nan, device=DEVICE)
     queries[:live].normal_()
@@ -30,8 +36,14 @@ def attend(heads: int, width: int, held: list[int], new: list[int]) -> tuple[Ten
         slots = (at[:, None] * PAGE + torch.arange(PAGE, device=DEVICE)).flatten()[:before]
         k, v = torch.randn(2, heads, before + count, width, device=DEVICE)
         own = slice(start, start + count)
-        for stored, late, part in zip(cached, recent, (k, v), strict=True):
-            stored[:, slots] = part[:, :before]
+        whole = k, v
+        if eight_bits:
+            k, v, c = rounded(k).float(), rounded(v).float(), -4 * torch.rand(before + count, device=DEVICE)
+            k[..., -1], queries[own, :, -1], cumulative[slots] = 0, 1, c[:before]
+            whole = k.clone(), v
+            k[..., -1], v = c, v * c.exp()[:, None]
+        for stored, late, early, part in zip(cached, recent, whole, (k, v), strict=True):
+            stored[:, slots] = early[:, :before].to(stored.dtype)
             late[own] = part[:, before:].transpose(0, 1)
         mask = torch.ones(count, before + count, dtype=torch.bool, device=DEVICE).tril(before)
         q = queries[own].transpose(0, 1)
@@ -44,8 +56,9 @@ def attend(heads: int, width: int, held: list[int], new: list[int]) -> tuple[Ten
     counts, before = (torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in (new, held))
     span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, before + counts)
     out = torch.full_like(queries, torch.nan)
-    packed_attention(queries=queries, recent=Recent(*recent), keys=cached[0], values=cached[1], span=span, out=out,
-                     most=max(new))  # fmt: skip
+    keys, values = cached[0], by_channel(cached[1], PAGE) if eight_bits else cached[1]
+    packed_attention(queries=queries, recent=Recent(*recent), keys=keys, values=values, span=span, out=out,
+                     most=max(new), cumulative=cumulative if eight_bits else None)  # fmt: skip
     assert out[live:].isnan().all()
     return out[:live], torch.cat(wanted)
 
@@ -73,4 +86,10 @@ def test_blocks_of_any_sizes(queries: int, keys: int, monkeypatch: pytest.Monkey
     blocks = packed_attention.Blocks(queries, keys, 4, 2)
     monkeypatch.setattr(packed_attention, "blocks_of", lambda *_: blocks)
     ours, torchs = attend(1, 16, [0, 70, 16], [100, 65, 1])
+    torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_cache_of_eight_bits(case: str) -> None:
+    ours, torchs = attend(2, 24, *CASES[case], eight_bits=True)
     torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)

@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.kernels.conftest import DEVICE, MakeEngine, cuda_executor, lively, on_kernels, sampler_of
+from tests.engine.kernels.conftest import (
+    DEVICE,
+    MakeEngine,
+    attentive,
+    cuda_executor,
+    lively,
+    on_kernels,
+    rounded,
+    sampler_of,
+)
 from thoughtbubbles.engine import SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
 from thoughtbubbles.engine.portable.forward import Chunk, ForkTally
-from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles
+from thoughtbubbles.model import ModelConfig, Selection, Thoughtbubbles, attention
 
 PROMPTS = [list(range(30, 50)), [7] * 13, [9, 4, 4, 4]]
 CUTS = {"at once": [20], "in two": [7, 20], "in three": [1, 2, 20]}
@@ -33,6 +42,15 @@ SHAPES: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("cut", CUTS)
 def test_however_it_is_cut(cut: str, small_model: Thoughtbubbles) -> None:
     check(small_model, CUTS[cut])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_cache_of_eight_bits(cut: str, small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the naive forward with rounded keys and values, the step's own too."""
+    scored, attenuated = attention.score_channel, attention.attenuate
+    monkeypatch.setattr(attention, "score_channel", lambda q, k, c: scored(q, rounded(k).float(), c))
+    monkeypatch.setattr(attention, "attenuate", lambda v, c: attenuated(rounded(v).float(), c))
+    check(attentive(small_model), CUTS[cut], like=torch.empty(0, dtype=torch.float8_e4m3fn, device=DEVICE))
 
 
 def test_inputs_shared_out(small_model: Thoughtbubbles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,8 +234,9 @@ def test_what_was_interrupted_is_forgotten(
 
 
 def check(
-    model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40), selection: Selection | None = None
-) -> None:
+    model: Thoughtbubbles, cut: list[int], sizes: Sequence[int] = (8, 20, 40), selection: Selection | None = None,
+    like: torch.Tensor | None = None,
+) -> None:  # fmt: skip
     """Prompts of unlike lengths, so that the shorter one is whole before the longer one is."""
     from thoughtbubbles.engine.cuda.forward import DeviceForward
 
@@ -225,8 +244,8 @@ def check(
     wanted = [model.streams(torch.tensor([ids]), selection)[0] for ids in PROMPTS]
     last = [model.readout(streams)[0, -1].detach() for streams in wanted]
     model = model.to(DEVICE)
-    cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4,
-                      like=model.transformer.wte.weight.detach())  # fmt: skip
+    like = model.transformer.wte.weight.detach() if like is None else like
+    cache = ForkCache(model.config, max_tokens=32, total_bytes=1 << 20, page_size=4, like=like)
     forward = DeviceForward(model, cache, ForkTally(), sampler=sampler_of(model, cache), sizes=sizes)
     states = [cache.open(selection) for _ in PROMPTS]
     seen: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
