@@ -29,6 +29,12 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Refuse parameters in the order of a set, which differs between workers."""
+    for marker in metafunc.definition.iter_markers("parametrize"):
+        assert not isinstance(marker.args[1], set | frozenset), f"{metafunc.definition.nodeid}: a set has no order"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     devices = torch.cuda.device_count()
     for item in items:

@@ -59,7 +59,7 @@ def of_step(engine: Engine) -> Counter[str]:
     return Counter(event.request_id for event in engine.step())
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"prompt scored"})
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prompt scored"])
 def test_a_long_prompt_lets_others_step_between_its_pieces(kind: str, engine: Engine) -> None:
     engine.add("long", LONG, params(max_tokens=1, **KINDS[kind]))
     steps = 0
