@@ -85,10 +85,7 @@ def _paged_attention(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    count, length = tl.load(counts + b), tl.load(lengths + b)
-    start, lane = tl.load(starts + b), tl.load(lanes + b)
-    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), KEYS), 1) * KEYS
-    used = tl.cdiv(length, share)
+    count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
@@ -125,6 +122,15 @@ def _paged_attention(
                          channel, HEADS, WIDTH, QUERIES, CHANNELS, SPLITS)  # fmt: skip
     tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty),
              mask=inside & mine)  # fmt: skip
+
+
+@triton.jit
+def share_of(counts, lengths, starts, lanes, b, KEYS: tl.constexpr, SPLITS: tl.constexpr):
+    """Return what `Span` says of batch slot b, the keys of each program that shares them, and how many have some."""
+    count, length = tl.load(counts + b), tl.load(lengths + b)
+    start, lane = tl.load(starts + b), tl.load(lanes + b)
+    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), KEYS), 1) * KEYS
+    return count, length, start, lane, share, tl.cdiv(length, share)
 
 
 @triton.jit

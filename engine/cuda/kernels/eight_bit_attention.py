@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, Parts, join_parts
+from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, Parts, join_parts, share_of
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
@@ -62,10 +62,7 @@ def _eight_bit_attention(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    count, length = tl.load(counts + b), tl.load(lengths + b)
-    start, lane = tl.load(starts + b), tl.load(lanes + b)
-    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), KEYS), 1) * KEYS
-    used = tl.cdiv(length, share)
+    count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
