@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.arguments import parse_arguments
+from benchmarks.engine.timing import device_seconds
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model, random_prompts, regular_peer
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
@@ -282,14 +284,8 @@ def _synchronize() -> None:
 def _bandwidth() -> float:
     """Return the bytes a second that a device-to-device copy reads and writes."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
-    target, times = torch.empty_like(source), []
-    for _ in range(12):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        target.copy_(source)
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+    target = torch.empty_like(source)
+    times = [device_seconds(lambda: target.copy_(source)) for _ in range(12)]
     return float(2 * source.nbytes / statistics.median(times))
 
 
@@ -309,11 +305,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, help="of growth; 1 is greedy")
     parser.add_argument("--runs", type=int, default=3, help="that medians are taken over (%(default)s)")
     parser.add_argument("--threads", type=int, help="of the CPU (one fewer than torch would use)")
-    args = parser.parse_args()
-    for name, value in DEFAULTS[args.device].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
+    return parse_arguments(parser, DEFAULTS)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ its budget admits. The parts:
 
 import argparse
 import statistics
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from benchmarks.engine.timing import device_seconds, microseconds
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model, shape_124m
 from thoughtbubbles.engine import SamplingParams
@@ -103,14 +103,14 @@ class Decoding:
         step.lane.copy_(torch.arange(requests))
         return cls(step, lanes, cache, tokens)
 
-    def run(self, timed: Callable[[Callable[[], None]], float]) -> None:
+    def run(self) -> None:
         """Time the steps around the load's number of tokens."""
         before = self.tokens - STEPS // 2
         self.lanes.tokens.fill_(before)
         most = most_streams(self.cache.config, Selection.of(self.cache.config, "causal"), before)
         for streams, n in zip(self.lanes.streams, most, strict=True):
             streams.fill_(n)
-        self.times.append(timed(lambda: [self.step.run(plain=True) for _ in range(STEPS)] and None) / STEPS)
+        self.times.append(device_seconds(lambda: [self.step.run(plain=True) for _ in range(STEPS)]) / STEPS)
 
     @property
     def token_bytes(self) -> float:
@@ -130,16 +130,6 @@ def _fill(stored: Tensor) -> None:
         stored.normal_()
 
 
-def _timed(work: Callable[[], None]) -> float:
-    """Return the seconds of work on the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
 def _steps(args: argparse.Namespace) -> None:
     model = random_model(MOST_TOKENS, "cuda", torch.bfloat16)
     tokenizer = numbered_tokens(model.config.vocab_size)
@@ -151,7 +141,7 @@ def _steps(args: argparse.Namespace) -> None:
         ways = {name: Decoding.of(model, tokenizer, WAYS[name], load) for name in args.ways}
         for _ in range(args.runs + 1):
             for way in ways.values():
-                way.run(_timed)
+                way.run()
         medians = {name: statistics.median(way.times[1:]) for name, way in ways.items()}
         first = next(iter(medians.values()))
         for name, own in medians.items():
@@ -214,14 +204,7 @@ class _Case:
             launch = lambda: paged_attention(  # noqa: E731
                 queries=self.q, keys=k, values=v, span=self.span, out=out, parts=parts, most=2
             )
-        graph, repeats = torch.cuda.CUDAGraph(), 10
-        launch()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            for _ in range(repeats):
-                launch()
-        took = statistics.median(_timed(graph.replay) for _ in range(7))
-        return 1e6 * took / repeats, self._off(out[:2], k, v, self.c if dtype == FLOAT8 else torch.zeros_like(self.c))
+        return microseconds(launch), self._off(out[:2], k, v, self.c if dtype == FLOAT8 else torch.zeros_like(self.c))
 
     def _off(self, out: Tensor, k: Tensor, v: Tensor, c: Tensor) -> float:
         """Return how far the first request's output is from torch's in float32."""

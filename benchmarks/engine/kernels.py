@@ -9,7 +9,6 @@ prints the kernels of one prefill of each load, with their share of the device's
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.engine.prefill import add_prompts, make_engine
+from benchmarks.engine.timing import microseconds
 from benchmarks.header import header
 from benchmarks.shapes import random_model, shape_124m
 from thoughtbubbles.engine.cuda.kernels import linear, packed_attention
@@ -45,7 +45,6 @@ LOADS = ((1, 128), (1, 2000), (64, 128), (8, 1000))
 PACKS = ((1, 256, 0), (1, 2000, 0), (1, 4000, 0), (64, 128, 0), (64, 256, 0), (8, 1000, 0), (8, 2000, 0),
          (4, 512, 3000))  # fmt: skip
 """Requests, new streams of each, and its streams in the cache before."""
-REPEATS, RUNS = 10, 7
 
 
 def main() -> None:
@@ -62,25 +61,6 @@ def main() -> None:
             _attention()
     if chosen["profile"] or not any(chosen.values()):
         _profile()
-
-
-def _microseconds(launch: Callable[[], object]) -> float:
-    """Return the median time of a launch, in a graph of several."""
-    launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(REPEATS):
-            launch()
-    times = list[float]()
-    for _ in range(RUNS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / REPEATS)
-    return statistics.median(times)
 
 
 @contextmanager
@@ -124,10 +104,10 @@ def _compare(name: str, layer: nn.Linear, rows: int) -> None:
     x = torch.randn(rows, layer.in_features, device="cuda", dtype=torch.bfloat16)
     out = torch.randn(rows, layer.out_features, device="cuda", dtype=torch.bfloat16)
     launch = _launch_of(name, layer, x, out)
-    took = {"library": _microseconds(lambda: torch.mm(x, layer.weight.T, out=out))}
+    took = {"library": microseconds(lambda: torch.mm(x, layer.weight.T, out=out))}
     shared = SHARED if name in ("attention", "mlp") and rows <= FEW else ()
     with _patched(linear, "LIBRARY_ROWS", 1 << 30):
-        took["now"] = _microseconds(launch)
+        took["now"] = microseconds(launch)
         for each in (*TILES, *shared):
             kind = f"{each.rows},{each.columns},{each.depth},{each.warps},{each.stages},{each.parts}"
             with _patched(linear, "tiles_of", lambda *_, each=each: each):
@@ -157,7 +137,7 @@ def _launch_of(name: str, layer: nn.Linear, x: Tensor, out: Tensor) -> Callable[
 def _attempt(launch: Callable[[], object]) -> float:
     """Return the microseconds of a launch; infinite if there is too little shared memory for it."""
     try:
-        return _microseconds(launch)
+        return microseconds(launch)
     except Exception as error:
         print(f"# {type(error).__name__}: {str(error)[:80]}")
         return float("inf")
@@ -167,7 +147,7 @@ def _attention() -> None:
     print("\nattention of new streams         TFLOP/s  microseconds of each choice: queries, keys, warps, stages")
     for requests, streams, cached in PACKS:
         launch = _attention_of(requests, streams, cached)
-        took = {"now": _microseconds(launch)}
+        took = {"now": microseconds(launch)}
         for each in BLOCKS:
             with _patched(packed_attention, "blocks_of", lambda *_, each=each: each):
                 took[f"{each.queries},{each.keys},{each.warps},{each.stages}"] = _attempt(launch)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import parse_arguments
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
@@ -205,11 +206,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256, help="tokens of the other's prompt (%(default)s)")
     parser.add_argument("--prompt", type=int, default=900, help="the same where its prefill counts (%(default)s)")
     parser.add_argument("--tokens", type=int, help="tokens of each cached request, three times (100, on a GPU 400)")
-    args = parser.parse_args()
-    for name, value in DEFAULTS[args.device].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
+    return parse_arguments(parser, DEFAULTS)
 
 
 if __name__ == "__main__":

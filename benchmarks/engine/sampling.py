@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.engine.timing import device_seconds
 from benchmarks.header import header
 from benchmarks.shapes import numbered_tokens, random_model, random_prompts, shape_124m
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams
@@ -84,14 +85,7 @@ def _time_draw(sampler: DeviceSampler, arguments: dict[str, Any], runs: int) -> 
     with torch.cuda.graph(graph):
         for _ in range(50):
             sampler.draw(**arguments)
-    times = []
-    for _ in range(runs + 1):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / 50)
+    times = [1e6 * device_seconds(graph.replay) / 50 for _ in range(runs + 1)]
     return statistics.median(times[1:])
 
 
