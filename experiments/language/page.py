@@ -27,7 +27,7 @@ INTRODUCTION = """\
 processes that shared a device. The plan was written before the runs: [language.md](experiments/language.md). Every
 result is a line of [{file}]({results}). The first command trains and measures, the second writes this page:
 
-    python -m experiments.runner.study
+    python -m experiments.language.study
     {command}"""
 
 CLAIMS = """\

@@ -1,5 +1,7 @@
 """The page of a study: its tables add up, its figures are drawn, and what was not run is named."""
 
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -56,6 +58,9 @@ def test_the_command_writes_the_page_and_its_figures(
     text = written.read_text(encoding="utf-8")
     assert "4 reported runs and 4 that chose learning rates; a machine; torch 2; 2026-01-01; 4.0 hours" in text
     assert "](../language.jsonl)" in text
+    modules = [importlib.import_module(name) for name in re.findall(r"python -m (\S+)", text)]
+    assert len(modules) == 2
+    assert all('__name__ == "__main__"' in inspect.getsource(each) for each in modules), "the page's commands run"
     assert "Planned and not run (arm and seed): `random` 0." in text
     # 3.40 - 3.50 = -0.10 and 3.36 - 3.40 = -0.04: mean -0.07, deviation 0.0424, t of one degree of freedom 12.706
     assert "| forks help | `2l` − `regular` | -0.0700 | -0.4512 to +0.3112 | -0.0700 to -0.0700 | 0.258 |" in text
