@@ -46,9 +46,11 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("experiments/tasks/study.toml"))
     args = parser.parse_args()
     study, results = read_study(args.study, Evaluation), read_results(args.results)
-    for size in study.sizes:
-        if found := by_arm(study, size, results):
-            print("\n\n".join([f"## {size}", *tables(study, found)]))
+    sizes = {size: found for size in study.sizes if (found := by_arm(study, size, results))}
+    if not sizes:
+        raise SystemExit(f"error: no reported result in {args.results} has the settings of {args.study}")
+    for size, found in sizes.items():
+        print("\n\n".join([f"## {size}", *tables(study, found)]))
 
 
 def by_arm(study: Study, size: str, results: Sequence[Result]) -> Found:

@@ -233,3 +233,10 @@ def test_claims_are_paired_by_seed_and_corrected(toy: Study) -> None:
     assert loops.word == "holds"
     assert by_arm(toy, "toy", []) == {}
     assert [each.word for each in compare(toy, {})] == ["not measured", "not measured"]
+
+
+def test_results_that_only_chose_rates_are_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.jsonl").write_text("", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "results.jsonl"), f"--study={COMMITTED}"])
+    with pytest.raises(SystemExit, match="no reported result"):
+        report()
