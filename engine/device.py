@@ -13,6 +13,7 @@ from thoughtbubbles.engine.native.loading import NativeUnavailableError
 from thoughtbubbles.engine.portable.executor import PortableExecutor
 from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
 from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.revising.layers import PackedLayers, SegmentLayers
 from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.engine.warmup import warm_up
@@ -29,18 +30,22 @@ def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer,
     available. Nothing else chooses by the type of the device.
     """
     sampler = Sampler(tokenizer)
-    on_cuda = model.transformer.wte.weight.device.type == "cuda"
     paged: PortableExecutor | NativeExecutor | CudaExecutor
-    if on_cuda:
+    layers: SegmentLayers = PackedLayers(lambda: paged.forward.packed)
+    if model.transformer.wte.weight.device.type == "cuda":
         if config.weights == "int8":
             raise ValueError("weights 'int8' need the native executor, which computes on a CPU, not on a GPU")
-        from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
+        from thoughtbubbles.engine.cuda.buffered import BufferedLayers  # noqa: PLC0415 - needs Triton
+        from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415
+        from thoughtbubbles.engine.cuda.layers import has_kernels  # noqa: PLC0415
 
         paged = make_cuda_executor(model, cache, sampler)
+        if has_kernels(model.config):
+            layers = BufferedLayers(model, cache.page_size)
     else:
         paged = _make_cpu_executor(model, cache, sampler, config.executor, config.weights)
     limit = cache.total_bytes
-    recompute = Recompute(model, lambda: paged.forward.packed, vocabulary=sampler.vocabulary, limit_bytes=limit)
+    recompute = Recompute(model, layers, vocabulary=sampler.vocabulary, limit_bytes=limit)
     executor: Executor[Any] = RevisingExecutor(paged, recompute, sampler, max_prefill_tokens=config.max_prefill_tokens)
     warm_up(executor, cache, tokenizer)
     return executor

@@ -23,6 +23,7 @@ from thoughtbubbles.engine.cache.fork_cache import most_streams, segments
 from thoughtbubbles.engine.portable.block import Attend
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.revising.forward import RevisingForward
+from thoughtbubbles.engine.revising.layers import PackedLayers
 from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.scoring import pick
 from thoughtbubbles.model import Selection, Streams, Thoughtbubbles, load_checkpoint, shipped_checkpoint
@@ -80,7 +81,8 @@ def _windows(ids: list[int], runs: int, batch_size: int, length: int) -> list[Te
 
 
 def _print_times(model: Thoughtbubbles, selection: Selection, batches: list[Texts], context: int) -> None:
-    forward = RevisingForward(model, PackedModel(model))
+    packed = PackedModel(model)
+    forward = RevisingForward(model, PackedLayers(lambda: packed))
     runs = [_run(forward, selection, texts, context) for texts in batches]
     whole, changed = (statistics.median(statistics.mean(run[way]) for run in runs) for way in ("whole", "changed"))
     slowest, difference = (max(max(run[what]) for run in runs) for what in ("changed", "difference"))
@@ -127,7 +129,7 @@ def _recompute(model: Thoughtbubbles, selection: Selection, texts: Texts) -> Ten
 def _print_streams(model: Thoughtbubbles, selection: Selection, batches: list[Texts], context: int) -> None:
     """Print for each segment how many streams are computed for a token, and how many exist."""
     packed = Counting(model)
-    forward, layers = RevisingForward(model, packed), model.config.n_layer
+    forward, layers = RevisingForward(model, PackedLayers(lambda: packed)), model.config.n_layer
     tokens = [packed.rows[-layers:] for texts in batches for _ in _feed(forward, selection, texts, context)]
     most = most_streams(model.config, selection, context)
     for segment, streams in zip(segments(model.config), most, strict=True):

@@ -4,12 +4,12 @@ Letters: M rows that there may be, D model width, N heads, H head width.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.cache.pages import SegmentPages
+from thoughtbubbles.engine.cache.pages import Segment
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
 from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
 from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
@@ -25,6 +25,26 @@ MOST_STREAMS = 32
 def has_kernels(config: ModelConfig) -> bool:
     """Return whether the kernels support models of this kind; `CachedForward` supports all."""
     return config.copies == 1 and 1 << len(config.fork_layers) <= MOST_STREAMS and not config.ablated
+
+
+class Stored(Protocol):
+    """Where the keys and values of a segment are: `SegmentPages`, or `Buffers`."""
+
+    @property
+    def segment(self) -> Segment:
+        """The layers that have them."""
+
+    @property
+    def keys(self) -> Tensor:
+        """(layers,N,slots,H)."""
+
+    @property
+    def values(self) -> Tensor:
+        """(layers,N,slots,H)."""
+
+    @property
+    def cumulative(self) -> Tensor | None:
+        """As in `SegmentPages`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ def num_sums(rows: int, usual: int, width: int) -> int:
 
 
 def run_layers(
-    model: Thoughtbubbles, pages: SegmentPages, x: Tensor, rows: Rows, scratch: Scratch, *, normed: bool = False
+    model: Thoughtbubbles, pages: Stored, x: Tensor, rows: Rows, scratch: Scratch, *, normed: bool = False
 ) -> None:
     """Run the layers of a segment on x (M,D) in place, and write the keys and values of its live rows to the cache.
 

@@ -102,6 +102,7 @@ class RevisingExecutor(Generic[Flight]):
     def prepare(self) -> None:
         """As `Executor.prepare`."""
         self.paged.prepare()
+        self.recompute.prepare()
 
     def read_weights(self) -> None:
         """As `Executor.read_weights`."""

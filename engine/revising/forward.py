@@ -9,7 +9,6 @@ Letters: R requests, T tokens that are computed of all of them, S their streams,
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate, groupby
 
 import torch
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_cache import segments
 from thoughtbubbles.engine.cache.pages import Segment
-from thoughtbubbles.engine.portable.block import Attend
-from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import ForkScores
+from thoughtbubbles.engine.revising.layers import SegmentLayers
 from thoughtbubbles.engine.revising.pieces import Pieces, completed
 from thoughtbubbles.engine.revising.state import RevisableSegment, RevisableState
 from thoughtbubbles.engine.scoring import last_logits
@@ -76,10 +74,10 @@ class _Revision:
 class RevisingForward:
     """Runs a model for requests without pages, overwriting the state of each where it changes."""
 
-    def __init__(self, model: Thoughtbubbles, packed: PackedModel) -> None:
-        """`packed` has the model's layers."""
+    def __init__(self, model: Thoughtbubbles, layers: SegmentLayers) -> None:
+        """`layers` are the model's."""
         self.model = model
-        self._packed = packed
+        self._layers = layers
         self._segments = segments(model.config)
 
     def extend(self, states: Sequence[RevisableState], sequences: Sequence[Sequence[int]]) -> list[Revised]:
@@ -87,7 +85,7 @@ class RevisingForward:
         return completed(self.pieces(states, sequences))
 
     def pieces(self, states: Sequence[RevisableState], sequences: Sequence[Sequence[int]]) -> Pieces[list[Revised]]:
-        """As `extend`, a layer at a time. The states are not to be used meanwhile."""
+        """As `extend`, one layer or several at a time. The states are not to be used meanwhile."""
         revisions = [self._begin(state, ids) for state, ids in zip(states, sequences, strict=True)]
         for segment in self._segments:
             if segment.index:
@@ -127,9 +125,8 @@ class RevisingForward:
         positions = token + fractions(streams.token_index, streams.tokens)
         own = [each.state.segments[segment.index] for each in revisions]
         rows = [each.streams.x.shape[1] for each in revisions]
-        attend = partial(_attention, own, rows)
-        for _ in self._packed.each(segment.layers, streams.x[0], positions[0], streams.score[0], attend):
-            yield sum(rows)
+        buffers = [state.buffers(n) for state, n in zip(own, rows, strict=True)]
+        yield from self._layers.each(segment, streams.x[0], positions[0], streams.score[0], buffers)
         if segment.forks_after:
             self._keep(segment, streams, own, rows, _biases_end_to_end(revisions, segment.layers.stop))
         return streams
@@ -153,7 +150,7 @@ class RevisingForward:
         for each in revisions:
             each.state.tokens = each.tokens
         computed = [each.computed for each in revisions]
-        logits = last_logits(self.model, streams, [end - 1 for end in accumulate(computed)], self._packed.head)
+        logits = last_logits(self.model, streams, [end - 1 for end in accumulate(computed)], self._layers.head)
         counts = segment_counts(streams.token_index, streams.tokens)[0].split(computed)
         chosen = [each.state.segments for each in revisions]
         return [
@@ -221,14 +218,3 @@ def _end_to_end(revisions: list[_Revision]) -> Streams:
     x = torch.cat([each.streams.x for each in revisions], dim=1)
     score = torch.cat([each.streams.score for each in revisions], dim=1)
     return Streams(x, score, torch.cat(number, dim=1), sum(each.computed for each in revisions))
-
-
-def _attention(states: list[RevisableSegment], rows: list[int], layer: int) -> Attend:
-    """Return the attention of one layer: computed streams of each request to all of its streams."""
-
-    def attend(heads: Tensor) -> Tensor:
-        each = heads.to(states[0].keys.dtype).permute(1, 2, 0, 3)[:, None].split(rows, dim=3)  # (3,1,N,M,H)
-        parts = [segment.attend(layer, *qkv) for segment, qkv in zip(states, each, strict=True)]
-        return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)[0]
-
-    return attend

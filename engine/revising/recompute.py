@@ -3,17 +3,16 @@
 A state only saves time: without it the whole sequence is computed again. So the memory of states can be limited.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.layers import SegmentLayers
 from thoughtbubbles.engine.revising.pieces import Pieces
 from thoughtbubbles.engine.revising.state import RevisableState
 from thoughtbubbles.engine.scoring import report, score
@@ -28,23 +27,20 @@ class Recompute:
     a state that is used for a moment. All states together take at most `limit_bytes`, unless one alone takes more.
     """
 
-    def __init__(
-        self, model: Thoughtbubbles, packed: Callable[[], PackedModel], *, vocabulary: int, limit_bytes: int
-    ) -> None:
-        """`packed` returns the model's layers; it is called for the first request."""
+    def __init__(self, model: Thoughtbubbles, layers: SegmentLayers, *, vocabulary: int, limit_bytes: int) -> None:
+        """`layers` are the model's."""
         self.model = model
         self.vocabulary = vocabulary
         self.limit_bytes = limit_bytes
-        self._packed = packed
+        self._layers, self._forward = layers, RevisingForward(model, layers)
         self._kept: WeakKeyDictionary[Request, RevisableState] = WeakKeyDictionary()  # drops finished requests
 
-    @cached_property
-    def _forward(self) -> RevisingForward:
-        return RevisingForward(self.model, self._packed())
+    def prepare(self) -> None:
+        """As `SegmentLayers.prepare`."""
+        self._layers.prepare()
 
     def forget(self) -> None:
-        """Take the layers from `packed` again, since the weights have changed. No request has a state."""
-        self.__dict__.pop("_forward", None)
+        """Keep no state, since the weights have changed. No request has one."""
         self._kept.clear()
 
     @property

@@ -11,14 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from thoughtbubbles.engine.cache.buffers import Buffers
 from thoughtbubbles.engine.cache.fork_cache import segments
 from thoughtbubbles.engine.cache.pages import Segment
 from thoughtbubbles.model import ForkBias, ModelConfig, Selection, Streams
-
-ROWS_AT_ONCE = 128
-"""Queries that attend in one operation: a mask for all of them would be large, and most of it masked."""
 
 
 class RevisableSegment:
@@ -63,22 +60,14 @@ class RevisableSegment:
         self.score = torch.cat((self.score, streams.score), dim=1)
 
     def choose(self, streams: Streams, candidate: Tensor) -> None:
-        """Replace the selection. `attend` and `keep` then store what the layers compute of the streams that changed."""
+        """Replace the selection. The layers and `keep` then store what is computed of the streams that changed."""
         self.token_index, self.score, self.candidate = streams.token_index, streams.score, candidate
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store keys and values of the M rightmost streams, and return their attention to all; each (1,N,M,H)."""
-        at, first = layer - self.segment.layers.start, self.count - q.shape[2]
-        self.keys[at, :, first : self.count] = k[0]
-        self.values[at, :, first : self.count] = v[0]
-        keys, values = self.keys[at : at + 1], self.values[at : at + 1]
-        seen = []
-        for rows in q.split(ROWS_AT_ONCE, dim=2):
-            end = first + rows.shape[2]
-            mask = _mask(first, end, q.device)
-            seen.append(F.scaled_dot_product_attention(rows, keys[:, :, :end], values[:, :, :end], attn_mask=mask))
-            first = end
-        return torch.cat(seen, dim=2)
+    def buffers(self, computed: int) -> Buffers:
+        """Return where keys and values are, of which the `computed` rightmost streams lack theirs."""
+        return Buffers(
+            segment=self.segment, keys=self.keys, values=self.values, streams=self.count, computed=computed
+        )  # fmt: skip
 
     def keep(self, x: Tensor, candidate_scores: Tensor) -> None:
         """Store the M rightmost streams after the layers (1,M,D), and the scores of their candidates (1,M,2)."""
@@ -122,8 +111,3 @@ def _capacities(config: ModelConfig, selection: Selection, tokens: int, biases: 
         forced = sum(each.layer == layer and each.select == "always" for each in biases) << i
         streams.append(min(2 * streams[-1], selection.capacity(tokens, streams[-1]) + forced))
     return streams
-
-
-def _mask(first: int, end: int, device: torch.device) -> Tensor | None:
-    """Return which keys before `end` the streams from `first` on may attend to (M,K); None if there is one stream."""
-    return None if end - first == 1 else torch.ones(end - first, end, dtype=torch.bool, device=device).tril(first)

@@ -22,6 +22,7 @@ from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.revising.forward import Revised, RevisingForward
+from thoughtbubbles.engine.revising.layers import PackedLayers
 from thoughtbubbles.engine.revising.pieces import Pieces, completed
 from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.revising.state import RevisableState
@@ -43,6 +44,10 @@ SHAPES: dict[str, dict[str, object]] = {
     "copy-3": {"fork_layers": (), "max_block_size": 64, "copies": 3, "averaging": "rightmost"},
 }
 LONGEST = 40
+
+
+def layers_of(packed: PackedModel) -> PackedLayers:
+    return PackedLayers(lambda: packed)
 
 
 @dataclass
@@ -101,7 +106,7 @@ def sequences(model: Thoughtbubbles, dice: random.Random) -> list[Followed]:
 def test_growing_sequences_are_the_whole_forwards(shape: str, make_model: MakeModel) -> None:
     """Rules, ratios and lengths share batches; at times a sequence grows by more than one token."""
     model, dice = make_model(**SHAPES[shape]), random.Random(shape)
-    forward, waiting = RevisingForward(model, PackedModel(model)), sequences(model, dice)
+    forward, waiting = RevisingForward(model, layers_of(PackedModel(model))), sequences(model, dice)
     dice.shuffle(waiting)
     batch: list[Followed] = []
     astray = 0
@@ -136,7 +141,7 @@ def test_token_by_token_to_the_independent_implementations_numbers(folder: Path,
     selection = Selection.of(model.config, case["rule"], ratio)
     ids = wanted[f"{name}.ids"][0].tolist()
     state = RevisableState(model.config, selection, len(ids), model.transformer.wte.weight)
-    forward = RevisingForward(model, PackedModel(model))
+    forward = RevisingForward(model, layers_of(PackedModel(model)))
     for length in range(1, len(ids) + 1):
         [revised] = forward.extend([state], [ids[:length]])
     for i, segment in enumerate(state.segments[1:]):
@@ -153,7 +158,7 @@ def grow(model: Thoughtbubbles, ratio: float, ids: list[int]) -> list[list[int]]
     packed, given = Counting(model), []
     for length in range(1, len(ids) + 1):
         packed.rows = []
-        RevisingForward(model, packed).extend([state], [ids[:length]])
+        RevisingForward(model, layers_of(packed)).extend([state], [ids[:length]])
         given.append(packed.rows)
     return given[1:]
 
@@ -181,7 +186,7 @@ def test_what_is_kept_is_overwritten_in_place(model: Thoughtbubbles) -> None:
         buffers = [(s.keys, s.values, s.x, s.candidate_scores) for s in state.segments]
         return [each.data_ptr() for segment in buffers for each in segment]
 
-    before, forward = places(), RevisingForward(model, PackedModel(model))
+    before, forward = places(), RevisingForward(model, layers_of(PackedModel(model)))
     for length in range(1, 31):
         forward.extend([state], [list(range(length))])
     assert places() == before
@@ -199,7 +204,7 @@ def test_memory_is_bounded_and_given_back(model: Thoughtbubbles, tokenizer: Toke
     """Memory for two of four states, and one for a moment: the others are computed whole until memory is free."""
     requests = [make_request(name, 9, model, tokenizer) for name in "abcd"]
     one = RevisableState(model.config, requests[0].selection, 19, model.transformer.wte.weight).nbytes
-    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=3 * one)
+    recompute = Recompute(model, layers_of(PackedModel(model)), vocabulary=257, limit_bytes=3 * one)
 
     def step(requests: list[Request]) -> list[Revised]:
         revised = completed(recompute.step(requests))
@@ -243,7 +248,7 @@ def test_what_is_computed_whole_is_computed_one_after_the_other(
         return pieces(self, own, ids)
 
     monkeypatch.setattr(RevisingForward, "pieces", counting)
-    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=0)
+    recompute = Recompute(model, layers_of(PackedModel(model)), vocabulary=257, limit_bytes=0)
     completed(recompute.step([make_request(name, 9, model, tokenizer) for name in "abcd"]))
     assert alive == [1, 1, 1, 1]
 
@@ -266,7 +271,7 @@ def test_states_never_take_more_than_the_limit(
             peak[0] = max(peak[0], sum(state.nbytes for state in made))
 
     monkeypatch.setattr(RevisableState, "__init__", recorded)
-    recompute = Recompute(model, lambda: PackedModel(model), vocabulary=257, limit_bytes=int(1.2 * largest))
+    recompute = Recompute(model, layers_of(PackedModel(model)), vocabulary=257, limit_bytes=int(1.2 * largest))
     for those in (requests[:3], requests, requests[2:], requests[:5], requests):
         completed(recompute.step(those))
         completed(recompute.score(those[-1], 1))

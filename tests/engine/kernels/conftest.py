@@ -14,6 +14,7 @@ from thoughtbubbles.engine import Engine, EngineConfig
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended
 from thoughtbubbles.engine.revising.executor import RevisingExecutor
+from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.sampler import Sampler
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 
@@ -114,6 +115,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
     """Engines that decode with the kernels."""
 
     def make(model: Thoughtbubbles, **settings: object) -> Engine:
+        from thoughtbubbles.engine.cuda.buffered import BufferedLayers
         from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch
         from thoughtbubbles.engine.cuda.executor import CudaExecutor, make_device_sampler
 
@@ -128,8 +130,11 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
         forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
         decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
         paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer))  # type: ignore[arg-type]
+        recompute = Recompute(
+            model, BufferedLayers(model, config.page_size), vocabulary=257, limit_bytes=engine.cache.total_bytes
+        )
         engine.executor = RevisingExecutor(  # type: ignore[attr-defined]
-            paged, engine.executor.recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
+            paged, recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
         )
         engine.scheduler.mixes = True
         return engine
