@@ -232,7 +232,7 @@ class Scheduler:
                 self.cache.evict([*needs, need], keep=prefix)
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
-                needs.append(need)
+                needs[:] = [list(map(sum, zip(*needs, need, strict=True)))]
                 return True
         return False
 

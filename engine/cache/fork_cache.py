@@ -140,9 +140,7 @@ class ForkCache:
         ledger, rows = self.ledger, _rows(states)
         retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
         used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were reserved only
-        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), used), strict=True):
-            segment.retire(pages)
-        self._free_beyond(rows, used)
+        self._free_beyond(rows, used, retired_from=np.zeros_like(used))
         for state, kept in zip(states, retained.tolist(), strict=True):
             self._vacant.append(state.row)
             del self._open[state.row]
@@ -244,7 +242,8 @@ class ForkCache:
         ledger, rows = self.ledger, _rows([state])
         if tokens < state.tokens:
             ledger.tokens[rows], ledger.streams[rows] = tokens, ledger.ends[rows, :, tokens - 1]
-            self._free_beyond(rows, self._pages_for(ledger.streams[rows]))
+            used = self._pages_for(ledger.streams[rows])
+            self._free_beyond(rows, used, retired_from=used)
         self._index_blocks(state)
 
     def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
@@ -319,11 +318,16 @@ class ForkCache:
                 segment.allocate(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
 
-    def _free_beyond(self, rows: Indices, used: Indices) -> None:
-        """Free the pages that these open rows (R,) have beyond their first `used` (R,G)."""
-        for segment, pages in zip(self.segments, self._pages(rows, used, self.ledger.pages[rows]), strict=True):
-            segment.retire(pages)
-            segment.release(pages)
+    def _free_beyond(self, rows: Indices, used: Indices, *, retired_from: Indices) -> None:
+        """Free the pages that these open rows (R,) have beyond their first `used` (R,G).
+
+        Those from number `retired_from` (R,G) on count as no longer running, of which there are at least as many.
+        """
+        allocated = self.ledger.pages[rows]
+        retired, freed = self._pages(rows, retired_from, allocated), self._pages(rows, used, allocated)
+        for segment, before, after in zip(self.segments, retired, freed, strict=True):
+            segment.retire(before)
+            segment.release(after)
         self.ledger.pages[rows] = used
 
     def _index_blocks(self, state: ForkState) -> None:
