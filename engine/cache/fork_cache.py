@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_state import ForkState
-from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.ledger import Ledger, Numbers
 from thoughtbubbles.engine.cache.pages import Segment, SegmentPages
 from thoughtbubbles.engine.cache.prefix_index import BLOCK, PrefixIndex
@@ -197,14 +197,11 @@ class ForkCache:
 
     def evict(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> None:
         """Evict the least recently used states, but not the source of `keep`, until pages for all needs are free."""
-        needed = _sum(needs)
-        if self._free(needed):
-            return
-        for state in [state for state in self._retained if keep is None or state is not keep.source]:
+        needed, kept = _sum(needs), keep and keep.source
+        while not self._free(needed):
+            state = next((state for state in self._retained if state is not kept), None)
+            assert state, "evicted without asking whether it fits"
             self._drop(state)
-            if self._free(needed):
-                return
-        raise AssertionError("evicted without asking whether it fits")
 
     def ever_fits(self, selection: Selection, tokens: int) -> bool:
         """Return whether an empty cache has enough pages for `tokens` tokens of one request."""
@@ -232,6 +229,15 @@ class ForkCache:
         self.ledger.ids[state.row, tokens : tokens + len(ids)] = ids
         self.ledger.tokens[state.row] += len(ids)
         if not guesses:
+            self._index_blocks(state)
+
+    def extend_all(self, states: Sequence[ForkState], layout: Layout, ids: Numbers, counts: Numbers) -> None:
+        """Append the U tokens of `layout`, several to each open state, with `ids` (U,) and streams `counts` (G,U).
+
+        The pages were reserved. From now on they can be found as prefixes.
+        """
+        self.ledger.extend(_rows(states), layout, ids, counts)
+        for state in states:
             self._index_blocks(state)
 
     def keep(self, state: ForkState, tokens: int) -> None:
