@@ -108,6 +108,8 @@ class Scheduler:
 
     def update(self, requests: Sequence[Request]) -> None:
         """Move requests of an output to `running` if all their tokens are computed now."""
+        if not self.prefilling:
+            return
         landed = set(requests)
         computed = [request for request in self.prefilling if request in landed and request.is_computed]
         self.running += computed
@@ -127,12 +129,13 @@ class Scheduler:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
         if self.config.speculate:
             self._draft(requests)
+        num_tokens: list[int] = []
         for request in requests:
             if not request.paged:  # planned again until it is computed, which may take several steps
                 request.num_scheduled = len(request.output)
-        num_tokens = [int(each.num_scheduled < each.max_scheduled) + len(each.draft) for each in requests]
-        for request, tokens in zip(requests, num_tokens, strict=True):
+            tokens = int(request.num_scheduled < request.max_scheduled) + len(request.draft)
             request.num_scheduled += tokens
+            num_tokens.append(tokens)
         return Plan(list(requests), num_tokens)
 
     def _draft(self, requests: Sequence[Request]) -> None:
