@@ -173,7 +173,8 @@ class Request:
     @property
     def pending(self) -> list[int]:
         """Its tokens that are not computed yet."""
-        return self.tokens[self.state.tokens :] if self.state else self.tokens
+        first = self.state.tokens if self.state else 0
+        return [*self.prompt[first:], *self.output[max(0, first - len(self.prompt)) :]]
 
     @property
     def num_pending(self) -> int:

@@ -104,7 +104,8 @@ class Scheduler:
                 return
             self.prefilling.append(self.waiting.popleft())
             request.group.started = True
-            self._num_unplanned += request.num_pending * request.paged
+            if request.paged:
+                self._num_unplanned += request.num_pending
 
     def update(self, requests: Sequence[Request]) -> None:
         """Move requests of an output to `running` if all their tokens are computed now."""
@@ -165,7 +166,8 @@ class Scheduler:
         for request, chunk in chunks.items():
             request.started = request.started or now
             request.num_scheduled = len(request.output) + (chunk == request.num_pending)
-        self._num_unplanned -= sum(chunk for request, chunk in chunks.items() if request.paged)
+            if request.paged:
+                self._num_unplanned -= chunk
         return Plan([*chunks, *beside.requests], [*chunks.values(), *beside.num_tokens], len(chunks))
 
     def _first_chunks(self, *, paged: bool) -> dict[Request, int]:
@@ -173,7 +175,8 @@ class Scheduler:
         chunks: dict[Request, int] = {}
         left = self._most_tokens
         for request in (each for each in self.prefilling if each.paged == paged):
-            chunk = request.num_pending if self._is_whole(request) else min(request.num_pending, left)
+            pending = request.num_pending
+            chunk = pending if pending <= left or self._is_whole(request) else left
             if chunks and (chunk > left or left == 0):
                 break
             chunks[request] = chunk
@@ -231,11 +234,12 @@ class Scheduler:
         for prefix in dict.fromkeys((found, None)):
             reach = _reach(request, ahead=1 if needs else 0)
             need = self.cache.pages_needed(request.selection, reach, prefix.state if prefix else None)
-            if self.cache.fits([*needs, need], keep=prefix):
-                self.cache.evict([*needs, need], keep=prefix)
+            total = [list(map(sum, zip(*needs, need, strict=True)))]
+            if self.cache.fits(total, keep=prefix):
+                self.cache.evict(total, keep=prefix)
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
-                needs[:] = [list(map(sum, zip(*needs, need, strict=True)))]
+                needs[:] = total
                 return True
         return False
 

@@ -36,10 +36,9 @@ def segments(config: ModelConfig) -> list[Segment]:
 
 def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list[int]:
     """Return the most streams of `tokens` tokens in each segment: every fork doubles them, up to the rule's budget."""
-    streams = [tokens * config.copies]
-    for _ in config.fork_layers:
-        streams.append(selection.capacity(tokens, streams[-1]))
-    return streams
+    first, forks = tokens * config.copies, len(config.fork_layers)
+    most = selection.capacity(tokens, first << forks)
+    return [first, *[min(first << i, most) for i in range(1, forks + 1)]]
 
 
 @dataclass(frozen=True)
@@ -330,7 +329,8 @@ class ForkCache:
         Those from number `retired_from` (R,G) on count as no longer running, of which there are at least as many.
         """
         allocated = self.ledger.pages[rows]
-        retired, freed = self._pages(rows, retired_from, allocated), self._pages(rows, used, allocated)
+        retired = self._pages(rows, retired_from, allocated)
+        freed = retired if np.array_equal(used, retired_from) else self._pages(rows, used, allocated)
         for segment, before, after in zip(self.segments, retired, freed, strict=True):
             segment.retire(before)
             segment.release(after)

@@ -101,7 +101,9 @@ class Ledger:
 
         They are ordered by segment; the list has the end of each segment's part.
         """
-        counts = np.maximum(until - since, 0)
-        layout = Layout.of(counts.T.ravel())
-        columns = (since + self.begin).T.ravel()[layout.group] + layout.place
-        return rows[layout.group % len(rows)], columns, counts.sum(0).cumsum().tolist()
+        counts = np.maximum(until - since, 0).T
+        sizes = counts.ravel()
+        ends = sizes.cumsum()
+        shift = (since + self.begin).T.ravel() - (ends - sizes)  # from the index of a cell to its column
+        columns = np.arange(sizes.sum()) + shift.repeat(sizes)
+        return np.tile(rows, len(counts)).repeat(sizes), columns, counts.sum(1).cumsum().tolist()
