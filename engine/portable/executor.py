@@ -193,8 +193,10 @@ def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
     pending, guesses = request.num_pending, len(request.draft)
     draws = tokens == pending + guesses and request.draws
-    ids = [request.newest] if pending == 1 else request.pending[:tokens]  # mostly the former, whatever its length
+    ids = [request.newest] if pending == 1 else request.pending  # mostly the former, whatever its length
+    del ids[tokens:]
+    ids += request.draft
     return Chunk(
-        [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, guesses,
+        ids, request.state, request.selection, draws, request.params.logprobs, guesses,
         request.params.prompt_logprobs if request.wants_prompt_report else None,
     )  # fmt: skip

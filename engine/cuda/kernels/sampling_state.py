@@ -97,11 +97,12 @@ class SamplingState:
                 _put(self.marks[row], marks_of(request, end_of_text, vocabulary))
             if kind & BIASED:
                 _put(self.bias[row], bias_of(request, vocabulary))
-        longs = np.array([(request.seed, len(request.output)) for request in requests], np.int64)
-        ints = np.array([_ints(*each, vocabulary) for each in zip(requests, kinds, strict=True)], np.int32)
-        floats = np.array([_floats(request.params) for request in requests], np.float32)
-        columns = np.hstack((rows[:, None], longs, ints, floats.view(np.int32)))
-        lanes, longs_there, words_there = to_device(columns.T, self.marks.device).split((1, 2, 11))
+        columns = np.empty((14, len(requests)), np.int64)
+        columns[0] = rows
+        columns[1:3] = np.array([(request.seed, len(request.output)) for request in requests]).T
+        columns[3:8] = np.array([_ints(*each, vocabulary) for each in zip(requests, kinds, strict=True)]).T
+        columns[8:] = np.array([_floats(request.params) for request in requests], np.float32).view(np.int32).T
+        lanes, longs_there, words_there = to_device(columns, self.marks.device).split((1, 2, 11))
         self.longs.index_copy_(1, lanes[0], longs_there)
         self.words.index_copy_(1, lanes[0], words_there.int())
 
