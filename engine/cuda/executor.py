@@ -97,7 +97,7 @@ class CudaExecutor:
                 decodes.append(request)
             elif tokens:
                 waited.append((request, tokens))
-        for requests, sizes in _parts(waited):
+        for requests, sizes in _parts(waited) if waited else ():
             batch = Batch.of(requests, sizes)
             self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), requests)
             flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
@@ -141,7 +141,7 @@ class CudaExecutor:
             self.forward.clear_gathered()
         return Output(
             requests=requests,
-            fork_counts=[[count] for count in counts],
+            fork_counts=list(zip(counts, strict=True)),
             num_streams=ends[:, -1].tolist(),
             finite=drawn.finite,
             tokens=drawn.tokens,
@@ -155,10 +155,9 @@ def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request
     """Yield the requests that are waited for and their tokens in two parts, if there are enough, else in one.
 
     The host prepares the second part while the device computes the first, and reports the first while it computes the
-    second. Prompts that are reported stay in one part: what two parts would gain there has not been measured.
+    second. A smaller first part is launched earlier, but the device takes longer for smaller parts. Prompts that are
+    reported stay in one part: what two parts would gain there has not been measured.
     """
-    if not waited:
-        return
     tokens = np.cumsum([n for _, n in waited])
     middle = 0
     if tokens[-1] >= PART_TOKENS * 2 and not any(request.wants_prompt_report for request, _ in waited):
