@@ -39,12 +39,10 @@ def advance(request: Request, row: Row, end_of_text: int, events: list[TokenEven
         _emit(request, TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"), events)
     if row.token is not None:
         event = _append(request, row.token, row.logprob, end_of_text)
-        if event.finish_reason is not None:
-            request.finish()
         if request.reports_forks:
-            request.defer(event)
+            request.pending_event = event
         else:
-            _emit(request, event, events)
+            events.append(event)
 
 
 def _emit(request: Request, event: TokenEvent, events: list[TokenEvent]) -> None:
@@ -74,17 +72,23 @@ def _with_forks(request: Request, event: TokenEvent, row: Row) -> TokenEvent:
 
 
 def _append(request: Request, token_id: int, scored: Scored | None, end_of_text: int) -> TokenEvent:
-    """Append a token; return its event, without usage. `scored` is its log-probability, if requested."""
-    output = request.output
+    """Append a token; return its event. `scored` is its log-probability, if requested.
+
+    The last one has the request's usage, unless that is known only with the token's streams.
+    """
+    output, usage = request.output, None
     output.append(token_id)
     text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
-    if request.grammar is not None and finish_reason is None:
+    if finish_reason is not None:
+        request.finish()
+        usage = None if request.reports_forks else request.usage()
+    elif request.grammar is not None:
         request.grammar.accept(token_id)
     logprob, top = scored or (None, ())
     prompt = request.prompt_report if len(output) == 1 else None
-    # As TokenEvent(…), in half the time, and one is made for every token.
-    return TokenEvent._make(
-        (request.id, token_id, text, logprob, top, None, None, prompt, finish_reason, stop_reason, None)
+    # As TokenEvent(…), in a third of the time, and one is made for every token.
+    return tuple.__new__(
+        TokenEvent, (request.id, token_id, text, logprob, top, None, None, prompt, finish_reason, stop_reason, usage)
     )
 
 

@@ -145,10 +145,10 @@ class Engine:
         for request, row in output.rows():
             if request.draft:
                 drafts.setdefault(request, []).append(row)
-            elif not row.finite or self._lacks_token(request, row):
-                failures += self._fail(request, row)
-            else:
+            elif row.finite and (row.token is not None or not _lacks_token(request)):
                 self._advance(request, row, now, events)
+            else:
+                failures += self._fail(request, row)
         for request, rows in drafts.items():
             events += self._check_draft(request, rows, now)
         events = failures + events
@@ -179,18 +179,15 @@ class Engine:
         return events
 
     def _advance(self, request: Request, row: Row, now: float, events: list[TokenEvent]) -> None:
-        request.count(row.num_streams, sum(row.fork_counts))
-        if row.token is None and not request.is_computed:  # only a chunk of its prompt is
-            return
-        request.prompt_report = row.prompt_report or request.prompt_report
+        request.streams = row.num_streams
+        request.stream_tokens += sum(row.fork_counts)
         if row.token is not None:
             self._generation_tokens += 1
             request.first_token = request.first_token or now
+        elif not request.is_computed:  # only a chunk of its prompt is
+            return
+        request.prompt_report = row.prompt_report or request.prompt_report
         advance(request, row, self.tokenizer.end_of_text, events)
-
-    def _lacks_token(self, request: Request, row: Row) -> bool:
-        """Return whether a token should have been drawn, but the request's grammar has failed."""
-        return row.token is None and request.draws and request.is_computed
 
     def _fail(self, request: Request, row: Row) -> list[TokenEvent]:
         """Return the last events of a request for which no token can be drawn: what it still has, and the error.
@@ -303,6 +300,11 @@ class Engine:
             forks_total=dict(tally.forks),
             fork_deletions_total=dict(tally.deletions),
         )
+
+
+def _lacks_token(request: Request) -> bool:
+    """Return whether a token should have been drawn, if none was: then the request's grammar has failed."""
+    return request.draws and request.is_computed
 
 
 def _like(model: Thoughtbubbles, config: EngineConfig) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 from thoughtbubbles.engine.cache.fork_state import ForkState
@@ -106,6 +105,13 @@ class Request:
     """Length of the cached prefix it started from when it first ran."""
     num_scheduled: int = 0
     """Output tokens that were scheduled: those known, and one more if the executor runs ahead and has not landed it."""
+    reports_forks: bool = field(init=False)
+    """As `SamplingParams.reports_forks`."""
+    paged: bool = field(init=False)
+    """Whether its streams are in pages of the fork-state cache, which others may share.
+
+    Only a rule that never revises allows it, and only the forks that every request with the same tokens has.
+    """
     max_scheduled: int = field(init=False)
     """Limit of `num_scheduled`: `max_tokens`, and one more if the streams of the last token are to be reported."""
     stream_tokens: int = 0
@@ -114,23 +120,16 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     first_token: float | None = None
+    _draws_alone_from: float = field(init=False)
+    """Output tokens from which on it `draws_alone`."""
 
     def __post_init__(self) -> None:
-        self.max_scheduled = self.params.max_tokens + self.params.reports_forks
-
-    @cached_property
-    def reports_forks(self) -> bool:
-        """As `SamplingParams.reports_forks`; asked for every token, so kept."""
-        return self.params.reports_forks
-
-    @cached_property
-    def paged(self) -> bool:
-        """Whether its streams are in pages of the fork-state cache, which others may share.
-
-        Only a rule that never revises allows it, and only the forks that every request with the same tokens has.
-        """
         params = self.params
-        return self.selection.rule == "causal" and not (params.fork_bias or params.return_fork_scores)
+        # Kept, for they are read for every token; not as cached properties, which make each attribute slower to read.
+        self.reports_forks = params.reports_forks
+        self.max_scheduled = params.max_tokens + params.reports_forks
+        self.paged = self.selection.rule == "causal" and not (params.fork_bias or params.return_fork_scores)
+        self._draws_alone_from = math.inf if params.changes_draws else params.min_tokens
 
     @property
     def tokens(self) -> list[int]:
@@ -166,13 +165,6 @@ class Request:
         """Whether seed, position, temperature and logits suffice to draw its next token."""
         return len(self.output) >= self._draws_alone_from
 
-    @cached_property
-    def _draws_alone_from(self) -> float:
-        params = self.params
-        restricts = params.effective_temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-        more = params.adjusts_logits or restricts or params.logprobs is not None or params.grammar is not None
-        return math.inf if more else params.min_tokens
-
     @property
     def max_tokens(self) -> int:
         """Most tokens of prompt and output."""
@@ -181,7 +173,8 @@ class Request:
     @property
     def pending(self) -> list[int]:
         """Its tokens that are not computed yet."""
-        return self.tokens[self.state.tokens :] if self.state else self.tokens
+        first = self.state.tokens if self.state else 0
+        return [*self.prompt[first:], *self.output[max(0, first - len(self.prompt)) :]]
 
     @property
     def num_pending(self) -> int:
@@ -199,10 +192,6 @@ class Request:
         wanted = self.params.prompt_logprobs is not None or self.reports_forks
         return wanted and self.prompt_report is None
 
-    def defer(self, event: TokenEvent) -> None:
-        """Keep the event of the newest token until the next step, which computes that token's streams."""
-        self.pending_event = event
-
     def finish(self) -> None:
         """Draw no token after the newest one, whose streams are computed only if they are to be reported."""
         self.max_scheduled = len(self.output) + self.reports_forks
@@ -211,11 +200,6 @@ class Request:
         """Remove the guesses, once they are checked."""
         self.draft = []
         self.num_scheduled = len(self.output)
-
-    def count(self, streams: int, computed: int) -> None:
-        """Record its streams after the last fork layer, and how many of them a step computed."""
-        self.streams = streams
-        self.stream_tokens += computed
 
     def usage(self) -> RequestUsage:
         """Return what the request took. Its last token is known, and its state is not closed yet."""

@@ -2,6 +2,7 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from thoughtbubbles.engine.cache.fork_cache import most_streams
 from thoughtbubbles.engine.request import Request
@@ -17,7 +18,7 @@ class RequestQueue:
         self.admitted_streams = 0
         """The sum of `streams_of` over all requests that `popleft` returned, each time that it did."""
         self._config = config
-        self._queue: OrderedDict[Request, None] = OrderedDict()  # removal costs the same anywhere
+        self._queue: OrderedDict[Request, _Streams] = OrderedDict()  # removal costs the same anywhere
         self._by_client: Counter[str] = Counter()  # streams of complete requests; has no zeros
 
     def __iter__(self) -> Iterator[Request]:
@@ -45,32 +46,39 @@ class RequestQueue:
 
     def append(self, request: Request) -> None:
         """Add a request at the end."""
-        self._queue[request] = None
-        self._count(request, 1)
+        streams = _Streams(self.streams_of(request), self.complete_streams_of(request) if request.client else 0)
+        self._queue[request] = streams
+        self._count(request.client, streams, 1)
 
     def appendleft(self, request: Request) -> None:
         """Add a preempted request at the head."""
-        self._queue[request] = None
+        self.append(request)
         self._queue.move_to_end(request, last=False)
-        self._count(request, 1)
 
     def popleft(self) -> Request:
         """Remove and return the first request."""
-        request, _ = self._queue.popitem(last=False)
-        self.admitted_streams += self._count(request, -1)
+        request, streams = self._queue.popitem(last=False)
+        self._count(request.client, streams, -1)
+        self.admitted_streams += streams.present
         return request
 
     def remove(self, request: Request) -> None:
         """Remove a request that is not admitted."""
-        del self._queue[request]
-        self._count(request, -1)
+        self._count(request.client, self._queue.pop(request), -1)
 
-    def _count(self, request: Request, sign: int) -> int:
-        """Add the streams of a request to the counts, or subtract them; return them."""
-        streams = self.streams_of(request)
-        self.streams += sign * streams
-        if request.client:
-            self._by_client[request.client] += sign * self.complete_streams_of(request)
-            if not self._by_client[request.client]:
-                del self._by_client[request.client]
-        return streams
+    def _count(self, client: str, streams: "_Streams", sign: int) -> None:
+        """Add the streams of a request to the counts, or subtract them."""
+        self.streams += sign * streams.present
+        if client:
+            self._by_client[client] += sign * streams.complete
+            if not self._by_client[client]:
+                del self._by_client[client]
+
+
+class _Streams(NamedTuple):
+    """What a waiting request counts as, which is the same until it is removed: it gets no token while it waits."""
+
+    present: int
+    """As `streams_of`."""
+    complete: int
+    """As `complete_streams_of`; 0 for a request of no client."""

@@ -39,13 +39,13 @@ class Drawn:
         A request gets no token if some of its tokens are left to compute, which none has that is `decoding`, or if it
         draws none.
         """
-        finite = [token >= 0 for token in tokens]
-        draws = [ok and one.draws and (decoding or one.is_computed) for one, ok in zip(requests, finite, strict=True)]
+        drawn = [token if token >= 0 and one.draws and (decoding or one.is_computed) else None
+                 for one, token in zip(requests, tokens, strict=True)]  # fmt: skip
         return cls(
-            finite,
-            [token if draw else None for draw, token in zip(draws, tokens, strict=True)],
+            [token >= 0 for token in tokens],
+            drawn,
             [None] * len(tokens) if logprobs is None
-            else [one if draw else None for draw, one in zip(draws, logprobs, strict=True)],
+            else [None if token is None else one for token, one in zip(drawn, logprobs, strict=True)],
         )  # fmt: skip
 
     def fill(self, rows: Sequence[int], own: "Drawn") -> None:

@@ -140,6 +140,12 @@ class SamplingParams:
         return math.log(self.min_p) if self.min_p else -math.inf
 
     @property
+    def changes_draws(self) -> bool:
+        """Whether more than seed, position, temperature and logits decides which token is drawn, or is reported."""
+        restricts = self.effective_temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+        return self.adjusts_logits or restricts or self.logprobs is not None or self.grammar is not None
+
+    @property
     def adjusts_logits(self) -> bool:
         """Whether penalties or biases change what the model says."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1

@@ -104,10 +104,13 @@ class Scheduler:
                 return
             self.prefilling.append(self.waiting.popleft())
             request.group.started = True
-            self._num_unplanned += request.num_pending * request.paged
+            if request.paged:
+                self._num_unplanned += request.num_pending
 
     def update(self, requests: Sequence[Request]) -> None:
         """Move requests of an output to `running` if all their tokens are computed now."""
+        if not self.prefilling:
+            return
         landed = set(requests)
         computed = [request for request in self.prefilling if request in landed and request.is_computed]
         self.running += computed
@@ -127,12 +130,13 @@ class Scheduler:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
         if self.config.speculate:
             self._draft(requests)
+        num_tokens: list[int] = []
         for request in requests:
             if not request.paged:  # planned again until it is computed, which may take several steps
                 request.num_scheduled = len(request.output)
-        num_tokens = [int(each.num_scheduled < each.max_scheduled) + len(each.draft) for each in requests]
-        for request, tokens in zip(requests, num_tokens, strict=True):
+            tokens = int(request.num_scheduled < request.max_scheduled) + len(request.draft)
             request.num_scheduled += tokens
+            num_tokens.append(tokens)
         return Plan(list(requests), num_tokens)
 
     def _draft(self, requests: Sequence[Request]) -> None:
@@ -162,7 +166,8 @@ class Scheduler:
         for request, chunk in chunks.items():
             request.started = request.started or now
             request.num_scheduled = len(request.output) + (chunk == request.num_pending)
-        self._num_unplanned -= sum(chunk for request, chunk in chunks.items() if request.paged)
+            if request.paged:
+                self._num_unplanned -= chunk
         return Plan([*chunks, *beside.requests], [*chunks.values(), *beside.num_tokens], len(chunks))
 
     def _first_chunks(self, *, paged: bool) -> dict[Request, int]:
@@ -170,7 +175,8 @@ class Scheduler:
         chunks: dict[Request, int] = {}
         left = self._most_tokens
         for request in (each for each in self.prefilling if each.paged == paged):
-            chunk = request.num_pending if self._is_whole(request) else min(request.num_pending, left)
+            pending = request.num_pending
+            chunk = pending if pending <= left or self._is_whole(request) else left
             if chunks and (chunk > left or left == 0):
                 break
             chunks[request] = chunk
@@ -228,11 +234,12 @@ class Scheduler:
         for prefix in dict.fromkeys((found, None)):
             reach = _reach(request, ahead=1 if needs else 0)
             need = self.cache.pages_needed(request.selection, reach, prefix.state if prefix else None)
-            if self.cache.fits([*needs, need], keep=prefix):
-                self.cache.evict([*needs, need], keep=prefix)
+            total = [list(map(sum, zip(*needs, need, strict=True)))]
+            if self.cache.fits(total, keep=prefix):
+                self.cache.evict(total, keep=prefix)
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
-                needs.append(need)
+                needs[:] = total
                 return True
         return False
 

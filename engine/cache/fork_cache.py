@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_state import ForkState
-from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.ledger import Ledger, Numbers
 from thoughtbubbles.engine.cache.pages import Segment, SegmentPages
 from thoughtbubbles.engine.cache.prefix_index import BLOCK, PrefixIndex
@@ -36,10 +36,9 @@ def segments(config: ModelConfig) -> list[Segment]:
 
 def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list[int]:
     """Return the most streams of `tokens` tokens in each segment: every fork doubles them, up to the rule's budget."""
-    streams = [tokens * config.copies]
-    for _ in config.fork_layers:
-        streams.append(selection.capacity(tokens, streams[-1]))
-    return streams
+    first, forks = tokens * config.copies, len(config.fork_layers)
+    most = selection.capacity(tokens, first << forks)
+    return [first, *[min(first << i, most) for i in range(1, forks + 1)]]
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,7 @@ class ForkCache:
         ledger, rows = self.ledger, _rows(states)
         retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
         used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were reserved only
-        for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), used), strict=True):
-            segment.retire(pages)
-        self._free_beyond(rows, used)
+        self._free_beyond(rows, used, retired_from=np.zeros_like(used))
         for state, kept in zip(states, retained.tolist(), strict=True):
             self._vacant.append(state.row)
             del self._open[state.row]
@@ -199,14 +196,11 @@ class ForkCache:
 
     def evict(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> None:
         """Evict the least recently used states, but not the source of `keep`, until pages for all needs are free."""
-        needed = _sum(needs)
-        if self._free(needed):
-            return
-        for state in [state for state in self._retained if keep is None or state is not keep.source]:
+        needed, kept = _sum(needs), keep and keep.source
+        while not self._free(needed):
+            state = next((state for state in self._retained if state is not kept), None)
+            assert state, "evicted without asking whether it fits"
             self._drop(state)
-            if self._free(needed):
-                return
-        raise AssertionError("evicted without asking whether it fits")
 
     def ever_fits(self, selection: Selection, tokens: int) -> bool:
         """Return whether an empty cache has enough pages for `tokens` tokens of one request."""
@@ -236,6 +230,15 @@ class ForkCache:
         if not guesses:
             self._index_blocks(state)
 
+    def extend_all(self, states: Sequence[ForkState], layout: Layout, ids: Numbers, counts: Numbers) -> None:
+        """Append the U tokens of `layout`, several to each open state, with `ids` (U,) and streams `counts` (G,U).
+
+        The pages were reserved. From now on they can be found as prefixes.
+        """
+        self.ledger.extend(_rows(states), layout, ids, counts)
+        for state in states:
+            self._index_blocks(state)
+
     def keep(self, state: ForkState, tokens: int) -> None:
         """Remove all but the first `tokens` tokens of an open state, at least one, and free the pages of the others.
 
@@ -244,7 +247,8 @@ class ForkCache:
         ledger, rows = self.ledger, _rows([state])
         if tokens < state.tokens:
             ledger.tokens[rows], ledger.streams[rows] = tokens, ledger.ends[rows, :, tokens - 1]
-            self._free_beyond(rows, self._pages_for(ledger.streams[rows]))
+            used = self._pages_for(ledger.streams[rows])
+            self._free_beyond(rows, used, retired_from=used)
         self._index_blocks(state)
 
     def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
@@ -319,11 +323,17 @@ class ForkCache:
                 segment.allocate(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
 
-    def _free_beyond(self, rows: Indices, used: Indices) -> None:
-        """Free the pages that these open rows (R,) have beyond their first `used` (R,G)."""
-        for segment, pages in zip(self.segments, self._pages(rows, used, self.ledger.pages[rows]), strict=True):
-            segment.retire(pages)
-            segment.release(pages)
+    def _free_beyond(self, rows: Indices, used: Indices, *, retired_from: Indices) -> None:
+        """Free the pages that these open rows (R,) have beyond their first `used` (R,G).
+
+        Those from number `retired_from` (R,G) on count as no longer running, of which there are at least as many.
+        """
+        allocated = self.ledger.pages[rows]
+        retired = self._pages(rows, retired_from, allocated)
+        freed = retired if np.array_equal(used, retired_from) else self._pages(rows, used, allocated)
+        for segment, before, after in zip(self.segments, retired, freed, strict=True):
+            segment.retire(before)
+            segment.release(after)
         self.ledger.pages[rows] = used
 
     def _index_blocks(self, state: ForkState) -> None:

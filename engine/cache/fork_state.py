@@ -1,6 +1,9 @@
 """The state of one sequence in the fork-state cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from thoughtbubbles.engine.cache.ledger import Ledger
 
@@ -35,12 +38,15 @@ class ForkState:
         pages: list[int] = self.ledger.pages_of(self.row, segment).tolist()
         return pages
 
-    def last_ends(self, tokens: int) -> list[int]:
-        """Return the streams after the last fork layer up to and including each of its last `tokens` tokens."""
-        end = self.tokens
-        ends: list[int] = self.ledger.ends[self.row, -1, end - tokens : end].tolist()
-        return ends
-
     def streams(self, segment: int) -> int:
         """Return the number of its streams in a segment."""
         return int(self.ledger.streams[self.row, segment])
+
+
+def streams_up_to(states: Sequence[ForkState], behind: Sequence[int]) -> list[int]:
+    """Return the streams of running states after the last fork layer, up to so many tokens before each one's last."""
+    if not states:
+        return []
+    ledger, rows = states[0].ledger, np.array([state.row for state in states])
+    ends: list[int] = ledger.ends[rows, -1, ledger.tokens[rows] - 1 - behind].tolist()
+    return ends

@@ -113,9 +113,12 @@ class SegmentPages:
 
     def retire(self, pages: Numbers) -> None:
         """Count these pages as no longer running, once for each time that a page is listed."""
-        each, times = np.unique(pages, return_counts=True)
-        self._running[each] -= times
-        self.live -= int(np.count_nonzero(self._running[each] == 0))
+        if (self._running[pages] > 1).any():  # sharers may end together
+            pages, times = np.unique(pages, return_counts=True)
+            self._running[pages] -= times
+        else:
+            self._running[pages] -= 1
+        self.live -= int(np.count_nonzero(self._running[pages] == 0))
 
     def release(self, pages: Numbers) -> None:
         """Drop one reference of each of these pages, after `retire`. No page is listed twice."""

@@ -64,7 +64,6 @@ class DecodeStep(Step):
         ]
         self._choices = [Choice.empty(batch_size, rows.most, device) for rows in self._rows]
 
-    @torch.inference_mode()
     def run(self, *, plain: bool) -> None:
         """Advance the lanes in the batch slots by a token, and draw the next; `plain` as in `DeviceSampler.draw`."""
         self._replay(plain=plain)
@@ -75,8 +74,8 @@ class DecodeStep(Step):
         These are (G,2) fork copies that survived and streams that were deleted on the way into each segment, in all
         steps so far; and (1+G,B) each slot's next token, and its streams in each segment.
         """
-        words = 4 * len(self._tally)
-        return output[:words].numpy().view(np.int64).reshape(-1, 2), output[words:].numpy().reshape(-1, self.batch_size)
+        array, words = output.numpy(), self._tally.numel() * 2
+        return array[:words].view(np.int64).reshape(-1, 2), array[words:].reshape(-1, self.batch_size)
 
     def _clear(self) -> None:
         self.lane.fill_(-1)

@@ -80,6 +80,10 @@ class DeviceBatch:
         self._batch: list[ForkState] = []
         self._lanes = np.zeros(0, np.int64)
         """(B,) of the present batch."""
+        self._plain = False
+        """Whether all of the present batch have drawn by temperature and seed alone, as they will from then on."""
+        self._reports = False
+        """Whether one of the present batch asks for log-probabilities."""
         self._generations = np.zeros(lanes, np.int64)
         """(L,) of the states that were uploaded."""
         self._uploaded_pages = np.zeros((lanes, segments), np.int64)
@@ -96,18 +100,17 @@ class DeviceBatch:
 
         The scheduler has freed the pages that the step may need.
         """
-        states = [request.state for request in requests if request.state]
-        assert len(states) == len(requests), "a request with pages runs with a state"
+        states = [request.state for request in requests]
         step = self._steps[1 << (len(requests) - 1).bit_length()]
         if states != self._batch:
-            self._set_batch(states, step)
+            self._set_batch(requests, step)
         lanes = self._lanes
         if self._launches == self._next_upload:
             self._upload(requests, lanes)
-        step.run(plain=all(request.draws_alone for request in requests))
+        self._plain = self._plain or all(request.draws_alone for request in requests)
+        step.run(plain=self._plain)
         self._launches += 1
-        reports = any(request.params.logprobs is not None for request in requests)
-        logprobs = to_host(self._sampler.report[: len(requests)]) if reports else None
+        logprobs = to_host(self._sampler.report[: len(requests)]) if self._reports else None
         output, landed = to_host(step.output), None
         if step.lane.is_cuda:
             landed = torch.cuda.Event()
@@ -132,11 +135,14 @@ class DeviceBatch:
                               self._sampler.vocabulary)  # fmt: skip
         return report[0], report[1:].T, logprobs
 
-    def _set_batch(self, states: list[ForkState], step: DecodeStep) -> None:
-        """Assign the batch slots of a step to these states."""
+    def _set_batch(self, requests: list[Request], step: DecodeStep) -> None:
+        """Assign the batch slots of a step to these requests."""
+        states = [request.state for request in requests if request.state]
+        assert len(states) == len(requests), "a request with pages runs with a state"
         rows = [state.row for state in states]
         step.lane.copy_(to_device(rows + [-1] * (step.batch_size - len(rows)), step.lane.device))
         self._batch, self._lanes, self._next_upload = states, np.array(rows, np.int64), self._launches
+        self._plain, self._reports = False, any(request.params.logprobs is not None for request in requests)
 
     def _upload(self, requests: list[Request], lanes: Indices) -> None:
         """Reserve the pages that the next steps may need, and upload what the device lacks of these requests."""

@@ -7,6 +7,7 @@ device computes what runs ahead.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -90,24 +91,27 @@ class CudaExecutor:
         """
         self.forward.forget()
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
-        waited = list(zip(plan.requests, plan.num_tokens, strict=True))[: plan.num_prefills]
-        waited += [(request, tokens) for request, tokens in plan.decodes if tokens and request.grammar is not None]
-        for requests, tokens in _parts(waited):
-            batch = Batch.of(requests, tokens)
+        waited, decodes = list(plan.prefills), list[Request]()
+        for request, tokens in plan.decodes:
+            if tokens and request.grammar is None:
+                decodes.append(request)
+            elif tokens:
+                waited.append((request, tokens))
+        for requests, sizes in _parts(waited) if waited else ():
+            batch = Batch.of(requests, sizes)
             self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), requests)
             flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
-        decodes = [request for request, tokens in plan.decodes if tokens and request.grammar is None]
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
 
     def release(self, requests: Sequence[Request]) -> None:
         """As `Executor.release`: what lands of them is dropped, since they have lost their lanes."""
 
-    @torch.inference_mode()
     def land(self, flight: PrefillFlight | Flight) -> Output:
         """As `Executor.land`."""
         return self._land_prefill(flight) if isinstance(flight, PrefillFlight) else self._land_decode(flight)
 
+    @torch.inference_mode()
     def _land_prefill(self, flight: PrefillFlight) -> Output:
         extended = flight.prefill.land()
         assert extended.drawn is not None, "the device draws after every prefill"
@@ -121,19 +125,24 @@ class CudaExecutor:
     def _land_decode(self, flight: Flight) -> Output:
         """Wait for a decode step, and record its tokens in the cache, but for requests that have lost their lane."""
         tokens, ends, logprobs = self.decode.land(flight)
-        rows = np.flatnonzero(self._cache.ledger.generation[flight.lanes] == flight.generations)
-        kept = rows.tolist()
-        requests = [flight.requests[i] for i in kept]
-        computed = [request.newest for request in requests]
-        counts = self._cache.append(flight.lanes[rows], computed, ends[rows]).tolist()
-        reports = [logprobs[i] for i in kept] if logprobs else None
-        drawn = Drawn.of(requests, tokens[rows].tolist(), reports, decoding=True)
+        requests, lanes = flight.requests, flight.lanes
+        present = self._cache.ledger.generation[lanes] == flight.generations
+        if not present.all():
+            requests, lanes, tokens, ends = (
+                list(compress(requests, present)),
+                lanes[present],
+                tokens[present],
+                ends[present],
+            )
+            logprobs = logprobs and list(compress(logprobs, present))
+        counts = self._cache.append(lanes, [request.newest for request in requests], ends).tolist()
+        drawn = Drawn.of(requests, tokens.tolist(), logprobs, decoding=True)
         if not all(drawn.finite):
             self.forward.clear_gathered()
         return Output(
             requests=requests,
-            fork_counts=[[count] for count in counts],
-            num_streams=ends[rows, -1].tolist(),
+            fork_counts=list(zip(counts, strict=True)),
+            num_streams=ends[:, -1].tolist(),
             finite=drawn.finite,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
@@ -146,11 +155,12 @@ def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request
     """Yield the requests that are waited for and their tokens in two parts, if there are enough, else in one.
 
     The host prepares the second part while the device computes the first, and reports the first while it computes the
-    second. Prompts that are reported stay in one part: what two parts would gain there has not been measured.
+    second. A smaller first part is launched earlier, but the device takes longer for smaller parts. Prompts that are
+    reported stay in one part: what two parts would gain there has not been measured.
     """
     tokens = np.cumsum([n for _, n in waited])
     middle = 0
-    if waited and tokens[-1] >= PART_TOKENS * 2 and not any(request.wants_prompt_report for request, _ in waited):
+    if tokens[-1] >= PART_TOKENS * 2 and not any(request.wants_prompt_report for request, _ in waited):
         middle = int(np.abs(2 * tokens[:-1] - tokens[-1]).argmin()) + 1 if len(waited) > 1 else 0
     for part in (waited[:middle], waited[middle:]):
         if part:

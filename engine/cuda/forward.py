@@ -5,6 +5,7 @@ Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -120,14 +121,15 @@ class DeviceForward(CachedForward):
         """Launch chunks that fit into one step."""
         chunks = share.chunks
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
+        ids = np.fromiter(chain.from_iterable(chunk.ids for chunk in chunks), np.int32, count=layout.ends[-1])
         step = self._idle_step(share.streams)
-        self._write(step, chunks, layout)
+        self._write(step, chunks, layout, ids)
         reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
         step.run(scored=len(chunks) if reports else 0)
         report = None
         if self.scorer and any(chunk.num_scored for chunk in chunks):
             report = step.report(self.scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in chunks])
-        self._flying[step] = _Launched(self, step, chunks, layout, report)
+        self._flying[step] = _Launched(self, step, chunks, layout, ids, report)
         return self._flying[step]
 
     def _idle_step(self, streams: Indices) -> PrefillStep:
@@ -138,12 +140,12 @@ class DeviceForward(CachedForward):
             self._flying[enough[0]].settle()
         return idle or enough[0]
 
-    def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> Extended:
+    def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout, ids: Numbers) -> Extended:
         """Wait for a step, record it in the cache and the tally, and return what it computed."""
         tally, drawn, counts = step.wait()
         del self._flying[step]
         counts = counts[:, : len(layout.group)]
-        self._record(chunks, layout, counts, tally.tolist())
+        self._record(chunks, layout, ids, counts, tally.tolist())
         streams = counts[-1].astype(np.int64)
         x, score = step.streams(int(streams.sum()))
         if not self._sampler:
@@ -154,7 +156,7 @@ class DeviceForward(CachedForward):
                           self._sampler.vocabulary)  # fmt: skip
         return Extended(x, score, streams, step.logits[: len(chunks)], drawn[: len(chunks)].tolist(), logprobs)
 
-    def _write(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> None:
+    def _write(self, step: PrefillStep, chunks: list[Chunk], layout: Layout, ids: Numbers) -> None:
         """Reserve pages for all streams that the chunks may have, and write the inputs of the step."""
         ledger, counts, ends = self.cache.ledger, layout.counts, layout.ends
         rows = np.array([chunk.state.row for chunk in chunks])
@@ -162,7 +164,6 @@ class DeviceForward(CachedForward):
         self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
         position = tokens[layout.group] + layout.place
         streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
-        ids = np.array([i for chunk in chunks for i in chunk.ids])
         step.write(
             lane=self._lanes(chunks),
             ids=ids,
@@ -184,11 +185,11 @@ class DeviceForward(CachedForward):
         spare = self._sampler.spare_lane if self._sampler else -1
         return [chunk.state.row if chunk.draws else spare for chunk in chunks]
 
-    def _record(self, chunks: list[Chunk], layout: Layout, counts: Numbers, tally: list[list[int]]) -> None:
+    def _record(
+        self, chunks: list[Chunk], layout: Layout, ids: Numbers, counts: Numbers, tally: list[list[int]]
+    ) -> None:
         """Append the tokens to the cache, and add to the tally."""
-        for chunk, end, size in zip(chunks, layout.ends.tolist(), layout.counts.tolist(), strict=True):
-            before = self.cache.ledger.streams[chunk.state.row, :, None]
-            self.cache.extend(chunk.state, chunk.ids, before + counts[:, end - size : end].cumsum(1))
+        self.cache.extend_all([chunk.state for chunk in chunks], layout, ids, counts)
         for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
             self.tally.forks[layer] += forks
             self.tally.deletions[layer] += deletions
@@ -213,13 +214,15 @@ class _Launched:
     step: PrefillStep
     chunks: list[Chunk]
     layout: Layout
+    ids: Numbers
+    """(T,)"""
     report: Report | None
     """Of the prompts that are scored; it may come later than the rest."""
     settled: Extended | None = None
     """What it computed, if the step was needed for others before this was landed."""
 
     def land(self) -> Extended:
-        return self.settled or self.forward.land(self.step, self.chunks, self.layout)
+        return self.settled or self.forward.land(self.step, self.chunks, self.layout, self.ids)
 
     def settle(self) -> None:
         self.settled = _copied(self.land())
@@ -280,7 +283,7 @@ def _joined_scores(parts: Sequence[Scores | None]) -> Scores | None:
     return Scores.joined(own) if len(own) > 1 else own[0] if own else None
 
 
-def _scored_columns(chunks: list[Chunk], layout: Layout, ids: Indices) -> dict[str, NDArray[Any]]:
+def _scored_columns(chunks: list[Chunk], layout: Layout, ids: Numbers) -> dict[str, NDArray[Any]]:
     """Return the columns of `PrefillInputs` that say which tokens of the chunks are followed by one to score."""
     if all(chunk.prompt_logprobs is None for chunk in chunks):
         return {}

@@ -84,7 +84,6 @@ class PrefillStep(Step):
             array = np.asarray(values)
             self._host[name][tuple(map(slice, array.shape))] = array
 
-    @torch.inference_mode()
     def run(self, scored: int = 0) -> None:
         """Launch the step, and a copy of the log-probabilities drawn in the first `scored` batch slots."""
         self._inputs.memory.copy_(self._host_memory, non_blocking=True)

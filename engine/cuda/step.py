@@ -99,7 +99,6 @@ class Step(ABC):
         """The streams of each segment."""
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
 
-    @torch.inference_mode()
     def capture(self, stream: torch.cuda.Stream) -> None:
         """Record the step on a stream of its device: torch's default one belongs to the device that recorded first.
 
@@ -114,7 +113,6 @@ class Step(ABC):
                 self._launch(plain=plain)
             self._graphs[plain] = graph
 
-    @torch.inference_mode()
     def prepare(self) -> None:
         """Compile the kernels, without a graph."""
         self._clear()
@@ -127,6 +125,7 @@ class Step(ABC):
         else:
             self._launch(plain=plain)
 
+    @torch.inference_mode()
     def _launch(self, *, plain: bool) -> None:
         self._embed()
         for pages, rows in zip(self._cache.segments, self._rows, strict=True):

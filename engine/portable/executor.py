@@ -9,6 +9,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 
 from thoughtbubbles.engine.batch import Landed, Output, Plan
+from thoughtbubbles.engine.cache.fork_state import streams_up_to
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.portable.forward import Chunk, Extended, ForkTally
 from thoughtbubbles.engine.portable.layers import PackedModel
@@ -174,7 +175,7 @@ class Batch:
         return Output(
             requests=self.requests,
             fork_counts=[counts[start:end] for start, end in zip(starts, ends, strict=True)],
-            num_streams=[streams for chunk in self.chunks for streams in chunk.state.last_ends(chunk.num_draws)],
+            num_streams=self._num_streams(),
             finite=drawn.finite,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,
@@ -182,13 +183,20 @@ class Batch:
             fork_scores=[()] * len(self.requests),
         )
 
+    def _num_streams(self) -> list[int]:
+        """Return the streams of each row's tokens up to the last one before its draw."""
+        draws = [(chunk.state, behind) for chunk in self.chunks for behind in range(chunk.guesses, -1, -1)]
+        return streams_up_to([state for state, _ in draws], [behind for _, behind in draws])
+
 
 def _chunk(request: Request, tokens: int) -> Chunk:
     assert request.state is not None, "a request with pages runs with a state"
     pending, guesses = request.num_pending, len(request.draft)
     draws = tokens == pending + guesses and request.draws
-    ids = [request.newest] if pending == 1 else request.pending[:tokens]  # mostly the former, whatever its length
+    ids = [request.newest] if pending == 1 else request.pending  # mostly the former, whatever its length
+    del ids[tokens:]
+    ids += request.draft
     return Chunk(
-        [*ids, *request.draft], request.state, request.selection, draws, request.params.logprobs, guesses,
+        ids, request.state, request.selection, draws, request.params.logprobs, guesses,
         request.params.prompt_logprobs if request.wants_prompt_report else None,
     )  # fmt: skip

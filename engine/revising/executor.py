@@ -114,7 +114,7 @@ class RevisingExecutor(Generic[Flight]):
         others = plan.only(paged=True)
         flights: list[Flight | Landed] = [*self.paged.launch(others)]
         self._beside |= bool(others.requests)
-        requests = plan.only(paged=False).requests
+        requests = [] if others is plan else plan.only(paged=False).requests
         if not requests:
             if self._work is None:
                 self._end_pieces()

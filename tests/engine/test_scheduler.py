@@ -1,7 +1,5 @@
 """Who runs next: first come, first served, within the batch and the pages; the last to come is preempted first."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -28,9 +26,11 @@ def scheduler(
     return Scheduler(config, cache, max_prefill_tokens, mixes=mixes)
 
 
-def request(name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal", client: str = "") -> Request:
+def request(
+    name: str, prompt: int = 4, max_tokens: int = 4, rule: str = "causal", client: str = "", **reports: bool
+) -> Request:
     selection = Selection.of(CONFIG, rule)  # type: ignore[arg-type]
-    params = SamplingParams(max_tokens=max_tokens)
+    params = SamplingParams(max_tokens=max_tokens, **reports)  # type: ignore[arg-type]
     return Request(name, (ord(name),) * prompt, params, selection, 0, Detokenizer(TOKENIZER), client)
 
 
@@ -141,8 +141,7 @@ def test_who_gets_a_place_while_others_are_taken_in_is_next() -> None:
 
 def test_nobody_waits_for_the_prefix_of_a_request_without_pages() -> None:
     it = scheduler()
-    without, other = request("a", prompt=20), request("a", prompt=20)
-    without.params = replace(without.params, return_fork_scores=True)
+    without, other = request("a", prompt=20, return_fork_scores=True), request("a", prompt=20)
     it.add(without)
     it.add(other)
     assert it.schedule().requests == [without, other]
@@ -158,9 +157,7 @@ def test_a_share_goes_to_the_next_in_line_too() -> None:
 
 def test_a_prompt_that_is_reported_is_taken_in_whole() -> None:
     it = scheduler(max_prefill_tokens=4)
-    reported = request("a", prompt=20)
-    reported.params = replace(reported.params, return_fork_counts=True)
-    it.add(reported)
+    it.add(request("a", prompt=20, return_fork_counts=True))
     assert it.schedule().num_tokens == [20]
 
 

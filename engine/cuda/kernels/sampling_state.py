@@ -91,17 +91,18 @@ class SamplingState:
 
     def write(self, rows: Indices, requests: Sequence[Request], end_of_text: int) -> None:
         """Set the lanes `rows` to draw the next tokens of these requests."""
-        for row, request in zip(rows.tolist(), requests, strict=True):
-            kind = kind_of(request.params)
+        vocabulary, kinds = self.marks.shape[1], [kind_of(request.params) for request in requests]
+        for row, request, kind in zip(rows.tolist(), requests, kinds, strict=True):
             if kind & MARKED:
-                _put(self.marks[row], marks_of(request, end_of_text, self.marks.shape[1]))
+                _put(self.marks[row], marks_of(request, end_of_text, vocabulary))
             if kind & BIASED:
-                _put(self.bias[row], bias_of(request, self.bias.shape[1]))
-        longs = np.array([[request.seed, len(request.output)] for request in requests], np.int64)
-        ints = np.array([_ints(request, self.marks.shape[1]) for request in requests], np.int32)
-        floats = np.array([_floats(request.params) for request in requests], np.float32)
-        columns = np.hstack((rows[:, None], longs, ints, floats.view(np.int32)))
-        lanes, longs_there, words_there = to_device(columns.T, self.marks.device).split((1, 2, 11))
+                _put(self.bias[row], bias_of(request, vocabulary))
+        columns = np.empty((14, len(requests)), np.int64)
+        columns[0] = rows
+        columns[1:3] = np.array([(request.seed, len(request.output)) for request in requests]).T
+        columns[3:8] = np.array([_ints(*each, vocabulary) for each in zip(requests, kinds, strict=True)]).T
+        columns[8:] = np.array([_floats(request.params) for request in requests], np.float32).view(np.int32).T
+        lanes, longs_there, words_there = to_device(columns, self.marks.device).split((1, 2, 11))
         self.longs.index_copy_(1, lanes[0], longs_there)
         self.words.index_copy_(1, lanes[0], words_there.int())
 
@@ -132,17 +133,18 @@ def bias_of(request: Request, vocabulary: int) -> NDArray[np.float32]:
     return bias
 
 
-def _ints(request: Request, vocabulary: int) -> list[int]:
+def _ints(request: Request, kind: int, vocabulary: int) -> tuple[int, ...]:
     params = request.params
     top_k = params.top_k if params.top_k < vocabulary else 0
     logprobs = -1 if params.logprobs is None else params.logprobs
-    return [kind_of(params), top_k, min(params.min_tokens, 2**31 - 1), logprobs, request.newest]
+    return kind, top_k, min(params.min_tokens, 2**31 - 1), logprobs, request.newest
 
 
-def _floats(params: SamplingParams) -> list[float]:
-    log_min_p = params.log_min_p if params.effective_temperature else -np.inf
-    return [params.effective_temperature, params.top_p, log_min_p, repetition_factor(params), params.presence_penalty,
-            params.frequency_penalty]  # fmt: skip
+def _floats(params: SamplingParams) -> tuple[float, ...]:
+    temperature = params.effective_temperature
+    log_min_p = params.log_min_p if temperature else -np.inf
+    return (temperature, params.top_p, log_min_p, repetition_factor(params), params.presence_penalty,
+            params.frequency_penalty)  # fmt: skip
 
 
 def _put(row: Tensor, values: NDArray[np.generic]) -> None:
