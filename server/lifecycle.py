@@ -30,12 +30,10 @@ IDLE_SECONDS = 75
 at the moment the server closes the connection."""
 WATCH_SECONDS = 0.25
 """How often the watchdog checks the current step."""
-SWITCH_SECONDS = 0.00005
-"""The interpreter's switch interval where the engine has a process of its own. Its thread releases the interpreter lock
-in each read of a pipe: with Python's default of 5 ms it would then wait for the event loop longer than a step takes."""
-ENGINE_SWITCH_SECONDS = 0.0005
-"""The same where the engine's thread steps. Its Python between two steps takes less, so that the event loop does not
-interrupt it, but writes while the next step is computed, without the lock."""
+SWITCH_SECONDS = 0.0005
+"""The interpreter's switch interval. Where the engine's thread steps, its Python between two steps takes less, so that
+the event loop does not interrupt it, but writes while the next step is computed, without the lock. Where the engine has
+a process of its own, the thread that reads its reports takes less, too; Python's default of 5 ms is some steps."""
 FAILURE_NOTICE_SECONDS = 1.0
 """How long a failed server still answers its clients and /ready with the failure."""
 
@@ -93,7 +91,7 @@ async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None
     """
     allow_connections(service.settings.max_connections)
     warn_if_open(listener.getsockname()[0], service.keys)
-    with _switch_interval(ENGINE_SWITCH_SECONDS if service.settings.device == "cpu" else SWITCH_SECONDS):
+    with _switch_interval(SWITCH_SECONDS):
         await _serve(service, app, listener)
 
 

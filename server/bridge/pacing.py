@@ -8,14 +8,14 @@ from thoughtbubbles.server.bridge.generation import Generation
 
 SHORT_SECONDS = 0.001
 """Writing that takes at most this long is followed by no pause."""
-PAUSE = 4
+PAUSE = 9
 """The pause after longer writing, as a multiple of its time; events that come meanwhile are written together."""
 LONGEST_PAUSE_SECONDS = 0.05
 """Longest pause: readers do not notice it."""
 
 
 class Pacing:
-    """Wakes the readers of generations, so that writing takes at most a fifth of the event loop's time.
+    """Wakes the readers of generations, so that writing takes at most a tenth of the event loop's time.
 
     A chunk costs the same for one token and for ten. New requests wait for what the event loop does, and so does the
     engine's thread: both need the interpreter lock.

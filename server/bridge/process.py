@@ -3,17 +3,22 @@
 On a GPU the engine's Python takes as long as the device takes for a step, and the event loop takes as long again for 64
 streams: on one lock each would wait for the other.
 
-Neither process can block the other for good. On each side one thread sends and another receives, and the receiving one
-waits for nothing else: a process that waits because the pipe is full is read from, and then reads itself.
+Neither process can block the other for good. The server sends and receives on two threads, and the receiving one waits
+for nothing else: an engine that waits because its pipe is full is read from, and then reads itself. The pipe of its
+reports is large, so that it seldom waits for a busy event loop, and the server reads all that it has at once: each read
+releases the interpreter lock, and getting it again takes longer than to read a report.
 """
 
 import atexit
+import fcntl
 import gc
 import os
 import pickle
 import queue
+import select
 import signal
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
@@ -22,7 +27,13 @@ from threading import Thread
 
 from thoughtbubbles.server.bridge.commands import Command, Commands
 from thoughtbubbles.server.bridge.loop import Load, Loaded, OnReport, Report, run_engine
+from thoughtbubbles.server.bridge.packing import Unpacker, pack
 from thoughtbubbles.server.bridge.trimming import Trimmer
+
+PIPE_BYTES = 1 << 20
+"""The size of the pipe of reports, where the system lets us choose it: some hundreds of large steps."""
+READ_BYTES = 1 << 16
+"""Most bytes of one read."""
 
 
 def run_engine_process(load: Load, commands: Commands, on_report: OnReport) -> None:
@@ -30,15 +41,20 @@ def run_engine_process(load: Load, commands: Commands, on_report: OnReport) -> N
     context = get_context(
         "spawn"
     )  # a fork would copy the locks of this process's threads, and CUDA does not survive it
-    connection, engines_connection = context.Pipe()
-    process = context.Process(target=_run_process, args=(load, engines_connection), name="engine", daemon=True)
+    engines_commands, sent_commands = context.Pipe(duplex=False)
+    reports, engines_reports = context.Pipe(duplex=False)
+    _enlarge(engines_reports)
+    process = context.Process(
+        target=_run_process, args=(load, engines_commands, engines_reports), name="engine", daemon=True
+    )
     _start(process)
-    engines_connection.close()
+    engines_commands.close()
+    engines_reports.close()
     # Runs before the interpreter's own exit, which terminates the process and waits: it may hang, and blocks SIGTERM.
     atexit.register(process.kill)
     try:
-        Thread(target=_forward, args=(commands, connection), name="engine commands", daemon=True).start()
-        ended_by_command = _receive(connection, on_report)
+        Thread(target=_forward, args=(commands, sent_commands), name="engine commands", daemon=True).start()
+        ended_by_command = _receive(reports, on_report)
         process.join()
         if not ended_by_command:
             raise RuntimeError(f"the engine's process ended with {process.exitcode}")
@@ -68,14 +84,16 @@ def _forward(commands: Commands, connection: Connection) -> None:
         return
 
 
-def _receive(connection: Connection, on_report: OnReport) -> bool:
+def _enlarge(pipe: Connection) -> None:
+    """Give a pipe `PIPE_BYTES`, if the system can."""
+    with suppress(AttributeError, OSError):  # only Linux can, and not beyond a user's limit
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
+def _receive(reports: Connection, on_report: OnReport) -> bool:
     """Pass on the process's reports until it ends. Return whether a command ended it; raise the exception that did."""
     trimmer = Trimmer()
-    while True:
-        try:
-            report: Report | Exception | None = connection.recv()
-        except (EOFError, OSError):
-            return False
+    for report in _reports(reports):
         if report is None:
             return True
         if isinstance(report, Exception):
@@ -84,6 +102,27 @@ def _receive(connection: Connection, on_report: OnReport) -> bool:
             gc.freeze()  # as in the engine's process: this one has imported torch, too
         on_report(report)
         trimmer.trim()
+    return False
+
+
+def _reports(pipe: Connection) -> Iterator[Report | Exception | None]:
+    """Yield all reports, until the process's end of the pipe is closed."""
+    unpacker = Unpacker()
+    with suppress(OSError):
+        while data := os.read(pipe.fileno(), READ_BYTES):
+            yield from unpacker.unpack(data)
+
+
+class _PipedReports:
+    """Sends reports through a pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def send(self, report: Report | Exception | None) -> None:
+        rest = memoryview(pack(report))
+        while rest:
+            rest = rest[os.write(self._pipe.fileno(), rest) :]
 
 
 class _PipedCommands:
@@ -91,9 +130,11 @@ class _PipedCommands:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._poll = select.poll()  # what `Connection.poll` makes anew for each call
+        self._poll.register(connection.fileno(), select.POLLIN)
 
     def empty(self) -> bool:
-        return not self._connection.poll()
+        return not self._poll.poll(0)
 
     def get(self, *, timeout: float | None = None) -> Command:
         if timeout is not None and not self._connection.poll(timeout):
@@ -102,15 +143,16 @@ class _PipedCommands:
         return command
 
 
-def _run_process(load: Load, connection: Connection) -> None:
+def _run_process(load: Load, commands: Connection, pipe: Connection) -> None:
     """Run the engine in this process. The last report is the exception that ended it, or None."""
     Thread(target=_exit_with_server, name="server's end", daemon=True).start()
+    reports = _PipedReports(pipe)
     with suppress(ConnectionError):  # the server has ended
         try:
-            run_engine(load, _PipedCommands(connection), connection.send)
-            connection.send(None)
+            run_engine(load, _PipedCommands(commands), reports.send)
+            reports.send(None)
         except Exception as failure:
-            connection.send(_picklable(failure))
+            reports.send(_picklable(failure))
 
 
 def _exit_with_server() -> None:

@@ -71,9 +71,10 @@ class BodyLimit:
 
         async def receive_within_limits() -> Message:
             nonlocal length, reading
+            if not reading:  # after the body comes the disconnect, which has no time limit
+                return await receive()
             try:
-                # After the body comes the disconnect, which has no time limit.
-                async with asyncio.timeout_at(due if reading else None):
+                async with asyncio.timeout_at(due):
                     message = await receive()
             except TimeoutError:
                 raise too_slow(self._seconds) from None

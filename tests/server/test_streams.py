@@ -164,3 +164,10 @@ def test_each_in_a_mix_is_answered_as_alone(server: Running) -> None:
     alone = [joined(chunks(server, prompt=prompt, **ask), 0)["text"] for prompt in prompts]
     together = chunks(server, prompt=prompts, **ask)
     assert [joined(together, index)["text"] for index in range(12)] == alone
+
+
+def test_no_cache_and_no_proxy_keeps_events_back(server: Running) -> None:
+    response = server.client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1, "stream": True})
+    sent = {name: response.headers[name] for name in ("content-type", "cache-control", "x-accel-buffering")}
+    assert sent == {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store",
+                    "x-accel-buffering": "no"}  # fmt: skip
