@@ -12,10 +12,10 @@ from torch import Tensor
 from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
 from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
-from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
+from thoughtbubbles.engine.cuda.kernels.linear import Normed, Recent, gelu_linear, narrow_residual, normalise, project_heads, residual_linear
 from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS, Tiles
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 MOST_STREAMS = 32
@@ -81,6 +81,22 @@ def num_sums(rows: int, usual: int, width: int) -> int:
     return rows * width if usual >= LIBRARY_ROWS else 0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A try."""
+
+    heads: Tiles | None = None
+    gelu: Tiles | None = None
+    attended: Tiles | None = None
+    mlp: Tiles | None = None
+    counts: Tensor | None = None
+    spare: Tensor | None = None
+
+
+PLANS: dict[int, Plan] = {}
+"""By usual rows."""
+
+
 def run_layers(
     model: Thoughtbubbles, pages: SegmentPages, x: Tensor, rows: Rows, scratch: Scratch, *, normed: bool = False
 ) -> None:
@@ -88,13 +104,20 @@ def run_layers(
 
     `normed`: `scratch.normed` already has LN_1 of x.
     """
+    plan = PLANS.get(rows.usual, Plan())
     update = None
+    other = plan.spare[: len(x)] if plan.spare is not None else None
     for at, layer in enumerate(pages.segment.layers):
         block, keys, values, c = model.blocks[layer], pages.keys[at], pages.values[at], pages.cumulative
-        if at or not normed:
+        norm = None
+        if plan.heads:
+            norm = Normed(block.ln_1, plan.heads, update, other)
+        elif at or not normed:
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
-        project_heads(x=scratch.normed, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
+        project_heads(x=x if norm else scratch.normed, norm=norm, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
                       rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c)  # fmt: skip
+        if norm and other is not None:
+            x, other = other, x
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
                              out=scratch.attended, most=rows.most, cumulative=c)  # fmt: skip
@@ -104,11 +127,26 @@ def run_layers(
         else:
             eight_bit_attention(queries=scratch.queries, keys=keys, values=values, cumulative=c, span=rows,
                                 out=scratch.attended, parts=scratch.parts, most=rows.most)  # fmt: skip
-        update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
-                                 scratch=scratch.sums)  # fmt: skip
-        normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)
-        gelu_linear(x=scratch.normed, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
-                    tanh=block.mlp.approximate == "tanh")  # fmt: skip
-        update = residual_linear(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows, scratch=scratch.sums)
+        update = None
+        if plan.attended:
+            narrow_residual(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows, tiles=plan.attended)
+        else:
+            update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
+                                     scratch=scratch.sums, counts=plan.counts)  # fmt: skip
+        norm = None
+        if plan.gelu:
+            norm = Normed(block.ln_2, plan.gelu, update, other)
+        else:
+            normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)
+        gelu_linear(x=x if norm else scratch.normed, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
+                    tanh=block.mlp.approximate == "tanh", norm=norm)  # fmt: skip
+        if norm and other is not None:
+            x, other = other, x
+        update = None
+        if plan.mlp:
+            narrow_residual(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows, tiles=plan.mlp)
+        else:
+            update = residual_linear(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows,
+                                     scratch=scratch.sums, counts=plan.counts)  # fmt: skip
     if update:
         normalise(x=x, norm=None, out=scratch.normed, rows=rows, update=update)
