@@ -4,7 +4,8 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -18,9 +19,9 @@ from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cuda import layers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.executor import make_device_sampler
+from thoughtbubbles.engine.cuda.kernels import linear, tiles
 from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 from thoughtbubbles.engine.cuda.lanes import Lanes
-from thoughtbubbles.engine.cuda.layers import Plan
 from thoughtbubbles.engine.sampler import Sampler
 
 NEW, PROMPT, RUNS = 128, 128, 3
@@ -32,48 +33,58 @@ def say(*words):
     print(*words, flush=True)
 
 
-def few(m):
-    return max(2, min(8, triton.next_power_of_2(m)))
+def by_rows(least):
+    return lambda m: max(least, min(8, triton.next_power_of_2(m)))
 
 
-def tiles(columns, depth, warps, still=True):
-    return lambda m: Tiles(few(m), columns, depth, warps, 2 if still else 3)
+def table(*changed):
+    """The tiles for few rows, of which some are changed: (0 the MLP's second, 1 attention's output, 2 wide), tiles."""
+    made = list(tiles._FEW)
+    for at, other in changed:
+        made[at] = other
+    return tuple(made)
 
 
-def wide8(m):
-    return Tiles(16 if m <= 16 else 32, 32, 256, 8, 2)
+def of_16():
+    return tuple(replace(each, rows=16, warps=max(each.warps, warps), splits=max(each.splits, warps)) for each, warps in zip(tiles._FEW, (8, 4, 8), strict=True))
 
 
-NARROW = {"attended": tiles(8, 256, 4), "mlp": tiles(8, 1024, 8)}
-LN4 = {"heads": tiles(32, 256, 4), "gelu": tiles(32, 256, 4)}
 VARIANTS = {
     "present": None,
-    "early": {},
-    "narrow": NARROW,
-    "narrow+LN": {**LN4, **NARROW},
-    "n+LN, moved": {"heads": tiles(32, 256, 4, False), "gelu": tiles(32, 256, 4, False),
-                    "attended": tiles(8, 256, 4, False), "mlp": tiles(8, 1024, 8, False)},
-    "n+LN, 16,16": {"heads": tiles(16, 256, 4), "gelu": tiles(16, 256, 4), **NARROW},
-    "n+LN, 8 warps": {"heads": tiles(32, 256, 8), "gelu": tiles(32, 256, 8), **NARROW},
-    "parts+LN": {**LN4, "spare": True},
-    "atomic+LN": {"heads": wide8, "gelu": wide8, "counts": True},
+    "early": {"most": 0},
+    "few 8": {},
+    "few 1-8": {"rows": by_rows(1)},
+    "few 2-8": {"rows": by_rows(2)},
+    "few 2 or 8": {"rows": lambda m: 2 if m <= 2 else 8},
+    "mlp 16 warps": {"table": lambda: table((0, Tiles(8, 8, 1024, 16, 1, splits=16)))},
+    "attn 8 warps": {"table": lambda: table((1, Tiles(8, 8, 256, 8, 1, splits=8)))},
+    "mlp 4 warps": {"table": lambda: table((0, Tiles(8, 8, 512, 4, 1, splits=4)))},
+    "wide 32": {"table": lambda: table((2, Tiles(8, 32, 256, 4, 1, splits=4)))},
+    "16 by 8": {"most": 16},
+    "16 by 16": {"most": 16, "table": of_16},
 }
-OF_BATCH = {1: ["present", "early", "narrow", "narrow+LN", "n+LN, moved", "n+LN, 16,16", "n+LN, 8 warps", "parts+LN"],
-            4: ["present", "narrow+LN"], 16: ["present", "early", "atomic+LN"], 64: ["present", "early"]}
+OF_BATCH = {1: ["present", "early", "few 8", "few 1-8", "few 2-8", "few 2 or 8", "mlp 16 warps", "attn 8 warps", "mlp 4 warps", "wide 32"],
+            2: ["present", "few 8", "few 2-8"], 4: ["present", "few 8", "few 2-8"],
+            8: ["present", "early", "16 by 8", "16 by 16"], 16: ["present", "early", "16 by 16"], 64: ["present", "early"]}
 
 
-class Plans(dict):
-    """The plan for each number of usual rows: a step's rows are few if it has few requests."""
-
-    def __init__(self, makers, model, batch):
-        self.makers = makers
-        most = batch << len(model.config.fork_layers)
-        self.counts = torch.zeros(4096, dtype=torch.int32, device=DEVICE) if makers.get("counts") else None
-        self.spare = torch.zeros((most, model.config.n_embd), device=DEVICE, dtype=model.transformer.wte.weight.dtype) if makers.get("spare") else None
-
-    def get(self, usual, default):
-        made = {name: make(usual) for name, make in self.makers.items() if callable(make)}
-        return Plan(**made, counts=self.counts, spare=self.spare)
+@contextmanager
+def variant(name):
+    made = VARIANTS[name]
+    with ExitStack() as stack:
+        if made is None:
+            for each in ("gelu_linear", "project_heads", "residual_linear", "normalise"):
+                stack.enter_context(patch.object(layers, each, dropping(getattr(fold_before, each))))
+            stack.enter_context(patch.object(layers, "few", lambda *_: False))
+            yield
+            return
+        stack.enter_context(patch.object(tiles, "FEW_ROWS", made.get("most", tiles.FEW_ROWS)))
+        if "table" in made:
+            stack.enter_context(patch.object(tiles, "_FEW", made["table"]()))
+        if "rows" in made:
+            plain = tiles.few_tiles
+            stack.enter_context(patch.object(linear, "few_tiles", lambda x, outputs: replace(plain(x, outputs), rows=made["rows"](len(x)))))
+        yield
 
 
 class Bench:
@@ -96,18 +107,11 @@ class Bench:
             self.lanes.table[:, begin[i] : begin[i + 1]] = numbers.view(lanes, wide)
 
     def step(self, name, capture=True):
-        makers = VARIANTS[name]
-        with ExitStack() as stack:
-            if makers is None:
-                for each in ("gelu_linear", "project_heads", "residual_linear", "normalise"):
-                    stack.enter_context(patch.object(layers, each, dropping(getattr(fold_before, each))))
-            else:
-                stack.enter_context(patch.object(layers, "PLANS", Plans(makers, self.model, self.batch)))
+        with variant(name):
             step = DecodeStep(self.model, self.cache, self.lanes, self.sampler, batch_size=self.batch)
             step.plain = (True,)
             if capture:
                 step.capture(torch.cuda.Stream())
-                step.kept = layers.PLANS
             else:
                 step.prepare()
                 if DEVICE == "cuda":
@@ -188,7 +192,7 @@ def profile(bench, steps, names):
 
 
 def main():
-    batches = [int(a) for a in sys.argv[1:] if a.isdigit()] or [1, 16, 64, 4]
+    batches = [int(a) for a in sys.argv[1:] if a.isdigit()] or [*OF_BATCH]
     if "--compile" in sys.argv:
         name = sys.argv[-1]
         for batch in batches:
@@ -208,8 +212,8 @@ def main():
     say(f"# compiled after {time.perf_counter() - START:.0f} s")
     made = [(*compare(batch, OF_BATCH[batch]), batch) for batch in batches]
     for bench, steps, batch in made:
-        if batch in (1, 16):
-            profile(bench, steps, OF_BATCH[batch])
+        if batch in (1, 8):
+            profile(bench, steps, ["early", "few 8", "few 2-8", "16 by 16"])
     say(f"# done after {time.perf_counter() - START:.0f} s")
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from thoughtbubbles.engine.cache.pages import SegmentPages
 from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
 from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
-from thoughtbubbles.engine.cuda.kernels.linear import Normed, Recent, gelu_linear, narrow_residual, normalise, project_heads, residual_linear
+from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
 from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS, Tiles
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS, few
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 MOST_STREAMS = 32
@@ -81,22 +81,6 @@ def num_sums(rows: int, usual: int, width: int) -> int:
     return rows * width if usual >= LIBRARY_ROWS else 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A try."""
-
-    heads: Tiles | None = None
-    gelu: Tiles | None = None
-    attended: Tiles | None = None
-    mlp: Tiles | None = None
-    counts: Tensor | None = None
-    spare: Tensor | None = None
-
-
-PLANS: dict[int, Plan] = {}
-"""By usual rows."""
-
-
 def run_layers(
     model: Thoughtbubbles, pages: SegmentPages, x: Tensor, rows: Rows, scratch: Scratch, *, normed: bool = False
 ) -> None:
@@ -104,20 +88,15 @@ def run_layers(
 
     `normed`: `scratch.normed` already has LN_1 of x.
     """
-    plan = PLANS.get(rows.usual, Plan())
-    update = None
-    other = plan.spare[: len(x)] if plan.spare is not None else None
+    folds = few(x, rows.usual)
+    source, update = (x if folds else scratch.normed), None
     for at, layer in enumerate(pages.segment.layers):
         block, keys, values, c = model.blocks[layer], pages.keys[at], pages.values[at], pages.cumulative
-        norm = None
-        if plan.heads:
-            norm = Normed(block.ln_1, plan.heads, update, other)
-        elif at or not normed:
+        if not folds and (at or not normed):
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
-        project_heads(x=x if norm else scratch.normed, norm=norm, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
-                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c)  # fmt: skip
-        if norm and other is not None:
-            x, other = other, x
+        project_heads(x=source, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
+                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c,
+                      norm=block.ln_1 if folds else None)  # fmt: skip
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
                              out=scratch.attended, most=rows.most, cumulative=c)  # fmt: skip
@@ -127,26 +106,12 @@ def run_layers(
         else:
             eight_bit_attention(queries=scratch.queries, keys=keys, values=values, cumulative=c, span=rows,
                                 out=scratch.attended, parts=scratch.parts, most=rows.most)  # fmt: skip
-        update = None
-        if plan.attended:
-            narrow_residual(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows, tiles=plan.attended)
-        else:
-            update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
-                                     scratch=scratch.sums, counts=plan.counts)  # fmt: skip
-        norm = None
-        if plan.gelu:
-            norm = Normed(block.ln_2, plan.gelu, update, other)
-        else:
+        update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
+                                 scratch=scratch.sums)  # fmt: skip
+        if not folds:
             normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)
-        gelu_linear(x=x if norm else scratch.normed, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
-                    tanh=block.mlp.approximate == "tanh", norm=norm)  # fmt: skip
-        if norm and other is not None:
-            x, other = other, x
-        update = None
-        if plan.mlp:
-            narrow_residual(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows, tiles=plan.mlp)
-        else:
-            update = residual_linear(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows,
-                                     scratch=scratch.sums, counts=plan.counts)  # fmt: skip
+        gelu_linear(x=source, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
+                    tanh=block.mlp.approximate == "tanh", norm=block.ln_2 if folds else None)  # fmt: skip
+        update = residual_linear(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows, scratch=scratch.sums)
     if update:
         normalise(x=x, norm=None, out=scratch.normed, rows=rows, update=update)
