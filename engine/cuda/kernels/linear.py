@@ -14,6 +14,10 @@ from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_product
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, Tiles, few, few_tiles, precision, tiles_of
 
+_EARLY_ROWS = tl.constexpr(32)
+"""The most rows of a tile for which what a kernel does with a product is read before it, so as not to wait after it;
+with more it would take the product's registers."""
+
 
 @dataclass(frozen=True)
 class Recent:
@@ -225,12 +229,23 @@ def _gelu_linear(
     column = first + tl.arange(0, COLUMNS)
     if _dead(live, ROWS):
         return
-    added, count = _channels(bias, column, column < outputs), tl.load(live)  # read here: below they would wait
+    if ROWS <= _EARLY_ROWS:
+        added, count = _channels(bias, column, column < outputs), tl.load(live)
     product = _product(x, weight, gain, shift, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K, K, DEPTH,
                        SPLITS, PRECISION)  # fmt: skip
+    if ROWS > _EARLY_ROWS:
+        added, count = _channels(bias, column, column < outputs), tl.load(live)
     y = _gelu(product + added[None, :], TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < count)[:, None] & (column < outputs)[None, :])  # fmt: skip
+
+
+@triton.jit
+def _before(at, bias, score, column, row, count, inside):
+    """Return the streams before the update, the bias and the scores of the first `count` rows."""
+    present = row < count
+    before = tl.load(at, mask=present[:, None] & inside[None, :], other=0.0)
+    return before, _channels(bias, column, inside), tl.load(score + row, mask=present, other=0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -244,25 +259,29 @@ def _residual_linear(
     column = first + tl.arange(0, COLUMNS)
     if _dead(live, ROWS):
         return
-    at, inside, count = row[:, None] * outputs + column[None, :], column < outputs, tl.load(live)
-    if PARTS == 1:  # read here: below they would wait
-        known = (row < rows)[:, None] & inside[None, :]
-        before, added = tl.load(residual + at, mask=known, other=0.0).to(tl.float32), _channels(bias, column, inside)
-        c = tl.load(score + row, mask=row < rows, other=0.0)
+    at, inside = row[:, None] * outputs + column[None, :], column < outputs
+    if ROWS <= _EARLY_ROWS:
+        count = tl.load(live)
+        if PARTS == 1:
+            before, added, c = _before(residual + at, bias, score, column, row, rows, inside)
     product = _product(x, weight, None, None, 0.0, row, rows, first, outputs - 1, 0, 0, tl.program_id(2) * SHARE, ROWS,
                        COLUMNS, K, SHARE, DEPTH, SPLITS, PRECISION)  # fmt: skip
+    if ROWS > _EARLY_ROWS:
+        count = tl.load(live)
     mask = (row < count)[:, None] & inside[None, :]
     if PARTS > 1:
         tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=mask)
     else:
+        if ROWS > _EARLY_ROWS:
+            before, added, c = _before(residual + at, bias, score, column, row, count, inside)
         update = tl.exp(c)[:, None] * (product + added[None, :])
-        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
+        tl.store(residual + at, (before.to(tl.float32) + update).to(residual.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, bias, gain, shift, eps, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
-    live, rows, head_stride,
+    x, weight, bias, gain, shift, eps, queries, keys, values, recent_keys, recent_values, cumulative, slots, score,
+    cosines, sines, live, rows, head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
     BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr, PRECISION: tl.constexpr,
@@ -277,13 +296,15 @@ def _project_heads(
     if _dead(live, ROWS):
         return
     r, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
-    known, inside, count = r < rows, i < WIDTH // 2, tl.load(live)  # all read here: below it would wait
-    added, c = _channels(bias, column, column >= 0), tl.load(score + r, mask=known, other=0.0)
-    slot = tl.load(slots + r, mask=known, other=0).to(tl.int64)
-    cos = tl.load(cosines + r * (WIDTH // 2) + i, mask=known & inside, other=0.0)
-    sin = tl.load(sines + r * (WIDTH // 2) + i, mask=known & inside, other=0.0)
+    inside = i < WIDTH // 2
+    if ROWS <= _EARLY_ROWS:
+        count, added = tl.load(live), _channels(bias, column, column >= 0)
+        c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < rows, inside & (part < 2), WIDTH)
     product = _product(x, weight, gain, shift, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0, ROWS,
                        COLUMNS, K, K, DEPTH, SPLITS, PRECISION)  # fmt: skip
+    if ROWS > _EARLY_ROWS:
+        count, added = tl.load(live), _channels(bias, column, column >= 0)
+        c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < count, inside & (part < 2), WIDTH)
     a1, a2 = tl.split(tl.reshape(product + added[None, :], [ROWS, TOGETHER, HALF, 2]))
     head = (first + tl.arange(0, TOGETHER))[None, :, None]
     present = r < count
@@ -311,6 +332,14 @@ def _project_heads(
             y1, y2 = _scored(y1, y2, c, part, last, SCORED)
         if recent_keys is not None:
             _store(recent + packed, WIDTH // 2, y1, y2, mask)
+
+
+@triton.jit
+def _facts(score, slots, cosines, sines, row, i, present, rotated, WIDTH: tl.constexpr):
+    """Return the scores, slots, cosines and sines of rows, for the rotated channels of `i`."""
+    at, mask = row * (WIDTH // 2) + i, present & rotated
+    c, slot = tl.load(score + row, mask=present, other=0.0), tl.load(slots + row, mask=present, other=0).to(tl.int64)
+    return c, slot, tl.load(cosines + at, mask=mask, other=0.0), tl.load(sines + at, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -70,7 +70,10 @@ def tiles_of(x: Tensor, outputs: int, usual: int) -> Tiles:
 
 
 def few(x: Tensor, usual: int) -> bool:
-    """Return whether streams x (M,D) are few, if so many are usual; never in float32, whose sums must not depend on it."""
+    """Return whether streams x (M,D) are few, if so many are usual.
+
+    In float32 they never are, so that sums are bitwise equal however many rows there are.
+    """
     return x.dtype != torch.float32 and usual <= FEW_ROWS and x.shape[1] <= _FEW_WIDTH
 
 
