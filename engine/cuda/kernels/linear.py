@@ -319,19 +319,30 @@ def _project_heads(
             y2 = tl.where(last, 1.0, y2)
         _store(queries + packed, WIDTH // 2, y1, y2, mask)
     else:
-        into, recent = keys, recent_keys
-        if part == 2:
-            into, recent = values, recent_values
-        into += head * head_stride.to(tl.int64)
-        if cumulative is None:
-            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
-            _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
-        else:
-            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
-            y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
-            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
-        if recent_keys is not None:
-            _store(recent + packed, WIDTH // 2, y1, y2, mask)
+        once = present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS)
+        _store_cached(keys, values, recent_keys, recent_values, cumulative, head * head_stride.to(tl.int64), slot,
+                      packed, i, y1, y2, c, part, last, mask, once, SCORED, WIDTH, PAGE)  # fmt: skip
+
+
+@triton.jit
+def _store_cached(
+    keys, values, recent_keys, recent_values, cumulative, head, slot, packed, i, y1, y2, c, part, last, mask, once,
+    SCORED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Store keys or values in the cache and in `recent`; scores too where `once`, if the cache has them."""
+    into, recent = keys, recent_keys
+    if part == 2:
+        into, recent = values, recent_values
+    into += head
+    if cumulative is None:
+        y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+        _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
+    else:
+        tl.store(cumulative + slot, c, mask=once)
+        y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
+        y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+    if recent_keys is not None:
+        _store(recent + packed, WIDTH // 2, y1, y2, mask)
 
 
 @triton.jit
