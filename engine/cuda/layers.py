@@ -15,7 +15,7 @@ from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_att
 from thoughtbubbles.engine.cuda.kernels.linear import Recent, gelu_linear, normalise, project_heads, residual_linear
 from thoughtbubbles.engine.cuda.kernels.packed_attention import packed_attention
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, MOST_PARTS, MOST_ROWS_OF_PARTS, few
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 
 MOST_STREAMS = 32
@@ -108,13 +108,15 @@ def run_layers(
 
     `normed`: `scratch.normed` already has LN_1 of x.
     """
-    update = None
+    folds = few(x, rows.usual)
+    source, update = (x if folds else scratch.normed), None
     for at, layer in enumerate(pages.segment.layers):
         block, keys, values, c = model.blocks[layer], pages.keys[at], pages.values[at], pages.cumulative
-        if at or not normed:
+        if not folds and (at or not normed):
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
-        project_heads(x=scratch.normed, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
-                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c)  # fmt: skip
+        project_heads(x=source, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
+                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c,
+                      norm=block.ln_1 if folds else None)  # fmt: skip
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,
                              out=scratch.attended, most=rows.most, cumulative=c)  # fmt: skip
@@ -126,9 +128,10 @@ def run_layers(
                                 out=scratch.attended, parts=scratch.parts, most=rows.most)  # fmt: skip
         update = residual_linear(x=scratch.attended, layer=block.attn.c_proj, residual=x, rows=rows,
                                  scratch=scratch.sums)  # fmt: skip
-        normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)
-        gelu_linear(x=scratch.normed, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
-                    tanh=block.mlp.approximate == "tanh")  # fmt: skip
+        if not folds:
+            normalise(x=x, norm=block.ln_2, out=scratch.normed, rows=rows, update=update)
+        gelu_linear(x=source, layer=block.mlp.c_fc, out=scratch.hidden, rows=rows,
+                    tanh=block.mlp.approximate == "tanh", norm=block.ln_2 if folds else None)  # fmt: skip
         update = residual_linear(x=scratch.hidden, layer=block.mlp.c_proj, residual=x, rows=rows, scratch=scratch.sums)
     if update:
         normalise(x=x, norm=None, out=scratch.normed, rows=rows, update=update)

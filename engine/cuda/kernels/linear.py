@@ -10,8 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_product
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
-from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, precision, tiles_of
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, Tiles, few, few_tiles, precision, tiles_of
+
+_EARLY_ROWS = tl.constexpr(32)
+"""The most rows of a tile for which what a kernel does with a product is read before it, so as not to wait after it;
+with more it would take the product's registers."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,31 @@ def normalise(
     )  # fmt: skip
 
 
-def gelu_linear(*, x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, tanh: bool) -> None:
-    """Write out = GELU(W · x + b) (M,O) for the live rows of x (M,K); `tanh` chooses `gelu_tanh`."""
-    tiles = tiles_of(x, out.shape[1], rows.usual)
+def gelu_linear(
+    *, x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, tanh: bool, norm: nn.LayerNorm | None = None
+) -> None:
+    """Write out = GELU(W · x + b) (M,O) for the live rows of x (M,K); `tanh` chooses `gelu_tanh`.
+
+    With a norm, of LN(x) in place of x: for `few` rows.
+    """
+    tiles = _tiles(x, out.shape[1], rows, norm)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
     _gelu_linear[grid](
         x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
-        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PRECISION=precision(x),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, SPLITS=tiles.splits,
+        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages, **_parameters(norm),
     )  # fmt: skip
+
+
+def _tiles(x: Tensor, outputs: int, rows: Rows, norm: nn.LayerNorm | None) -> Tiles:
+    return few_tiles(x, outputs) if norm else tiles_of(x, outputs, rows.usual)
+
+
+def _parameters(norm: nn.LayerNorm | None) -> dict[str, Tensor | float | None]:
+    """Return what kernels take of a LayerNorm."""
+    if norm is None:
+        return {"gain": None, "shift": None, "eps": 0.0}
+    return {"gain": norm.weight, "shift": norm.bias, "eps": norm.eps}
 
 
 def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows, scratch: Tensor) -> Unreduced | None:
@@ -68,7 +89,8 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
         product = scratch.view(x.dtype)[: residual.numel()].view(1, *residual.shape)
         torch.mm(x, layer.weight.T, out=product[0])
         return Unreduced(product, layer.bias)
-    tiles = tiles_of(x, residual.shape[1], rows.usual)
+    is_few = few(residual, rows.usual)
+    tiles = few_tiles(x, residual.shape[1]) if is_few else tiles_of(x, residual.shape[1], rows.usual)
     share = triton.cdiv(triton.cdiv(x.shape[1], tiles.parts), tiles.depth) * tiles.depth
     parts = triton.cdiv(x.shape[1], share)  # fewer if there are few inputs
     grid = (triton.cdiv(residual.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
@@ -76,7 +98,7 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
     _residual_linear[grid](
         x=x, weight=layer.weight, bias=layer.bias, residual=residual, sums=sums, score=rows.score, live=rows.live,
         rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
-        DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x), num_warps=tiles.warps,
+        DEPTH=tiles.depth, PARTS=parts, SHARE=share, SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip
     return Unreduced(sums, layer.bias) if sums is not None else None
@@ -84,16 +106,17 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
 
 def project_heads(
     *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool,
-    recent: Recent | None = None, cumulative: Tensor | None = None,
+    recent: Recent | None = None, cumulative: Tensor | None = None, norm: nn.LayerNorm | None = None,
 ) -> None:  # fmt: skip
     """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
 
     Queries and keys are rotated by the angles of their positions. If `scored`, the last channel of queries becomes 1
     and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
     layer of the cache (N,slots,H), at each row's slot, and to `recent`. If that has 8 bits, c goes to `cumulative`
-    (slots,) instead, as `SegmentPages` says; what `recent` gets is rounded before it is scored.
+    (slots,) instead, as `SegmentPages` says; what `recent` gets is rounded before it is scored. With a norm they are
+    those of LN(x): for `few` rows.
     """
-    tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
+    tiles = _tiles(x, 3 * x.shape[1], rows, norm)
     heads, width = queries.shape[1:]
     half = min(triton.next_power_of_2(max(16, width) // 2), tiles.columns // 2)
     blocks = triton.cdiv(width // 2, half)
@@ -105,7 +128,8 @@ def project_heads(
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
         rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
         SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        **_parameters(norm),
     )  # fmt: skip
 
 
@@ -162,13 +186,21 @@ def _dead(live, ROWS: tl.constexpr):
 
 @triton.jit
 def _product(
-    x, weight, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    x, weight, gain, shift, eps, row, rows, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr, DEPTH: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on."""
+    """Return Σ x[row, k] · weight[column, k] over SHARE k from `begin` on; the columns are those of `column_of`.
+
+    If warps share the inputs (SPLITS), it is `few_product`.
+    """
+    if SPLITS > 0:
+        return few_product(x, weight, gain, shift, eps, row, rows, first, other, HALF, WIDTH, ROWS, COLUMNS, K, DEPTH,
+                           SPLITS)  # fmt: skip
+    row, column = tl.minimum(row, rows - 1), column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, SHARE, DEPTH):
-        k = first + start + tl.arange(0, DEPTH)
+        k = begin + start + tl.arange(0, DEPTH)
         if K % SHARE == 0 and SHARE % DEPTH == 0:
             w = tl.load(weight + column[:, None] * K + k[None, :])
             a = tl.load(x + row[:, None] * K + k[None, :])
@@ -176,13 +208,6 @@ def _product(
             w = tl.load(weight + column[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
             a = tl.load(x + row[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
         accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
-    return accumulator
-
-
-@triton.jit
-def _bias(accumulator, bias, column, present):
-    if bias is not None:
-        accumulator += tl.load(bias + column, mask=present, other=0.0).to(tl.float32)[None, :]
     return accumulator
 
 
@@ -195,97 +220,137 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def _gelu_linear(
-    x, weight, bias, out, live, rows, outputs,
+    x, weight, bias, gain, shift, eps, out, live, rows, outputs,
     K: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    clamped = tl.minimum(column, outputs - 1)
+    first = tl.program_id(0) * COLUMNS
+    column = first + tl.arange(0, COLUMNS)
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
-    y = _gelu(_bias(product, bias, column, column < outputs), TANH)
+    if ROWS <= _EARLY_ROWS:
+        added, count = _channels(bias, column, column < outputs), tl.load(live)
+    product = _product(x, weight, gain, shift, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K, K, DEPTH,
+                       SPLITS, PRECISION)  # fmt: skip
+    if ROWS > _EARLY_ROWS:
+        added, count = _channels(bias, column, column < outputs), tl.load(live)
+    y = _gelu(product + added[None, :], TANH)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
-             mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
+             mask=(row < count)[:, None] & (column < outputs)[None, :])  # fmt: skip
+
+
+@triton.jit
+def _before(at, bias, score, column, row, count, inside):
+    """Return the streams before the update, the bias and the scores of the first `count` rows."""
+    present = row < count
+    before = tl.load(at, mask=present[:, None] & inside[None, :], other=0.0)
+    return before, _channels(bias, column, inside), tl.load(score + row, mask=present, other=0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _residual_linear(
     x, weight, bias, residual, sums, score, live, rows, outputs,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
-    SHARE: tl.constexpr, PRECISION: tl.constexpr,
+    SHARE: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    clamped, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
+    first = tl.program_id(0) * COLUMNS
+    column = first + tl.arange(0, COLUMNS)
     if _dead(live, ROWS):
         return
-    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
-    present, inside = row < tl.load(live), column < outputs
-    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
+    at, inside = row[:, None] * outputs + column[None, :], column < outputs
+    if ROWS <= _EARLY_ROWS:
+        count = tl.load(live)
+        if PARTS == 1:
+            before, added, c = _before(residual + at, bias, score, column, row, rows, inside)
+    product = _product(x, weight, None, None, 0.0, row, rows, first, outputs - 1, 0, 0, tl.program_id(2) * SHARE, ROWS,
+                       COLUMNS, K, SHARE, DEPTH, SPLITS, PRECISION)  # fmt: skip
+    if ROWS > _EARLY_ROWS:
+        count = tl.load(live)
+    mask = (row < count)[:, None] & inside[None, :]
     if PARTS > 1:
         tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=mask)
     else:
-        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, inside)
-        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
+        if ROWS > _EARLY_ROWS:
+            before, added, c = _before(residual + at, bias, score, column, row, count, inside)
+        update = tl.exp(c)[:, None] * (product + added[None, :])
+        tl.store(residual + at, (before.to(tl.float32) + update).to(residual.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _project_heads(
-    x, weight, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
-    live, rows, head_stride,
+    x, weight, bias, gain, shift, eps, queries, keys, values, recent_keys, recent_values, cumulative, slots, score,
+    cosines, sines, live, rows, head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
     BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
     group = tl.program_id(0) // BLOCKS
     part = group // (HEADS // TOGETHER)  # 0 queries, 1 keys, 2 values
     first, begin = group % (HEADS // TOGETHER) * TOGETHER, tl.program_id(0) % BLOCKS * HALF
-    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
-    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
-    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
+    COLUMNS: tl.constexpr = TOGETHER * 2 * HALF  # channels and partners by turns: a thread has two adjacent columns
+    column = column_of(tl.arange(0, COLUMNS), part * HEADS + first, begin, HALF, WIDTH)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     if _dead(live, ROWS):
         return
-    product = _product(
-        x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
-    )
-    product = _bias(product, bias, column, j >= 0)
-    a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
-    row, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
+    r, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
+    inside = i < WIDTH // 2
+    if ROWS <= _EARLY_ROWS:
+        count, added = tl.load(live), _channels(bias, column, column >= 0)
+        c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < rows, inside & (part < 2), WIDTH)
+    product = _product(x, weight, gain, shift, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0, ROWS,
+                       COLUMNS, K, K, DEPTH, SPLITS, PRECISION)  # fmt: skip
+    if ROWS > _EARLY_ROWS:
+        count, added = tl.load(live), _channels(bias, column, column >= 0)
+        c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < count, inside & (part < 2), WIDTH)
+    a1, a2 = tl.split(tl.reshape(product + added[None, :], [ROWS, TOGETHER, HALF, 2]))
     head = (first + tl.arange(0, TOGETHER))[None, :, None]
-    present, inside = row < tl.load(live), i < WIDTH // 2
+    present = r < count
     mask = present & inside
-    c = tl.load(score + row, mask=present, other=0.0)
     y1, y2 = a1, a2
     if part < 2:
-        cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
-        sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
         y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
     last = i == WIDTH // 2 - 1
-    packed = (row * HEADS + head) * WIDTH + i
+    packed = (r * HEADS + head) * WIDTH + i
     if part == 0:
         if SCORED:
             y2 = tl.where(last, 1.0, y2)
         _store(queries + packed, WIDTH // 2, y1, y2, mask)
     else:
-        slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
-        into, recent = keys, recent_keys
-        if part == 2:
-            into, recent = values, recent_values
-        into += head * head_stride.to(tl.int64)
-        if cumulative is None:
-            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
-            _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
-        else:
-            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
-            y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
-            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
-        if recent_keys is not None:
-            _store(recent + packed, WIDTH // 2, y1, y2, mask)
+        once = present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS)
+        _store_cached(keys, values, recent_keys, recent_values, cumulative, head * head_stride.to(tl.int64), slot,
+                      packed, i, y1, y2, c, part, last, mask, once, SCORED, WIDTH, PAGE)  # fmt: skip
+
+
+@triton.jit
+def _store_cached(
+    keys, values, recent_keys, recent_values, cumulative, head, slot, packed, i, y1, y2, c, part, last, mask, once,
+    SCORED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Store keys or values in the cache and in `recent`; scores too where `once`, if the cache has them."""
+    into, recent = keys, recent_keys
+    if part == 2:
+        into, recent = values, recent_values
+    into += head
+    if cumulative is None:
+        y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+        _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
+    else:
+        tl.store(cumulative + slot, c, mask=once)
+        y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
+        y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+    if recent_keys is not None:
+        _store(recent + packed, WIDTH // 2, y1, y2, mask)
+
+
+@triton.jit
+def _facts(score, slots, cosines, sines, row, i, present, rotated, WIDTH: tl.constexpr):
+    """Return the scores, slots, cosines and sines of rows, for the rotated channels of `i`."""
+    at, mask = row * (WIDTH // 2) + i, present & rotated
+    c, slot = tl.load(score + row, mask=present, other=0.0), tl.load(slots + row, mask=present, other=0).to(tl.int64)
+    return c, slot, tl.load(cosines + at, mask=mask, other=0.0), tl.load(sines + at, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.engine.kernels.conftest import DEVICE, by_slot, rounded
+from tests.engine.kernels.conftest import DEVICE, ON_GPU, by_slot, rounded
+from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 from thoughtbubbles.model import ModelConfig
 from thoughtbubbles.model.rotary import Rotation, rotate
 
@@ -36,7 +37,6 @@ def rows() -> Any:  # noqa: ANN401 - the kernels' own, which nobody imports with
 def test_inputs_shared_out_are_added_once(parts: int, bias: bool, rows: Any, monkeypatch: Any) -> None:  # noqa: ANN401
     """96 inputs in steps of 32: with two parts the second has less to do than the first."""
     from thoughtbubbles.engine.cuda.kernels import linear
-    from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 
     monkeypatch.setattr(linear, "tiles_of", lambda *_: Tiles(16, 32, 32, 4, 2, parts))
     layer, norm = nn.Linear(96, 24, bias=bias).to(DEVICE), nn.LayerNorm(24, bias=bias).to(DEVICE)
@@ -69,6 +69,90 @@ def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
     assert out[LIVE:].isnan().all()
 
 
+HALVES = [torch.half, *[torch.bfloat16] * ON_GPU]
+"""What rows may be few in; the interpreter knows no bfloat16."""
+FEW = Tiles(8, 16, 64, 2, 1, splits=2)
+"""For 19 live rows they are three tiles of rows; 80 inputs are one whole step and a part of one, 128 are two."""
+
+
+@pytest.fixture
+def of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thoughtbubbles.engine.cuda.kernels import linear
+
+    monkeypatch.setattr(linear, "few_tiles", lambda *_: FEW)
+    monkeypatch.setattr(linear, "few", lambda *_: True)
+
+
+def lively_norm(width: int, dtype: torch.dtype, *, bias: bool = True) -> nn.LayerNorm:
+    norm = nn.LayerNorm(width, bias=bias).to(DEVICE, dtype)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, 1, 0.3)
+    return norm
+
+
+def assert_close_to_exact(ours: Tensor, exact: Tensor) -> None:
+    """Products of rounded inputs: to four times the distance of two numbers of the dtype, at the size of the result."""
+    size = max(1.0, float(exact.abs().max()))
+    torch.testing.assert_close(ours.double(), exact, atol=4 * torch.finfo(ours.dtype).eps * size, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [80, 128])
+@pytest.mark.usefixtures("of_few")
+@torch.inference_mode()
+def test_gelu_of_few_rows_with_their_norm(width: int, bias: bool, dtype: torch.dtype, rows: Any) -> None:  # noqa: ANN401
+    from thoughtbubbles.engine.cuda.kernels.linear import gelu_linear
+
+    layer, norm = nn.Linear(width, 40, bias=bias).to(DEVICE, dtype), lively_norm(width, dtype, bias=bias)
+    x = (3 * torch.randn(MOST, width, device=DEVICE) + 1).to(dtype)
+    x[LIVE:] = torch.nan
+    out = torch.full((MOST, 40), torch.nan, device=DEVICE, dtype=dtype)
+    gelu_linear(x=x, layer=layer, out=out, rows=rows, tanh=False, norm=norm)
+    assert_close_to_exact(out[:LIVE], F.gelu(layer.double()(norm.double()(x[:LIVE].double()))))
+    assert out[LIVE:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.usefixtures("of_few")
+@torch.inference_mode()
+def test_heads_of_few_rows_with_their_norm(dtype: torch.dtype, rows: Any) -> None:  # noqa: ANN401
+    """Two heads of width 12 in blocks of 8 channels and their partners."""
+    from thoughtbubbles.engine.cuda.kernels.linear import project_heads
+
+    layer, norm = nn.Linear(24, 72).to(DEVICE, dtype), lively_norm(24, dtype)
+    x = torch.randn(MOST, 24, device=DEVICE).to(dtype)
+    queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE, dtype=dtype)
+    keys, values = torch.full((2, 2, 64, 12), torch.nan, device=DEVICE, dtype=dtype)
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=False, norm=norm)
+    exact = layer.double()(norm.double()(x[:LIVE].double()))
+    q, k, v = (part.view(LIVE, 2, 12) for part in exact.split(24, dim=1))
+    by = Rotation(rows.cos[:LIVE, None].double(), rows.sin[:LIVE, None].double())
+    slots = rows.slot[:LIVE].long()
+    assert_close_to_exact(queries[:LIVE], rotate(q, by))
+    assert_close_to_exact(keys[:, slots].transpose(0, 1), rotate(k, by))
+    assert_close_to_exact(values[:, slots].transpose(0, 1), v)
+    assert queries[LIVE:].isnan().all()
+    assert keys.isnan().sum() == (64 - LIVE) * 24
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [80, 128])
+@pytest.mark.usefixtures("of_few")
+@torch.inference_mode()
+def test_few_rows_are_added_at_once(width: int, bias: bool, dtype: torch.dtype, rows: Any) -> None:  # noqa: ANN401
+    from thoughtbubbles.engine.cuda.kernels.linear import residual_linear
+
+    layer = nn.Linear(width, 24, bias=bias).to(DEVICE, dtype)
+    x, stream = (torch.randn(MOST, n, device=DEVICE).to(dtype) for n in (width, 24))
+    before, scratch = stream.clone(), torch.empty(0, device=DEVICE)
+    assert residual_linear(x=x, layer=layer, residual=stream, rows=rows, scratch=scratch) is None
+    exact = before.double() + rows.score.exp().double()[:, None] * layer.double()(x.double())
+    assert_close_to_exact(stream[:LIVE], exact[:LIVE])
+    assert torch.equal(stream[LIVE:], before[LIVE:])
+
+
 @pytest.mark.parametrize("columns", [16, 32])
 @pytest.mark.parametrize("scored", [True, False])
 @torch.inference_mode()
@@ -76,7 +160,6 @@ def test_heads(scored: bool, columns: int, rows: Any, monkeypatch: Any) -> None:
     """Two heads of width 12, whose halves are no power of two; a program computes one or both."""
     from thoughtbubbles.engine.cuda.kernels import linear
     from thoughtbubbles.engine.cuda.kernels.linear import Recent, project_heads
-    from thoughtbubbles.engine.cuda.kernels.tiles import Tiles
 
     monkeypatch.setattr(linear, "tiles_of", lambda *_: Tiles(16, columns, 32, 4, 2))
     layer, x = nn.Linear(24, 72).to(DEVICE), torch.randn(MOST, 24, device=DEVICE)

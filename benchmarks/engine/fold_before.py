@@ -1,0 +1,318 @@
+"""LayerNorm and linear layers over live rows, each fused with what follows it.
+
+Letters: M rows that there may be, D model width, K inputs, O outputs, N heads, H head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from thoughtbubbles.engine.cuda.kernels.rows import Rows
+from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, precision, tiles_of
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The keys and values of a step's own streams, end to end as its rows are; rounded as those in the cache are."""
+
+    keys: Tensor
+    """(M,N,H)."""
+    values: Tensor
+    """(M,N,H)."""
+
+
+@dataclass(frozen=True)
+class Unreduced:
+    """The output of a linear layer before it is added to the streams."""
+
+    sums: Tensor
+    """(parts,M,D) float32, one part for each program that shares the inputs; or one in the dtype of the streams."""
+    bias: Tensor | None
+    """(D,)."""
+
+
+def normalise(
+    *, x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, update: Unreduced | None = None
+) -> None:
+    """Add the update to x, and write out = LN(x), both for the live rows of x (M,D); without a norm only add."""
+    weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
+    sums, added = (update.sums, update.bias) if update else (None, None)
+    _normalise[(x.shape[0],)](
+        x=x, sums=sums, added=added, score=rows.score, weight=weight, bias=bias, out=out, live=rows.live, eps=eps,
+        rows=x.shape[0], width=x.shape[1], PARTS=len(sums) if sums is not None else 0,
+        WIDTH=triton.next_power_of_2(x.shape[1]),
+    )  # fmt: skip
+
+
+def gelu_linear(*, x: Tensor, layer: nn.Linear, out: Tensor, rows: Rows, tanh: bool) -> None:
+    """Write out = GELU(W · x + b) (M,O) for the live rows of x (M,K); `tanh` chooses `gelu_tanh`."""
+    tiles = tiles_of(x, out.shape[1], rows.usual)
+    grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
+    _gelu_linear[grid](
+        x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
+        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+
+
+def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows, scratch: Tensor) -> Unreduced | None:
+    """Add exp(c) · (W · x + b) to `residual` (M,O), for the live rows of x (M,K) and their scores c.
+
+    If it is faster that several programs share the inputs, return their sums, which lie in `scratch`, for `normalise`
+    to add. With many rows the library multiplies, which is faster, also those rows that are not live.
+    """
+    if LIBRARY_ROWS <= x.shape[0] <= rows.usual and x.dtype != torch.float32:
+        product = scratch.view(x.dtype)[: residual.numel()].view(1, *residual.shape)
+        torch.mm(x, layer.weight.T, out=product[0])
+        return Unreduced(product, layer.bias)
+    tiles = tiles_of(x, residual.shape[1], rows.usual)
+    share = triton.cdiv(triton.cdiv(x.shape[1], tiles.parts), tiles.depth) * tiles.depth
+    parts = triton.cdiv(x.shape[1], share)  # fewer if there are few inputs
+    grid = (triton.cdiv(residual.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows), parts)
+    sums = scratch[: parts * residual.numel()].view(parts, *residual.shape) if parts > 1 else None
+    _residual_linear[grid](
+        x=x, weight=layer.weight, bias=layer.bias, residual=residual, sums=sums, score=rows.score, live=rows.live,
+        rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
+        DEPTH=tiles.depth, PARTS=parts, SHARE=share, PRECISION=precision(x), num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )  # fmt: skip
+    return Unreduced(sums, layer.bias) if sums is not None else None
+
+
+def project_heads(
+    *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool,
+    recent: Recent | None = None, cumulative: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
+
+    Queries and keys are rotated by the angles of their positions. If `scored`, the last channel of queries becomes 1
+    and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
+    layer of the cache (N,slots,H), at each row's slot, and to `recent`. If that has 8 bits, c goes to `cumulative`
+    (slots,) instead, as `SegmentPages` says; what `recent` gets is rounded before it is scored.
+    """
+    tiles = tiles_of(x, 3 * x.shape[1], rows.usual)
+    heads, width = queries.shape[1:]
+    half = min(triton.next_power_of_2(max(16, width) // 2), tiles.columns // 2)
+    blocks = triton.cdiv(width // 2, half)
+    together = next(n for n in (4, 2, 1) if heads % n == 0 and 2 * half * n <= max(tiles.columns, 2 * half))
+    grid = (3 * heads // together * blocks, triton.cdiv(x.shape[0], tiles.rows))
+    _project_heads[grid](
+        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values,
+        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
+        cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
+        rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
+        SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
+        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _normalise(
+    x, sums, added, score, weight, bias, out, live, eps, rows, width,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row, d = tl.program_id(0), tl.arange(0, WIDTH)
+    if row >= tl.load(live):
+        return
+    inside = d < width
+    at = row * width + d
+    own = tl.load(x + at, mask=inside, other=0.0)
+    gain, shift = (
+        _channels(weight, d, inside),
+        _channels(bias, d, inside),
+    )  # loaded here: below they would wait for sums
+    if PARTS > 0:
+        update = tl.zeros([WIDTH], tl.float32)
+        for part in tl.static_range(PARTS):
+            update += tl.load(sums + part * rows * width + at, mask=inside, other=0.0)
+        update += _channels(added, d, inside)
+        own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)
+        tl.store(x + at, own, mask=inside)
+    if weight is not None:
+        own = own.to(tl.float32)
+        centred = tl.where(inside, own - tl.sum(own) / width, 0.0)
+        y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps) * gain + shift
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _channels(parameter, d, inside):
+    """Return a parameter (D,) in float32, or zeros for None."""
+    channels = tl.zeros(d.shape, tl.float32)
+    if parameter is not None:
+        channels = tl.load(parameter + d, mask=inside, other=0.0).to(tl.float32)
+    return channels
+
+
+@triton.jit
+def _dead(live, ROWS: tl.constexpr):
+    """Return whether this program's rows begin beyond the live ones.
+
+    The first program computes its rows in any case, so that it need not wait for the number of live ones: they are all
+    beyond it only if the batch is empty, and then do no harm.
+    """
+    dead = False
+    if tl.program_id(1) > 0:
+        dead = tl.program_id(1) * ROWS >= tl.load(live)
+    return dead
+
+
+@triton.jit
+def _product(
+    x, weight, row, column, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return Σ x[row, k] · weight[column, k] over SHARE k from `first` on."""
+    accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, SHARE, DEPTH):
+        k = first + start + tl.arange(0, DEPTH)
+        if K % SHARE == 0 and SHARE % DEPTH == 0:
+            w = tl.load(weight + column[:, None] * K + k[None, :])
+            a = tl.load(x + row[:, None] * K + k[None, :])
+        else:
+            w = tl.load(weight + column[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
+            a = tl.load(x + row[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
+        accumulator = tl.dot(a, tl.trans(w), accumulator, input_precision=PRECISION)
+    return accumulator
+
+
+@triton.jit
+def _bias(accumulator, bias, column, present):
+    if bias is not None:
+        accumulator += tl.load(bias + column, mask=present, other=0.0).to(tl.float32)[None, :]
+    return accumulator
+
+
+@triton.jit
+def _gelu(x, TANH: tl.constexpr):
+    if TANH:
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _gelu_linear(
+    x, weight, bias, out, live, rows, outputs,
+    K: tl.constexpr, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    clamped = tl.minimum(column, outputs - 1)
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, 0, ROWS, COLUMNS, K, K, DEPTH, PRECISION)
+    y = _gelu(_bias(product, bias, column, column < outputs), TANH)
+    tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
+             mask=(row < tl.load(live))[:, None] & (column < outputs)[None, :])  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _residual_linear(
+    x, weight, bias, residual, sums, score, live, rows, outputs,
+    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr,
+    SHARE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    clamped, first = tl.minimum(column, outputs - 1), tl.program_id(2) * SHARE
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, tl.minimum(row, rows - 1), clamped, first, ROWS, COLUMNS, K, SHARE, DEPTH, PRECISION)
+    present, inside = row < tl.load(live), column < outputs
+    at, mask = row[:, None] * outputs + column[None, :], present[:, None] & inside[None, :]
+    if PARTS > 1:
+        tl.store(sums + tl.program_id(2) * rows * outputs + at, product, mask=mask)
+    else:
+        update = tl.exp(tl.load(score + row, mask=present, other=0.0))[:, None] * _bias(product, bias, column, inside)
+        before = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(residual + at, (before + update).to(residual.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _project_heads(
+    x, weight, bias, queries, keys, values, recent_keys, recent_values, cumulative, slots, score, cosines, sines,
+    live, rows, head_stride,
+    K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
+    BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program computes TOGETHER whole heads, or a block of the channels of one."""
+    group = tl.program_id(0) // BLOCKS
+    part = group // (HEADS // TOGETHER)  # 0 queries, 1 keys, 2 values
+    first, begin = group % (HEADS // TOGETHER) * TOGETHER, tl.program_id(0) % BLOCKS * HALF
+    j = tl.arange(0, TOGETHER * 2 * HALF)  # channels and partners by turns: a thread has two adjacent columns
+    pair = tl.minimum(begin + j % (2 * HALF) // 2, WIDTH // 2 - 1)  # the channel's half; i + H/2 is the partner of i
+    column = (part * HEADS + first + j // (2 * HALF)) * WIDTH + pair + j % 2 * (WIDTH // 2)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    if _dead(live, ROWS):
+        return
+    product = _product(
+        x, weight, tl.minimum(row, rows - 1), column, 0, ROWS, TOGETHER * 2 * HALF, K, K, DEPTH, PRECISION
+    )
+    product = _bias(product, bias, column, j >= 0)
+    a1, a2 = tl.split(tl.reshape(product, [ROWS, TOGETHER, HALF, 2]))
+    row, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
+    head = (first + tl.arange(0, TOGETHER))[None, :, None]
+    present, inside = row < tl.load(live), i < WIDTH // 2
+    mask = present & inside
+    c = tl.load(score + row, mask=present, other=0.0)
+    y1, y2 = a1, a2
+    if part < 2:
+        cos = tl.load(cosines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
+        sin = tl.load(sines + row * (WIDTH // 2) + i, mask=mask, other=0.0)
+        y1, y2 = a1 * cos - a2 * sin, a2 * cos + a1 * sin
+    last = i == WIDTH // 2 - 1
+    packed = (row * HEADS + head) * WIDTH + i
+    if part == 0:
+        if SCORED:
+            y2 = tl.where(last, 1.0, y2)
+        _store(queries + packed, WIDTH // 2, y1, y2, mask)
+    else:
+        slot = tl.load(slots + row, mask=present, other=0).to(tl.int64)
+        into, recent = keys, recent_keys
+        if part == 2:
+            into, recent = values, recent_values
+        into += head * head_stride.to(tl.int64)
+        if cumulative is None:
+            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+            _store(into + slot * WIDTH + i, WIDTH // 2, y1, y2, mask)
+        else:
+            tl.store(cumulative + slot, c, mask=present & (tl.program_id(0) == HEADS // TOGETHER * BLOCKS))
+            y1, y2 = _store_eight_bits(into, slot, i, y1, y2, part, last, mask, SCORED, WIDTH, PAGE)
+            y1, y2 = _scored(y1, y2, c, part, last, SCORED)
+        if recent_keys is not None:
+            _store(recent + packed, WIDTH // 2, y1, y2, mask)
+
+
+@triton.jit
+def _scored(y1, y2, c, part, last, SCORED: tl.constexpr):
+    """Return keys with c in the last channel, values times exp(c)."""
+    if SCORED:
+        p = tl.where(part == 2, tl.exp(c), 1.0)
+        y1, y2 = y1 * p, tl.where(last & (part == 1), c, y2 * p)
+    return y1, y2
+
+
+@triton.jit
+def _store_eight_bits(
+    into, slot, i, y1, y2, part, last, mask, SCORED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
+):
+    """Store keys or values in 8 bits, as `SegmentPages` says, and return what was stored."""
+    if SCORED:
+        y2 = tl.where(last & (part == 1), 0.0, y2)
+    y1, y2 = y1.to(into.dtype.element_ty), y2.to(into.dtype.element_ty)
+    at, step = slot * WIDTH + i, tl.where(part == 2, PAGE, 1)
+    at = tl.where(part == 2, slot // PAGE * (PAGE * WIDTH) + slot % PAGE + i * PAGE, at)
+    _store(into + at, WIDTH // 2 * step, y1, y2, mask)
+    return y1.to(tl.float32), y2.to(tl.float32)
+
+
+@triton.jit
+def _store(at, step, y1, y2, mask):
+    """Store both halves of heads, of which partners are a step apart."""
+    tl.store(at, y1.to(at.dtype.element_ty), mask=mask)
+    tl.store(at + step, y2.to(at.dtype.element_ty), mask=mask)
