@@ -105,9 +105,11 @@ def listening(server: Server) -> Iterator[int]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield listener.server_port
-        listener.shutdown()
-        thread.join()
+        try:
+            yield listener.server_port
+        finally:
+            listener.shutdown()
+            thread.join()
 
 
 @dataclass
@@ -254,6 +256,23 @@ def test_a_server_that_does_not_listen_is_left_out() -> None:
     server = Server()
     with listening(server) as port, proxied(refused(), f"127.0.0.1:{port}") as client:
         assert {client.post("/v1/completions", json={"prompt": key}).status_code for key in "abcdefgh"} == {200}
+
+
+def test_the_requests_of_a_server_that_is_gone_go_to_the_other_although_it_is_busy() -> None:
+    """Before a check has found out: one refused connection is enough."""
+    gone, left = Server(), Server()
+    with ExitStack() as stack:
+        ending = stack.enter_context(ExitStack())
+        ports = [ending.enter_context(listening(gone)), stack.enter_context(listening(left))]
+        client = stack.enter_context(proxied(*(f"127.0.0.1:{port}" for port in ports)))
+        stack.callback(left.going_on.set)
+        ending.close()
+        for number in range(20):
+            request = client.build_request("POST", "/stream", json={"prompt": str(number)})
+            response = client.send(request, stream=True)
+            stack.callback(response.close)
+            assert response.status_code == 200
+    assert len(left.asked) == 20
 
 
 def test_without_a_server_the_error_has_the_apis_form() -> None:
