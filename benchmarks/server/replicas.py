@@ -5,9 +5,9 @@ r"""Several servers at one address: tokens/s of each number of them, their prefi
         --random-shape 124m --device cuda --dtype bfloat16
 
 They are behind Ray's proxies, behind Ray's HAProxy, or behind HAProxy without Ray; there the first row is one server
-without a proxy. Each replica has a GPU, or a thread of a CPU. Each of `--clients` clients a replica streams its requests
-one after the other. A prompt begins with one of `--prefixes` a replica, and ends like no other: if equal beginnings go
-to one replica, several replicas find nearly as many prompt tokens in their prefix caches as one does.
+without a proxy. Each replica has a GPU, or a thread of a CPU. Each of `--clients` clients a replica streams its
+requests one after the other. A prompt begins with one of `--prefixes` a replica, and ends like no other: if equal
+beginnings go to one replica, several replicas find nearly as many prompt tokens in their prefix caches as one does.
 
 At last one of the largest number of replicas is killed while all clients wait for answers. Each request must have one
 outcome: an answer; or under Ray an error of the API (503, or the last event of a stream, counted as `broken`), behind
