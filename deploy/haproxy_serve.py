@@ -10,9 +10,11 @@ haproxy.cfg says which server gets a request.
 
 import argparse
 import asyncio
+import ipaddress
 import os
 import shutil
 import signal
+import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
@@ -76,10 +78,10 @@ class Fleet:
         """Return command and variables of a server, which are numbered from 1."""
         command = [sys.executable, "-m", "thoughtbubbles.server", *self.options]
         command += ["--host", LOOPBACK, "--port", str(self.port + number)]
-        return command, {} if self.devices is None else {VISIBLE: self.devices[number - 1]}
+        return command, dict(os.environ) if self.devices is None else os.environ | {VISIBLE: self.devices[number - 1]}
 
     def proxy(self) -> tuple[list[str], dict[str, str]]:
-        """Return HAProxy's."""
+        """Return HAProxy's, whose variables are no others: one more SERVER_N would be one more server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         servers = {f"SERVER_{number}": f"{LOOPBACK}:{self.port + number}" for number in self.numbers}
         return [self.haproxy, "-db", "-f", str(CONFIGURATION)], {"BIND": f"{host}:{self.port}"} | servers
@@ -154,7 +156,7 @@ class Supervisor:
 
 async def _start(command: Sequence[str], variables: Mapping[str, str]) -> Process:
     """Start a process that a terminal's Ctrl-C does not reach: signals are passed on."""
-    return await asyncio.create_subprocess_exec(*command, env=os.environ | variables, process_group=0)
+    return await asyncio.create_subprocess_exec(*command, env=variables, process_group=0)
 
 
 def _say(line: str) -> None:
@@ -172,16 +174,26 @@ def find_haproxy() -> str:
     return str(get_haproxy_binary())
 
 
+def _warn_if_open(settings: ServerSettings) -> None:
+    """Say so if other machines can reach HAProxy and no request needs a key. The servers see loopback alone."""
+    address = socket.getaddrinfo(settings.host, None)[0][4][0]
+    keyless = not settings.api_keys.digests and settings.api_keys_file is None
+    if keyless and not ipaddress.ip_address(str(address).partition("%")[0]).is_loopback:
+        _say(f"listening on {settings.host} without API keys: anyone who can connect can use the model")
+
+
 def _fleet(arguments: Sequence[str]) -> Fleet:
     """Return what the command line asks for, or end the process with a line that says what cannot be."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--servers", type=int, default=1, help=f"one for each GPU, up to {MOST_SERVERS} (%(default)s)")
     parser = argparse.ArgumentParser(prog="python -m deploy.haproxy_serve", description=__doc__, parents=[own])
     add_arguments(parser)
-    settings = parser.parse_args(arguments)
+    everything = parser.parse_args(arguments)
     told, options = own.parse_known_args(arguments)
     try:
-        return Fleet.of(told.servers, read_settings(settings, os.environ), options, os.environ)
+        settings = read_settings(everything, os.environ)
+        _warn_if_open(settings)
+        return Fleet.of(told.servers, settings, options, os.environ)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

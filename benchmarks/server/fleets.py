@@ -1,6 +1,5 @@
 """Several servers at one address: under Ray Serve, with its proxies or with HAProxy, or behind HAProxy without Ray."""
 
-import os
 import re
 import subprocess
 import time
@@ -99,7 +98,7 @@ def _proxied(servers: int, port: int) -> Iterator[str]:
     fleet = Fleet(servers=servers, host=LOOPBACK, port=port, options=(), devices=None, haproxy=find_haproxy())
     command, variables = fleet.proxy()
     at = f"{LOOPBACK}:{free_port()}"
-    with subprocess.Popen(command, env=os.environ | variables | {"BIND": at}) as process:  # noqa: S603
+    with subprocess.Popen(command, env=variables | {"BIND": at}) as process:  # noqa: S603
         try:
             _wait_until(lambda: _ready(f"http://{at}"))
             yield f"http://{at}"

@@ -3,11 +3,13 @@
 import json
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -102,7 +104,12 @@ def listening(server: Server) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+    class Listener(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # HAProxy may close what it does not need
+                super().handle_error(request, client_address)
+
+    with Listener(("127.0.0.1", 0), Handler) as listener:
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -141,12 +148,12 @@ def both() -> Iterator[Both]:
 
 
 @contextmanager
-def proxied(*addresses: str) -> Iterator[httpx.Client]:
+def proxied(*addresses: str, configuration: Path = CONFIGURATION) -> Iterator[httpx.Client]:
     """HAProxy before servers at these addresses, and a client of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         bind = "{}:{}".format(*listener.getsockname())
     variables = {"BIND": bind} | {f"SERVER_{number}": address for number, address in enumerate(addresses, 1)}
-    command = [HAPROXY, "-db", "-f", str(CONFIGURATION)]
+    command = [HAPROXY, "-db", "-f", str(configuration)]
     with (
         subprocess.Popen(command, env=variables) as process,
         httpx.Client(base_url=f"http://{bind}", timeout=30) as client,
@@ -273,6 +280,19 @@ def test_the_requests_of_a_server_that_is_gone_go_to_the_other_although_it_is_bu
             stack.callback(response.close)
             assert response.status_code == 200
     assert len(left.asked) == 20
+
+
+def test_a_body_that_does_not_come_is_refused_in_the_apis_form(tmp_path: Path) -> None:
+    impatient = tmp_path / "haproxy.cfg"
+    impatient.write_text(CONFIGURATION.read_text(encoding="utf-8").replace("http-request 30s", "http-request 100ms"))
+    with (
+        proxied(refused(), configuration=impatient) as proxy,
+        socket.create_connection((proxy.base_url.host, proxy.base_url.port or 0)) as client,
+    ):
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert json.loads(body)["error"]["code"] == "request_timeout"
 
 
 def test_without_a_server_the_error_has_the_apis_form() -> None:

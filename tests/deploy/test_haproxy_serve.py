@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from deploy import haproxy_serve
 from deploy.haproxy_serve import find_haproxy
 from tests.deploy import fleets
 from tests.deploy.fleets import BATCH, CLIENTS, LONG, MODEL, ROOT, START_SECONDS, STORY, eventually, outcomes
+from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles.server.settings import ServerSettings
 
 try:
@@ -145,7 +148,7 @@ def test_sigterm_lets_what_runs_finish(fleet: Fleet) -> None:
 
 
 @pytest.mark.slow
-def test_it_ends_when_no_server_can_use_its_settings(tmp_path: os.PathLike[str]) -> None:
+def test_it_ends_when_no_server_can_use_its_settings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy.haproxy_serve", "--servers", "2", "--checkpoint", str(tmp_path)]
     command += ["--port", str(fleets.free_port(2))]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=False)
@@ -173,18 +176,37 @@ def test_each_server_has_a_port_and_a_gpu_of_its_own() -> None:
         assert command[1:] == [
             "-m", SERVER, "--max-batch-size", "8", "--host", "127.0.0.1", "--port", str(9000 + number)
         ]  # fmt: skip
-        assert variables == {"CUDA_VISIBLE_DEVICES": device}
+        assert variables == os.environ | {"CUDA_VISIBLE_DEVICES": device}
     assert made.proxy()[1] == {"BIND": "127.0.0.1:9000", "SERVER_1": "127.0.0.1:9001", "SERVER_2": "127.0.0.1:9002"}
 
 
 def test_servers_have_the_gpus_that_are_visible() -> None:
     made = fleet_of(2, "3,GPU-5", device="cuda")
     assert [made.server(number)[1]["CUDA_VISIBLE_DEVICES"] for number in (1, 2)] == ["3", "GPU-5"]
-    assert fleet_of(2, device="cpu").server(1)[1] == {}
+    assert fleet_of(2, device="cpu").server(1)[1] == os.environ
 
 
 def test_haproxy_listens_where_a_server_would() -> None:
     assert fleet_of(1, host="::1").proxy()[1]["BIND"] == "[::1]:8000"
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "::1"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "0.0.0.0", "api_keys": ApiKeys.of(["sk-one"], "here")}, False),
+        ({"host": "0.0.0.0", "api_keys_file": Path("keys")}, False),
+    ],
+)
+def test_it_says_when_anyone_can_use_the_model(
+    settings: dict[str, Any], warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    haproxy_serve._warn_if_open(ServerSettings(**settings))
+    assert ("without API keys" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize(
@@ -196,6 +218,6 @@ def test_haproxy_listens_where_a_server_would() -> None:
         (2, "0", {"device": "cuda"}, "servers is 2, but CUDA_VISIBLE_DEVICES names 1 devices"),
     ],
 )
-def test_what_cannot_be_is_named(servers: int, visible: str | None, settings: dict[str, object], said: str) -> None:
+def test_what_cannot_be_is_named(servers: int, visible: str | None, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fleet_of(servers, visible, **settings)
