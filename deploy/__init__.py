@@ -1,1 +1,1 @@
-"""How the server is deployed: replicas under Ray Serve, and files for containers, Kubernetes and Prometheus."""
+"""How the server is deployed: several behind HAProxy or Ray Serve, files for containers, Kubernetes and Prometheus."""

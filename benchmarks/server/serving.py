@@ -28,9 +28,7 @@ def serving(
     The process is the leader of a new session, which its own processes stay in. Raise `RuntimeError` with what it wrote
     to its log if it ends before it is ready, `TimeoutError` if it is not ready within three minutes.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", module, "--port", str(port), *options]
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -43,6 +41,14 @@ def serving(
             yield address, process.pid
         finally:
             process.terminate()
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: TextIO) -> None:

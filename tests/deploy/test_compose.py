@@ -1,5 +1,6 @@
 """deploy/compose.yaml and what it mounts fit together, and the server's limits."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ from tests.deploy.harness import DASHBOARD, DEPLOY
 from thoughtbubbles.server.settings import ServerSettings
 
 
+class Loader(yaml.SafeLoader):
+    """Knows Compose's tag for a value that takes nothing over from the files before."""
+
+
+Loader.add_constructor("!reset", lambda loader, node: loader.construct_sequence(node))
+
+
 def read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.load((DEPLOY / name).read_text(encoding="utf-8"), Loader)
     return content
 
 
@@ -64,3 +72,31 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
 def test_a_gpu_changes_the_server_alone() -> None:
     assert set(read("compose.gpu.yaml")["services"]) == {"server"}
     assert read("compose.gpu.yaml")["services"]["server"]["image"] != SERVICES["server"]["image"]
+
+
+SEVERAL = read("compose.gpus.yaml")["services"]
+SERVERS = {name: service for name, service in SEVERAL.items() if "deploy" in service}
+
+
+def test_of_several_gpus_each_has_a_server_and_haproxy_alone_has_a_port() -> None:
+    devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in SERVERS.values()]
+    assert [device["device_ids"] for (device,) in devices] == [["0"], ["1"]]
+    assert all(service["ports"] == [] for service in SERVERS.values())
+    assert SEVERAL["haproxy"]["ports"] == SERVICES["server"]["ports"]
+    assert re.search(r":\d+\.\d+\.\d+$", SEVERAL["haproxy"]["image"])
+
+
+def test_haproxy_and_prometheus_know_every_server() -> None:
+    told = SEVERAL["haproxy"]["environment"]
+    addresses = [f"{name}:8000" for name in SERVERS]
+    assert [told[f"SERVER_{number}"] for number in range(1, len(told))] == addresses
+    one, several = read("prometheus.yml"), read("prometheus.gpus.yml")
+    (targets,) = several["scrape_configs"][0]["static_configs"]
+    assert targets["targets"] == addresses
+    one["scrape_configs"][0]["static_configs"] = several["scrape_configs"][0]["static_configs"]
+    assert one == several
+
+
+@pytest.mark.parametrize("name", ["haproxy", "prometheus"])
+def test_what_is_mounted_for_several_gpus_is_there(name: str) -> None:
+    assert all((DEPLOY / mount.split(":")[0]).exists() for mount in SEVERAL[name]["volumes"])

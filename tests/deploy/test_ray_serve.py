@@ -7,32 +7,20 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-import httpx
 import pytest
-from openai import APIError, APIStatusError, AsyncOpenAI, OpenAI
+from openai import APIError
+
+from tests.deploy import fleets
+from tests.deploy.fleets import BATCH, CLIENTS, LONG, MODEL, START_SECONDS, STORY, eventually, outcomes
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: pip install '.[ray]'", allow_module_level=True)
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-BATCH = 4
-CLIENTS = 4 * BATCH
-"""As many as two replicas take: each gets two batches."""
-START_SECONDS = 300
-"""Of Ray and of a replica, on a machine that has much else to do."""
-STORY = "Emma had not yet decided whether the river was to be crossed before the evening, and nobody asked her. "
-LONG = {"max_tokens": 1000, "extra_body": {"ignore_eos": True}}
 ENVIRONMENT = {
     "RAY_ADDRESS": "local",
     "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the home folder
@@ -42,23 +30,8 @@ ENVIRONMENT = {
 }
 
 
-def eventually(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for what happens in other processes, without slowing them down: /metrics calls every replica."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.2)
-
-
-@dataclass
-class Fleet:
-    """One cluster of one machine."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    http: httpx.Client
-    openai: OpenAI
-    model: str = "thoughtbubbles-11m"
+class Fleet(fleets.Fleet):
+    """One cluster of one machine, whose servers are replicas."""
 
     def samples(self, name: str) -> dict[str, float]:
         """A metric of each replica that lives, its labels added up."""
@@ -69,61 +42,27 @@ class Fleet:
             counts[replica] += float(value)
         return dict(counts)
 
-    def processes(self, title: str) -> list[int]:
-        """Ids of this cluster's processes whose title begins so."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "-s", str(self.process.pid)], capture_output=True, text=True, check=False
-        ).stdout
-        rows = (line.split(maxsplit=1) for line in listed.splitlines())
-        return [int(pid) for pid, *told in rows if "".join(told).startswith(title)]
-
-    def idle(self) -> bool:
-        return not any((*self.samples("num_requests_running").values(), *self.samples("num_requests_waiting").values()))
-
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
+def fleet() -> Iterator[fleets.Fleet]:
     """Begins with one replica, and may have two."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "deploy.ray_serve", "--port", str(port), "--max-replicas", "2"]
-    command += ["--upscale-delay-s", "1", "--max-queued-requests", str(CLIENTS)]
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short: Ray's sockets are in it
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | {"RAY_TMPDIR": folder},
-            start_new_session=True,
-        )
-        yield from _started(process, f"http://127.0.0.1:{port}")
-
-
-def _started(process: subprocess.Popen[bytes], url: str) -> Iterator[Fleet]:
+    options = ["--max-replicas", "2", "--upscale-delay-s", "1", "--max-queued-requests", str(CLIENTS)]
     with (
-        httpx.Client(base_url=url, timeout=60) as http,
-        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as openai,
+        tempfile.TemporaryDirectory(prefix="ray-") as folder,  # short: Ray's sockets are in it
+        fleets.running(
+            Fleet,
+            "deploy.ray_serve",
+            *options,
+            port=fleets.free_port(),
+            environment=ENVIRONMENT | {"RAY_TMPDIR": folder},
+        ) as started,
     ):
-        made = Fleet(process, url, http, openai)
-        try:
-            eventually(lambda: process.poll() is not None or ready(http), START_SECONDS)
-            yield made
-        finally:
-            for pid in made.processes(""):
-                with suppress(ProcessLookupError):  # it may just have ended by itself
-                    os.kill(pid, signal.SIGKILL)
-            process.wait(10)
-
-
-def ready(http: httpx.Client) -> bool:
-    try:
-        return http.get("/ready").status_code == 200
-    except httpx.HTTPError:
-        return False
+        yield started
 
 
 def test_an_answer_is_the_same_whole_and_streamed(fleet: Fleet) -> None:
     client = fleet.openai
-    asked = {"model": fleet.model, "prompt": STORY, "max_tokens": 16, "seed": 1}
+    asked = {"model": MODEL, "prompt": STORY, "max_tokens": 16, "seed": 1}
     streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True))
     assert client.completions.create(**asked).choices[0].text == streamed
 
@@ -144,7 +83,7 @@ def test_a_body_that_is_too_long_is_refused_before_a_replica_has_it(fleet: Fleet
 def test_sequences_that_wait_in_an_engine_bring_a_second_replica(fleet: Fleet) -> None:
     """One client request, of which Serve's own policy sees one: the others wait in the engine."""
     assert len(fleet.samples("engine_up")) == 1
-    stream = fleet.openai.completions.create(model=fleet.model, prompt=STORY, n=4 * BATCH, stream=True, **LONG)
+    stream = fleet.openai.completions.create(model=MODEL, prompt=STORY, n=4 * BATCH, stream=True, **LONG)
     try:
         eventually(lambda: len(fleet.samples("engine_up")) == 2, START_SECONDS)
     finally:
@@ -157,7 +96,7 @@ def test_prompts_that_begin_alike_go_to_the_same_replica(fleet: Fleet) -> None:
     for beginning in "One. ", "Two. ", "Three. ":
         before = fleet.samples("request_accepted_total")
         for end in range(3):
-            client.completions.create(model=fleet.model, prompt=f"{beginning * 9}{STORY * 4}{end}", max_tokens=1)
+            client.completions.create(model=MODEL, prompt=f"{beginning * 9}{STORY * 4}{end}", max_tokens=1)
         after = fleet.samples("request_accepted_total")
         assert sorted(after[replica] - before[replica] for replica in after) == [0, 3]
     assert sum(fleet.samples("prefix_cache_hits_total").values()) > 6 * len(STORY.split())
@@ -177,35 +116,12 @@ def test_a_client_that_leaves_frees_its_request(fleet: Fleet, stream: bool) -> N
 
 def test_whichever_replica_has_it_a_completion_can_be_cancelled(fleet: Fleet) -> None:
     for _ in range(4):
-        stream = fleet.openai.completions.create(model=fleet.model, prompt=STORY, stream=True, **LONG)
+        stream = fleet.openai.completions.create(model=MODEL, prompt=STORY, stream=True, **LONG)
         name = next(iter(stream)).id
         assert fleet.http.post(f"/v1/completions/{name}/cancel").json() == {"id": name, "cancelled": True}
         with pytest.raises(APIError, match="cancelled"):
             list(stream)
     assert fleet.http.post("/v1/completions/nobody/cancel").status_code == 404
-
-
-async def outcome(fleet: Fleet, number: int, *, stream: bool) -> str:
-    """What OpenAI's client makes of one request; an exception that it does not map is ours, and fails the test."""
-    asked = {"model": fleet.model, "prompt": f"{number} {STORY}", "max_tokens": 300, "extra_body": {"ignore_eos": True}}
-    try:
-        async with AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
-            answer = await client.completions.create(**asked, stream=stream)
-            chunks = [chunk async for chunk in answer] if stream else [answer]
-    except APIStatusError as error:
-        return f"status {error.status_code}, again after {error.response.headers['retry-after']} s"
-    except APIError as error:
-        return f"event {error.code}"
-    return f"done {chunks[-1].choices[0].finish_reason}"
-
-
-async def outcomes(fleet: Fleet, clients: int, act: Callable[[], None]) -> Counter[str]:
-    """What becomes of many requests, half of them streams, when both replicas are full and then something happens."""
-    asked = [asyncio.create_task(outcome(fleet, number, stream=number % 2 == 0)) for number in range(clients)]
-    full = [BATCH] * 2
-    await asyncio.to_thread(eventually, lambda: [*fleet.samples("num_requests_running").values()] == full)
-    act()
-    return Counter(await asyncio.gather(*asked))
 
 
 def test_what_no_place_is_kept_for_is_refused(fleet: Fleet) -> None:
@@ -216,7 +132,7 @@ def test_what_no_place_is_kept_for_is_refused(fleet: Fleet) -> None:
 
 
 def test_every_request_has_an_outcome_when_a_replica_is_killed(fleet: Fleet) -> None:
-    victims = fleet.processes("ray::ServeReplica:thoughtbubbles:Replica")
+    victims = fleet.processes("^ray::ServeReplica:thoughtbubbles:Replica")
     assert len(victims) == 2
     told = asyncio.run(outcomes(fleet, CLIENTS, lambda: os.kill(victims[0], signal.SIGKILL)))
     assert told.total() == CLIENTS
@@ -225,10 +141,10 @@ def test_every_request_has_an_outcome_when_a_replica_is_killed(fleet: Fleet) -> 
 
 
 def test_the_router_does_without_its_memory_of_prompts(fleet: Fleet) -> None:
-    (memory,) = fleet.processes("ray::PrefixTreeActor")
+    (memory,) = fleet.processes("^ray::PrefixTreeActor")
     os.kill(memory, signal.SIGKILL)
     for number in range(4):
-        assert fleet.openai.completions.create(model=fleet.model, prompt=f"{number}", max_tokens=2).usage
+        assert fleet.openai.completions.create(model=MODEL, prompt=f"{number}", max_tokens=2).usage
 
 
 def test_sigterm_lets_what_runs_finish(fleet: Fleet) -> None:
