@@ -36,7 +36,7 @@ def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer,
             raise ValueError("weights 'int8' need the native executor, which computes on a CPU, not on a GPU")
         from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415 - needs Triton
 
-        paged = make_cuda_executor(model, cache, sampler)
+        paged = make_cuda_executor(model, cache, sampler, guesses=config.speculate)
     else:
         paged = _make_cpu_executor(model, cache, sampler, config.executor, config.weights)
     limit = cache.total_bytes

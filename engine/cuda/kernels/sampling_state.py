@@ -89,21 +89,39 @@ class SamplingState:
         return cls(longs, words, seed, drawn, kind, top_k, min_tokens, logprobs, token, temperature, top_p, log_min_p,
                    repetition, presence, frequency, marks, bias)  # fmt: skip
 
-    def write(self, rows: Indices, requests: Sequence[Request], end_of_text: int) -> None:
-        """Set the lanes `rows` to draw the next tokens of these requests."""
-        for row, request in zip(rows.tolist(), requests, strict=True):
+    def write(
+        self, rows: Indices, requests: Sequence[Request], end_of_text: int, guessed: Sequence[int] | None = None
+    ) -> None:
+        """Set the lanes `rows` to draw the next tokens of these requests, after the first `guessed` of their guesses.
+
+        A lane that is to draw after some guesses follows the lane that is to draw after one fewer.
+        """
+        guessed = guessed or [0] * len(requests)
+        for row, request, guesses in zip(rows.tolist(), requests, guessed, strict=True):
             kind = kind_of(request.params)
+            if guesses:
+                self._follow(row, kind, request.draft[guesses - 1])
+                continue
             if kind & MARKED:
                 _put(self.marks[row], marks_of(request, end_of_text, self.marks.shape[1]))
             if kind & BIASED:
                 _put(self.bias[row], bias_of(request, self.bias.shape[1]))
-        longs = np.array([[request.seed, len(request.output)] for request in requests], np.int64)
+        drawn = [len(request.output) + guesses for request, guesses in zip(requests, guessed, strict=True)]
+        longs = np.array([[request.seed, n] for request, n in zip(requests, drawn, strict=True)], np.int64)
         ints = np.array([_ints(request, self.marks.shape[1]) for request in requests], np.int32)
         floats = np.array([_floats(request.params) for request in requests], np.float32)
         columns = np.hstack((rows[:, None], longs, ints, floats.view(np.int32)))
         lanes, longs_there, words_there = to_device(columns.T, self.marks.device).split((1, 2, 11))
         self.longs.index_copy_(1, lanes[0], longs_there)
         self.words.index_copy_(1, lanes[0], words_there.int())
+
+    def _follow(self, row: int, kind: int, token: int) -> None:
+        """Copy marks and bias from the lane before, as if it had drawn a token."""
+        if kind & MARKED:
+            self.marks[row].copy_(self.marks[row - 1])
+            self.marks[row, token] += ONE_DRAWN
+        if kind & BIASED:
+            self.bias[row].copy_(self.bias[row - 1])
 
 
 def kind_of(params: SamplingParams) -> int:
