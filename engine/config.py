@@ -47,8 +47,8 @@ class EngineConfig:
     """What computes on a CPU: the native library, torch's operators (`portable`), or native where it is available."""
     speculate: int = 0
     """The most tokens that a step guesses of each request, from what followed its last tokens earlier in prompt and
-    output, and computes with the next one. Tokens stay the same. On a CPU, for requests with pages and without a
-    grammar; 0: off."""
+    output, and computes with the next one. Tokens stay the same. For requests with pages and without a grammar; on a
+    CUDA device at least 4; 0: off."""
     weights: WeightKind = "exact"
     """Weights of the layers: the model's, or rounded to int8 with a scale for each output, which the native executor
     alone computes with."""

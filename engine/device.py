@@ -39,7 +39,7 @@ def make_executor(model: Thoughtbubbles, cache: ForkCache, tokenizer: Tokenizer,
         from thoughtbubbles.engine.cuda.executor import make_cuda_executor  # noqa: PLC0415
         from thoughtbubbles.engine.cuda.layers import has_kernels  # noqa: PLC0415
 
-        paged = make_cuda_executor(model, cache, sampler)
+        paged = make_cuda_executor(model, cache, sampler, guesses=config.speculate)
         if has_kernels(model.config):
             layers = BufferedLayers(model, cache.page_size)
     else:

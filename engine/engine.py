@@ -38,7 +38,6 @@ class Engine:
         """Raise `ValueError` naming the setting if the model cannot be served within `config`."""
         self.config = config or EngineConfig()
         _require_servable(model.config)
-        _require_speculable(model, self.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_model_len = self.config.max_model_len or model.config.block_size
@@ -58,7 +57,7 @@ class Engine:
         self.max_prefill_tokens = self.executor.max_prefill_tokens
         self.scheduler = Scheduler(
             self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes,
-            max_lone_prefill_tokens=self.executor.max_lone_prefill_tokens,
+            max_lone_prefill_tokens=self.executor.max_lone_prefill_tokens, guessing=self.executor.guessing,
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
@@ -91,7 +90,7 @@ class Engine:
             request_id, ids, params, selection, seed, detokenizer, client, group or Group(), grammar=grammar
         )
         if self.config.speculate and request.paged and grammar is None:  # a guess would need a mask of its own
-            request.lookup = Lookup(self.config.speculate)
+            request.lookup = Lookup(self.config.speculate, self.scheduler.guessing)
         if not self.cache.ever_fits(selection, request.max_tokens):
             raise InvalidRequest(
                 "the forks of this request need more than the whole fork-state cache: ask for fewer tokens or a lower "
@@ -344,14 +343,4 @@ def _require_servable(config: ModelConfig) -> None:
         raise ValueError(
             f"select_by is {config.select_by!r}: only models with select_by 'score' can be served; evaluate this one"
             " with `thoughtbubbles evaluate`"
-        )
-
-
-def _require_speculable(model: Thoughtbubbles, config: EngineConfig) -> None:
-    """Raise `ValueError` if tokens are to be guessed where a step is launched before the last one's are known."""
-    device = model.transformer.wte.weight.device
-    if config.speculate and device.type != "cpu":
-        raise ValueError(
-            f"speculate must be 0 on {device}, not {config.speculate}: there a step is launched before the tokens of"
-            " the last one are known, which guesses need; only a CPU speculates"
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from thoughtbubbles.engine.batch import Output, Plan
+from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.request import Request
 
@@ -33,6 +34,10 @@ class Executor(Protocol[Flight]):
     @property
     def max_lone_prefill_tokens(self) -> int:
         """The same where none decodes."""
+
+    @property
+    def guessing(self) -> Guessing:
+        """Which guesses pay, with `speculate`."""
 
     @property
     def tally(self) -> ForkTally:

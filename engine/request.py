@@ -152,8 +152,17 @@ class Request:
 
     @property
     def most_guesses(self) -> int:
-        """Number of tokens that may follow the next one."""
-        return self.params.max_tokens - len(self.output) - 1
+        """Number of tokens that may follow the next one that is scheduled."""
+        return self.params.max_tokens - self.num_scheduled - 1
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether its newest token has been scheduled and is not known yet."""
+        return self.num_scheduled > len(self.output)
+
+    def with_guesses(self, number: int) -> list[int]:
+        """Its output and the first so many guesses of its draft."""
+        return [*self.output, *self.draft[:number]] if number else self.output
 
     @property
     def draws(self) -> bool:

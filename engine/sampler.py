@@ -75,7 +75,7 @@ class Sampler:
         if rows:
             drawing = [requests[i] for i in rows]
             own = (logits if len(rows) == len(requests) else logits[rows]).float()
-            drawn = self._sample(drawing, own, [_output(requests[i], guessed[i] if guessed else 0) for i in rows])
+            drawn = self._sample(drawing, own, [requests[i].with_guesses(guessed[i] if guessed else 0) for i in rows])
             for i, token, scored in zip(rows, drawn, self._score(drawing, own, drawn), strict=True):
                 tokens[i], logprobs[i] = token, scored
         return Drawn(finite, tokens, logprobs)
@@ -119,8 +119,3 @@ def may_draw(request: Request) -> bool:
     if not (request.is_computed and request.draws):
         return False
     return request.grammar is None or request.grammar.failure is None
-
-
-def _output(request: Request, guessed: int) -> list[int]:
-    """Return a request's output and as many guesses of its draft."""
-    return [*request.output, *request.draft[:guessed]] if guessed else request.output

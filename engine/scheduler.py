@@ -9,6 +9,7 @@ from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix
 from thoughtbubbles.engine.cache.prefix_index import BLOCK
 from thoughtbubbles.engine.config import EngineConfig
 from thoughtbubbles.engine.errors import ClientQueueFull, QueueFull
+from thoughtbubbles.engine.lookup import GUESSING, Guessing
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.request_queue import RequestQueue
 
@@ -25,6 +26,8 @@ class Scheduler:
     """Whether one step may prefill some requests and decode others."""
     max_lone_prefill_tokens: int = 0
     """Most prompt tokens of a step while no request decodes, if that is more."""
+    guessing: Guessing = GUESSING
+    """Which guesses pay."""
     waiting: RequestQueue = field(init=False)
     prefilling: list[Request] = field(default_factory=list)
     """Admitted requests whose tokens are not all computed yet."""
@@ -128,31 +131,39 @@ class Scheduler:
 
     def _plan_decode(self, requests: list[Request]) -> Plan:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
-        if self.config.speculate:
-            self._draft(requests)
+        held = self._draft(requests) if self.config.speculate and requests else set()
         num_tokens: list[int] = []
         for request in requests:
             if not request.paged:  # planned again until it is computed, which may take several steps
                 request.num_scheduled = len(request.output)
-            tokens = int(request.num_scheduled < request.max_scheduled) + len(request.draft)
+            due = request.num_scheduled < request.max_scheduled and request not in held
+            tokens = int(due) + len(request.draft)
             request.num_scheduled += tokens
             num_tokens.append(tokens)
         return Plan(list(requests), num_tokens)
 
-    def _draft(self, requests: Sequence[Request]) -> None:
-        """Guess tokens of running requests, if pages for them are left; nothing is preempted for a guess."""
-        left = self.max_prefill_tokens
+    def _draft(self, requests: Sequence[Request]) -> set[Request]:
+        """Guess tokens of running requests, if pages for them are left; nothing is preempted for a guess.
+
+        Returns those with a guess whose newest token is in flight. They have to be left out of this step: once that
+        token is known, it will be known too whether the guess is right so far.
+        """
+        limit, left = self.guessing.limit(len(requests)), self.max_prefill_tokens
+        if limit < self.guessing.least:
+            return set()
         for request in requests:
             if request.lookup and request.draws:
-                request.draft = request.lookup.guess(request.prompt, request.output, min(request.most_guesses, left))
+                most = min(request.most_guesses, left, limit)
+                request.draft = request.lookup.guess(request.prompt, request.output, most)
                 left -= len(request.draft)
         if left == self.max_prefill_tokens:
-            return
-        if self.cache.fits(needs := self._needs()):
+            return set()
+        if fits := self.cache.fits(needs := self._needs()):
             self.cache.evict(needs)
-        else:
-            for request in requests:
-                request.draft = []
+        held = {request for request in requests if request.draft and request.in_flight}
+        for request in held if fits else requests:
+            request.draft = []
+        return held if fits else set()
 
     def _plan_prefill(self, beside: Plan) -> Plan:
         """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them.

@@ -66,7 +66,7 @@ class ServerSettings:
     executor: str = "auto"
     """what computes on a CPU: native, portable (torch's operators), or auto: native if it can be built"""
     speculate: int = 0
-    """most tokens to guess for a request in a step, from what followed its last tokens earlier in its text, on a CPU;
+    """most tokens to guess for a request in a step, from what followed its last tokens earlier in its text;
     answers stay the same; 0: off"""
     weights: str = "exact"
     """weights of the layers: exact, or rounded to int8, for which the native executor must serve"""

@@ -15,7 +15,6 @@ import triton
 from benchmarks.engine import fold_before
 from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
-from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cuda import layers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.executor import make_device_sampler

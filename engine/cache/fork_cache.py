@@ -230,14 +230,17 @@ class ForkCache:
         if not guesses:
             self._index_blocks(state)
 
-    def extend_all(self, states: Sequence[ForkState], layout: Layout, ids: Numbers, counts: Numbers) -> None:
+    def extend_all(
+        self, states: Sequence[ForkState], layout: Layout, ids: Numbers, counts: Numbers, guesses: Sequence[int]
+    ) -> None:
         """Append the U tokens of `layout`, several to each open state, with `ids` (U,) and streams `counts` (G,U).
 
-        The pages were reserved. From now on they can be found as prefixes.
+        The pages were reserved. From now on they can be found as prefixes; `guesses` of each state are as in `extend`.
         """
         self.ledger.extend(_rows(states), layout, ids, counts)
-        for state in states:
-            self._index_blocks(state)
+        for state, guessed in zip(states, guesses, strict=True):
+            if not guessed:
+                self._index_blocks(state)
 
     def keep(self, state: ForkState, tokens: int) -> None:
         """Remove all but the first `tokens` tokens of an open state, at least one, and free the pages of the others.

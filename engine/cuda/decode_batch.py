@@ -6,7 +6,7 @@ many pages the step may need, and that follows from the budget, not from the tok
 Letters: B batch slots, L lanes, G segments, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +134,12 @@ class DeviceBatch:
             logprobs = scored(flight.logprobs, [request.params.logprobs for request in flight.requests],
                               self._sampler.vocabulary)  # fmt: skip
         return report[0], report[1:].T, logprobs
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Upload what the device has of these lanes again before it decodes them: other steps compute them now."""
+        self._generations[rows] = 0
+        if not set(rows).isdisjoint(self._lanes.tolist()):
+            self._batch = []
 
     def _set_batch(self, requests: list[Request], step: DecodeStep) -> None:
         """Assign the batch slots of a step to these requests."""

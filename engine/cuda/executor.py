@@ -6,8 +6,8 @@ device computes what runs ahead.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress
+from dataclasses import dataclass, replace
+from itertools import compress, islice
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from thoughtbubbles.engine.batch import Output, Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cuda.decode import decodes_alone
 from thoughtbubbles.engine.cuda.decode_batch import DeviceBatch, Flight
-from thoughtbubbles.engine.cuda.forward import BATCH_SIZE, DeviceForward, Prefill
+from thoughtbubbles.engine.cuda.forward import BATCH_SIZE, DEVICE_GUESSING, DeviceForward, Prefill
 from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
+from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
-from thoughtbubbles.engine.portable.forward import CachedForward, ForkTally
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
@@ -70,6 +71,11 @@ class CudaExecutor:
         return self.forward.max_lone_prefill_tokens
 
     @property
+    def guessing(self) -> Guessing:
+        """As `Executor.guessing`."""
+        return self.forward.guessing
+
+    @property
     def tally(self) -> ForkTally:
         """As `Executor.tally`."""
         return self.forward.tally
@@ -87,25 +93,41 @@ class CudaExecutor:
         """As `Executor.launch`. Prefill goes first: it is waited for, and what runs ahead keeps the device busy.
 
         A request with a grammar never runs ahead: which tokens may come next follows from the one before. Its newest
-        token is computed as one more of its prompt would be.
+        token is computed as one more of its prompt would be, and so are the newest token and the guesses of one with a
+        draft.
         """
         self.forward.forget()
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
         waited, decodes = list(plan.prefills), list[Request]()
         for request, tokens in plan.decodes:
-            if tokens and request.grammar is None:
-                decodes.append(request)
-            elif tokens:
+            if tokens and _is_waited(request):
                 waited.append((request, tokens))
+            elif tokens:
+                decodes.append(request)
         for requests, sizes in _parts(waited) if waited else ():
             batch = Batch.of(requests, sizes)
-            self.sampler.assign(np.array([chunk.state.row for chunk in batch.chunks]), requests)
-            flights.append(PrefillFlight(batch, self.forward.launch(batch.chunks)))
+            flights.append(PrefillFlight(batch, self.forward.launch(self._assign(batch, requests))))
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
 
     def release(self, requests: Sequence[Request]) -> None:
         """As `Executor.release`: what lands of them is dropped, since they have lost their lanes."""
+
+    def _assign(self, batch: Batch, requests: list[Request]) -> list[Chunk]:
+        """Have the sampler draw for these requests, and return the batch's chunks with the lanes of drafts.
+
+        A request with a draft moves on without its own lane, whose part of a decode step is uploaded again afterwards.
+        """
+        chunks, drafted = batch.chunks, [i for i, request in enumerate(batch.requests) if request.draft]
+        own = [i for i, request in enumerate(requests) if not request.draft]
+        self.sampler.assign(np.array([chunks[i].state.row for i in own], np.int64), [requests[i] for i in own])
+        if not drafted:
+            return chunks
+        self.decode.forget([chunk.state.row for chunk in chunks if chunk.guesses])
+        lanes = iter(
+            self.sampler.assign_drafts([batch.requests[i] for i in drafted], [batch.guessed[i] for i in drafted])
+        )
+        return [replace(each, lanes=[*islice(lanes, each.num_draws)]) if each.guesses else each for each in chunks]
 
     def land(self, flight: PrefillFlight | Flight) -> Output:
         """As `Executor.land`."""
@@ -151,6 +173,11 @@ class CudaExecutor:
         )
 
 
+def _is_waited(request: Request) -> bool:
+    """Return whether a running request is computed as a part of its prompt would be."""
+    return request.grammar is not None or bool(request.draft)
+
+
 def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request], list[int]]]:
     """Yield the requests that are waited for and their tokens in two parts, if there are enough, else in one.
 
@@ -167,12 +194,16 @@ def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request
             yield [request for request, _ in part], [n for _, n in part]
 
 
-def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> CudaExecutor | PortableExecutor:
+def make_cuda_executor(
+    model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, *, guesses: int = 0
+) -> CudaExecutor | PortableExecutor:
     """Return an executor that computes a model of this kind with as many kernels as serve it.
 
-    `sampler` draws on the host for models that cannot be decoded with kernels, and for requests with a grammar.
+    `sampler` draws on the host for models that cannot be decoded with kernels, and for requests with a grammar. A
+    request has at most so many `guesses` in a step.
 
-    Raises `ValueError` if the cache has 8 bits and no kernels decode the model.
+    Raises `ValueError` if the cache has 8 bits and no kernels decode the model, or if fewer guesses than pay are
+    allowed.
     """
     tally = ForkTally()
     if cache.eight_bits and not decodes_alone(model.config):
@@ -183,17 +214,26 @@ def make_cuda_executor(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler
     if not has_kernels(model.config):
         return PortableExecutor(CachedForward(model, cache, tally), sampler)
     if not decodes_alone(model.config):
-        return PortableExecutor(DeviceForward(model, cache, tally, sampler=None), sampler)
-    device_sampler = make_device_sampler(model, cache, sampler)
-    forward = DeviceForward(model, cache, tally, sampler=device_sampler)
+        return PortableExecutor(DeviceForward(model, cache, tally, sampler=None, guesses=guesses), sampler)
+    if 0 < guesses < DEVICE_GUESSING.least:
+        raise ValueError(
+            f"speculate must be 0 or at least {DEVICE_GUESSING.least} on a GPU, not {guesses}: fewer do not pay"
+        )
+    device_sampler = make_device_sampler(model, cache, sampler, drafted=BATCH_SIZE if guesses else 0)
+    forward = DeviceForward(model, cache, tally, sampler=device_sampler, guesses=guesses)
     decode = DeviceBatch(model, cache, tally, device_sampler)
     return CudaExecutor(forward, decode, cache, device_sampler, host=sampler)
 
 
-def make_device_sampler(model: Thoughtbubbles, cache: ForkCache, sampler: Sampler) -> DeviceSampler:
-    """Return a sampler for every lane of the cache's ledger and the batch slots of any step."""
+def make_device_sampler(
+    model: Thoughtbubbles, cache: ForkCache, sampler: Sampler, *, drafted: int = 0
+) -> DeviceSampler:
+    """Return a sampler for every lane of the cache's ledger and the batch slots of any step.
+
+    At most `drafted` tokens of a step belong to requests with drafts.
+    """
     weight, lanes = model.transformer.wte.weight, cache.ledger.generation
     return DeviceSampler(
         lanes, batch_size=max(BATCH_SIZE, 1 << (len(lanes) - 1).bit_length()), vocabulary=sampler.vocabulary,
-        model_vocabulary=len(weight), end_of_text=sampler.end_of_text, device=weight.device,
+        model_vocabulary=len(weight), end_of_text=sampler.end_of_text, device=weight.device, drafted=drafted,
     )  # fmt: skip

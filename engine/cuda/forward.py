@@ -3,7 +3,7 @@
 Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from thoughtbubbles.engine.cuda.prefill import PrefillStep
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.cuda.scoring import PromptScorer, Report
 from thoughtbubbles.engine.cuda.step import Workspace
+from thoughtbubbles.engine.lookup import GUESSING, Guessing
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally, lay_out
 from thoughtbubbles.engine.prompt_report import Scores
 from thoughtbubbles.engine.scoring import last_logits
@@ -31,7 +32,10 @@ TWICE = (2048, 4096)
 MOST_BESIDE = 2048
 """Most tokens of a step beside which others decode."""
 BATCH_SIZE = 64
-"""Most requests of one step."""
+"""Most requests of one step, and most tokens of those with drafts."""
+DEVICE_GUESSING = Guessing(match=8, gradual=False, least=4)
+"""A step with a draft is waited for and takes as long as a few decode steps, whatever it guesses: so guesses are made
+where some will very likely be right, and then as many as there may be."""
 
 
 class DeviceForward(CachedForward):
@@ -45,14 +49,16 @@ class DeviceForward(CachedForward):
         *,
         sampler: DeviceSampler | None,
         sizes: Sequence[int] = SIZES,
+        guesses: int = 0,
     ) -> None:
         """Make a step for each of these token counts, ascending, up to as many as all requests together can have.
 
-        `sampler` draws the next token of each request; None if the model averages logits of streams.
+        `sampler` draws the next token of each request; None if the model averages logits of streams. A request has at
+        most so many `guesses` in a step.
         """
         super().__init__(model, cache, tally)
         self._device, self._sampler = model.transformer.wte.weight.device, sampler
-        self._batch_size = min(BATCH_SIZE, len(cache.ledger.ids))
+        self._batch_size = min(BATCH_SIZE, len(cache.ledger.ids) * (1 + guesses))
         sizes = [n for n in sizes if n == sizes[0] or n < 2 * cache.ledger.ids.size]
         work = Workspace.packed(model, batch_size=self._batch_size, sizes=sizes)
         self._steps = [PrefillStep(model, cache, work, sampler, tokens=n, batch_size=self._batch_size)
@@ -60,6 +66,11 @@ class DeviceForward(CachedForward):
         self._flying: dict[PrefillStep, _Launched] = {}
         """What is to be landed."""
         self.max_prefill_tokens, self.max_lone_prefill_tokens = min(MOST_BESIDE, sizes[-1]), sizes[-1]
+        # A draft is never cut: so many tokens fit into a step whatever streams they get.
+        fitting = (self._steps[-1].rows >> np.arange(len(cache.segments))).min()
+        self.guessing = replace(
+            DEVICE_GUESSING if sampler else GUESSING, most_tokens=min(self._batch_size, int(fitting))
+        )
         self.scorer = None
         if sampler:
             self.scorer = PromptScorer(model, vocabulary=sampler.vocabulary, tokens=sizes[-1])
@@ -102,20 +113,22 @@ class DeviceForward(CachedForward):
 
     def _take(self, chunks: list[Chunk]) -> tuple["_Share", list[Chunk]]:
         """Return as many chunks as one step computes, in order, and the others. A chunk that does not fit is cut."""
-        offered, room = chunks[: self._batch_size], self._steps[-1].rows
+        slots = np.cumsum([chunk.num_draws for chunk in chunks])
+        offered, room = chunks[: int((slots <= self._batch_size).sum())], self._steps[-1].rows
         tokens = [len(chunk.ids) for chunk in offered]
         streams = self.cache.most_gained([chunk.state for chunk in offered], tokens).cumsum(0)
         fitting = int((streams <= room).all(1).sum())
         share, rest = chunks[:fitting], chunks[fitting:]
         most = streams[fitting - 1] if fitting else np.zeros_like(room)
-        if fitting < len(offered):
+        ends = [True] * sum(chunk.num_draws for chunk in share)
+        if fitting < len(offered) and not rest[0].guesses:
             cut = rest[0]
             gained = self.cache.most_gained([cut.state] * len(cut.ids), np.arange(1, len(cut.ids) + 1))
             if n := int((most + gained <= room).all(1).sum()):
                 share.append(replace(cut, ids=cut.ids[:n], draws=False, following=cut.ids[n]))
                 rest[0] = replace(cut, ids=cut.ids[n:])
-                return _Share(share, most + gained[n - 1], [True] * fitting + [False]), rest
-        return _Share(share, most, [True] * fitting), rest
+                return _Share(share, most + gained[n - 1], [*ends, False]), rest
+        return _Share(share, most, ends), rest
 
     def _launch(self, share: "_Share") -> "_Launched":
         """Launch chunks that fit into one step."""
@@ -125,10 +138,10 @@ class DeviceForward(CachedForward):
         step = self._idle_step(share.streams)
         self._write(step, chunks, layout, ids)
         reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
-        step.run(scored=len(chunks) if reports else 0)
+        step.run(scored=sum(chunk.num_draws for chunk in chunks) if reports else 0)
         report = None
         if self.scorer and any(chunk.num_scored for chunk in chunks):
-            report = step.report(self.scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in chunks])
+            report = step.report(self.scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in _by_draw(chunks)])
         self._flying[step] = _Launched(self, step, chunks, layout, ids, report)
         return self._flying[step]
 
@@ -149,17 +162,17 @@ class DeviceForward(CachedForward):
         streams = counts[-1].astype(np.int64)
         x, score = step.streams(int(streams.sum()))
         if not self._sampler:
-            last = (layout.ends - 1).tolist()
+            last = _Slots.of(chunks, layout).last.tolist()
             logits = last_logits(self.model, lay_out(x, score, streams), last, self.packed.head)
             return Extended(x, score, streams, logits)
-        logprobs = scored(step.logprobs, [chunk.logprobs if chunk.draws else None for chunk in chunks],
-                          self._sampler.vocabulary)  # fmt: skip
-        return Extended(x, score, streams, step.logits[: len(chunks)], drawn[: len(chunks)].tolist(), logprobs)
+        tops = [chunk.logprobs if chunk.draws else None for chunk in _by_draw(chunks)]
+        logprobs = scored(step.logprobs, tops, self._sampler.vocabulary)
+        return Extended(x, score, streams, step.logits[: len(tops)], drawn[: len(tops)].tolist(), logprobs)
 
     def _write(self, step: PrefillStep, chunks: list[Chunk], layout: Layout, ids: Numbers) -> None:
         """Reserve pages for all streams that the chunks may have, and write the inputs of the step."""
         ledger, counts, ends = self.cache.ledger, layout.counts, layout.ends
-        rows = np.array([chunk.state.row for chunk in chunks])
+        rows, slots = np.array([chunk.state.row for chunk in chunks]), _Slots.of(chunks, layout)
         tokens = ledger.tokens[rows]
         self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
         position = tokens[layout.group] + layout.place
@@ -167,29 +180,31 @@ class DeviceForward(CachedForward):
         step.write(
             lane=self._lanes(chunks),
             ids=ids,
-            request=layout.group,
+            request=slots.first[layout.group],
             position=position,
             fork_budget=streams - (position + 1),
-            first=ends - counts,
-            last=ends - 1,
-            count=counts,
-            length=tokens + counts,
-            streams=ledger.streams[rows].T,
-            table=ledger.table[rows],
+            first=slots.spread(ends - counts),
+            last=slots.last,
+            count=slots.spread(counts),
+            length=slots.spread(tokens + counts),
+            streams=slots.spread(ledger.streams[rows]).T,
+            table=slots.spread(ledger.table[rows]),
             live=[len(position)],
             **_scored_columns(chunks, layout, ids),
         )
 
     def _lanes(self, chunks: list[Chunk]) -> list[int]:
-        """Return the lane that draws for each chunk: its request's, or the spare one if no token is to be drawn."""
+        """Return the lane that draws in each slot: the request's, or the spare one if no token is to be drawn."""
         spare = self._sampler.spare_lane if self._sampler else -1
-        return [chunk.state.row if chunk.draws else spare for chunk in chunks]
+        return [lane for chunk in chunks for lane in chunk.lanes or [chunk.state.row if chunk.draws else spare]]
 
     def _record(
         self, chunks: list[Chunk], layout: Layout, ids: Numbers, counts: Numbers, tally: list[list[int]]
     ) -> None:
         """Append the tokens to the cache, and add to the tally."""
-        self.cache.extend_all([chunk.state for chunk in chunks], layout, ids, counts)
+        self.cache.extend_all(
+            [chunk.state for chunk in chunks], layout, ids, counts, [chunk.guesses for chunk in chunks]
+        )
         for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
             self.tally.forks[layer] += forks
             self.tally.deletions[layer] += deletions
@@ -203,7 +218,33 @@ class _Share:
     streams: Indices
     """(G,) the most streams that they may have together."""
     ends: list[bool]
-    """Whether each ends a chunk that was to be launched; the last may be the beginning of one."""
+    """For each of their draws, whether it is one of a chunk that was to be launched; the last may be the beginning of
+    such a chunk, after which nothing is drawn."""
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The batch slots of a step: one of each chunk, and behind it one of each of its guesses, where only the draw is.
+
+    Letters: R chunks, B slots of all of them.
+    """
+
+    first: Indices
+    """(R,) the slot of each chunk."""
+    last: Indices
+    """(B,) the token after which each slot draws."""
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], layout: Layout) -> "_Slots":
+        draws = np.array([chunk.num_draws for chunk in chunks])
+        last = np.flatnonzero(layout.place >= (layout.counts - draws)[layout.group])
+        return cls(draws.cumsum() - draws, last)
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return what is true of the chunks (R,…) for all slots (B,…): zeros for those of guesses."""
+        spread = np.zeros((len(self.last), *values.shape[1:]), values.dtype)
+        spread[self.first] = values
+        return spread
 
 
 @dataclass
@@ -228,10 +269,10 @@ class _Launched:
         self.settled = _copied(self.land())
 
     def scores(self) -> list[Scores | None]:
-        """Wait, and return the scores of each chunk; those of one without a token to score are empty."""
+        """Wait, and return the scores of each slot; those of a prompt without a token to score are empty."""
         if self.report:
             return self.report.read()
-        return [None if chunk.prompt_logprobs is None else Scores() for chunk in self.chunks]
+        return [None if chunk.prompt_logprobs is None else Scores() for chunk in _by_draw(self.chunks)]
 
 
 @dataclass(frozen=True)
@@ -243,7 +284,7 @@ class Prefill:
     launched: list[_Launched]
     """All steps."""
     ends: list[int]
-    """Indices of the steps' chunks that end a launched chunk."""
+    """Indices of the steps' draws that are of a launched chunk, and not of the beginning of one."""
 
     def land(self) -> Extended:
         """Wait for the last step, and return the result, which the next step overwrites."""
@@ -252,10 +293,15 @@ class Prefill:
         return replace(extended, scores=self._scores()) if self.launched[-1].forward.scorer else extended
 
     def _scores(self) -> list[Scores | None]:
-        """Return the scores of each launched chunk."""
+        """Return the scores of each launched chunk, and after it None for each of its guesses."""
         parts = [part for each in self.launched for part in each.scores()]
         starts = [0, *(end + 1 for end in self.ends[:-1])]
         return [_joined_scores(parts[start : end + 1]) for start, end in zip(starts, self.ends, strict=True)]
+
+
+def _by_draw(chunks: Sequence[Chunk]) -> Iterator[Chunk]:
+    """The chunks, each as often as tokens are drawn: those with guesses have no prompt that is scored."""
+    return (chunk for chunk in chunks for _ in range(chunk.num_draws))
 
 
 def _copied(part: Extended) -> Extended:
@@ -264,7 +310,7 @@ def _copied(part: Extended) -> Extended:
 
 
 def _joined(parts: Sequence[Extended], ends: list[int]) -> Extended:
-    """Return the joined results of several steps; `ends` are the indices of chunks that end a launched one."""
+    """Return the joined results of several steps; `ends` as in `Prefill`."""
     drawn = [token for part in parts for token in part.drawn or ()]
     logprobs = [logprob for part in parts for logprob in part.logprobs or ()]
     return Extended(

@@ -33,15 +33,18 @@ class DeviceSampler:
 
     def __init__(
         self, generations: Indices, *, batch_size: int, vocabulary: int, model_vocabulary: int, end_of_text: int,
-        device: torch.device,
+        device: torch.device, drafted: int = 0,
     ) -> None:  # fmt: skip
         """For batches of at most so many slots, and as many lanes as there are `generations` (`Ledger.generation`).
 
-        Logits have `model_vocabulary` columns, of which the first `vocabulary` may be drawn.
+        Logits have `model_vocabulary` columns, of which the first `vocabulary` may be drawn. At most `drafted` tokens
+        of a step belong to requests with drafts.
         """
-        self.state = state = SamplingState.empty(len(generations) + 1, vocabulary, device)
+        self.state = state = SamplingState.empty(len(generations) + 1 + drafted, vocabulary, device)
         self.spare_lane = len(generations)
         """The lane of slots whose token is discarded; it is greedy."""
+        self._draft_lanes = np.arange(drafted) + len(generations) + 1
+        """The lanes that draw for requests with drafts, in one step."""
         self.vocabulary = vocabulary
         self._end_of_text = end_of_text
         self._generations = generations
@@ -70,6 +73,18 @@ class DeviceSampler:
         if len(new):
             self.state.write(rows[new], [requests[i] for i in new.tolist()], self._end_of_text)
             self._written[rows[new]] = self._generations[rows[new]]
+
+    def assign_drafts(self, requests: Sequence[Request], guessed: Sequence[int]) -> list[int]:
+        """Have lanes draw in the next step after the first `guessed` guesses of each request; return the lanes.
+
+        A request comes once for each number of guesses, from 0 to all of its draft. Its own lane, which then lags
+        behind, is written again when it next draws.
+        """
+        rows = self._draft_lanes[: len(requests)]
+        self.state.write(rows, requests, self._end_of_text, guessed)
+        self._written[[request.state.row for request in requests if request.state]] = 0
+        lanes: list[int] = rows.tolist()
+        return lanes
 
     def draw(self, logits: Tensor, lane: Tensor, token: Tensor, *, plain: bool) -> None:
         """Draw from logits (B,·) for the lanes of the slots, `lane` (B,), where -1 is none; `plain`: all of them draw

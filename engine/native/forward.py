@@ -21,6 +21,7 @@ from torch import Tensor
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.config import WeightKind
+from thoughtbubbles.engine.lookup import GUESSING
 from thoughtbubbles.engine.native import library as c
 from thoughtbubbles.engine.native.loading import Native
 from thoughtbubbles.engine.portable.forward import Chunk, ForkTally, lay_out
@@ -54,6 +55,8 @@ class NativeForward:
 
     max_prefill_tokens = 128
     """As `CachedForward.max_prefill_tokens`. More is computed no faster, and what decodes would wait longer."""
+    guessing = GUESSING
+    """As `Executor.guessing`."""
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from thoughtbubbles.engine.batch import Landed, Output, Plan
 from thoughtbubbles.engine.cache.fork_state import streams_up_to
 from thoughtbubbles.engine.cache.layout import Indices
+from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.forward import Chunk, Extended, ForkTally
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.prompt_report import PromptReport, Scores
@@ -51,6 +52,10 @@ class Forward(Protocol[Extended_co]):
         """As `Executor.max_prefill_tokens`."""
 
     @property
+    def guessing(self) -> Guessing:
+        """As `Executor.guessing`."""
+
+    @property
     def tally(self) -> ForkTally:
         """As `Executor.tally`."""
 
@@ -87,6 +92,11 @@ class LandedExecutor(ABC, Generic[Extended_co]):
     def max_lone_prefill_tokens(self) -> int:
         """As `Executor.max_lone_prefill_tokens`."""
         return self.forward.max_prefill_tokens
+
+    @property
+    def guessing(self) -> Guessing:
+        """As `Executor.guessing`."""
+        return self.forward.guessing
 
     @property
     def tally(self) -> ForkTally:

@@ -7,6 +7,7 @@ after which one is drawn.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -20,6 +21,7 @@ from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.fork_state import ForkState
 from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE, Segment, SegmentPages
+from thoughtbubbles.engine.lookup import GUESSING
 from thoughtbubbles.engine.portable.attention import SegmentView
 from thoughtbubbles.engine.portable.attention_groups import Masks
 from thoughtbubbles.engine.portable.fork import CachedFork
@@ -53,6 +55,8 @@ class Chunk:
     """`SamplingParams.prompt_logprobs`, if the ids are of a prompt that is not reported yet."""
     following: int | None = None
     """The prompt's token after the ids, if they end before it does and it is to be scored too."""
+    lanes: Sequence[int] = ()
+    """(1 + guesses,) the lanes that draw, if there are guesses and the device draws."""
 
     @property
     def num_scored(self) -> int:
@@ -185,6 +189,8 @@ class CachedForward:
 
     max_prefill_tokens = 512
     """Most prompt tokens of a step: more would delay the requests that decode."""
+    guessing = GUESSING
+    """As `Executor.guessing`."""
 
     def __init__(self, model: Thoughtbubbles, cache: ForkCache, tally: ForkTally) -> None:
         self.model = model

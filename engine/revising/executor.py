@@ -9,6 +9,7 @@ import torch
 
 from thoughtbubbles.engine.batch import Landed, Output, Phase, Plan
 from thoughtbubbles.engine.executor import Executor, Flight
+from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.prompt_report import ForkScores, PromptReport, Scores
 from thoughtbubbles.engine.request import Request
@@ -93,6 +94,11 @@ class RevisingExecutor(Generic[Flight]):
     def max_lone_prefill_tokens(self) -> int:
         """As `Executor.max_lone_prefill_tokens`: the setting, or the other executor's."""
         return self._max_prefill_tokens or self.paged.max_lone_prefill_tokens
+
+    @property
+    def guessing(self) -> Guessing:
+        """As `Executor.guessing`: the other executor's, since requests without pages do not speculate."""
+        return self.paged.guessing
 
     @property
     def tally(self) -> ForkTally:

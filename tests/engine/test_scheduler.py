@@ -6,7 +6,7 @@ import torch
 from thoughtbubbles.engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.detokenizer import Detokenizer
-from thoughtbubbles.engine.lookup import Lookup
+from thoughtbubbles.engine.lookup import Guessing, Lookup
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.scheduler import Scheduler
 from thoughtbubbles.model import ModelConfig, Selection, Tokenizer
@@ -341,6 +341,40 @@ def test_a_step_computes_no_more_guesses_than_prompt_tokens(monkeypatch: pytest.
     it = scheduler(max_prefill_tokens=12, speculate=9)
     guessing(it, "abc", monkeypatch)
     assert it.schedule().num_tokens == [10, 4, 1]
+
+
+def test_guesses_are_shared_evenly_or_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(speculate=9)
+    it.guessing = Guessing(least=4, most_tokens=12)
+    guessing(it, "ab", monkeypatch)
+    assert it.schedule().num_tokens == [6, 6]
+    for each in it.running:
+        each.drop_draft()
+    guessing(it, "c", monkeypatch)
+    assert it.schedule().num_tokens == [1, 1, 1]
+
+
+def test_a_token_in_flight_is_waited_for_before_its_guesses_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(speculate=9)
+    flying, other = guessing(it, "ab", monkeypatch)
+    other.lookup = None
+    flying.num_scheduled += 1
+    assert it.schedule().num_tokens == [0, 1]
+    assert flying.in_flight
+    flying.output.append(1)
+    assert it.schedule().num_tokens == [10, 1]
+
+
+def test_the_last_token_in_flight_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many guesses are left as do not pay once it is known."""
+    it = scheduler(speculate=9)
+    it.guessing = Guessing(least=4)
+    [flying] = guessing(it, "a", monkeypatch)
+    monkeypatch.setattr(Lookup, "guess", lambda *args: [1] * args[-1] if args[-1] >= it.guessing.least else [])
+    for left, planned in ((6, 0), (5, 1)):
+        flying.output = [1] * (25 - left)
+        flying.num_scheduled = len(flying.output) + 1
+        assert it.schedule().num_tokens == [planned]
 
 
 def test_a_guess_evicts_no_prefix_but_for_the_pages_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

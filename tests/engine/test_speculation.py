@@ -15,7 +15,7 @@ from tests.engine.test_oracle import SHAPES
 from thoughtbubbles.engine import Completion, Engine, EngineConfig, SamplingParams, TokenEvent
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.config import ExecutorKind
-from thoughtbubbles.engine.lookup import MATCH, Lookup
+from thoughtbubbles.engine.lookup import MATCH, Guessing, Lookup
 from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
 
 CYCLE = [11, 12, 13, 14, 15]
@@ -273,11 +273,6 @@ def test_rules_that_revise_do_not_speculate(
     assert engine.stats().speculation_proposed_tokens_total == 0
 
 
-def test_a_device_that_runs_ahead_refuses(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="speculate must be 0 on meta, not 3"):
-        Engine(model.to("meta"), tokenizer, EngineConfig(speculate=3))
-
-
 @pytest.mark.parametrize("speculate", [-1, 33])
 def test_the_setting_names_its_limits(speculate: int) -> None:
     with pytest.raises(ValueError, match="speculate must be from 0 to 32"):
@@ -294,6 +289,16 @@ def test_the_look_up_guesses_what_followed_the_latest_match() -> None:
             if dice.random() < 0.8:
                 assert lookup.guess(prompt, output, limit) == naive_guess([*prompt, *output], min(most, limit))
             output.append(dice.randrange(2))
+
+
+def test_a_draft_is_as_long_as_it_may_be_where_a_guess_costs_no_time() -> None:
+    guessing = Guessing(match=3, gradual=False, least=2)
+    lookup, prompt = Lookup(5, guessing), [*range(9), 1, 2]
+    assert lookup.guess(prompt, [], 5) == [], "two tokens match"
+    assert lookup.guess(prompt, [3], 5) == [4, 5, 6, 7, 8]
+    assert lookup.guess(prompt, [3], 2) == [4, 5]
+    assert lookup.guess(prompt, [3], 1) == [], "a single guess does not pay"
+    assert lookup.guess(prompt, [3, 9, 9, 9, 9], 5) == [9] * 5
 
 
 def naive_guess(tokens: list[int], most: int) -> list[int]:

@@ -89,22 +89,40 @@ class SamplingState:
         return cls(longs, words, seed, drawn, kind, top_k, min_tokens, logprobs, token, temperature, top_p, log_min_p,
                    repetition, presence, frequency, marks, bias)  # fmt: skip
 
-    def write(self, rows: Indices, requests: Sequence[Request], end_of_text: int) -> None:
-        """Set the lanes `rows` to draw the next tokens of these requests."""
+    def write(
+        self, rows: Indices, requests: Sequence[Request], end_of_text: int, guessed: Sequence[int] | None = None
+    ) -> None:
+        """Set the lanes `rows` to draw the next tokens of these requests, after the first `guessed` of their guesses.
+
+        A lane that is to draw after some guesses follows the lane that is to draw after one fewer.
+        """
+        guessed = guessed or [0] * len(requests)
         vocabulary, kinds = self.marks.shape[1], [kind_of(request.params) for request in requests]
-        for row, request, kind in zip(rows.tolist(), requests, kinds, strict=True):
+        for row, request, kind, guesses in zip(rows.tolist(), requests, kinds, guessed, strict=True):
+            if guesses:
+                self._follow(row, kind, request.draft[guesses - 1])
+                continue
             if kind & MARKED:
                 _put(self.marks[row], marks_of(request, end_of_text, vocabulary))
             if kind & BIASED:
                 _put(self.bias[row], bias_of(request, vocabulary))
+        drawn = [len(request.output) + guesses for request, guesses in zip(requests, guessed, strict=True)]
         columns = np.empty((14, len(requests)), np.int64)
         columns[0] = rows
-        columns[1:3] = np.array([(request.seed, len(request.output)) for request in requests]).T
+        columns[1:3] = np.array([(request.seed, n) for request, n in zip(requests, drawn, strict=True)]).T
         columns[3:8] = np.array([_ints(*each, vocabulary) for each in zip(requests, kinds, strict=True)]).T
         columns[8:] = np.array([_floats(request.params) for request in requests], np.float32).view(np.int32).T
         lanes, longs_there, words_there = to_device(columns, self.marks.device).split((1, 2, 11))
         self.longs.index_copy_(1, lanes[0], longs_there)
         self.words.index_copy_(1, lanes[0], words_there.int())
+
+    def _follow(self, row: int, kind: int, token: int) -> None:
+        """Copy marks and bias from the lane before, as if it had drawn a token."""
+        if kind & MARKED:
+            self.marks[row].copy_(self.marks[row - 1])
+            self.marks[row, token] += ONE_DRAWN
+        if kind & BIASED:
+            self.bias[row].copy_(self.bias[row - 1])
 
 
 def kind_of(params: SamplingParams) -> int:

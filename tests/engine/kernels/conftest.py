@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine import Engine, EngineConfig
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
+from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended
 from thoughtbubbles.engine.revising.executor import RevisingExecutor
 from thoughtbubbles.engine.revising.recompute import Recompute
@@ -69,6 +70,7 @@ class PortablePrefill(CachedForward):
     """Prefill in torch operators for an executor that decodes with kernels: the interpreter takes its time."""
 
     sampler: "DeviceSampler"
+    guessing = Guessing(match=8, gradual=False, least=4, most_tokens=64)
     max_lone_prefill_tokens = CachedForward.max_prefill_tokens
 
     def forget(self) -> None:
@@ -78,10 +80,10 @@ class PortablePrefill(CachedForward):
         from thoughtbubbles.engine.cuda.sampler import scored
 
         extended, sampler, spare = self.extend(chunks), self.sampler, self.sampler.spare_lane
-        lanes = [chunk.state.row if chunk.draws else spare for chunk in chunks]
+        lanes = [lane for each in chunks for lane in each.lanes or [each.state.row if each.draws else spare]]
         lane, token = torch.tensor([lanes, lanes], dtype=torch.int32, device="cpu")
         sampler.draw(extended.logits, lane, token, plain=False)
-        tops = [chunk.logprobs if chunk.draws else None for chunk in chunks]
+        tops = [chunk.logprobs if chunk.draws else None for chunk in chunks for _ in range(chunk.num_draws)]
         logprobs = scored(sampler.report, tops, sampler.vocabulary)
         return Computed(replace(extended, drawn=token.tolist(), logprobs=logprobs))
 
@@ -127,7 +129,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
             patch.setattr("thoughtbubbles.engine.engine._require_float8", lambda _: None)
             engine = Engine(model, tokenizer, replace(config, executor="portable"))
         forward = PortablePrefill(model, engine.cache, engine.executor.tally)
-        forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer))
+        forward.sampler = make_device_sampler(model, engine.cache, Sampler(tokenizer), drafted=64)
         decode = DeviceBatch(model, engine.cache, forward.tally, forward.sampler)
         paged = CudaExecutor(forward, decode, engine.cache, forward.sampler, host=Sampler(tokenizer))  # type: ignore[arg-type]
         recompute = Recompute(
@@ -137,6 +139,7 @@ def make_engine(tokenizer: Tokenizer) -> MakeEngine:
             paged, recompute, Sampler(tokenizer), max_prefill_tokens=engine.max_prefill_tokens
         )
         engine.scheduler.mixes = True
+        engine.scheduler.guessing = paged.guessing
         return engine
 
     return make
@@ -148,8 +151,10 @@ def on_kernels(engine: Engine, sizes: Sequence[int]) -> Engine:
 
     executor = cuda_executor(engine)
     executor.forward = DeviceForward(
-        engine.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes
-    )
+        engine.model, engine.cache, engine.executor.tally, sampler=executor.sampler, sizes=sizes,
+        guesses=engine.config.speculate,
+    )  # fmt: skip
+    engine.scheduler.guessing = executor.guessing
     return engine
 
 
