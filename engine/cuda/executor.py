@@ -7,7 +7,7 @@ device computes what runs ahead.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, islice
+from itertools import compress
 
 import numpy as np
 import torch
@@ -118,16 +118,16 @@ class CudaExecutor:
 
         A request with a draft moves on without its own lane, whose part of a decode step is uploaded again afterwards.
         """
-        chunks, drafted = batch.chunks, [i for i, request in enumerate(batch.requests) if request.draft]
+        chunks, rows = batch.chunks, [chunk.state.row for chunk in batch.chunks]
         own = [i for i, request in enumerate(requests) if not request.draft]
-        self.sampler.assign(np.array([chunks[i].state.row for i in own], np.int64), [requests[i] for i in own])
+        self.sampler.assign(np.array([rows[i] for i in own], np.int64), [requests[i] for i in own])
+        drafted = [i for i, request in enumerate(requests) if request.draft]
         if not drafted:
             return chunks
-        self.decode.forget([chunk.state.row for chunk in chunks if chunk.guesses])
-        lanes = iter(
-            self.sampler.assign_drafts([batch.requests[i] for i in drafted], [batch.guessed[i] for i in drafted])
-        )
-        return [replace(each, lanes=[*islice(lanes, each.num_draws)]) if each.guesses else each for each in chunks]
+        lagging = [rows[i] for i in drafted]
+        self.decode.forget(lagging)
+        lanes = iter(self.sampler.assign_drafts(lagging, [requests[i] for i in drafted]))
+        return [replace(chunk, lanes=next(lanes)) if chunk.guesses else chunk for chunk in chunks]
 
     def land(self, flight: PrefillFlight | Flight) -> Output:
         """As `Executor.land`."""

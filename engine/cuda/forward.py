@@ -33,7 +33,7 @@ MOST_BESIDE = 2048
 """Most tokens of a step beside which others decode."""
 BATCH_SIZE = 64
 """Most requests of one step, and most tokens of those with drafts."""
-DEVICE_GUESSING = Guessing(match=8, gradual=False, least=4)
+DEVICE_GUESSING = Guessing(match=6, gradual=False, least=4)
 """A step with a draft is waited for and takes as long as a few decode steps, whatever it guesses: so guesses are made
 where some will very likely be right, and then as many as there may be."""
 
@@ -113,9 +113,12 @@ class DeviceForward(CachedForward):
 
     def _take(self, chunks: list[Chunk]) -> tuple["_Share", list[Chunk]]:
         """Return as many chunks as one step computes, in order, and the others. A chunk that does not fit is cut."""
-        slots = np.cumsum([chunk.num_draws for chunk in chunks])
+        slots, tokens = np.cumsum([chunk.num_draws for chunk in chunks]), [len(chunk.ids) for chunk in chunks]
+        most = sum(tokens) << np.arange(len(self.cache.segments))
+        if slots[-1] <= self._batch_size and (most <= self._steps[0].rows).all():  # whatever streams they get
+            return _Share(chunks, most, [True] * int(slots[-1])), []
         offered, room = chunks[: int((slots <= self._batch_size).sum())], self._steps[-1].rows
-        tokens = [len(chunk.ids) for chunk in offered]
+        tokens = tokens[: len(offered)]
         streams = self.cache.most_gained([chunk.state for chunk in offered], tokens).cumsum(0)
         fitting = int((streams <= room).all(1).sum())
         share, rest = chunks[:fitting], chunks[fitting:]

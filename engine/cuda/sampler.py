@@ -7,6 +7,7 @@ Letters: B batch slots, L lanes, V vocabulary.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -42,9 +43,7 @@ class DeviceSampler:
         """
         self.state = state = SamplingState.empty(len(generations) + 1 + drafted, vocabulary, device)
         self.spare_lane = len(generations)
-        """The lane of slots whose token is discarded; it is greedy."""
-        self._draft_lanes = np.arange(drafted) + len(generations) + 1
-        """The lanes that draw for requests with drafts, in one step."""
+        """The lane of slots whose token is discarded; it is greedy. Those after it draw for requests with drafts."""
         self.vocabulary = vocabulary
         self._end_of_text = end_of_text
         self._generations = generations
@@ -74,17 +73,16 @@ class DeviceSampler:
             self.state.write(rows[new], [requests[i] for i in new.tolist()], self._end_of_text)
             self._written[rows[new]] = self._generations[rows[new]]
 
-    def assign_drafts(self, requests: Sequence[Request], guessed: Sequence[int]) -> list[int]:
-        """Have lanes draw in the next step after the first `guessed` guesses of each request; return the lanes.
+    def assign_drafts(self, rows: Sequence[int], requests: Sequence[Request]) -> list[Sequence[int]]:
+        """Have lanes draw for requests with drafts in the next step, and return those of each.
 
-        A request comes once for each number of guesses, from 0 to all of its draft. Its own lane, which then lags
-        behind, is written again when it next draws.
+        Their own lanes, `rows`, lag behind then: they are written again when they next draw.
         """
-        rows = self._draft_lanes[: len(requests)]
-        self.state.write(rows, requests, self._end_of_text, guessed)
-        self._written[[request.state.row for request in requests if request.state]] = 0
-        lanes: list[int] = rows.tolist()
-        return lanes
+        *starts, end = accumulate((1 + len(request.draft) for request in requests), initial=self.spare_lane + 1)
+        drafts = [request.draft for request in requests]
+        self.state.write(np.array(starts, np.int64), requests, self._end_of_text, drafts=drafts)
+        self._written[rows] = 0
+        return [range(*each) for each in pairwise([*starts, end])]
 
     def draw(self, logits: Tensor, lane: Tensor, token: Tensor, *, plain: bool) -> None:
         """Draw from logits (B,·) for the lanes of the slots, `lane` (B,), where -1 is none; `plain`: all of them draw

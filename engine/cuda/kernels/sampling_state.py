@@ -90,39 +90,51 @@ class SamplingState:
                    repetition, presence, frequency, marks, bias)  # fmt: skip
 
     def write(
-        self, rows: Indices, requests: Sequence[Request], end_of_text: int, guessed: Sequence[int] | None = None
+        self, rows: Indices, requests: Sequence[Request], end_of_text: int, *, drafts: Sequence[Sequence[int]] = ()
     ) -> None:
-        """Set the lanes `rows` to draw the next tokens of these requests, after the first `guessed` of their guesses.
+        """Set the lanes `rows` to draw the next tokens of these requests.
 
-        A lane that is to draw after some guesses follows the lane that is to draw after one fewer.
+        With `drafts`, a sequence of tokens for each request, as many lanes after each are set to draw what follows
+        its tokens.
         """
-        guessed = guessed or [0] * len(requests)
         vocabulary, kinds = self.marks.shape[1], [kind_of(request.params) for request in requests]
-        for row, request, kind, guesses in zip(rows.tolist(), requests, kinds, guessed, strict=True):
-            if guesses:
-                self._follow(row, kind, request.draft[guesses - 1])
-                continue
+        for row, request, kind in zip(rows.tolist(), requests, kinds, strict=True):
             if kind & MARKED:
                 _put(self.marks[row], marks_of(request, end_of_text, vocabulary))
             if kind & BIASED:
                 _put(self.bias[row], bias_of(request, vocabulary))
-        drawn = [len(request.output) + guesses for request, guesses in zip(requests, guessed, strict=True)]
         columns = np.empty((14, len(requests)), np.int64)
         columns[0] = rows
-        columns[1:3] = np.array([(request.seed, n) for request, n in zip(requests, drawn, strict=True)]).T
+        columns[1:3] = np.array([(request.seed, len(request.output)) for request in requests]).T
         columns[3:8] = np.array([_ints(*each, vocabulary) for each in zip(requests, kinds, strict=True)]).T
         columns[8:] = np.array([_floats(request.params) for request in requests], np.float32).view(np.int32).T
+        if drafts:
+            columns = _repeated(columns, [1 + len(draft) for draft in drafts])
+            for row, kind, draft in zip(rows.tolist(), kinds, drafts, strict=True):
+                self._follow(row, kind, draft)
         lanes, longs_there, words_there = to_device(columns, self.marks.device).split((1, 2, 11))
         self.longs.index_copy_(1, lanes[0], longs_there)
         self.words.index_copy_(1, lanes[0], words_there.int())
 
-    def _follow(self, row: int, kind: int, token: int) -> None:
-        """Copy marks and bias from the lane before, as if it had drawn a token."""
+    def _follow(self, row: int, kind: int, draft: Sequence[int]) -> None:
+        """Set marks and bias of the lanes after `row` to those of lanes that have drawn one token more each."""
         if kind & MARKED:
-            self.marks[row].copy_(self.marks[row - 1])
-            self.marks[row, token] += ONE_DRAWN
+            for at, token in enumerate(draft, row + 1):
+                self.marks[at].copy_(self.marks[at - 1])
+                self.marks[at, token] += ONE_DRAWN
         if kind & BIASED:
-            self.bias[row].copy_(self.bias[row - 1])
+            self.bias[row + 1 : row + 1 + len(draft)].copy_(self.bias[row])
+
+
+def _repeated(columns: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Return each column of (14,R) lanes, longs and words as often as `sizes` say: for the next lane each time, which has
+    drawn one token more.
+    """
+    repeated = columns.repeat(sizes, axis=1)
+    place = np.concatenate([np.arange(size) for size in sizes])
+    repeated[0] += place
+    repeated[2] += place
+    return repeated
 
 
 def kind_of(params: SamplingParams) -> int:

@@ -71,8 +71,11 @@ def test_every_kind_of_request_beside_each_other(
 def test_drafts_beside_prompts_that_take_several_steps(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = [each for each in some_requests() if each[0] in ("penalised", "fork counts")]
-    requests.insert(1, ("long", [3] * 20, params(temperature=0, max_tokens=2, prompt_logprobs=1)))
+    requests = [
+        ("penalised", [5, 9, 3], params(**KINDS["penalised"], max_tokens=5)),
+        ("long", [3] * 14, params(temperature=0, max_tokens=1, prompt_logprobs=1)),
+        ("fork counts", [1, 2], params(**KINDS["fork counts"], max_tokens=5)),
+    ]
     alone = run(plain(small_model, tokenizer), requests)
     engine = on_kernels(make_engine(small_model, speculate=GUESSES, max_batch_size=2), [4, 12])
     assert engine.scheduler.guessing.most_tokens == 6, "4 streams of each token fit into 24 rows"
@@ -195,7 +198,10 @@ def test_lanes_after_guesses_are_those_of_requests_that_have_drawn_them(
     guesses, settings = [4, 4, 250], {"presence_penalty": 0.5, "logit_bias": {3: 2.0}, "min_tokens": 9, "top_k": 5}
     drafted = request_of(tokenizer, prompt=(1, 4), **settings)
     drafted.output, drafted.draft = [5], list(guesses)
-    lanes = sampler.assign_drafts([drafted] * 4, range(4))
+    other = request_of(tokenizer, prompt=(2,), presence_penalty=1)
+    other.draft = [7, 8]
+    before, lanes = sampler.assign_drafts([1, 2], [other, drafted])
+    assert [*before, *lanes] == list(range(5, 12))
     state, wanted = sampler.state, torch.tensor(lanes, device=DEVICE)
     found = [field.index_select(0, wanted) for field in (state.marks, state.bias)]
     found += [field.index_select(1, wanted) for field in (state.longs, state.words)]

@@ -31,8 +31,10 @@ def test_few_rows_decode_as_many(
     logprobs = [torch.tensor([event.logprob for event in each.events], device=DEVICE) for each in told]
     atol = 0.0 if dtype == torch.float32 else 5e-3
     torch.testing.assert_close(*logprobs, atol=atol, rtol=0)
-    assert launches[1] > 0
-    assert launches[0] == (launches[1] if dtype == torch.float32 else 0)
+    if dtype == torch.float32:
+        assert launches[0] == launches[1]
+    else:
+        assert launches[0] < launches[1], "prefill, which has kernels on a device, normalises in both"
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:  # noqa: ANN401 - any module
