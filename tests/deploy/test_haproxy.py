@@ -105,7 +105,7 @@ def listening(server: Server) -> Iterator[int]:
             pass
 
     class Listener(ThreadingHTTPServer):
-        def handle_error(self, request: Any, client_address: Any) -> None:
+        def handle_error(self, request: object, client_address: object) -> None:
             if not isinstance(sys.exception(), ConnectionError):  # HAProxy may close what it does not need
                 super().handle_error(request, client_address)
 
