@@ -51,9 +51,9 @@ def of_16():
 VARIANTS = {
     "present": None,
     "early": {"most": 0},
-    "few 8": {},
+    "few 8": {"rows": lambda m: 8},
     "few 1-8": {"rows": by_rows(1)},
-    "few 2-8": {"rows": by_rows(2)},
+    "few 2-8": {},
     "few 2 or 8": {"rows": lambda m: 2 if m <= 2 else 8},
     "mlp 16 warps": {"table": lambda: table((0, Tiles(8, 8, 1024, 16, 1, splits=16)))},
     "attn 8 warps": {"table": lambda: table((1, Tiles(8, 8, 256, 8, 1, splits=8)))},

@@ -35,15 +35,15 @@ def few_product(
     """
     weights, tiles, gains, shifts = (), (), (), ()
     for start in tl.static_range(0, K, DEPTH):
-        weights += (_weights(weight, first, other, HALF, WIDTH, start, COLUMNS, K, DEPTH, SPLITS),)
+        weights += (_weights(weight, first, other, HALF, WIDTH, start, COLUMNS, K, DEPTH, SPLITS),)  # type: ignore[assignment]
     for start in tl.static_range(0, K, DEPTH):
         k = start + tl.arange(0, DEPTH)
         at, mask = row[:, None] * K + k[None, :], (row < rows)[:, None] & (k < K)[None, :]
-        tiles += (tl.load(x + at, mask=mask, other=0.0),)
+        tiles += (tl.load(x + at, mask=mask, other=0.0),)  # type: ignore[assignment]
         if gain is not None:
-            gains += (tl.load(gain + k, mask=k < K, other=0.0),)
+            gains += (tl.load(gain + k, mask=k < K, other=0.0),)  # type: ignore[assignment]
         if shift is not None:
-            shifts += (tl.load(shift + k, mask=k < K, other=0.0),)
+            shifts += (tl.load(shift + k, mask=k < K, other=0.0),)  # type: ignore[assignment]
     if gain is not None:
         tiles = _normed(tiles, gains, shifts, eps, ROWS, K, DEPTH)
     accumulator = tl.zeros([SPLITS, COLUMNS, ROWS], tl.float32)
@@ -64,7 +64,7 @@ def _normed(tiles, gains, shifts, eps, ROWS: tl.constexpr, K: tl.constexpr, DEPT
     centred = ()
     for i in tl.static_range(len(tiles)):
         inside = i * DEPTH + tl.arange(0, DEPTH) < K
-        centred += (tl.where(inside[None, :], tiles[i].to(tl.float32) - mean, 0.0),)
+        centred += (tl.where(inside[None, :], tiles[i].to(tl.float32) - mean, 0.0),)  # type: ignore[assignment]
         squares += centred[i] * centred[i]
     scale = 1.0 / tl.sqrt(tl.sum(squares, axis=1)[:, None] / K + eps)
     normed = ()
@@ -72,7 +72,7 @@ def _normed(tiles, gains, shifts, eps, ROWS: tl.constexpr, K: tl.constexpr, DEPT
         y = centred[i] * scale * gains[i].to(tl.float32)[None, :]
         if len(shifts) > 0:
             y += shifts[i].to(tl.float32)[None, :]
-        normed += (y,)
+        normed += (y,)  # type: ignore[assignment]
     return normed
 
 

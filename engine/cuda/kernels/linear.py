@@ -43,10 +43,10 @@ def normalise(
     *, x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, update: Unreduced | None = None
 ) -> None:
     """Add the update to x, and write out = LN(x), both for the live rows of x (M,D); without a norm only add."""
-    weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
+    gain, shift, eps = _parameters(norm)
     sums, added = (update.sums, update.bias) if update else (None, None)
     _normalise[(x.shape[0],)](
-        x=x, sums=sums, added=added, score=rows.score, weight=weight, bias=bias, out=out, live=rows.live, eps=eps,
+        x=x, sums=sums, added=added, score=rows.score, weight=gain, bias=shift, out=out, live=rows.live, eps=eps,
         rows=x.shape[0], width=x.shape[1], PARTS=len(sums) if sums is not None else 0,
         WIDTH=triton.next_power_of_2(x.shape[1]),
     )  # fmt: skip
@@ -60,11 +60,13 @@ def gelu_linear(
     With a norm, of LN(x) in place of x: for `few` rows.
     """
     tiles = _tiles(x, out.shape[1], rows, norm)
+    gain, shift, eps = _parameters(norm)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
     _gelu_linear[grid](
-        x=x, weight=layer.weight, bias=layer.bias, out=out, live=rows.live, rows=x.shape[0], outputs=out.shape[1],
-        K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, SPLITS=tiles.splits,
-        PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages, **_parameters(norm),
+        x=x, weight=layer.weight, bias=layer.bias, gain=gain, shift=shift, eps=eps, out=out, live=rows.live,
+        rows=x.shape[0], outputs=out.shape[1], K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns,
+        DEPTH=tiles.depth, SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -72,11 +74,9 @@ def _tiles(x: Tensor, outputs: int, rows: Rows, norm: nn.LayerNorm | None) -> Ti
     return few_tiles(x, outputs) if norm else tiles_of(x, outputs, rows.usual)
 
 
-def _parameters(norm: nn.LayerNorm | None) -> dict[str, Tensor | float | None]:
-    """Return what kernels take of a LayerNorm."""
-    if norm is None:
-        return {"gain": None, "shift": None, "eps": 0.0}
-    return {"gain": norm.weight, "shift": norm.bias, "eps": norm.eps}
+def _parameters(norm: nn.LayerNorm | None) -> tuple[Tensor | None, Tensor | None, float]:
+    """Return the gain (D,), shift (D,) and eps of a LayerNorm."""
+    return (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
 
 
 def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows, scratch: Tensor) -> Unreduced | None:
@@ -117,19 +117,20 @@ def project_heads(
     those of LN(x): for `few` rows.
     """
     tiles = _tiles(x, 3 * x.shape[1], rows, norm)
+    gain, shift, eps = _parameters(norm)
     heads, width = queries.shape[1:]
     half = min(triton.next_power_of_2(max(16, width) // 2), tiles.columns // 2)
     blocks = triton.cdiv(width // 2, half)
     together = next(n for n in (4, 2, 1) if heads % n == 0 and 2 * half * n <= max(tiles.columns, 2 * half))
     grid = (3 * heads // together * blocks, triton.cdiv(x.shape[0], tiles.rows))
     _project_heads[grid](
-        x=x, weight=layer.weight, bias=layer.bias, queries=queries, keys=keys, values=values,
-        recent_keys=recent.keys if recent else None, recent_values=recent.values if recent else None,
+        x=x, weight=layer.weight, bias=layer.bias, gain=gain, shift=shift, eps=eps, queries=queries, keys=keys,
+        values=values, recent_keys=recent.keys if recent else None,
+        recent_values=recent.values if recent else None,
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
         rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
         SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
         SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
-        **_parameters(norm),
     )  # fmt: skip
 
 

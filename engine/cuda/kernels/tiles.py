@@ -1,6 +1,6 @@
 """The tile sizes of a matrix product, by the usual number of rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,8 +78,9 @@ def few(x: Tensor, usual: int) -> bool:
 
 
 def few_tiles(x: Tensor, outputs: int) -> Tiles:
-    """Return the tiles for few rows x (M,K)."""
-    return _FEW[_kind(x, outputs)]
+    """Return the tiles for few rows x (M,K): of no more rows than there may be, since rows of a tile cost time."""
+    tiles = _FEW[_kind(x, outputs)]
+    return replace(tiles, rows=min(tiles.rows, max(2, 1 << (len(x) - 1).bit_length())))
 
 
 def _kind(x: Tensor, outputs: int) -> int:
