@@ -245,7 +245,7 @@ def test_an_error_of_all_servers_comes_through(both: Both, status: int) -> None:
 
 
 def test_a_request_of_which_a_server_dies_is_not_asked_of_the_other(both: Both) -> None:
-    both.split({"prompt": "a"})  # so that there are connections already, which HAProxy would take for idle ones that end
+    both.split({"prompt": "a"})  # connections that HAProxy could use again
     for server in both.servers:
         server.asked.clear()
         server.breaks = True

@@ -127,8 +127,9 @@ class SamplingState:
 
 
 def _repeated(columns: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
-    """Return each column of (14,R) lanes, longs and words as often as `sizes` say: for the next lane each time, which has
-    drawn one token more.
+    """Return each column of (14,R) lanes, longs and words as often as `sizes` say.
+
+    Each time it is for the next lane, which has drawn one token more.
     """
     repeated = columns.repeat(sizes, axis=1)
     place = np.concatenate([np.arange(size) for size in sizes])
