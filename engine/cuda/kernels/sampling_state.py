@@ -5,7 +5,7 @@ Letters: L lanes, one a running request; V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ class SamplingState:
             self.bias[row + 1 : row + 1 + len(draft)].copy_(self.bias[row])
 
 
-def _repeated(columns: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
+def _repeated(columns: NDArray[Any], sizes: Sequence[int]) -> NDArray[Any]:
     """Return each row of (R,14) lanes, longs and words as often as `sizes` say: for the next lane each time, which has
     drawn one token more.
     """
