@@ -189,11 +189,11 @@ def _fleet(arguments: Sequence[str]) -> Fleet:
     parser = argparse.ArgumentParser(prog="python -m deploy.haproxy_serve", description=__doc__, parents=[own])
     add_arguments(parser)
     everything = parser.parse_args(arguments)
-    told, options = own.parse_known_args(arguments)
+    _, options = own.parse_known_args(arguments)  # without its own: the servers'
     try:
         settings = read_settings(everything, os.environ)
         _warn_if_open(settings)
-        return Fleet.of(told.servers, settings, options, os.environ)
+        return Fleet.of(everything.servers, settings, options, os.environ)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
