@@ -1,6 +1,7 @@
 """Several servers at one address, with all processes in one session, and what becomes of their clients."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -55,7 +56,7 @@ class Fleet:
             ["ps", "-ww", "-o", "pid=,args=", "-s", str(self.process.pid)], capture_output=True, text=True, check=False
         ).stdout
         rows = (line.split(maxsplit=1) for line in listed.splitlines())
-        return [int(pid) for pid, *told in rows if re.search(title, "".join(told))]
+        return [int(pid) for pid, *command in rows if re.search(title, "".join(command))]
 
     def idle(self) -> bool:
         return not any((*self.samples("num_requests_running").values(), *self.samples("num_requests_waiting").values()))
@@ -104,6 +105,18 @@ def answers(http: httpx.Client, path: str = "/ready") -> bool:
         return http.get(path).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def check_leaving(fleet: Fleet, *, stream: bool) -> None:
+    """A client leaves while its request runs: the request is freed, and ends once."""
+    before = sum(fleet.samples("request_finished_total").values())
+    body = json.dumps({"prompt": STORY, "max_tokens": 1000, "ignore_eos": True, "stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", int(fleet.url.rpartition(":")[2]))) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        eventually(lambda: sum(fleet.samples("num_requests_running").values()) == 1)
+    eventually(fleet.idle)
+    assert sum(fleet.samples("request_finished_total").values()) == before + 1
 
 
 async def outcome(fleet: Fleet, number: int, *, stream: bool) -> str:

@@ -87,9 +87,9 @@ def test_of_several_gpus_each_has_a_server_and_haproxy_alone_has_a_port() -> Non
 
 
 def test_haproxy_and_prometheus_know_every_server() -> None:
-    told = SEVERAL["haproxy"]["environment"]
+    variables = SEVERAL["haproxy"]["environment"]
     addresses = [f"{name}:8000" for name in SERVERS]
-    assert [told[f"SERVER_{number}"] for number in range(1, len(told))] == addresses
+    assert [variables[f"SERVER_{number}"] for number in range(1, len(variables))] == addresses
     one, several = read("prometheus.yml"), read("prometheus.gpus.yml")
     (targets,) = several["scrape_configs"][0]["static_configs"]
     assert targets["targets"] == addresses

@@ -1,4 +1,4 @@
-"""deploy/haproxy.cfg in front of two servers that do as they are told."""
+"""deploy/haproxy.cfg in front of two servers whose answers each test sets."""
 
 import json
 import socket

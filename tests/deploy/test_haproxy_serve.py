@@ -1,7 +1,6 @@
 """Two servers behind HAProxy, as `python -m deploy.haproxy_serve` starts them: one is killed, one drains, all drain."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -19,7 +18,18 @@ from openai import APIError
 from deploy import haproxy_serve
 from deploy.haproxy_serve import find_haproxy
 from tests.deploy import fleets
-from tests.deploy.fleets import BATCH, CLIENTS, LONG, MODEL, ROOT, START_SECONDS, STORY, eventually, outcomes
+from tests.deploy.fleets import (
+    BATCH,
+    CLIENTS,
+    LONG,
+    MODEL,
+    ROOT,
+    START_SECONDS,
+    STORY,
+    check_leaving,
+    eventually,
+    outcomes,
+)
 from thoughtbubbles.server.keys import ApiKeys
 from thoughtbubbles.server.settings import ServerSettings
 
@@ -39,15 +49,15 @@ class Fleet(fleets.Fleet):
     def samples(self, name: str) -> dict[str, float]:
         """A metric of each server that answers, its labels added up."""
         host, _, port = self.url.rpartition(":")
-        told = {}
+        seen = {}
         for number in (1, 2):
             try:
                 page = httpx.get(f"{host}:{int(port) + number}/metrics").text
             except httpx.TransportError:
                 continue  # it is starting
             found = re.findall(rf"^thoughtbubbles_{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
-            told[str(number)] = sum(map(float, found))
-        return told
+            seen[str(number)] = sum(map(float, found))
+        return seen
 
     def up(self) -> int:
         """How many servers have an engine that runs."""
@@ -107,14 +117,7 @@ def test_the_turns_of_a_conversation_find_their_prefix_cached(fleet: Fleet) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_a_client_that_leaves_frees_its_request(fleet: Fleet, stream: bool) -> None:
-    before = sum(fleet.samples("request_finished_total").values())
-    body = json.dumps({"prompt": STORY, "max_tokens": 1000, "ignore_eos": True, "stream": stream}).encode()
-    with socket.create_connection(("127.0.0.1", int(fleet.url.rpartition(":")[2]))) as client:
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
-        client.sendall(head.encode() + body)
-        eventually(lambda: sum(fleet.samples("num_requests_running").values()) == 1)
-    eventually(fleet.idle)
-    assert sum(fleet.samples("request_finished_total").values()) == before + 1
+    check_leaving(fleet, stream=stream)
 
 
 @pytest.mark.slow
@@ -130,10 +133,10 @@ def test_whichever_server_has_it_a_completion_can_be_cancelled(fleet: Fleet) -> 
 
 @pytest.mark.slow
 def test_every_request_has_an_outcome_when_a_server_is_killed(fleet: Fleet) -> None:
-    told = asyncio.run(outcomes(fleet, CLIENTS, lambda: os.kill(fleet.server(1), signal.SIGKILL)))
-    assert told.total() == CLIENTS
-    assert set(told) == {"done length", "connection broken", "status 502, again after 1 s"}, told
-    assert told["done length"] >= CLIENTS // 2 - 1  # the other server's, which has at most a tenth fewer
+    seen = asyncio.run(outcomes(fleet, CLIENTS, lambda: os.kill(fleet.server(1), signal.SIGKILL)))
+    assert seen.total() == CLIENTS
+    assert set(seen) == {"done length", "connection broken", "status 502, again after 1 s"}, seen
+    assert seen["done length"] >= CLIENTS // 2 - 1  # the other server's, which has at most a tenth fewer
     eventually(lambda: fleet.used() == SERVERS, START_SECONDS)
 
 
@@ -152,8 +155,8 @@ def test_one_server_drains_and_starts_again_and_no_request_fails(fleet: Fleet) -
 
 @pytest.mark.slow
 def test_sigterm_lets_what_runs_finish(fleet: Fleet) -> None:
-    told = asyncio.run(outcomes(fleet, CLIENTS, fleet.process.terminate))
-    assert told == {"done length": CLIENTS}
+    seen = asyncio.run(outcomes(fleet, CLIENTS, fleet.process.terminate))
+    assert seen == {"done length": CLIENTS}
     assert fleet.process.wait(60) == 0
     assert fleet.processes("") == []
 

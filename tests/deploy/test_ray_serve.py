@@ -2,11 +2,9 @@
 
 import asyncio
 import importlib.util
-import json
 import os
 import re
 import signal
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import pytest
 from openai import APIError
 
 from tests.deploy import fleets
-from tests.deploy.fleets import BATCH, CLIENTS, LONG, MODEL, START_SECONDS, STORY, eventually, outcomes
+from tests.deploy.fleets import BATCH, CLIENTS, LONG, MODEL, START_SECONDS, STORY, check_leaving, eventually, outcomes
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: pip install '.[ray]'", allow_module_level=True)
@@ -104,14 +102,7 @@ def test_prompts_that_begin_alike_go_to_the_same_replica(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_a_client_that_leaves_frees_its_request(fleet: Fleet, stream: bool) -> None:
-    before = sum(fleet.samples("request_finished_total").values())
-    body = json.dumps({"prompt": STORY, "max_tokens": 1000, "ignore_eos": True, "stream": stream}).encode()
-    with socket.create_connection(("127.0.0.1", int(fleet.url.rpartition(":")[2]))) as client:
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
-        client.sendall(head.encode() + body)
-        eventually(lambda: sum(fleet.samples("num_requests_running").values()) == 1)
-    eventually(fleet.idle)
-    assert sum(fleet.samples("request_finished_total").values()) == before + 1
+    check_leaving(fleet, stream=stream)
 
 
 def test_whichever_replica_has_it_a_completion_can_be_cancelled(fleet: Fleet) -> None:
