@@ -150,13 +150,8 @@ class CudaExecutor:
         requests, lanes = flight.requests, flight.lanes
         present = self._cache.ledger.generation[lanes] == flight.generations
         if not present.all():
-            requests, lanes, tokens, ends = (
-                list(compress(requests, present)),
-                lanes[present],
-                tokens[present],
-                ends[present],
-            )
-            logprobs = logprobs and list(compress(logprobs, present))
+            requests, logprobs = list(compress(requests, present)), logprobs and list(compress(logprobs, present))
+            lanes, tokens, ends = lanes[present], tokens[present], ends[present]
         counts = self._cache.append(lanes, [request.newest for request in requests], ends).tolist()
         drawn = Drawn.of(requests, tokens.tolist(), logprobs, decoding=True)
         if not all(drawn.finite):
