@@ -79,8 +79,12 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB; 0 if it has exited."""
+    """Return the resident memory in MiB of a process and of the processes it has started; 0 if it has exited."""
     try:
-        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) / 1024
+        own = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) / 1024
+        children = [
+            child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+        ]
     except (OSError, IndexError):
         return 0.0
+    return own + sum(resident_mib(int(child)) for child in children)
