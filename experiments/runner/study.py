@@ -80,7 +80,9 @@ def collect(study: Study, out: Path, results: Path) -> None:
 
 
 def record(run: Run, out: Path, results: Path) -> Result | None:
-    """Append the result in the folder of `run` to `results` and return it; None if there is none of these settings."""
+    """Return the result in the folder of `run`, appended to `results` unless it is there; None without one of these
+    settings.
+    """
     path = out / run.name / RESULT_FILE
     if not path.exists():
         return None
@@ -88,7 +90,8 @@ def record(run: Run, out: Path, results: Path) -> Result | None:
     result: Result = json.loads(line)
     if not run.is_of(result):
         return None
-    append_result(results, line)
+    if not any(map(run.is_of, read_results(results))):  # of runs that end together, one may have collected the others
+        append_result(results, line)
     return result
 
 

@@ -13,6 +13,7 @@ from experiments.language.arm import main as train_arm
 from experiments.language.study import main as train_all
 from experiments.runner.plan import Study
 from experiments.runner.results import append_result, read_results
+from experiments.runner.study import record
 from tests.experiments.harness import TINY, result
 
 ONE_ARM = TINY.partition("[[stages]]")[0].replace("rates = [1e-3, 1e-2]", "rates = [1e-2]") + (
@@ -83,6 +84,15 @@ def test_results_that_were_written_but_not_recorded_are_collected_at_the_start(
     append_result(study_command, json.dumps(result(tuning, 2.5)))
     assert train_all() == 0
     assert [line["kind"] for line in read_results(study_command)] == ["tuning", "final"]
+
+
+def test_a_result_is_recorded_once(study_command: Path, study: Study, tmp_path: Path) -> None:
+    [tuning] = study.tuning_runs("small", "regular")
+    (tmp_path / tuning.name).mkdir()
+    (tmp_path / tuning.name / "result.json").write_text(json.dumps(result(tuning, 2.5)), encoding="utf-8")
+    found = [record(tuning, tmp_path, study_command) for _ in range(2)]
+    assert found[0] == found[1] is not None
+    assert len(read_results(study_command)) == 1
 
 
 def test_a_result_under_other_settings_is_not_collected(study_command: Path, study: Study, tmp_path: Path) -> None:
