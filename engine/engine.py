@@ -171,6 +171,8 @@ class Engine:
             accepted += row.token == guess
             if row.token != guess or not request.draws:
                 break
+        if request.lookup:
+            request.lookup.learn(accepted)
         request.drop_draft()
         self.cache.keep(request.state, request.num_tokens - 1)
         self._proposed += len(draft)

@@ -143,7 +143,7 @@ class Scheduler:
         return Plan(list(requests), num_tokens)
 
     def _draft(self, requests: Sequence[Request]) -> set[Request]:
-        """Guess tokens of running requests, if pages for them are left; nothing is preempted for a guess.
+        """Guess tokens of running requests, if that pays and pages are left; nothing is preempted for a guess.
 
         Returns those with a guess whose newest token is in flight. They have to be left out of this step: once that
         token is known, it will be known too whether the guess is right so far.
@@ -156,9 +156,11 @@ class Scheduler:
                 most = min(request.most_guesses, left, limit)
                 request.draft = request.lookup.guess(request.prompt, request.output, most)
                 left -= len(request.draft)
-        if left == self.max_prefill_tokens:
+        guesses = self.max_prefill_tokens - left
+        if not guesses:
             return set()
-        if fits := self.cache.fits(needs := self._needs()):
+        fits = guesses >= self.guessing.least_together * len(requests) and self.cache.fits(needs := self._needs())
+        if fits:
             self.cache.evict(needs)
         held = {request for request in requests if request.draft and request.in_flight}
         for request in held if fits else requests:

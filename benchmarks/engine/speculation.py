@@ -1,7 +1,7 @@
 """What speculation by look-up gains: decode speed with it and without, by turns, on texts that repeat and not.
 
     python -m benchmarks.engine.speculation [--speculate 8] [--batch-sizes 1 8 32] [--runs 3]
-    python -m benchmarks.engine.speculation --device cuda [--speculate 16] [--batch-sizes 1 4 8] [--runs 9]
+    python -m benchmarks.engine.speculation --device cuda [--random-shape] [--speculate 16] [--batch-sizes 1 2 4 8]
 
 The shipped checkpoint decodes:
 
@@ -11,6 +11,9 @@ The shipped checkpoint decodes:
 - `extraction`: a page of the documentation, and then every other sentence of it, by a script as well.
 - `loops`: greedy continuations of prose, which repeat themselves as those of small models do.
 - `prose`: the same prompts at temperature 0.7.
+
+With `--random-shape` random weights of the 124M shape decode instead, and all four texts are by a script: `loops` and
+`prose` are what the shipped checkpoint draws.
 
 Tokens/s are of all requests together, from the first token of the last request on, by seconds of processor time:
 other work on the machine disturbs these less. On a GPU, where the weights are bfloat16 and texts are longer, they are
@@ -31,8 +34,9 @@ import torch
 from benchmarks.arguments import parse_arguments
 from benchmarks.engine.scripted import HostScripts, Script
 from benchmarks.header import header
+from benchmarks.shapes import random_model
 from thoughtbubbles.engine import Engine, EngineConfig, SamplingParams, set_threads
-from thoughtbubbles.model import Checkpoint, Tokenizer, load_checkpoint, shipped_checkpoint
+from thoughtbubbles.model import Thoughtbubbles, Tokenizer, load_checkpoint, shipped_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PROSE, PROSE_TOKENS = ROOT / "docs" / "RELIABILITY.md", 48
@@ -40,7 +44,7 @@ EDITED, QUOTED = ROOT / "training" / "optimizer.py", ROOT / "SECURITY.md"
 TEXTS = ("code edit", "extraction", "loops", "prose")
 DEFAULTS = {
     "cpu": {"speculate": 8, "batch_sizes": [1, 8, 32], "runs": 3, "prompt": 200, "new": 96},
-    "cuda": {"speculate": 16, "batch_sizes": [1, 4, 8], "runs": 9, "prompt": 500, "new": 256},
+    "cuda": {"speculate": 16, "batch_sizes": [1, 2, 4, 8], "runs": 9, "prompt": 500, "new": 256},
 }
 
 
@@ -62,10 +66,15 @@ def main() -> None:
     checkpoint = load_checkpoint(
         shipped_checkpoint(), device=args.device, dtype=torch.bfloat16 if on_gpu else torch.float32
     )
+    model, writer = checkpoint.model, None
+    if args.random_shape:
+        writer = _engine(model, checkpoint.tokenizer, requests, 0)
+        model = random_model(model.config.block_size, args.device, next(model.parameters()).dtype)
     scripts = _device_scripts(requests, args.new) if on_gpu else HostScripts()
-    engines = [_engine(checkpoint, requests, guesses) for guesses in (0, args.speculate)]
+    engines = [_engine(model, checkpoint.tokenizer, requests, guesses) for guesses in (0, args.speculate)]
     precision = "bfloat16" if on_gpu else "one thread, float32"
-    print(f"{engines[0].executor.name}, {precision}; at most {args.speculate} guesses")
+    shape = "random weights of the 124M shape" if args.random_shape else "the shipped checkpoint"
+    print(f"{engines[0].executor.name}, {precision}, {shape}; at most {args.speculate} guesses")
     print("batch  text        tokens/s without     with  with over without  proposed  accepted")
     for engine in engines:
         engine.generate([[1, 2, 3]], SamplingParams(max_tokens=8, ignore_eos=True))
@@ -74,10 +83,13 @@ def main() -> None:
     for batch_size in args.batch_sizes:
         for text in TEXTS:
             prompts, written = _texts(text, checkpoint.tokenizer, batch_size, args)
-            scripts.set(written)
             temperature = 0.7 if text == "prose" else 0
             params = [SamplingParams(max_tokens=args.new, ignore_eos=True, temperature=temperature, seed=seed)
                       for seed in range(batch_size)]  # fmt: skip
+            if writer and None in written:
+                drawn = [writer.generate([each], its)[0] for each, its in zip(prompts, params, strict=True)]
+                written = [list(each.token_ids) for each in drawn]
+            scripts.set(written)
             runs = [[_decode(engine, prompts, params, clock) for engine in engines] for _ in range(args.runs)]
             without, speculating = (
                 statistics.median(run.tokens_per_second for run in each) for each in zip(*runs, strict=True)
@@ -113,8 +125,8 @@ def _texts(
     return [ids[start : start + PROSE_TOKENS] for start in starts], [None] * number
 
 
-def _engine(checkpoint: Checkpoint, batch_size: int, guesses: int) -> Engine:
-    return Engine(checkpoint.model, checkpoint.tokenizer, EngineConfig(
+def _engine(model: Thoughtbubbles, tokenizer: Tokenizer, batch_size: int, guesses: int) -> Engine:
+    return Engine(model, tokenizer, EngineConfig(
         max_batch_size=batch_size, cache_bytes=2 << 30, speculate=guesses,
     ))  # fmt: skip
 
@@ -141,7 +153,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=list(DEFAULTS))
     parser.add_argument("--speculate", type=int, help="most guesses of a step (8, on a GPU 16)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", help="(1 8 32, on a GPU 1 4 8)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", help="(1 8 32, on a GPU 1 2 4 8)")
+    parser.add_argument("--random-shape", action="store_true", help="decode with random weights of the 124M shape")
     parser.add_argument("--runs", type=int, help="that medians are taken over (3, on a GPU 9)")
     parser.add_argument("--prompt", type=int, help="tokens of what is edited or quoted (200, on a GPU 500)")
     parser.add_argument("--new", type=int, help="tokens that are drawn (96, on a GPU 256)")

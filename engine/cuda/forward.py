@@ -33,7 +33,7 @@ MOST_BESIDE = 2048
 """Most tokens of a step beside which others decode."""
 BATCH_SIZE = 64
 """Most requests of one step, and most tokens of those with drafts."""
-DEVICE_GUESSING = Guessing(match=6, gradual=False, least=4)
+DEVICE_GUESSING = Guessing(match=6, first_match=12, pays=4, gradual=False, least=4, least_together=8)
 """A step with a draft is waited for and takes as long as a few decode steps, whatever it guesses: so guesses are made
 where some will very likely be right, and then as many as there may be."""
 

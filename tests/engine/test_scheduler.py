@@ -354,6 +354,19 @@ def test_guesses_are_shared_evenly_or_not_made(monkeypatch: pytest.MonkeyPatch) 
     assert it.schedule().num_tokens == [1, 1, 1]
 
 
+def test_few_guesses_for_all_that_wait_for_them_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = scheduler(speculate=9)
+    it.guessing = Guessing(least_together=4)
+    for each in guessing(it, "abc", monkeypatch)[1:]:
+        each.lookup = None
+    assert it.schedule().num_tokens == [1, 1, 1], "nine guesses for three requests"
+    assert not any(each.draft for each in it.running)
+    it.remove(it.running[2:])
+    for each in it.running:
+        each.output.append(1)
+    assert it.schedule().num_tokens == [10, 1]
+
+
 def test_a_token_in_flight_is_waited_for_before_its_guesses_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     it = scheduler(speculate=9)
     flying, other = guessing(it, "ab", monkeypatch)

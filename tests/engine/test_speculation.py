@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import pytest
@@ -299,6 +299,20 @@ def test_a_draft_is_as_long_as_it_may_be_where_a_guess_costs_no_time() -> None:
     assert lookup.guess(prompt, [3], 2) == [4, 5]
     assert lookup.guess(prompt, [3], 1) == [], "a single guess does not pay"
     assert lookup.guess(prompt, [3, 9, 9, 9, 9], 5) == [9] * 5
+
+
+def test_after_drafts_that_did_not_pay_more_tokens_have_to_match() -> None:
+    text = [*range(100, 120), 0]
+
+    def matches(number: int, learnt: Sequence[int]) -> bool:
+        lookup = Lookup(4, Guessing(match=2, first_match=3, pays=2, gradual=False))
+        for right in learnt:
+            lookup.learn(right)
+        return bool(lookup.guess(text, text[19 - number : 19], 4))
+
+    learnt = [1, 0, 2, 1, 4]
+    least = [next(n for n in range(1, 20) if matches(n, learnt[:drafts])) for drafts in range(6)]
+    assert least == [3, 6, 12, 2, 4, 2]
 
 
 def naive_guess(tokens: list[int], most: int) -> list[int]:

@@ -12,6 +12,7 @@ from tests.engine.draws import request as request_of
 from tests.engine.kernels.conftest import DEVICE, ON_GPU, MakeEngine, cuda_executor, on_kernels
 from tests.engine.kernels.test_decode_ahead import KINDS, PROMPTS, assert_alike, params, plain, run
 from thoughtbubbles.engine import Completion, Engine, SamplingParams, TokenEvent
+from thoughtbubbles.engine.cuda.forward import DEVICE_GUESSING
 from thoughtbubbles.engine.lookup import Lookup
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
@@ -22,6 +23,13 @@ DRAWN_ALIKE: dict[str, dict[str, object]] = {
     **{kind: settings for kind, settings in KINDS.items() if kind != "recomputed"},
     "unbiased": {"temperature": 0.8, "seed": 9, "min_p": 0.01, "presence_penalty": 0.5, "logprobs": 3},
 }
+
+
+@pytest.fixture(autouse=True)
+def guess_whenever_there_is_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether few guesses pay for all that wait for them does not matter to what they change."""
+    guessing = replace(DEVICE_GUESSING, least_together=0)
+    monkeypatch.setattr("thoughtbubbles.engine.cuda.forward.DEVICE_GUESSING", guessing)
 
 
 def drafts(alone: dict[str, Completion], requests: Requests, dice: random.Random) -> Callable[..., list[int]]:
