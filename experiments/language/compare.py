@@ -1,53 +1,32 @@
-"""Compare the study's arms as docs/experiments/language.md plans: intervals for each pair, by documents, Holm."""
+"""Compare the study's arms as docs/experiments/language.md plans: pairs of losses, and intervals over documents."""
 
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.runner.intervals import LEVEL, Interval, holm, t_interval, t_test
-from experiments.runner.plan import Claim, Result, Study
+from experiments.runner.comparison import Comparison, Pair, Rules, judge
+from experiments.runner.found import Found
+from experiments.runner.intervals import LEVEL, Interval
+from experiments.runner.plan import Result, Study
 
-Found = Mapping[str, Mapping[int, Result]]
-"""Reported results by arm, in the order of the study, and seed."""
-Word = Literal["holds", "is contradicted", "is equal to within 0.01", "is open", "not measured"]
-
-SMALL = 0.01
-"""Nats a token: a difference within it does not matter."""
+RULES = Rules(least=0.01, equality=True)
+"""Nats a token."""
 SAMPLES = 10_000
 """Bootstrap samples."""
 
 
-class Comparison(NamedTuple):
-    """The verdict on a claim that one arm's loss is below another's."""
-
-    claim: Claim
-    apart: list[float]
-    """The first loss less the second, for each seed that both have."""
-    interval: Interval | None
-    """95% interval of the mean over seeds, by Student's t; None with fewer than two seeds."""
-    p: float | None
-    """Two-sided, of the t-test; corrected by Holm over the claims of the study."""
-    documents: Interval | None
-    """95% interval of the mean over documents, by bootstrap."""
-    word: Word
-
-    @property
-    def mean(self) -> float:
-        """The mean difference; `apart` must not be empty."""
-        return statistics.mean(self.apart)
-
-
-def by_arm(study: Study, size: str, results: Sequence[Result]) -> Found:
-    """Return the reported results at a size under the study's present settings."""
-    found: dict[str, dict[int, Result]] = {}
-    for run in study.runs(results):
-        result = next(filter(run.is_of, results), None)
-        if run.size == size and run.kind == "final" and result is not None and result["loss"] is not None:
-            found.setdefault(run.arm, {})[run.seed] = result
-    return found
+def compare(study: Study, found: Found) -> list[Comparison]:
+    """Return a comparison for each of the study's claims."""
+    pairs = [
+        Pair(
+            claim,
+            list(differences(found, claim.lower, claim.than).values()),
+            document_interval(found, claim.lower, claim.than),
+        )
+        for claim in study.claims
+    ]
+    return judge(pairs, RULES)
 
 
 def differences(found: Found, lower: str, than: str) -> dict[int, float]:
@@ -57,40 +36,26 @@ def differences(found: Found, lower: str, than: str) -> dict[int, float]:
 
 
 def document_interval(found: Found, lower: str, than: str) -> Interval | None:
-    """Return the 95% bootstrap interval over documents of the difference, averaged over the seeds of both arms."""
+    """Return the 95% bootstrap interval over documents of the difference, averaged over the seeds of both arms.
+
+    Documents are drawn whole and paired: a draw has the same documents of both arms, each weighing as many tokens as it
+    has.
+    """
     seeds = differences(found, lower, than)
     if not seeds:
         return None
-    rows = [_documents(found[lower][seed]) - _documents(found[than][seed]) for seed in seeds]
-    apart = np.mean(rows, axis=0)
+    apart = np.mean([_documents(found[lower][seed]) - _documents(found[than][seed]) for seed in seeds], axis=0)
     tokens = np.array(found[lower][min(seeds)]["document_tokens"], dtype=np.float64)
-    counts = np.random.default_rng(0).multinomial(len(apart), np.full(len(apart), 1 / len(apart)), SAMPLES)
+    counts = _draws(len(apart))
     low, high = np.quantile(counts @ apart / (counts @ tokens), [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 
-def compare(study: Study, found: Found) -> list[Comparison]:
-    """Return a comparison for each of the study's claims."""
-    apart = [list(differences(found, claim.lower, claim.than).values()) for claim in study.claims]
-    corrected = holm([t_test(each) for each in apart])
-    return [_comparison(found, claim, seeds, p) for claim, seeds, p in zip(study.claims, apart, corrected, strict=True)]
-
-
-def _comparison(found: Found, claim: Claim, apart: list[float], p: float | None) -> Comparison:
-    interval, documents = t_interval(apart), document_interval(found, claim.lower, claim.than)
-    word = _word(interval, p, documents) if apart else "not measured"
-    return Comparison(claim, apart, interval, p, documents, word)
-
-
-def _word(interval: Interval | None, p: float | None, documents: Interval | None) -> Word:
-    if p is not None and documents is not None and p < LEVEL:
-        if documents[1] < 0:
-            return "holds"
-        if documents[0] > 0:
-            return "is contradicted"
-    if interval is not None and max(map(abs, interval)) < SMALL:
-        return "is equal to within 0.01"
-    return "is open"
+@lru_cache(maxsize=2)
+def _draws(documents: int) -> NDArray[np.float64]:
+    """Return how often each document is in each sample: the same samples for all pairs."""
+    counts = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
+    return counts.astype(np.float64)
 
 
 def _documents(result: Result) -> NDArray[np.float64]:

@@ -21,8 +21,13 @@ def t_interval(apart: Sequence[float]) -> Interval | None:
 
 
 def t_test(apart: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of a mean of 0; None of fewer than two values."""
-    return float(stats.ttest_1samp(apart, 0.0).pvalue) if len(apart) > 1 and statistics.stdev(apart) else None
+    """Return the two-sided p-value of a mean of 0; None of fewer than two values, or of equal ones that are not 0."""
+    if len(apart) < 2:
+        return None
+    error = statistics.stdev(apart) / len(apart) ** 0.5
+    if error == 0:  # the t statistic is not defined
+        return None if any(apart) else 1.0
+    return 2 * float(stats.t.sf(abs(statistics.mean(apart)) / error, len(apart) - 1))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

@@ -12,12 +12,13 @@ RESULT_FILE = "result.json"
 def read_results(path: Path) -> list[Result]:
     """Return the lines of a results file; none if there is no file.
 
-    A last line that was cut off by a kill is left out. `ValueError` for any other line that is not JSON.
+    A last line that was cut off by a kill is left out, and a line that is there twice, as after a merge of two copies
+    of the file, counts once. `ValueError` for any other line that is not JSON.
     """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    return [json.loads(line) for line in dict.fromkeys(lines) if line.endswith("\n") and line.strip()]
 
 
 def append_result(path: Path, line: str) -> None:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from experiments.language.compare import by_arm, compare, differences, document_interval
-from experiments.runner.intervals import holm, t_interval, t_test
+from experiments.language.compare import compare, differences, document_interval
+from experiments.runner.found import by_arm
 from experiments.runner.plan import Study
 from tests.experiments.harness import result
 
@@ -32,21 +33,6 @@ def test_differences_are_between_equal_seeds(study: Study) -> None:
     assert by_arm(study, "wide", lines(study, regular=[3.0])) == {}
 
 
-def test_the_interval_is_student_s_of_these_values_alone() -> None:
-    """Three values: 2 degrees of freedom, whose quantile is 4.3027; mean 2, deviation 1."""
-    interval = t_interval([1.0, 2.0, 3.0])
-    assert interval is not None
-    assert interval == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
-    assert t_interval([1.0]) is None
-    assert t_test([1.0]) is None
-    assert t_test([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
-
-
-def test_holm_multiplies_the_lowest_by_their_number_and_never_falls() -> None:
-    assert holm([0.04, None, 0.01, 0.03]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-
-
 def test_documents_are_resampled_with_their_own_differences(study: Study) -> None:
     results = lines(study, regular=[3.0, 3.0], _2l=[2.9, 2.9])
     found = by_arm(study, "small", results)
@@ -57,6 +43,22 @@ def test_documents_are_resampled_with_their_own_differences(study: Study) -> Non
     assert document_interval(found, "2l", "regular") == pytest.approx((-0.3, 0.1))
 
 
+def test_the_interval_over_documents_is_that_of_a_ratio_of_sums(study: Study) -> None:
+    """With many documents: R ± 1.96 standard errors of a ratio R = Σd / Σt, which are √Σ(d - R·t)² / Σt."""
+    random = np.random.default_rng(1)
+    tokens = random.integers(20, 900, 341).astype(float)
+    apart = tokens * random.normal(-0.02, 0.1, 341)
+    results = lines(study, regular=[3.0], _2l=[3.0])
+    for line in results:
+        if "documents" in line:
+            line["documents"] = (3 * tokens + (line["arm"] == "2l") * apart).tolist()
+            line["document_tokens"] = tokens.tolist()
+    ratio = apart.sum() / tokens.sum()
+    error = 1.96 * np.sqrt(((apart - ratio * tokens) ** 2).sum()) / tokens.sum()
+    interval = document_interval(by_arm(study, "small", results), "2l", "regular")
+    assert interval == pytest.approx((ratio - error, ratio + error), abs=0.06 * error)
+
+
 @pytest.mark.parametrize(
     ("forks", "word"),
     [
@@ -65,6 +67,7 @@ def test_documents_are_resampled_with_their_own_differences(study: Study) -> Non
         ([2.9, 3.0], "is open"),
         ([2.9], "is open"),
         ([2.9996, 3.0004], "is equal to within 0.01"),
+        ([3.0, 3.0], "is equal to within 0.01"),
         ([], "not measured"),
     ],
 )

@@ -1,6 +1,7 @@
 """The study of tasks: what is measured is right by hand, and one command makes, trains, measures and reports it."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.runner.found import by_arm
 from experiments.runner.plan import Study, read_study
 from experiments.runner.results import read_results
-from experiments.tasks.data import FOLDER, byte_tokenizer, make
+from experiments.tasks.compare import analysed, at_chance, compare
+from experiments.tasks.data import FOLDER, byte_tokenizer
+from experiments.tasks.data import make as make_data
 from experiments.tasks.measure import (
     BEYOND,
     END_OF_TEXT,
@@ -24,9 +28,9 @@ from experiments.tasks.measure import (
     measure_final,
     read,
 )
-from experiments.tasks.report import by_arm, compare
-from experiments.tasks.report import main as report
+from experiments.tasks.page import section
 from experiments.tasks.study import main as train_all
+from tests.experiments import made
 from tests.experiments.harness import result
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles
 from thoughtbubbles.training.data.token_file import read_tokenizer, read_tokens
@@ -151,7 +155,7 @@ def test_what_is_measured_of_a_model() -> None:
 
 
 def test_the_data_are_whole_documents_of_the_trained_difficulties(tmp_path: Path) -> None:
-    make(tmp_path / "data", 9000, 3000)
+    make_data(tmp_path / "data", 9000, 3000)
     ids = read_tokens(tmp_path / "data", "train")
     assert len(ids) > 9000
     tokenizer = read_tokenizer(tmp_path / "data")
@@ -196,7 +200,7 @@ def toy(tmp_path: Path) -> Study:
 def test_the_command_trains_measures_and_reports(
     toy: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "data" / FOLDER, 5000, 1000)
+    make_data(tmp_path / "data" / FOLDER, 5000, 1000)
     results = tmp_path / "results.jsonl"
     monkeypatch.setattr(sys, "argv", ["study", f"--study={tmp_path}/study.toml", f"--data={tmp_path}/data",
                                       f"--out={tmp_path}/out", f"--results={results}", "--jobs=2"])  # fmt: skip
@@ -207,11 +211,12 @@ def test_the_command_trains_measures_and_reports(
     assert len(lines["4l", "final"]["errors"]) == 4
     assert list(lines["loop-2", "final"]["errors"]) == [OWN]
     assert lines["loop-2", "final"]["settings"]["model"]["loops"] == 2
-    monkeypatch.setattr(sys, "argv", ["report", str(results), f"--study={tmp_path}/study.toml"])
-    report()
-    printed = capsys.readouterr().out
-    assert "| the dial pays | 1 |" in printed
-    assert "`4l`: wrong answers in percent by `fork_ratio`." in printed
+    found = read_results(results)
+    text = "\n\n".join(section(toy, "toy", by_arm(toy, "toy", found), found))
+    row = r"\| the dial pays \| `4l` at 4 − `4l` at 1 \| \S+ \| – \| – \| \d of 1 \| is open, one seed \|"
+    assert re.search(row, text)
+    assert "`4l`: wrong answers in percent by `fork_ratio`, mean over seeds." in text
+    assert "judged on the seeds that every arm in them has: 0." in text
 
 
 def test_claims_are_paired_by_seed_and_corrected(toy: Study) -> None:
@@ -235,8 +240,24 @@ def test_claims_are_paired_by_seed_and_corrected(toy: Study) -> None:
     assert [each.word for each in compare(toy, {})] == ["not measured", "not measured"]
 
 
-def test_results_that_only_chose_rates_are_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "results.jsonl").write_text("", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "results.jsonl"), f"--study={COMMITTED}"])
-    with pytest.raises(SystemExit, match="no reported result"):
-        report()
+def test_claims_rest_on_the_seeds_that_every_arm_of_the_first_stage_has() -> None:
+    """An arm of a later stage that lacks one of them is in no claim, and is named."""
+    study = read_study(COMMITTED, Evaluation)
+    first = ("regular", "2l", "scores", "loop-2", "4l")
+    seeds = {arm: [0, 1, 2] for arm in first} | {"2l": [0, 1, 2, 3], "1.25l": [0, 1], "loop-3": [0, 1, 2]}
+    found = by_arm(study, "2m", made.tasks(study, "2m", seeds, lambda _arm, _seed: 0.5))
+    at = analysed(study, "2m", found)
+    assert at.seeds == [0, 1, 2]
+    assert set(at.found) == {*first, "loop-3"}
+    assert at.left_out == [("1.25l", 0), ("1.25l", 1), ("2l", 3)]
+    assert all(list(seeds) == [0, 1, 2] for seeds in at.found.values())
+    assert analysed(study, "2m", {}).seeds == []
+
+
+def test_a_task_is_learned_where_guessers_would_not_come() -> None:
+    """Of 300 questions a guesser at five digits has 20% right, and in 95% of all tests at most 23.8%."""
+    study = read_study(COMMITTED, Evaluation)
+    [(_, seeds)] = by_arm(study, "2m", made.tasks(study, "2m", {"regular": [0]}, lambda _arm, _seed: 0.5)).items()
+    right = seeds[0]["accuracy"][OWN]
+    right["sums"][0], right["lookups"][0], right["hops"][0], right["permutations"][0] = 0.237, 0.239, 0.05, 0.02
+    assert at_chance(seeds, 1) == ["sums", "hops"]
