@@ -10,8 +10,10 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from experiments.page import CARD, README, Part, finding, page, parts
+from experiments.page import page
+from experiments.part import Part, parts
 from experiments.runner.results import read_results
+from experiments.summary import CARD, README, finding
 
 PAGE = Path("docs/RESULTS.md")
 BEGIN, END = "<!-- finding -->\n", "<!-- end of the finding -->\n"

@@ -1,12 +1,13 @@
 """Compare the study's arms as docs/experiments/language.md plans: pairs of losses, and intervals over documents."""
 
+import statistics
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.runner.comparison import Comparison, Pair, Rules, judge
-from experiments.runner.found import Found
+from experiments.runner.found import REGULAR, Found, planned_claims
 from experiments.runner.intervals import LEVEL, Interval
 from experiments.runner.plan import Result, Study
 
@@ -16,8 +17,8 @@ SAMPLES = 10_000
 """Bootstrap samples."""
 
 
-def compare(study: Study, found: Found) -> list[Comparison]:
-    """Return a comparison for each of the study's claims."""
+def compare(study: Study, size: str, found: Found) -> list[Comparison]:
+    """Return a comparison at a size for each of the study's claims."""
     pairs = [
         Pair(
             claim,
@@ -26,13 +27,31 @@ def compare(study: Study, found: Found) -> list[Comparison]:
         )
         for claim in study.claims
     ]
-    return judge(pairs, RULES)
+    return judge(pairs, RULES, planned_claims(study, size))
 
 
 def differences(found: Found, lower: str, than: str) -> dict[int, float]:
     """Return by seed how far the loss of `lower` is above that of `than`, where both were measured."""
     one, other = found.get(lower, {}), found.get(than, {})
     return {seed: one[seed]["loss"] - other[seed]["loss"] for seed in sorted(one.keys() & other.keys())}
+
+
+def gaps_by_tokens(found: Found, arm: str) -> dict[float, float]:
+    """Return by million tokens learned from how far an arm is above `regular`, under the rule of training.
+
+    A gap is the mean over the seeds of both; there is none where they share no seed.
+    """
+    seeds, regular = found.get(arm, {}), found.get(REGULAR, {})
+    shared = sorted(seeds.keys() & regular.keys())
+    if not shared:
+        return {}
+    first = seeds[shared[0]]
+    steps = [step for step in first["curve"] if all(step in regular[seed]["curve"] for seed in shared)]
+    tokens = first["tokens"] / first["settings"]["training"]["steps"] / 1e6
+    return {
+        int(step) * tokens: statistics.mean(seeds[s]["curve"][step] - regular[s]["curve"][step] for s in shared)
+        for step in steps
+    }
 
 
 def document_interval(found: Found, lower: str, than: str) -> Interval | None:

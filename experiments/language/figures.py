@@ -1,13 +1,12 @@
 """Draw the figures of the page's part on language. Needs matplotlib."""
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.language.compare import differences
-from experiments.language.page import detailed, figure_names, forks_of, regular_entropy
+from experiments.language.compare import differences, gaps_by_tokens
+from experiments.language.page import detailed, figure_names, forking, forks_of, regular_entropy
 from experiments.runner.figures import label, legend, line, panels, spread_rows
 from experiments.runner.found import REGULAR, Found
 from experiments.runner.intervals import t_interval
@@ -36,27 +35,12 @@ def _differences(found: Found, _arms: Sequence[str]) -> Figure:
 def _curves(found: Found, arms: Sequence[str]) -> Figure:
     figure, [axes] = panels((1, 1), (7.2, 4.2))
     for arm in found:
-        if arm != REGULAR and (gaps := _gaps(found, arm)):
+        if arm != REGULAR and (gaps := gaps_by_tokens(found, arm)):
             line(axes, list(gaps), list(gaps.values()), arm, arms)
     axes.axhline(0, color="#333", linewidth=0.8)
     label(axes, f"Loss less that of {REGULAR} during training, mean over seeds", "million tokens learned from", BETTER)
     legend(figure, axes)
     return figure
-
-
-def _gaps(found: Found, arm: str) -> dict[float, float]:
-    """Return by million tokens the mean over shared seeds of how far an arm is above `regular`."""
-    seeds, regular = found[arm], found[REGULAR]
-    shared = sorted(seeds.keys() & regular.keys())
-    if not shared:
-        return {}
-    first = seeds[shared[0]]
-    steps = [step for step in first["curve"] if all(step in regular[seed]["curve"] for seed in shared)]
-    tokens = first["tokens"] / first["settings"]["training"]["steps"] / 1e6
-    return {
-        int(step) * tokens: statistics.mean(seeds[s]["curve"][step] - regular[s]["curve"][step] for s in shared)
-        for step in steps
-    }
 
 
 def _dial(found: Found, arms: Sequence[str]) -> Figure:
@@ -74,7 +58,7 @@ def _forks(found: Found, arms: Sequence[str]) -> Figure:
     entropy = regular_entropy(found)
     assert entropy is not None  # figure_names names this figure only then
     parts = np.array_split(np.argsort(entropy, kind="stable"), BINS)
-    for arm, run in detailed(found).items():
+    for arm, run in forking(found).items():
         forks = forks_of(run)
         line(axes, [entropy[part].mean() for part in parts], [forks[part].mean() for part in parts], arm, arms)
     label(axes, "Forks of a token by the entropy of a regular model after it",

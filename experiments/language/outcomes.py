@@ -1,6 +1,7 @@
 """What docs/experiments/language.md says of each outcome, and the study's findings in sentences."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.language.compare import RULES, differences
@@ -48,14 +49,31 @@ def readings(study: Study, size: str, found: Found, comparisons: Sequence[Compar
 
 
 def complete(study: Study, size: str, comparisons: Sequence[Comparison]) -> set[Key]:
-    """Return the claims that have all planned seeds at a size."""
-    return {key for key, each in by_key(comparisons).items() if 1 < len(each.apart) >= _seeds(study, size, *key[:2])}
+    """Return the claims that have all planned seeds at a size, and whose verdict further claims cannot change."""
+    return {
+        key
+        for key, each in by_key(comparisons).items()
+        if each.settled and 1 < len(each.apart) >= _seeds(study, size, *key[:2])
+    }
 
 
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:
     """Return what was found of the claims that matter most, in plain words."""
     found, tests = by_key(comparisons), count_tested(comparisons)
     return [say(found.get(key), *sides, PERPLEXITY, tests) for key, sides in SAYINGS.items()]
+
+
+def caveats(found: Found) -> list[str]:
+    """Return what limits a claim beside its test, in sentences."""
+    apart = list(differences(found, "deeper", REGULAR).values())
+    if not apart or statistics.mean(apart) <= 0:
+        return []
+    limit = (
+        f"`deeper` is itself worse than `regular` ({PERPLEXITY.name} {PERPLEXITY.amount(statistics.mean(apart))}"
+        f"{PERPLEXITY.unit}): at this length of training its layers do not pay, and an arm that is better than it is"
+        " not yet shown to use operations well."
+    )
+    return [limit]
 
 
 def finding(study: Study, size: str, comparisons: Sequence[Comparison], about: str) -> str | None:
@@ -72,6 +90,12 @@ def finding(study: Study, size: str, comparisons: Sequence[Comparison], about: s
     if scores.word == "holds":
         return f"**Forks help{', by little' * (forks.small or scores.small)}** ({about}): {against}; {beyond}."
     return f"**Whether the forks themselves help is not shown** ({about}): {against}; but {beyond}."
+
+
+def so_far(comparisons: Sequence[Comparison]) -> str:
+    """Return what was measured of forks against regular models while that decides nothing."""
+    forks = by_key(comparisons)[FORKS]
+    return f"So far, against regular models, {measured(forks, PERPLEXITY)}." if forks.apart else ""
 
 
 def _seeds(study: Study, size: str, lower: str, than: str) -> int:

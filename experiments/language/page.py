@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.language.compare import compare, differences
-from experiments.language.outcomes import readings
+from experiments.language.compare import compare, differences, gaps_by_tokens
+from experiments.language.outcomes import caveats, readings
 from experiments.runner.arms import about, operations, power, rate, tuning
 from experiments.runner.found import REGULAR, Found
 from experiments.runner.markdown import NONE, Unit, claims, figure, table
@@ -35,7 +35,8 @@ Difference in loss (nats a token, 0.01 is 1% of perplexity) on the held-out docu
 is served; below 0 the first arm is better. The t interval is of the seeds of this pair alone; *by documents*
 resamples the held-out documents, paired and weighted by their tokens. p is two-sided and corrected by Holm. A claim
 *holds* if p < 0.05 and the documents' interval is below 0; it is *equal to within 0.01* if the t interval lies
-within ±0.01; otherwise it is *open*. A difference below 0.01 is called small."""
+within ±0.01; otherwise it is *open*. A difference below 0.01 is called small. A verdict is *provisional* if it would
+change should the planned claims that are not measured yet count in the correction too."""
 OUTCOMES = """\
 *Open* means that these runs do not decide, not that there is no difference. A row is read when each of its claims
 has all planned seeds. Where none of the first three rows is found though all are read, the plan foresaw no such
@@ -44,6 +45,8 @@ COSTS = """\
 Each arm at its own learning rate; ± is the standard deviation over seeds. Operations are those of learning from a
 token, as a multiple of `regular`'s. *Other* is Python code, which no arm learned from. A rate marked ! is at an end
 of the grid, so that a better one may lie beyond."""
+GAPS = "Values of the figure: loss less that of `regular` by tokens learned from, rule `blockwise`, mean over seeds."
+SEEDS = "Loss of every reported run, by seed. No run is left out, whatever its loss."
 DIAL = "One model of each arm under other budgets than its own, rule `causal`, first seed."
 RULES = """\
 The four rules at the same positions, each predicted from the tokens before it, first seed. These losses compare
@@ -70,7 +73,8 @@ def figure_names(size: str, found: Found) -> dict[str, str]:
         shown += ["differences", "curves"]
     if detailed(found):
         shown += ["dial"]
-        shown += [] if regular_entropy(found) is None else ["forks"]
+    if forking(found) and regular_entropy(found) is not None:
+        shown += ["forks"]
     return {name: f"language-{size}-{name}.png" for name in shown}
 
 
@@ -79,32 +83,47 @@ def detailed(found: Found) -> dict[str, Result]:
     return {arm: run for arm, seeds in found.items() for run in seeds.values() if run.get("dial")}
 
 
+def forking(found: Found) -> dict[str, Result]:
+    """Return those of them whose budget leaves room for forks."""
+    return {arm: run for arm, run in detailed(found).items() if forks_of(run).any()}
+
+
 def section(study: Study, size: str, found: Found, results: Sequence[Result]) -> list[str]:
     """Return the parts of a size's section."""
-    comparisons, drawn = compare(study, found), figure_names(size, found)
+    comparisons, drawn = compare(study, size, found), figure_names(size, found)
     images = {name: figure(file, f"{SHOWS[name]}, {size}") for name, file in drawn.items()}
     parts = [
         f"### {size}: {about(found)}", f"#### Claims at {size}", claims(comparisons, NATS), CLAIMS,
-        power(comparisons), f"#### What the plan says of this at {size}",
+        power(comparisons), *caveats(found), f"#### What the plan says of this at {size}",
         outcome_table(readings(study, size, found, comparisons)), OUTCOMES, *_images(images, "differences", "curves"),
-        f"#### Arms at {size}", _arms(study, size, found, results), COSTS, f"#### Learning rates at {size}",
-        tuning(study, size, results),
+        *_curves(found), f"#### Arms at {size}", _arms(study, size, found, results), COSTS, _by_seed(found), SEEDS,
+        f"#### Learning rates at {size}", tuning(study, size, results),
     ]  # fmt: skip
     if inside := detailed(found):
         parts += [
             f"#### Dial, rules, layers and entropy at {size}", _dial(inside), DIAL, *_images(images, "dial"),
-            _rules(inside), RULES, _layers(inside), LAYERS, *_entropy(found, inside), *_images(images, "forks"),
+            _rules(inside), RULES, _layers(inside), LAYERS, *_entropy(found), *_images(images, "forks"),
         ]  # fmt: skip
     return parts
 
 
-def _entropy(found: Found, inside: Mapping[str, Result]) -> list[str]:
+def _curves(found: Found) -> list[str]:
+    rows = []
+    for arm in (each for each in found if each != REGULAR):
+        gaps = gaps_by_tokens(found, arm)
+        if gaps:
+            rows.append((f"`{arm}`", *(NATS.signed(gap) for gap in gaps.values())))
+            tokens = [f"{each:.1f}M" for each in gaps]
+    return [table(("arm, after", *tokens), rows), GAPS] if rows else []
+
+
+def _entropy(found: Found) -> list[str]:
     entropy = regular_entropy(found)
-    if entropy is None:
+    if entropy is None or not forking(found):
         return []
     parts = np.array_split(np.argsort(entropy, kind="stable"), 4)
     rows = []
-    for arm, run in inside.items():
+    for arm, run in forking(found).items():
         forks = forks_of(run)
         tied = len(set(forks.tolist())) == 1
         rank = NONE if tied else f"{stats.spearmanr(forks, entropy).statistic:+.2f}"
@@ -141,6 +160,13 @@ def _arms(study: Study, size: str, found: Found, results: Sequence[Result]) -> s
         ))  # fmt: skip
     heads = ("arm", "rate", "parameters", "operations", "seeds", "loss", "`blockwise`", "other", f"less `{REGULAR}`")
     return table(heads, rows)
+
+
+def _by_seed(found: Found) -> str:
+    seeds = sorted({seed for of in found.values() for seed in of})
+    rows = [(f"`{arm}`", *(f"{of[seed]['loss']:.4f}" if seed in of else NONE for seed in seeds)) for arm, of in
+            found.items()]  # fmt: skip
+    return table(("arm", *(f"seed {seed}" for seed in seeds)), rows)
 
 
 def _dial(inside: Mapping[str, Result]) -> str:

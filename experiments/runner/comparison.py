@@ -47,6 +47,8 @@ class Comparison(NamedTuple):
     word: Word
     small: bool
     """Whether the mean is below the least difference that matters."""
+    settled: bool
+    """Whether the word would stay if all planned claims counted in Holm's correction, those that lack as unclear."""
 
     @property
     def mean(self) -> float:
@@ -59,10 +61,14 @@ class Comparison(NamedTuple):
         return f"{sum(each < 0 for each in self.apart)} of {len(self.apart)}"
 
 
-def judge(pairs: Sequence[Pair], rules: Rules) -> list[Comparison]:
-    """Return the verdict on each pair; Holm's correction runs over all of them that have a test."""
-    corrected = holm([t_test(pair.apart) for pair in pairs])
-    return [_judged(pair, p, rules) for pair, p in zip(pairs, corrected, strict=True)]
+def judge(pairs: Sequence[Pair], rules: Rules, number: int = 0) -> list[Comparison]:
+    """Return the verdict on each pair; Holm's correction runs over all of them that have a test.
+
+    `number` is that of the claims that are planned: a verdict that it would change is not settled.
+    """
+    p = [t_test(pair.apart) for pair in pairs]
+    each = zip(pairs, holm(p), holm(p, number), strict=True)
+    return [_judged(pair, measured, planned, rules) for pair, measured, planned in each]
 
 
 def by_key(comparisons: Sequence[Comparison]) -> dict[Key, Comparison]:
@@ -80,11 +86,12 @@ def errors_needed(seeds: int, tests: int) -> float:
     return float(stats.t.ppf(1 - LEVEL / (2 * tests), seeds - 1))
 
 
-def _judged(pair: Pair, p: float | None, rules: Rules) -> Comparison:
+def _judged(pair: Pair, p: float | None, planned: float | None, rules: Rules) -> Comparison:
     interval = t_interval(pair.apart)
     word = _word(interval, p, pair.documents, rules) if pair.apart else "not measured"
     small = bool(pair.apart) and abs(statistics.mean(pair.apart)) < rules.least
-    return Comparison(pair.claim, pair.apart, interval, p, pair.documents, word, small)
+    settled = not pair.apart or word == _word(interval, planned, pair.documents, rules)
+    return Comparison(pair.claim, pair.apart, interval, p, pair.documents, word, small, settled)
 
 
 def _word(interval: Interval | None, p: float | None, documents: Interval | None, rules: Rules) -> Word:

@@ -43,6 +43,12 @@ def planned(study: Study, size: str) -> set[tuple[str, int]]:
     return {(arm, seed) for stage in study.stages if stage.size == size for arm in stage.arms for seed in stage.seeds}
 
 
+def planned_claims(study: Study, size: str) -> int:
+    """Return how many of the study's claims are of arms that are planned at a size."""
+    arms = {arm for arm, _ in planned(study, size)}
+    return sum({claim.lower, claim.than} <= arms for claim in study.claims)
+
+
 def _reported(study: Study, size: str, results: Sequence[Result]) -> list[tuple[Run, Result | None]]:
     runs = [run for run in study.runs(results) if (run.size, run.kind) == (size, "final")]
     return [(run, next(filter(run.is_of, results), None)) for run in runs]

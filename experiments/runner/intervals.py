@@ -30,12 +30,15 @@ def t_test(apart: Sequence[float]) -> float | None:
     return 2 * float(stats.t.sf(abs(statistics.mean(apart)) / error, len(apart) - 1))
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number by Holm; None stays, and does not count."""
+def holm(p: Sequence[float | None], number: int = 0) -> list[float | None]:
+    """Return p-values corrected for their number by Holm; None stays, and does not count.
+
+    Where `number` is larger, as many tests are counted, as if those that lack were the least clear.
+    """
     order = sorted((each, i) for i, each in enumerate(p) if each is not None)
     corrected: list[float | None] = [None] * len(p)
-    highest = 0.0
+    tests, highest = max(number, len(order)), 0.0
     for rank, (each, i) in enumerate(order):
-        highest = max(highest, min(1.0, each * (len(order) - rank)))
+        highest = max(highest, min(1.0, each * (tests - rank)))
         corrected[i] = highest
     return corrected

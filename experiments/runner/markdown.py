@@ -48,9 +48,10 @@ def figure(name: str, shows: str) -> str:
 
 def verdict(each: Comparison) -> str:
     """Return what is said of a claim, with what limits it."""
-    if each.word in ("holds", "is contradicted") and each.small:
-        return f"{each.word}, small"
-    return f"{each.word}, one seed" if len(each.apart) == 1 else each.word
+    if len(each.apart) == 1:
+        return f"{each.word}, one seed"
+    decided = each.word in ("holds", "is contradicted")
+    return f"{each.word}{', small' * (decided and each.small)}{', provisional' * (not each.settled)}"
 
 
 def claims(comparisons: Sequence[Comparison], unit: Unit) -> str:

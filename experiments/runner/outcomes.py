@@ -10,7 +10,7 @@ HOLDS: tuple[Word, ...] = ("holds",)
 CONTRADICTED: tuple[Word, ...] = ("is contradicted",)
 EQUAL: tuple[Word, ...] = ("is equal to within 0.01",)
 OPEN: tuple[Word, ...] = ("is open",)
-APPLIES = {True: "**yes**", False: "no", None: "not yet measured"}
+APPLIES = {True: "**yes**", False: "no", None: "not yet decided"}
 
 
 class Outcome(NamedTuple):

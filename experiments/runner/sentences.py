@@ -6,6 +6,8 @@ from typing import NamedTuple
 from experiments.runner.comparison import Comparison
 from experiments.runner.intervals import LEVEL
 
+PROVISIONAL = " Provisional: the planned claims that are not measured yet may change it."
+
 
 class Measure(NamedTuple):
     """What is compared, lower being better."""
@@ -29,7 +31,7 @@ def say(each: Comparison | None, first: str, second: str, measure: Measure, test
         "is equal to within 0.01": f"{_upper(first)} are as good as {second}, {measure.same}",
         "is open": f"It is open whether {first} are better than {second}",
     }[each.word]
-    return f"**{said}**: {measured(each, measure)}{_why_open(each, tests)}."
+    return f"**{said}**: {measured(each, measure)}{_why_open(each, tests)}.{PROVISIONAL * (not each.settled)}"
 
 
 def measured(each: Comparison, measure: Measure) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.runner.comparison import Comparison, Pair, Rules, judge
-from experiments.runner.found import REGULAR, Found
+from experiments.runner.found import REGULAR, Found, planned_claims
 from experiments.runner.plan import Claim, Result, Study
 from experiments.tasks.measure import GROUPS, OWN
 from thoughtbubbles.training.synthetic import DEEP, WIDE, Task
@@ -38,9 +38,10 @@ def analysed(study: Study, size: str, found: Found) -> Analysed:
     return Analysed(seeds, kept, left_out)
 
 
-def compare(study: Study, found: Found) -> list[Comparison]:
-    """Return a comparison for each of the study's claims."""
-    return judge([Pair(claim, differences(found, claim)) for claim in study.claims], RULES)
+def compare(study: Study, size: str, found: Found) -> list[Comparison]:
+    """Return a comparison at a size for each of the study's claims."""
+    pairs = [Pair(claim, differences(found, claim)) for claim in study.claims]
+    return judge(pairs, RULES, planned_claims(study, size))
 
 
 def differences(found: Found, claim: Claim) -> list[float]:

@@ -54,8 +54,8 @@ def readings(at: Analysed, comparisons: Sequence[Comparison]) -> list[Reading]:
 
 
 def complete(at: Analysed, comparisons: Sequence[Comparison]) -> set[Key]:
-    """Return the claims that have all analysed seeds: two at least."""
-    return {key for key, each in by_key(comparisons).items() if len(each.apart) == len(at.seeds) > 1}
+    """Return the claims that have all analysed seeds, two at least, and whose verdict further claims cannot change."""
+    return {key for key, each in by_key(comparisons).items() if each.settled and len(each.apart) == len(at.seeds) > 1}
 
 
 def sentences(comparisons: Sequence[Comparison]) -> list[str]:

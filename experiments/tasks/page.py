@@ -35,7 +35,8 @@ Share of wrong answers of the first side less that of the second, in percentage 
 An answer is wrong if one of its tokens has not the highest logit. Each task and each n counts alike. The t interval
 is over seeds, all of which answer the same questions: it says nothing of other questions. p is two-sided and
 corrected by Holm over the claims that have one. A claim *holds* if p < 0.05 and the difference is below 0. A
-difference below 2 points is called small."""
+difference below 2 points is called small. A verdict is *provisional* if it would change should the planned claims
+that are not measured yet count in the correction too."""
 ERRORS = """\
 Wrong answers in percent, mean over seeds: n from 1 to 8, which was trained / n from 9 to 16, which was not.
 Operations are those of learning from a token, as a multiple of `regular`'s. A rate marked ! is at an end of the
@@ -70,7 +71,7 @@ def figure_names(size: str, found: Found) -> dict[str, str]:
 def section(study: Study, size: str, found: Found, results: Sequence[Result]) -> list[str]:
     """Return the parts of a size's section."""
     at = analysed(study, size, found)
-    comparisons, forking = compare(study, at.found), _forking(found)
+    comparisons, forking = compare(study, size, at.found), _forking(found)
     images = {name: figure(file, f"{SHOWS[name]}, {size}") for name, file in figure_names(size, found).items()}
     parts = [
         f"### {size}: {about(found)}", f"#### Claims at {size}", _seeds(at), claims(comparisons, POINTS), CLAIMS,

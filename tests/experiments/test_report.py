@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.page import CARD, README, Part, finding, page, parts
+from experiments.page import page
+from experiments.part import Part, parts
 from experiments.report import BEGIN, END, MARKED, PAGE, main
 from experiments.runner.results import read_results
+from experiments.summary import CARD, README, finding
 from tests.experiments import made
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ def whole(**means: list[float]) -> dict[str, list[float]]:
 
 def outcomes(text: str) -> dict[str, str]:
     """Return the plan's tables of the page: what was found of each outcome."""
-    rows = re.findall(r"^\| (.+) \| .+ \| (\*\*yes\*\*|no|not yet measured) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (.+) \| .+ \| (\*\*yes\*\*|no|not yet decided) \|$", text, re.MULTILINE)
     return dict(rows)
 
 
@@ -75,7 +77,7 @@ def test_the_finding_the_summary_and_the_tables_say_the_same(
     assert "docs/RESULTS.md" in short
     assert re.search(rf"^\| κ = 2L is better than a regular model \|.+\| {claim[0]} \|$", text, re.MULTILINE)
     assert f"\n- **{claim[1]}**: perplexity " in text
-    assert "not yet measured" not in outcomes(text).values()
+    assert "not yet decided" not in outcomes(text).values()
     first = re.findall(r"^\| `2l` < `regular` .+ \| (.+) \| \*\*yes\*\* \|$", text, re.MULTILINE)
     assert [each.partition(" (")[0] for each in first] == ([reading] if reading else [])
     assert reading is None or f"By the plan's table: {reading}" in text
@@ -108,12 +110,39 @@ def test_few_results_decide_nothing_and_what_lacks_is_named(nothing: list[Part])
     assert "are better than regular ones**: perplexity" in summary
     found = outcomes(text)
     assert found.pop("forks of `2l` on noise as many as on hard answers, or more") == "no"  # described, not tested
-    assert set(found.values()) == {"not yet measured"}
+    assert set(found.values()) == {"not yet decided"}
     assert text.count("No claim has two seeds yet") == 2
     assert "Of 12 claims, 3 have one seed alone, 9 are not measured." in text
     assert re.search(r"^- `24m`: 36 of 39 reported runs were not made: .*`2l` seeds 1, 2,", text, re.MULTILINE)
     assert "- `64m`: none of 15 reported runs was made." in text
     assert finding(studies, README).startswith("**Not shown: whether the forks themselves help.** 3 of 39 runs")
+
+
+def test_a_deeper_model_that_is_worse_than_a_regular_one_is_no_proof(nothing: list[Part]) -> None:
+    said = "`deeper` is itself worse than `regular` (perplexity +5.1%)"
+    assert page(both(nothing, {"regular": [3.6], "deeper": [3.65]})).count(said) == 2  # in short, and below the claims
+    assert said not in page(both(nothing, {"regular": [3.6], "deeper": [3.55]}))
+
+
+def test_the_gap_is_told_by_tokens(nothing: list[Part]) -> None:
+    studies = both(nothing, {"regular": [3.6, 3.6], "2l": [3.5, 3.52, 3.0]})
+    studies[0].results[-1]["curve"] = dict.fromkeys(studies[0].results[-1]["curve"], 9.0)  # of a seed of one arm alone
+    text = page(studies)
+    assert "| arm, after | 4.9M | 9.8M | 14.7M | 19.7M | 24.6M | 29.5M | 34.4M | 39.3M |" in text
+    assert "| `2l` | " + " | ".join(["-0.0900"] * 8) + " |" in text
+
+
+def test_a_verdict_that_further_claims_may_change_is_provisional(nothing: list[Part]) -> None:
+    """p is 0.0051 alone: with three claims it holds, with the twelve that are planned it would not."""
+    losses = {"regular": [3.6, 3.6, 3.6], "2l": [3.58, 3.582, 3.577], "scores": [3.6, 3.59, 3.61]}
+    studies = both(nothing, losses)
+    text = page(studies)
+    assert re.search(r"^\| κ = 2L is better than a regular model \|.+ \| holds, provisional \|$", text, re.MULTILINE)
+    assert "Provisional: the planned claims that are not measured yet may change it." in text
+    assert outcomes(text)["`2l` < `regular` open or contradicted"] == "not yet decided"
+    short = finding(studies, README)
+    assert short.startswith("**Not shown: whether the forks themselves help.** 9 of 39 runs that are to tell are made.")
+    assert "So far, against regular models, perplexity -2.0% (95% interval" in short
 
 
 def test_without_results_the_page_says_so(nothing: list[Part]) -> None:

@@ -73,6 +73,6 @@ def test_the_interval_over_documents_is_that_of_a_ratio_of_sums(study: Study) ->
 )
 def test_a_claim_holds_where_seeds_and_documents_say_so(study: Study, forks: list[float], word: str) -> None:
     results = lines(study, regular=[3.0, 3.0], _2l=forks)
-    [found] = compare(study, by_arm(study, "small", results))
+    [found] = compare(study, "small", by_arm(study, "small", results))
     assert found.word == word
     assert found.apart == pytest.approx([each - 3.0 for each in forks])

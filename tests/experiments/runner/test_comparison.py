@@ -83,3 +83,10 @@ def test_holm_counts_the_claims_that_have_a_test() -> None:
     found = judge([clear, *[unclear] * 19], LANGUAGE)
     assert (found[0].word, count_tested(found)) == ("is open", 20)
     assert found[0].p == pytest.approx(20 * (t_test(clear.apart) or 0))
+
+
+def test_a_verdict_is_settled_where_all_planned_claims_would_not_change_it() -> None:
+    clear = pair(-1.0, -1.1, -1.2, documents=(-2, -0.5))  # p = 0.0027
+    assert [judge([clear], LANGUAGE, number)[0].settled for number in (0, 18, 19)] == [True, True, False]
+    assert holm([0.01, None, 0.04], 12) == [pytest.approx(0.12), None, pytest.approx(0.44)]
+    assert judge([pair()], LANGUAGE, 12)[0].settled

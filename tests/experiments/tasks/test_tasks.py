@@ -231,13 +231,13 @@ def test_claims_are_paired_by_seed_and_corrected(toy: Study) -> None:
     found = {"loop-2": {seed: line("loop-2", seed, own) for seed, own in enumerate(looped)}}
     ratios = {"4": 0.4, "1": 0.3}
     found["4l"] = {seed: line("4l", seed, own, **(ratios | {"1": 0.3 - 0.1 * seed})) for seed, own in enumerate(forked)}
-    dial, loops = compare(toy, found)
+    dial, loops = compare(toy, "toy", found)
     assert dial.apart == pytest.approx([0.1, 0.2, 0.3])
     assert dial.word == "is open"
     assert loops.apart == pytest.approx([-0.1, -0.0999, -0.1])
     assert loops.word == "holds"
     assert by_arm(toy, "toy", []) == {}
-    assert [each.word for each in compare(toy, {})] == ["not measured", "not measured"]
+    assert [each.word for each in compare(toy, "toy", {})] == ["not measured", "not measured"]
 
 
 def test_claims_rest_on_the_seeds_that_every_arm_of_the_first_stage_has() -> None:
