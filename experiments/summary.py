@@ -1,14 +1,15 @@
 """The answer to "When do forks help?": a paragraph for everyone, and what each study found in sentences."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.language import compare as language_compare
 from experiments.language import outcomes as language
 from experiments.part import Part
-from experiments.runner.comparison import Comparison, Word
+from experiments.runner.comparison import Comparison
 from experiments.runner.found import Found
+from experiments.runner.markdown import verdict
 from experiments.runner.outcomes import Reading
 from experiments.tasks import compare as tasks_compare
 from experiments.tasks import outcomes as tasks
@@ -23,10 +24,6 @@ class Links(NamedTuple):
 
 README = Links("[results](docs/RESULTS.md)", "[planned beforehand](docs/experiments/language.md)")
 CARD = Links("results: `docs/RESULTS.md`", "planned beforehand (`docs/experiments/language.md`)")
-SEVERAL: Mapping[Word, str] = {
-    "holds": "hold", "is contradicted": "are contradicted", "is equal to within 0.01": "are equal to within 0.01",
-    "is open": "are open", "not measured": "are not measured",
-}  # fmt: skip
 MISSING = """\
 {made} of {goal} planned runs are made; [the others](#what-was-not-run) may change what is said here."""
 WHOLE = "All planned runs are made."
@@ -98,8 +95,8 @@ def _lines(
     read = f"By the plan's table: {'; '.join(applies)}." if applies else ""
     undecided = any(each.applies is None for each in readings)
     waits = "Some rows of the plan's table are not decided yet." if undecided else ""
-    words = Counter(SEVERAL[each.word] if len(each.apart) != 1 else "have one seed alone" for each in comparisons)
-    sure = f"Of {len(comparisons)} claims, {', '.join(f'{count} {word}' for word, count in words.items())}."
+    words = Counter(verdict(each) for each in comparisons)
+    sure = f"Verdicts on {len(comparisons)} claims: {'; '.join(f'{word}: {count}' for word, count in words.items())}."
     bullets = "\n".join(f"- {sentence}" for sentence in sentences)
     return [f"**{about}.** {' '.join(filter(None, (read, waits, sure)))}", bullets]
 

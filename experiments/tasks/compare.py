@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.runner.comparison import Comparison, Pair, Rules, judge
-from experiments.runner.found import REGULAR, Found, planned_claims
+from experiments.runner.found import REGULAR, Found, planned, planned_claims
 from experiments.runner.plan import Claim, Result, Study
 from experiments.tasks.measure import GROUPS, OWN
 from thoughtbubbles.training.synthetic import DEEP, WIDE, Task
@@ -22,6 +22,8 @@ class Analysed(NamedTuple):
     """What claims rest on."""
 
     seeds: list[int]
+    planned: int
+    """How many seeds are planned."""
     found: Found
     """The arms that have all these seeds, with these alone."""
     left_out: list[tuple[str, int]]
@@ -35,7 +37,7 @@ def analysed(study: Study, size: str, found: Found) -> Analysed:
     seeds = sorted(set.intersection(*measured)) if measured else []
     kept = {arm: {seed: of[seed] for seed in seeds} for arm, of in found.items() if seeds and of.keys() >= set(seeds)}
     left_out = [(arm, seed) for arm, of in found.items() for seed in of if seed not in kept.get(arm, {})]
-    return Analysed(seeds, kept, left_out)
+    return Analysed(seeds, len({seed for _, seed in planned(study, size)}), kept, left_out)
 
 
 def compare(study: Study, size: str, found: Found) -> list[Comparison]:

@@ -72,9 +72,10 @@ def finding(at: Analysed, comparisons: Sequence[Comparison]) -> str | None:
     wide, deep = found[FORKS_WIDE], found[FORKS_DEEP]
     beyond = {"holds": ", and beyond what their scores do", "is contradicted": ", but less than their scores alone"}
     more = beyond.get(found[SCORES_WIDE].word, ", which may be due to their scores") if wide.word == "holds" else ""
+    part = "" if len(at.seeds) == at.planned else f" ({len(at.seeds)} of {at.planned} planned seeds)"
     return (
         f"On made-up problems, {_helps(wide)} where many things stand side by side{more},"
-        f" and {_helps(deep)} where steps follow one another."
+        f" and {_helps(deep)} where steps follow one another{part}."
     )
 
 

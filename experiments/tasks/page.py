@@ -96,7 +96,12 @@ def _seeds(at: Analysed) -> str:
     if not at.seeds:
         return "The arms of the first stage share no seed yet, so that no claim is judged."
     left = f" Measured and in no claim: {names(at.left_out)}." if at.left_out else ""
-    return f"Claims are judged on the seeds that every arm in them has: {', '.join(map(str, at.seeds))}.{left}"
+    seeds = ", ".join(map(str, at.seeds))
+    return f"Claims are judged on the seeds that every arm in them has: {seeds}{_of_planned(at)}.{left}"
+
+
+def _of_planned(at: Analysed) -> str:
+    return "" if len(at.seeds) == at.planned else f" ({at.planned} seeds are planned)"
 
 
 def _not_learned(at: Analysed, comparisons: Sequence[Comparison]) -> list[str]:

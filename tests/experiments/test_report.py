@@ -99,6 +99,12 @@ def test_with_whole_results_of_tasks_the_plan_is_read(nothing: list[Part]) -> No
     assert "| `2l` | 0.002 | 24.4M | 1.79 | 3 |" in text
 
 
+def test_fewer_seeds_than_planned_are_said(nothing: list[Part]) -> None:
+    studies = both(nothing, whole(), {arm: [0, 1, 2] for arm in nothing[1].study.arms})
+    assert "Claims are judged on the seeds that every arm in them has: 0, 1, 2 (5 seeds are planned)." in page(studies)
+    assert "(3 of 5 planned seeds)" in finding(studies, README)
+
+
 def test_few_results_decide_nothing_and_what_lacks_is_named(nothing: list[Part]) -> None:
     studies = both(nothing, {"regular": [3.6], "2l": [3.5], "scores": [3.55]}, {"regular": [0], "2l": [0]})
     text = page(studies)
@@ -112,7 +118,7 @@ def test_few_results_decide_nothing_and_what_lacks_is_named(nothing: list[Part])
     assert found.pop("forks of `2l` on noise as many as on hard answers, or more") == "no"  # described, not tested
     assert set(found.values()) == {"not yet decided"}
     assert text.count("No claim has two seeds yet") == 2
-    assert "Of 12 claims, 3 have one seed alone, 9 are not measured." in text
+    assert "Verdicts on 12 claims: is open, one seed: 3; not measured: 9." in text
     assert re.search(r"^- `24m`: 36 of 39 reported runs were not made: .*`2l` seeds 1, 2,", text, re.MULTILINE)
     assert "- `64m`: none of 15 reported runs was made." in text
     assert finding(studies, README).startswith("**Not shown: whether the forks themselves help.** 3 of 39 runs")
