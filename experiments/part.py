@@ -21,7 +21,7 @@ class Part(NamedTuple):
         """The reported results of each size that has one."""
         return {size: found for size in self.study.sizes if (found := by_arm(self.study, size, self.results))}
 
-    def count(self, size: str) -> tuple[int, int]:
+    def made_of(self, size: str) -> tuple[int, int]:
         """Return how many reported runs of a size are made, and how many are planned."""
         return sum(map(len, by_arm(self.study, size, self.results).values())), len(planned(self.study, size))
 

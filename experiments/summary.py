@@ -43,7 +43,7 @@ def found(both: Sequence[Part]) -> str:
 
 def missing(both: Sequence[Part]) -> str:
     """Return how many of the planned runs are made."""
-    counts = [part.count(size) for part in both for size in part.study.sizes]
+    counts = [part.made_of(size) for part in both for size in part.study.sizes]
     made, goal = (sum(each) for each in zip(*counts, strict=True))
     return WHOLE if made == goal else MISSING.format(made=made, goal=goal)
 
@@ -75,7 +75,7 @@ def _of_language(part: Part) -> str:
         if said := language.finding(part.study, size, comparisons, _about(part.sizes[size])):
             return said
     first = part.study.stages[0].size
-    made, goal = part.count(first)
+    made, goal = part.made_of(first)
     so_far = language.so_far(compared[first]) if first in compared else ""
     return f"{UNDECIDED.format(made=made, goal=goal)} {so_far}".strip()
 

@@ -46,6 +46,11 @@ Each arm at its own learning rate; ± is the standard deviation over seeds. Oper
 token, as a multiple of `regular`'s. *Other* is Python code, which no arm learned from. A rate marked ! is at an end
 of the grid, so that a better one may lie beyond."""
 GAPS = "Values of the figure: loss less that of `regular` by tokens learned from, rule `blockwise`, mean over seeds."
+FIRST = (0, 1, 2)
+"""Seeds that were planned before any run; the plan says when others were added."""
+ADDED = """\
+Seeds 3 and 4 of four arms were added to the plan when seeds 0, 1 and 2 of these had been seen. By those three alone
+the same claims would read so, with the correction over the claims that they measure:"""
 SEEDS = "Loss of every reported run, by seed. No run is left out, whatever its loss."
 DIAL = "One model of each arm under other budgets than its own, rule `causal`, first seed."
 RULES = """\
@@ -94,7 +99,8 @@ def section(study: Study, size: str, found: Found, results: Sequence[Result]) ->
     images = {name: figure(file, f"{SHOWS[name]}, {size}") for name, file in drawn.items()}
     parts = [
         f"### {size}: {about(found)}", f"#### Claims at {size}", claims(comparisons, NATS), CLAIMS,
-        power(comparisons), *caveats(found), f"#### What the plan says of this at {size}",
+        power(comparisons), *caveats(found), *_first_seeds(study, size, found),
+        f"#### What the plan says of this at {size}",
         outcome_table(readings(study, size, found, comparisons)), OUTCOMES, *_images(images, "differences", "curves"),
         *_curves(found), f"#### Arms at {size}", _arms(study, size, found, results), COSTS, _by_seed(found), SEEDS,
         f"#### Learning rates at {size}", tuning(study, size, results),
@@ -160,6 +166,14 @@ def _arms(study: Study, size: str, found: Found, results: Sequence[Result]) -> s
         ))  # fmt: skip
     heads = ("arm", "rate", "parameters", "operations", "seeds", "loss", "`blockwise`", "other", f"less `{REGULAR}`")
     return table(heads, rows)
+
+
+def _first_seeds(study: Study, size: str, found: Found) -> list[str]:
+    """Return the claims that have seeds beyond the first, judged by the first alone."""
+    first = {arm: {seed: run for seed, run in of.items() if seed in FIRST} for arm, of in found.items()}
+    more = [{*differences(found, claim.lower, claim.than)} - {*FIRST} for claim in study.claims]
+    judged = [each for each, added in zip(compare(study, size, first), more, strict=True) if added]
+    return [ADDED, claims(judged, NATS)] if judged else []
 
 
 def _by_seed(found: Found) -> str:

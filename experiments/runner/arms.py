@@ -25,11 +25,14 @@ def power(comparisons: Sequence[Comparison]) -> str:
     tests = count_tested(comparisons)
     if not tests:
         return "No claim has two seeds yet, so that none has an interval over seeds or a test."
-    seeds = max(len(each.apart) for each in comparisons)
+    needed = "; ".join(
+        f"with {seeds} seeds {errors_needed(seeds, tests):.1f} if it is the clearest of these, and"
+        f" {errors_needed(seeds, 1):.1f} if it is the last"
+        for seeds in sorted({len(each.apart) for each in comparisons if each.p is not None})
+    )
     return (
-        f"Claims with two seeds or more: {tests} of {len(comparisons)}; Holm's correction runs over these. With"
-        f" {seeds} seeds the clearest of {tests} must be {errors_needed(seeds, tests):.1f} standard errors from 0 to"
-        f" hold, and the last {errors_needed(seeds, 1):.1f}: only large or very steady differences can pass."
+        f"Claims with two seeds or more: {tests} of {len(comparisons)}; Holm's correction runs over these. To hold, a"
+        f" difference must be so many standard errors from 0: {needed}. Only large or very steady differences can pass."
     )
 
 

@@ -76,7 +76,7 @@ def answers_no_deep_task(found: Found) -> bool:
 def forks_at_answers(result: Result, tasks: Sequence[Task], of: range) -> float:
     """Return the mean number of forks of tokens that an answer is predicted from, each task and n alike."""
     rows = result["inside"]["answer_forks"]
-    values = [rows[task][n - 1] for task in tasks for n in of if rows[task][n - 1] is not None]
+    values: list[float] = [rows[task][n - 1] for task in tasks for n in of if rows[task][n - 1] is not None]
     return statistics.mean(values)
 
 

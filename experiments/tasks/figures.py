@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from experiments.runner.figures import COLOURS, MARKERS, SMALL, label, legend, panels, spread_rows
 from experiments.runner.found import Found
 from experiments.runner.intervals import t_interval
-from experiments.runner.plan import Result
 from experiments.tasks.compare import CHANCE
-from experiments.tasks.measure import HARDEST, OWN, TRAINED
+from experiments.tasks.measure import OWN, TRAINED
 from experiments.tasks.page import figure_names
-from thoughtbubbles.training.synthetic import TASKS, Task
+from thoughtbubbles.training.synthetic import TASKS
 
 SORTS = {"copy": "easy", "noise": "nothing to compute", "sums": "wide", "lookups": "wide", "permutations": "deep",
          "hops": "deep"}  # fmt: skip
@@ -45,8 +44,9 @@ def _accuracy(found: Found) -> Figure:
     figure, every = panels((2, 3), (9.0, 5.2), sharex=True, sharey=True)
     for axes, task in zip(every, TASKS, strict=True):
         for place, (ratio, colour) in enumerate(zip(ratios, colours, strict=True)):
-            axes.plot(*_by_n(runs, lambda run, ratio=ratio: run["accuracy"][ratio], task, 100), color=colour,
-                      linewidth=1.3, marker=MARKERS[place % len(MARKERS)], markersize=3, label=ratio)  # fmt: skip
+            points = _by_n([run["accuracy"][ratio][task] for run in runs], 100)
+            axes.plot(*points, color=colour, linewidth=1.3, marker=MARKERS[place % len(MARKERS)], markersize=3,
+                      label=ratio)  # fmt: skip
         if task in CHANCE:
             axes.axhline(100 * CHANCE[task], color="#333", linewidth=0.8, linestyle="--", label="_")
         _trained(axes)
@@ -63,8 +63,8 @@ def _forks(found: Found) -> Figure:
     for axes, arm in zip(every, arms, strict=True):
         for task, colour, marker in zip(TASKS, COLOURS, MARKERS, strict=False):
             style = "--" if SORTS[task] == "wide" else "-." if SORTS[task] == "deep" else "-"
-            axes.plot(*_by_n(list(found[arm].values()), lambda run: run["inside"]["answer_forks"], task, 1),
-                      color=colour, marker=marker, markersize=4, linewidth=1.3, linestyle=style,
+            points = _by_n([run["inside"]["answer_forks"][task] for run in found[arm].values()], 1)
+            axes.plot(*points, color=colour, marker=marker, markersize=4, linewidth=1.3, linestyle=style,
                       label=f"{task} ({SORTS[task]})")  # fmt: skip
         _trained(axes)
         label(axes, f"{arm}, at its own ratio", DIFFICULTY)
@@ -73,14 +73,11 @@ def _forks(found: Found) -> Figure:
     return figure
 
 
-def _by_n(
-    runs: Sequence[Result], cells: Callable[[Result], Mapping[str, Sequence[float | None]]], task: Task, scale: float
-) -> tuple[list[int], list[float]]:
-    """Return the n that were measured of a task, and the mean over runs at each."""
+def _by_n(cells: Sequence[Sequence[float | None]], scale: float) -> tuple[list[int], list[float]]:
+    """Return the n that were measured, and the mean over runs at each, from each run's values by n."""
     points = {}
-    for n in range(1, HARDEST + 1):
-        values = [value for run in runs if (value := cells(run)[task][n - 1]) is not None]
-        if values:
+    for n, of_runs in enumerate(zip(*cells, strict=True), start=1):
+        if values := [value for value in of_runs if value is not None]:
             points[n] = scale * statistics.mean(values)
     return list(points), list(points.values())
 

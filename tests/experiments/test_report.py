@@ -15,7 +15,7 @@ from experiments.summary import CARD, README, finding
 from tests.experiments import made
 
 ROOT = Path(__file__).parents[2]
-STEADY = [0.0, 0.0003, -0.0002]
+STEADY = [0.0, 0.0003, -0.0002, 0.0001, -0.0001]
 """What seeds add to a loss: little, so that differences of 0.03 pass every test."""
 ARMS = ("regular", "deeper", "scores", "1.25l", "2l", "4l", "random", "twice", "copy-3", "late", "early", "keep",
         "scores-keep")  # fmt: skip
@@ -60,7 +60,7 @@ def outcomes(text: str) -> dict[str, str]:
         (whole(_2l=spread(3.5, -1), scores=spread(3.5, -1.1)), "**Whether the forks themselves help is not shown** (",
          "what helps may be the scores; no claim for forks",
          ("holds", "Models with forks are better than regular ones")),
-        (whole(_2l=spread(3.5, 90)), "**Forks were not shown to help** (", "forks do not help at this size and length",
+        (whole(_2l=spread(3.5, 400)), "**Forks were not shown to help** (", "forks do not help at this size and length",
          ("is open", "It is open whether models with forks are better than regular ones")),
         (whole(_2l=spread(3.7, -1)), "**Forks do harm** (", "forks do not help at this size and length",
          ("is contradicted", "Models with forks are worse than regular ones")),
@@ -96,7 +96,18 @@ def test_with_whole_results_of_tasks_the_plan_is_read(nothing: list[Part]) -> No
     assert "Claims are judged on the seeds that every arm in them has: 0, 1, 2, 3, 4." in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
-    assert "| `2l` | 0.002 | 24.4M | 1.79 | 3 |" in text
+    assert "| `2l` | 0.002 | 24.4M | 1.79 | 5 |" in text
+
+
+def test_what_the_first_three_seeds_alone_decide_is_said(nothing: list[Part]) -> None:
+    losses = {"regular": [3.6] * 5, "2l": [3.58, 3.62, 3.6, 3.5, 3.5], "deeper": [3.6] * 5}
+    text = page(both(nothing, losses))
+    alone = text.partition("By those three alone")[2].partition("####")[0]
+    assert re.search(
+        r"^\| κ = 2L is better than a regular model .+\| \+0\.0000 \| .+ \| is open \|$", alone, re.MULTILINE
+    )
+    assert "deeper" not in alone  # it has no other seeds
+    assert "By those three alone" not in page(both(nothing, {"regular": [3.6] * 3, "2l": [3.5] * 3}))
 
 
 def test_fewer_seeds_than_planned_are_said(nothing: list[Part]) -> None:
@@ -119,9 +130,9 @@ def test_few_results_decide_nothing_and_what_lacks_is_named(nothing: list[Part])
     assert set(found.values()) == {"not yet decided"}
     assert text.count("No claim has two seeds yet") == 2
     assert "Verdicts on 12 claims: is open, one seed: 3; not measured: 9." in text
-    assert re.search(r"^- `24m`: 36 of 39 reported runs were not made: .*`2l` seeds 1, 2,", text, re.MULTILINE)
+    assert re.search(r"^- `24m`: 44 of 47 reported runs were not made: .*`2l` seeds 1, 2, 3, 4,", text, re.MULTILINE)
     assert "- `64m`: none of 15 reported runs was made." in text
-    assert finding(studies, README).startswith("**Not shown: whether the forks themselves help.** 3 of 39 runs")
+    assert finding(studies, README).startswith("**Not shown: whether the forks themselves help.** 3 of 47 runs")
 
 
 def test_a_deeper_model_that_is_worse_than_a_regular_one_is_no_proof(nothing: list[Part]) -> None:
@@ -147,7 +158,7 @@ def test_a_verdict_that_further_claims_may_change_is_provisional(nothing: list[P
     assert "Provisional: the planned claims that are not measured yet may change it." in text
     assert outcomes(text)["`2l` < `regular` open or contradicted"] == "not yet decided"
     short = finding(studies, README)
-    assert short.startswith("**Not shown: whether the forks themselves help.** 9 of 39 runs that are to tell are made.")
+    assert short.startswith("**Not shown: whether the forks themselves help.** 9 of 47 runs that are to tell are made.")
     assert "So far, against regular models, perplexity -2.0% (95% interval" in short
 
 

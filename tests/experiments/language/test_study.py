@@ -61,7 +61,8 @@ def test_the_committed_study_begins_with_what_decides_most() -> None:
     names = [run.name for run in study.missing(results)]
     assert names[:2] == ["24m-regular-seed-0", "24m-2l-seed-0"]
     assert names[14] == "24m-random-seed-2"
-    assert names[15] == "24m-scores-keep-rate-0.0005"
+    assert names[15:19] == [f"24m-{arm}-seed-3" for arm in ("regular", "2l", "scores", "random")]
+    assert names[23] == "24m-scores-keep-rate-0.0005"
 
 
 def test_rates_are_chosen_first_and_reported_runs_follow_arm_by_arm(study: Study) -> None:
