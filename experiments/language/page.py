@@ -54,8 +54,8 @@ the same claims would read so, with the correction over the claims that they mea
 SEEDS = "Loss of every reported run, by seed. No run is left out, whatever its loss."
 DIAL = "One model of each arm under other budgets than its own, rule `causal`, first seed."
 RULES = """\
-The four rules at the same positions, each predicted from the tokens before it, first seed. These losses compare
-with each other and with no other table."""
+The four rules at the same positions, each predicted from the tokens before it, first seed. Compare within a row
+alone: the positions are too few to compare arms."""
 LAYERS = """\
 On the first held-out windows under `causal`, first seed: streams a token that leave each fork layer, their part of
 the budget, and the mean weight P = exp(c) of originals and of forks."""
