@@ -136,6 +136,13 @@ def test_every_recorded_result_is_of_the_committed_study() -> None:
                          line["settings"]["training"]["learning_rate"]).is_of(line)  # fmt: skip
 
 
+def test_recorded_losses_are_those_of_the_same_documents() -> None:
+    reported = [line for line in read_results(RECORDED) if line["kind"] == "final" and line["loss"] is not None]
+    for line in reported:
+        assert line["document_tokens"] == reported[0]["document_tokens"]
+        assert sum(line["documents"]) / sum(line["document_tokens"]) == pytest.approx(line["loss"], abs=2e-5)
+
+
 def test_a_line_that_a_kill_cut_off_is_left_out_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     assert read_results(path) == []
@@ -144,6 +151,7 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_replaced(tmp_path: Path) -> 
         file.write('{"a": 2')
     assert read_results(path) == [{"a": 1}]
     append_result(path, '{"a": 3}')
+    append_result(path, '{"a": 1}')  # as a merge of two copies leaves it
     assert read_results(path) == [{"a": 1}, {"a": 3}]
 
 
