@@ -59,7 +59,7 @@ contradicted here may be otherwise there, and the other way round.
 
 A study of 2026-11-22 stood on this page until it was withdrawn: its training step kept residual streams in
 bfloat16, with which models with forks, and no others, learn worse ([TRAINING_SPEED.md](TRAINING_SPEED.md)), and its
-arms shared one learning rate. Its results are in the repository's history, at commit bc8e4b4.
+arms shared one learning rate. Its results are in the repository's history, at commit 5c2c4c1.
 
 ## The shipped checkpoint
 
