@@ -29,18 +29,18 @@ _TABLE = {
     16: (Tiles(16, 32, 128, 4, 5, 3), Tiles(16, 32, 256, 4, 3, 3), Tiles(16, 32, 128, 4, 5)),
     32: (Tiles(32, 32, 128, 4, 4, 3), Tiles(32, 32, 128, 4, 4, 3), Tiles(32, 32, 128, 4, 4)),
     64: (Tiles(64, 32, 128, 4, 4, 3), Tiles(64, 32, 128, 4, 4, 2), Tiles(64, 32, 128, 4, 4)),
-    128: (Tiles(128, 64, 64, 4, 4, 6), Tiles(64, 64, 64, 4, 4, 2), Tiles(64, 32, 128, 4, 4)),
-    256: (Tiles(64, 128, 64, 4, 4, 3), Tiles(64, 128, 64, 4, 4, 3), Tiles(64, 64, 64, 4, 4)),
-    512: (Tiles(128, 128, 64, 8, 4, 3), Tiles(64, 64, 64, 4, 4), Tiles(128, 128, 64, 8, 4)),
-    1024: (Tiles(64, 64, 128, 8, 4), Tiles(64, 64, 128, 8, 4), Tiles(64, 64, 64, 4, 4)),
+    128: (Tiles(64, 64, 64, 4, 4, 4), Tiles(64, 32, 64, 4, 4, 2), Tiles(64, 64, 64, 4, 4)),
+    256: (Tiles(128, 64, 64, 4, 4, 4), Tiles(64, 64, 64, 4, 4, 2), Tiles(128, 64, 64, 8, 4)),
+    512: (Tiles(128, 64, 64, 8, 4, 2), Tiles(128, 64, 64, 8, 4, 2), Tiles(128, 128, 64, 8, 4)),
+    1024: (Tiles(64, 128, 64, 4, 4), Tiles(128, 64, 64, 4, 4), Tiles(128, 64, 64, 8, 4)),
     2048: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 3)),
     4096: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 256, 64, 8, 3)),
 }
 """By the largest row count that they are tuned for; then for fewer outputs than inputs, as many, and more.
 
-Up to 512 rows they are the fastest of many on an H100 for a model of 768 channels. With few rows, time goes into
-reading weights, which all multiprocessors must do at once: tiles are narrow, and programs share inputs if outputs are
-few. With many rows, each weight must be read rarely.
+Up to 64 rows they are the fastest of many on an H100 for a model of 768 channels, and up to 1,024 on an H200. With few
+rows, time goes into reading weights, which all multiprocessors must do at once: tiles are narrow, and programs share
+inputs if outputs are few. With many rows, each weight must be read rarely.
 """
 MOST_PARTS = max(tiles.parts for kinds in _TABLE.values() for tiles in kinds)
 """The most programs that share the inputs of a tile."""
