@@ -37,8 +37,8 @@ from thoughtbubbles.model import Selection, Thoughtbubbles, Tokenizer
 
 FLOAT8 = torch.float8_e4m3fn
 WAYS = {"bfloat16": torch.bfloat16, "float8 cache": FLOAT8}
-BLOCKS = ((64, 2, 3, 1), (64, 2, 3, 2), (64, 2, 2, 2), (64, 1, 3, 1), (64, 1, 3, 2), (64, 1, 2, 4), (128, 2, 2, 1),
-          (128, 2, 2, 2))  # fmt: skip
+BLOCKS = ((64, 2, 3, 1), (64, 2, 3, 2), (64, 2, 2, 1), (64, 2, 4, 1), (64, 4, 3, 1), (64, 1, 3, 1), (128, 2, 2, 1),
+          (32, 1, 4, 1))  # fmt: skip
 """Keys, warps, stages, and programs that share the keys of a batch slot."""
 ATTENDED = ((64, 3900), (64, 1000), (1, 1000))
 """Requests and streams of each."""

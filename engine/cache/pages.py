@@ -73,7 +73,7 @@ class SegmentPages:
         self.keys = self._stored[0]
         """(layers, N, slots, H): heads outside, so that a request with adjacent pages is a slice of each head."""
         self.values = self._stored[1]
-        """As `keys`; in 8 bits those of a page are (H,page_size) in memory, instead of (page_size,H)."""
+        """As `keys`; in 8 bits those of a page are (H,page_size) in memory, instead of (page_size,H), and never NaN."""
         self.scores = torch.empty((pages * page_size, 2), dtype=torch.int32, device=like.device)
         """(slots, 2) grid scores of the two candidates that each stream made."""
         eight_bits = like.element_size() == 1

@@ -367,7 +367,8 @@ def _scored(y1, y2, c, part, last, SCORED: tl.constexpr):
 def _store_eight_bits(
     into, slot, i, y1, y2, part, last, mask, SCORED: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr
 ):
-    """Store keys or values in 8 bits, as `SegmentPages` says, and return what was stored."""
+    """Store keys or values in 8 bits, as `SegmentPages` says, and return what was stored; 0 for NaN."""
+    y1, y2 = tl.where(tl.abs(y1) >= 0, y1, 0.0), tl.where(tl.abs(y2) >= 0, y2, 0.0)
     if SCORED:
         y2 = tl.where(last & (part == 1), 0.0, y2)
     y1, y2 = y1.to(into.dtype.element_ty), y2.to(into.dtype.element_ty)

@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, slots_of
-from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import transposed
 from thoughtbubbles.engine.cuda.kernels.linear import Recent
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
@@ -103,7 +102,7 @@ def _packed_attention(
             v = tl.load(values + from_, mask=seen[:, None] & own[None, :], other=0.0)
         else:
             c = tl.load(cumulative + slot, mask=seen, other=0.0)
-            within = transposed((slot // PAGE)[None, :], channel[:, None], (slot % PAGE)[None, :], WIDTH, PAGE)
+            within = _transposed((slot // PAGE)[None, :], channel[:, None], (slot % PAGE)[None, :], WIDTH, PAGE)
             v = tl.trans(tl.load(values + within, mask=seen[None, :] & own[:, None], other=0.0).to(q.dtype))
         slot = slots_of(pages, first + KEYS + j, cached, PAGE)  # one iteration ahead: keys do not wait for it
         highest, total, mixed = _attend(q, k, v, c, seen[None, :], highest, total, mixed, scale, PRECISION)
@@ -129,6 +128,13 @@ def _packed_attention(
         seen = key[None, :] <= (before + i)[:, None]
         highest, total, mixed = _attend(q, k, v, None, seen, highest, total, mixed, scale, PRECISION)
     tl.store(out + at, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _transposed(page, channel, place, WIDTH: tl.constexpr, PAGE: tl.constexpr):
+    """Return the offsets of 8-bit values in a head: of pages (1,K), channels (C,1) and places in the page (1,K)."""
+    offset = page.to(tl.int64) * (PAGE * WIDTH) + channel * PAGE + place
+    return tl.max_contiguous(tl.multiple_of(offset, (1, PAGE)), (1, PAGE))
 
 
 @triton.jit

@@ -217,6 +217,21 @@ def test_heads_for_a_cache_of_eight_bits(scored: bool, rows: Any) -> None:  # no
     torch.testing.assert_close(recent.values[:LIVE], stored_v, atol=0, rtol=1e-6)
 
 
+@torch.inference_mode()
+def test_a_cache_of_eight_bits_has_numbers_of_a_request_without(rows: Any) -> None:  # noqa: ANN401
+    """Its pages go to others, whose attention multiplies what it left there by 0."""
+    from thoughtbubbles.engine.cuda.kernels.linear import project_heads
+
+    layer, x = nn.Linear(24, 72).to(DEVICE), torch.full((MOST, 24), torch.nan, device=DEVICE)
+    queries = torch.zeros(MOST, 2, 12, device=DEVICE)
+    keys, values = rounded(torch.ones(2, 2, 64, 12, device=DEVICE))
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=True,
+                  cumulative=torch.zeros(64, device=DEVICE))  # fmt: skip
+    assert queries[:LIVE, :, :-1].isnan().all()
+    found = by_slot(values, rows.page_size).float()[:, rows.slot[:LIVE].long()]
+    assert not found.any()
+
+
 @pytest.mark.gpu
 @torch.inference_mode()
 def test_what_is_too_large_for_eight_bits_becomes_their_largest(rows: Any) -> None:  # noqa: ANN401

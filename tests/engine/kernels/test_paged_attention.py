@@ -37,27 +37,28 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def attend(
     heads: int, width: int, held: list[int], new: list[int], splits: int, *, eight_bits: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, page: int = PAGE, loud: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What the kernel and what torch make of random queries, keys and values, in pages dealt at random.
 
-    In 8 bits each key has a score, by which torch's is biased, and exp of which its value is multiplied by.
+    In 8 bits each key has a score, by which torch's is biased, and exp of which its value is multiplied by. Queries are
+    `loud` times as large as keys.
     """
     from thoughtbubbles.engine.cuda.kernels.attention import Parts, paged_attention
     from thoughtbubbles.engine.cuda.kernels.eight_bit_attention import eight_bit_attention
     from thoughtbubbles.engine.cuda.kernels.rows import Span
 
     totals = [a + b for a, b in zip(held, new, strict=True)]
-    pages = [-(-n // PAGE) for n in totals]
+    pages = [-(-n // page) for n in totals]
     deal = torch.randperm(POISON, device=DEVICE)[: sum(pages)].split(pages)
-    keys, values = torch.full((2, heads, (POISON + 1) * PAGE, width), torch.nan, device=DEVICE)  # what is not live
-    cumulative = torch.full(((POISON + 1) * PAGE,), torch.nan, device=DEVICE)
+    keys, values = torch.full((2, heads, (POISON + 1) * page, width), torch.nan, device=DEVICE)  # what is not live
+    cumulative = torch.full(((POISON + 1) * page,), torch.nan, device=DEVICE)
     if eight_bits:
-        keys, values = rounded(keys), rounded(values)
-    queries = torch.randn(sum(new), heads, width, device=DEVICE, dtype=dtype)
+        keys, values = rounded(keys), rounded(torch.full_like(values, -448))
+    queries = torch.randn(sum(new), heads, width, device=DEVICE, dtype=dtype) * loud
     wanted = []
     for at, total, count, q in zip(deal, totals, new, queries.split(new), strict=True):
-        slots = (at[:, None] * PAGE + torch.arange(PAGE, device=DEVICE)).flatten()[:total]
+        slots = (at[:, None] * page + torch.arange(page, device=DEVICE)).flatten()[:total]
         k, v = torch.randn(2, heads, total, width, device=DEVICE)
         mask = torch.zeros(count, total, device=DEVICE)
         mask.masked_fill_(torch.ones_like(mask).tril(total - count) == 0, -torch.inf)
@@ -77,11 +78,11 @@ def attend(
     queries = torch.cat(
         (queries, torch.full((40, heads, width), 1e4, device=DEVICE, dtype=dtype))
     )  # room that nobody has
-    span = Span(PAGE, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
+    span = Span(page, table, lane, (counts.cumsum(0) - counts).int(), counts, length)
     parts = Parts.empty(len(new), len(queries), heads, width, splits, DEVICE)
     out = torch.full_like(queries, torch.nan)
     if eight_bits:
-        eight_bit_attention(queries=queries, keys=keys, values=by_channel(values, PAGE), cumulative=cumulative,
+        eight_bit_attention(queries=queries, keys=keys, values=by_channel(values, page), cumulative=cumulative,
                             span=span, out=out, parts=parts, most=max(new))  # fmt: skip
     else:
         paged_attention(queries=queries, keys=keys, values=values, span=span, out=out, parts=parts, most=max(new))
@@ -103,15 +104,32 @@ def test_a_few_queries_over_many_keys(width: int, splits: int) -> None:
 @pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize("width", [16, 24])
 def test_keys_and_values_in_eight_bits(width: int, splits: int) -> None:
-    """What no stream has is NaN, of which the bits are read as a number."""
+    """What no stream has is NaN in keys, and in values the largest number."""
     ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], splits, eight_bits=True)
     torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("page", [12, 64, 128])
+def test_values_lie_in_runs_of_a_page(page: int) -> None:
+    """An iteration has 64 keys: those of pages and a part, of one, or of half of one."""
+    ours, torchs = attend(2, 16, [129, 3, 300], [1, 2, 8], 2, eight_bits=True, page=page)
+    torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+@pytest.mark.parametrize("loud", [1, 1e4])
+def test_keys_and_values_in_eight_bits_for_queries_in_float16(width: int, loud: float) -> None:
+    """Queries may be as large as float16 can tell."""
+    ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], 4, eight_bits=True,
+                          dtype=torch.float16, loud=loud)  # fmt: skip
+    torch.testing.assert_close(ours.float(), torchs, atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loud", [1, 1e4, 1e20])
 @pytest.mark.parametrize("width", [16, 24, 64])
-def test_keys_and_values_in_eight_bits_for_queries_in_sixteen(width: int, dtype: torch.dtype) -> None:
-    """Products are in float16, and the interpreter knows no instructions of a device."""
-    ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], 4, eight_bits=True, dtype=dtype)
+def test_keys_and_values_in_eight_bits_for_queries_in_bfloat16(width: int, loud: float) -> None:
+    """Products are in float16, which has no such numbers. Logits below -1e30 would count as none."""
+    ours, torchs = attend(2, width, [129, 3, 60, 0, 0, 127], [1, 2, 8, 0, 3, 1], 4, eight_bits=True,
+                          dtype=torch.bfloat16, loud=loud)  # fmt: skip
     torch.testing.assert_close(ours.float(), torchs, atol=1e-2, rtol=1e-2)
