@@ -51,7 +51,7 @@ def _start(way: str) -> float:
     if way == "one by one":
         from thoughtbubbles.engine.cuda import compiling  # noqa: PLC0415 - needs Triton
 
-        compiling.compile_launched = lambda *_: None  # type: ignore[assignment]
+        compiling.compile_launched = lambda *_: None
     model = random_model(1024, "cuda", torch.bfloat16)
     start = time.perf_counter()
     Engine(model, numbered_tokens(model.config.vocab_size), EngineConfig(max_batch_size=64, cache_bytes=4 << 30))
