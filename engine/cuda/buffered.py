@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.buffers import Buffers
 from thoughtbubbles.engine.cache.pages import Segment
+from thoughtbubbles.engine.cuda.compiling import launch_compiled
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.kernels.tiles import MOST_PARTS, MOST_ROWS_OF_PARTS
 from thoughtbubbles.engine.cuda.layers import Scratch, run_layers
@@ -39,9 +40,12 @@ class BufferedLayers:
         self._scratch = self._memory(ALIGNED)
         self._table = self._pages(0)
 
-    @torch.inference_mode()
     def prepare(self) -> None:
         """Compile the kernels for every number of streams, so that no request waits for it."""
+        launch_compiled(self._run_all, self._table.device)
+
+    @torch.inference_mode()
+    def _run_all(self) -> None:
         config, like = self._model.config, self._model.transformer.wte.weight
         last = Segment(0, range(config.n_layer - 1, config.n_layer), forks_after=False)
         for rows in (1 << i for i in range(COMPILED_ROWS.bit_length())):

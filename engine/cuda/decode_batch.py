@@ -21,6 +21,7 @@ from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
+from thoughtbubbles.engine.cuda.step import prepare_steps
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.request import Request
@@ -91,9 +92,7 @@ class DeviceBatch:
         self._reserved_until = np.zeros(lanes, np.int64)
         """(L,) the launch before which the uploaded pages suffice, whatever streams come."""
         if device.type == "cuda":
-            stream = torch.cuda.Stream(device)
-            for step in self._steps.values():
-                step.capture(stream)
+            prepare_steps(self._steps.values(), device)
 
     def launch(self, requests: list[Request]) -> Flight:
         """Launch the computation of each request's newest token, and the draw of the next ones.

@@ -5,6 +5,7 @@ Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices, Layout
 from thoughtbubbles.engine.cache.ledger import Numbers
+from thoughtbubbles.engine.cuda.compiling import launch_compiled
 from thoughtbubbles.engine.cuda.prefill import PrefillStep
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
 from thoughtbubbles.engine.cuda.scoring import PromptScorer, Report
-from thoughtbubbles.engine.cuda.step import Workspace
+from thoughtbubbles.engine.cuda.step import Workspace, prepare_steps
 from thoughtbubbles.engine.lookup import GUESSING, Guessing
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally, lay_out
 from thoughtbubbles.engine.prompt_report import Scores
@@ -77,11 +79,13 @@ class DeviceForward(CachedForward):
 
     def prepare(self) -> None:
         """Capture the steps on a CUDA device, or compile them elsewhere."""
-        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        prepare_steps(self._steps, self._device)
+        if self.scorer:
+            launch_compiled(partial(self._report_all, self.scorer), self._device)
+
+    def _report_all(self, scorer: PromptScorer) -> None:
         for step in self._steps:
-            step.capture(stream) if stream else step.prepare()
-            if self.scorer:
-                step.report(self.scorer, [(step.tokens, 0)])
+            step.report(scorer, [(step.tokens, 0)])
 
     def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`; the next step overwrites what it returns."""

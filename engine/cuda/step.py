@@ -7,7 +7,7 @@ Letters: B batch slots, M rows that there may be, D model width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.pages import SegmentPages
+from thoughtbubbles.engine.cuda.compiling import launch_compiled
 from thoughtbubbles.engine.cuda.kernels.forking import average
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.layers import Scratch, num_sums, run_layers
@@ -72,6 +73,20 @@ def packed_rows(config: ModelConfig, tokens: int, segment: int) -> int:
     return max(1 << segment, usual_rows(config, tokens, segment))
 
 
+def prepare_steps(steps: Collection["Step"], device: torch.device) -> None:
+    """Capture steps on a CUDA device, or compile them elsewhere."""
+    launch_compiled(lambda: _prepare(steps), device)
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+        for step in steps:
+            step.capture(stream)
+
+
+def _prepare(steps: Collection["Step"]) -> None:
+    for step in steps:
+        step.prepare()
+
+
 class Step(ABC):
     """A forward pass for a fixed number of tokens and batch slots, which is launched, or replayed once captured.
 
@@ -106,7 +121,7 @@ class Step(ABC):
         """
         self._clear()
         for plain in self.plain:
-            self._launch(plain=plain)  # compiles the kernels
+            self._launch(plain=plain)  # loads the kernels, and compiles them if nobody has
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
