@@ -21,6 +21,8 @@ class Plan:
     """(R,) 0 for a request whose last token has been scheduled already, and is not known yet."""
     num_prefills: int = 0
     """The first so many requests are prefilled; the others decode."""
+    continues: bool = False
+    """Whether this is the second part of a step, whose first part was launched and has not landed."""
 
     @property
     def phase(self) -> Phase:

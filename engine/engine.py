@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 import torch
 from torch import Tensor
 
-from thoughtbubbles.engine.batch import Output, Plan, Row
+from thoughtbubbles.engine.batch import Output, Phase, Row
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.checks import check_request
 from thoughtbubbles.engine.completion import Completion, advance, fail
@@ -57,7 +57,8 @@ class Engine:
         self.max_prefill_tokens = self.executor.max_prefill_tokens
         self.scheduler = Scheduler(
             self.config, self.cache, self.max_prefill_tokens, mixes=self.executor.mixes,
-            max_lone_prefill_tokens=self.executor.max_lone_prefill_tokens, guessing=self.executor.guessing,
+            max_lone_prefill_tokens=self.executor.max_lone_prefill_tokens, part_tokens=self.executor.part_tokens,
+            guessing=self.executor.guessing,
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
@@ -122,6 +123,9 @@ class Engine:
         start = time.monotonic()
         plan = self.scheduler.schedule()
         flights = self.executor.launch(plan)
+        rest = self.scheduler.schedule_rest()
+        if rest:
+            flights += self.executor.launch(rest)
         if self.executor.runs_ahead:
             self.scheduler.admit()  # while the device computes
         events: list[TokenEvent] = []
@@ -131,7 +135,8 @@ class Engine:
             events += self._report(output)
             fork_counts += chain.from_iterable(output.fork_counts)
         if plan.requests or events:
-            self._record(plan, fork_counts, time.monotonic() - start)
+            requests = (plan.num_prefills or len(plan.requests)) + (rest.num_prefills if rest else 0)
+            self._record(plan.phase, requests, fork_counts, time.monotonic() - start)
         return events
 
     def _report(self, output: Output) -> list[TokenEvent]:
@@ -210,11 +215,10 @@ class Engine:
             self.scheduler.remove(requests)
             self.executor.release(requests)
 
-    def _record(self, plan: Plan, fork_counts: list[int], seconds: float) -> None:
+    def _record(self, phase: Phase, batch_size: int, fork_counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(fork_counts)
-        batch_size = plan.num_prefills or len(plan.requests)
         self.last_step = StepReport(
-            phase=plan.phase, seconds=seconds, batch_size=batch_size, fork_counts=tuple(fork_counts)
+            phase=phase, seconds=seconds, batch_size=batch_size, fork_counts=tuple(fork_counts)
         )
 
     def generate(self, prompts: Sequence[Prompt] | Array, params: SamplingParams) -> list[Completion]:

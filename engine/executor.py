@@ -36,6 +36,10 @@ class Executor(Protocol[Flight]):
         """The same where none decodes."""
 
     @property
+    def part_tokens(self) -> int:
+        """As `Scheduler.part_tokens`; 0 unless it runs ahead."""
+
+    @property
     def guessing(self) -> Guessing:
         """Which guesses pay, with `speculate`."""
 
@@ -57,7 +61,7 @@ class Executor(Protocol[Flight]):
 
         The scheduler has freed the pages that the plan needs. An executor that lands at once returns the flight of this
         plan. One that runs ahead may keep the decode of this plan for the next launch to return, and returns here the
-        one that it kept before. An empty plan launches nothing.
+        one that it kept before. An empty plan launches nothing. One that `continues` has prompts only.
         """
 
     def release(self, requests: Sequence[Request]) -> None:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix
@@ -26,6 +27,8 @@ class Scheduler:
     """Whether one step may prefill some requests and decode others."""
     max_lone_prefill_tokens: int = 0
     """Most prompt tokens of a step while no request decodes, if that is more."""
+    part_tokens: int = 0
+    """Most prompt tokens of the first part of a step in two parts, unless a prompt has more; 0 if no step has two."""
     guessing: Guessing = GUESSING
     """Which guesses pay."""
     waiting: RequestQueue = field(init=False)
@@ -42,6 +45,10 @@ class Scheduler:
     """Whether the last step prefilled and left out running requests, so that the next one decodes."""
     _num_unplanned: int = 0
     """Prompt tokens of prefilling requests with pages that no plan has so far."""
+    _planned: dict[Request, int] = field(default_factory=dict)
+    """Prompt tokens of requests with pages in the present step's plans so far."""
+    _divided: bool = False
+    """Whether the second part of the present step is still to be planned."""
 
     def __post_init__(self) -> None:
         self.waiting = RequestQueue(self.cache.config)
@@ -78,29 +85,47 @@ class Scheduler:
         decode between two of them.
         """
         self._free_pages()
+        self._planned.clear()
         self._num_unplanned = sum(request.num_pending for request in self.prefilling if request.paged)
-        self.admit()
+        self._divided = self._divides()
+        part = self.part_tokens if self._divided else self._most_tokens
+        self.admit(part)
         if not self.prefilling or (self.running and self._decode_next):
             self._decode_next = False
             return self._plan_decode(self.running)
         beside = [request for request in self.running if request.paged] if self.mixes else []
         self._decode_next = not self.mixes or len(beside) < len(self.running)
-        return self._plan_prefill(self._plan_decode(beside))
+        return self._plan_prefill(self._first_chunks(part), self._plan_decode(beside))
 
-    def admit(self) -> None:
-        """Admit waiting requests while batch slots and pages last, of those with pages as many as a step could prefill.
+    def schedule_rest(self) -> Plan | None:
+        """Return the plan of the second part of the step, once the first is launched; None if it has no second part.
 
-        `schedule` does so; an engine whose executor runs ahead may do so before, while a step is computed.
+        So the device computes a few of many prompts while the others are admitted and prepared, and the others while
+        those few are reported.
+        """
+        if not self._divided:
+            return None
+        self._divided, left = False, self._most_tokens - sum(self._planned.values())
+        self.admit(left)
+        chunks = self._some_chunks(left, left, paged=True)
+        return replace(self._plan_prefill(chunks, Plan([], [])), continues=True) if chunks else None
+
+    def admit(self, most: int | None = None) -> None:
+        """Admit waiting requests while batch slots and pages last, of those with pages as many as have `most` tokens.
+
+        None: as many as a step could prefill. `schedule` does so; an engine whose executor runs ahead may do so before,
+        while a step is computed.
         """
         if not self._may_admit:
             return
+        most = self._most_tokens if most is None else most
         needs = self._needs(ahead=1)
         while self._may_admit:
             request = self.waiting.first
             prefix = self._find(request)
             cached = prefix.state.tokens if prefix else 0
             tokens = self._num_unplanned + request.num_tokens - cached
-            full = tokens > self._most_tokens and any(each.paged for each in self.prefilling)
+            full = tokens > most and any(each.paged for each in self.prefilling)
             if request.paged and (full or self._gains_by_waiting(request, cached)):
                 return
             if not self._open(request, prefix, needs):
@@ -167,33 +192,57 @@ class Scheduler:
             request.draft = []
         return held if fits else set()
 
-    def _plan_prefill(self, beside: Plan) -> Plan:
-        """Plan the next chunks of prefilling requests, in their order, and what is decoded beside them.
+    def _divides(self) -> bool:
+        """Return whether the next step has two parts: if there are enough prompt tokens for both, and none decodes.
 
-        Requests without pages are computed apart from the others, in pieces of the same size: one of either kind does
-        not wait for one of the other.
+        Prompts that are reported stay in one part: what two parts would gain there has not been measured. Requests
+        without pages are planned with all others.
         """
-        first = self._first_chunks(paged=True) | self._first_chunks(paged=False)
-        chunks = {request: first[request] for request in self.prefilling if request in first}
+        if not self.part_tokens or self.running or self._most_tokens < 2 * self.part_tokens:
+            return False
+        tokens = 0
+        for request in islice(chain(self.prefilling, self.waiting), self.config.max_batch_size):
+            if request.wants_prompt_report or not request.paged:
+                return False
+            tokens += request.num_pending
+            if tokens >= self._most_tokens:
+                break
+        return tokens >= 2 * self.part_tokens
+
+    def _plan_prefill(self, chunks: dict[Request, int], beside: Plan) -> Plan:
+        """Plan these chunks of prefilling requests, and what is decoded beside them."""
         now = time.monotonic()
         for request, chunk in chunks.items():
             request.started = request.started or now
             request.num_scheduled = len(request.output) + (chunk == request.num_pending)
             if request.paged:
                 self._num_unplanned -= chunk
+                self._planned[request] = chunk
         return Plan([*chunks, *beside.requests], [*chunks.values(), *beside.num_tokens], len(chunks))
 
-    def _first_chunks(self, *, paged: bool) -> dict[Request, int]:
-        """Return the next tokens of the first prefilling requests with pages, or without, that one step may have."""
+    def _first_chunks(self, part: int) -> dict[Request, int]:
+        """Return the next chunks of prefilling requests, in their order, with at most `part` tokens if it has several.
+
+        Requests without pages are computed apart from the others, in pieces of the same size: one of either kind does
+        not wait for one of the other.
+        """
+        most = self._most_tokens
+        first = self._some_chunks(most, part, paged=True) | self._some_chunks(most, most, paged=False)
+        return {request: first[request] for request in self.prefilling if request in first}
+
+    def _some_chunks(self, left: int, part: int, *, paged: bool) -> dict[Request, int]:
+        """Return the next tokens of the first prefilling requests with pages, or without, that no plan of the step has.
+
+        They are at most `left`, but of a prompt that is computed whole, and at most `part` if of several requests.
+        """
         chunks: dict[Request, int] = {}
-        left = self._most_tokens
-        for request in (each for each in self.prefilling if each.paged == paged):
+        for request in (each for each in self.prefilling if each.paged == paged and each not in self._planned):
             pending = request.num_pending
             chunk = pending if pending <= left or self._is_whole(request) else left
-            if chunks and (chunk > left or left == 0):
+            if chunks and (chunk > min(left, part) or left == 0):
                 break
             chunks[request] = chunk
-            left = max(0, left - chunk)
+            left, part = max(0, left - chunk), part - chunk
         return chunks
 
     @property

@@ -5,7 +5,7 @@ them and needs them next. The host meanwhile reports the step before. Prompts ar
 device computes what runs ahead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -27,7 +27,7 @@ from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
 
 PART_TOKENS = 2048
-"""The fewest tokens of a part of a prefill whose results are reported while the device computes the other part."""
+"""Most tokens of the first part of a prefill: the device takes longer for each token of a smaller part."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CudaExecutor:
 
     runs_ahead = True
     mixes = True
+    part_tokens = PART_TOKENS
 
     def __init__(
         self, forward: DeviceForward, decode: DeviceBatch, cache: ForkCache, sampler: DeviceSampler, *, host: Sampler
@@ -96,7 +97,8 @@ class CudaExecutor:
         token is computed as one more of its prompt would be, and so are the newest token and the guesses of one with a
         draft.
         """
-        self.forward.forget()
+        if not plan.continues:
+            self.forward.forget()
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
         waited, decodes = list(plan.prefills), list[Request]()
         for request, tokens in plan.decodes:
@@ -104,8 +106,9 @@ class CudaExecutor:
                 waited.append((request, tokens))
             elif tokens:
                 decodes.append(request)
-        for requests, sizes in _parts(waited) if waited else ():
-            batch = Batch.of(requests, sizes)
+        if waited:
+            requests = [request for request, _ in waited]
+            batch = Batch.of(requests, [tokens for _, tokens in waited])
             flights.append(PrefillFlight(batch, self.forward.launch(self._assign(batch, requests))))
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
@@ -171,22 +174,6 @@ class CudaExecutor:
 def _is_waited(request: Request) -> bool:
     """Return whether a running request is computed as a part of its prompt would be."""
     return request.grammar is not None or bool(request.draft)
-
-
-def _parts(waited: Sequence[tuple[Request, int]]) -> Iterator[tuple[list[Request], list[int]]]:
-    """Yield the requests that are waited for and their tokens in two parts, if there are enough, else in one.
-
-    The host prepares the second part while the device computes the first, and reports the first while it computes the
-    second. A smaller first part is launched earlier, but the device takes longer for smaller parts. Prompts that are
-    reported stay in one part: what two parts would gain there has not been measured.
-    """
-    tokens = np.cumsum([n for _, n in waited])
-    middle = 0
-    if tokens[-1] >= PART_TOKENS * 2 and not any(request.wants_prompt_report for request, _ in waited):
-        middle = int(np.abs(2 * tokens[:-1] - tokens[-1]).argmin()) + 1 if len(waited) > 1 else 0
-    for part in (waited[:middle], waited[middle:]):
-        if part:
-            yield [request for request, _ in part], [n for _, n in part]
 
 
 def make_cuda_executor(

@@ -78,6 +78,7 @@ class LandedExecutor(ABC, Generic[Extended_co]):
     name: str
     runs_ahead = False
     mixes = False
+    part_tokens = 0
 
     def __init__(self, forward: Forward[Extended_co], sampler: Sampler) -> None:
         self.forward = forward

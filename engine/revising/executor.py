@@ -96,6 +96,11 @@ class RevisingExecutor(Generic[Flight]):
         return self._max_prefill_tokens or self.paged.max_lone_prefill_tokens
 
     @property
+    def part_tokens(self) -> int:
+        """As `Executor.part_tokens`: the other executor's, since requests without pages are computed in pieces."""
+        return self.paged.part_tokens
+
+    @property
     def guessing(self) -> Guessing:
         """As `Executor.guessing`: the other executor's, since requests without pages do not speculate."""
         return self.paged.guessing
