@@ -17,8 +17,7 @@ FinishReason = Literal["stop", "length", "error"]
 """`error`: the model's logits were NaN or infinite, or the grammar became too complex, as `stop_reason` then says."""
 
 
-@dataclass(frozen=True)
-class RequestUsage:
+class RequestUsage(NamedTuple):
     """What a request took, reported with its last event. Times are in seconds."""
 
     prompt_tokens: int
@@ -213,15 +212,14 @@ class Request:
     def usage(self) -> RequestUsage:
         """Return what the request took. Its last token is known, and its state is not closed yet."""
         now = time.monotonic()
-        computed = self.num_tokens
-        if self.output and not self.reports_forks:
-            computed -= 1
+        prompt, completion = len(self.prompt), len(self.output)
+        computed = prompt + completion - (completion > 0 and not self.reports_forks)
         assert self.state is None or self.state.tokens >= computed, "streams of other tokens than are reported"
         started = self.started or now
         first = self.first_token or now
         return RequestUsage(
-            prompt_tokens=len(self.prompt),
-            completion_tokens=len(self.output),
+            prompt_tokens=prompt,
+            completion_tokens=completion,
             cached_tokens=self.cached_tokens or 0,
             stream_tokens=self.stream_tokens,
             computed_tokens=computed,

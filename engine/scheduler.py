@@ -107,7 +107,7 @@ class Scheduler:
             return None
         self._divided, left = False, self._most_tokens - sum(self._planned.values())
         self.admit(left)
-        chunks = self._some_chunks(left, left, paged=True)
+        chunks = self._some_chunks(left, left, paged=True) if left else {}
         return replace(self._plan_prefill(chunks, Plan([], [])), continues=True) if chunks else None
 
     def admit(self, most: int | None = None) -> None:

@@ -379,4 +379,6 @@ def _rows(states: Sequence[ForkState]) -> Indices:
 
 def _sum(needs: Sequence[Sequence[int]]) -> list[int]:
     """Return the sum of needs for each segment."""
+    if len(needs) == 1:
+        return list(needs[0])
     return [sum(need) for need in zip(*needs, strict=True)]

@@ -60,13 +60,14 @@ class Ledger:
         """Append the tokens of `layout`, several to each of these rows, with `ids` (U,) and streams `counts` (G,U)."""
         first, last, at = layout.ends - layout.counts, layout.ends - 1, self.tokens[rows]
         ends = counts.cumsum(1, dtype=np.int32)
-        before = (self.streams[rows].T + counts[:, first] - ends[:, first]).astype(np.int32)
-        spans = zip(rows.tolist(), at.tolist(), first.tolist(), layout.ends.tolist(), strict=True)
-        for i, (row, to, begin, end) in enumerate(spans):  # a slice each takes less time than all tokens by index
-            self.ids[row, to : to + end - begin] = ids[begin:end]
-            self.ends[row, :, to : to + end - begin] = ends[:, begin:end] + before[:, i, None]
-        self.streams[rows] = ends[:, last].T + before.T
-        self.tokens[rows] = at + layout.counts
+        ends += (self.streams[rows].T + counts[:, first] - ends[:, first]).astype(np.int32).repeat(layout.counts, 1)
+        until = at + layout.counts
+        spans = zip(rows.tolist(), at.tolist(), until.tolist(), first.tolist(), layout.ends.tolist(), strict=True)
+        for row, since, to, begin, end in spans:  # a slice each takes less time than all tokens by index
+            self.ids[row, since:to] = ids[begin:end]
+            self.ends[row, :, since:to] = ends[:, begin:end]
+        self.streams[rows] = ends[:, last].T
+        self.tokens[rows] = until
 
     def pages_of(self, row: int, segment: int) -> Numbers:
         """Return the pages of a row in a segment, in stream order."""

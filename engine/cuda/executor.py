@@ -6,7 +6,7 @@ device computes what runs ahead.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
@@ -130,7 +130,7 @@ class CudaExecutor:
         lagging = [rows[i] for i in drafted]
         self.decode.forget(lagging)
         lanes = iter(self.sampler.assign_drafts(lagging, [requests[i] for i in drafted]))
-        return [replace(chunk, lanes=next(lanes)) if chunk.guesses else chunk for chunk in chunks]
+        return [chunk._replace(lanes=next(lanes)) if chunk.guesses else chunk for chunk in chunks]
 
     def land(self, flight: PrefillFlight | Flight) -> Output:
         """As `Executor.land`."""

@@ -65,6 +65,8 @@ class DeviceForward(CachedForward):
         work = Workspace.packed(model, batch_size=self._batch_size, sizes=sizes)
         self._steps = [PrefillStep(model, cache, work, sampler, tokens=n, batch_size=self._batch_size)
                        for n in sizes for _ in range(1 + (n in TWICE))]  # fmt: skip
+        self._rows = np.array([step.rows for step in self._steps])
+        """(S,G) the most streams of each of the S steps; no step has fewer than the one before."""
         self._flying: dict[PrefillStep, _Launched] = {}
         """What is to be landed."""
         self.max_prefill_tokens, self.max_lone_prefill_tokens = min(MOST_BESIDE, sizes[-1]), sizes[-1]
@@ -117,13 +119,14 @@ class DeviceForward(CachedForward):
 
     def _take(self, chunks: list[Chunk]) -> tuple["_Share", list[Chunk]]:
         """Return as many chunks as one step computes, in order, and the others. A chunk that does not fit is cut."""
-        slots, tokens = np.cumsum([chunk.num_draws for chunk in chunks]), [len(chunk.ids) for chunk in chunks]
-        most = sum(tokens) << np.arange(len(self.cache.segments))
-        if slots[-1] <= self._batch_size and (most <= self._steps[0].rows).all():  # whatever streams they get
-            return _Share(chunks, most, [True] * int(slots[-1])), []
-        offered, room = chunks[: int((slots <= self._batch_size).sum())], self._steps[-1].rows
-        tokens = tokens[: len(offered)]
-        streams = self.cache.most_gained([chunk.state for chunk in offered], tokens).cumsum(0)
+        tokens, room = [len(chunk.ids) for chunk in chunks], self._steps[-1].rows
+        gained = self.cache.most_gained([chunk.state for chunk in chunks], tokens)
+        most, num_draws = gained.sum(0), sum(chunk.num_draws for chunk in chunks)
+        if num_draws <= self._batch_size and (most <= room).all():
+            return _Share(chunks, most, [True] * num_draws), []
+        slots = np.cumsum([chunk.num_draws for chunk in chunks])
+        offered = chunks[: int((slots <= self._batch_size).sum())]
+        streams = gained[: len(offered)].cumsum(0)
         fitting = int((streams <= room).all(1).sum())
         share, rest = chunks[:fitting], chunks[fitting:]
         most = streams[fitting - 1] if fitting else np.zeros_like(room)
@@ -132,8 +135,8 @@ class DeviceForward(CachedForward):
             cut = rest[0]
             gained = self.cache.most_gained([cut.state] * len(cut.ids), np.arange(1, len(cut.ids) + 1))
             if n := int((most + gained <= room).all(1).sum()):
-                share.append(replace(cut, ids=cut.ids[:n], draws=False, following=cut.ids[n]))
-                rest[0] = replace(cut, ids=cut.ids[n:])
+                share.append(cut._replace(ids=cut.ids[:n], draws=False, following=cut.ids[n]))
+                rest[0] = cut._replace(ids=cut.ids[n:])
                 return _Share(share, most + gained[n - 1], [*ends, False]), rest
         return _Share(share, most, ends), rest
 
@@ -154,7 +157,7 @@ class DeviceForward(CachedForward):
 
     def _idle_step(self, streams: Indices) -> PrefillStep:
         """Return the smallest step that has room for so many streams (G,), and that nobody is still to land."""
-        enough = [step for step in self._steps if (streams <= step.rows).all()]
+        enough = self._steps[int((streams <= self._rows).all(1).argmax()) :]
         idle = next((step for step in enough if step not in self._flying), None)
         if idle is None:
             self._flying[enough[0]].settle()
@@ -243,12 +246,16 @@ class _Slots:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], layout: Layout) -> "_Slots":
+        if not any(chunk.guesses for chunk in chunks):
+            return cls(np.arange(len(chunks)), layout.ends - 1)
         draws = np.array([chunk.num_draws for chunk in chunks])
         last = np.flatnonzero(layout.place >= (layout.counts - draws)[layout.group])
         return cls(draws.cumsum() - draws, last)
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return what is true of the chunks (R,…) for all slots (B,…): zeros for those of guesses."""
+        if len(self.first) == len(self.last):
+            return values
         spread = np.zeros((len(self.last), *values.shape[1:]), values.dtype)
         spread[self.first] = values
         return spread
@@ -301,6 +308,8 @@ class Prefill:
 
     def _scores(self) -> list[Scores | None]:
         """Return the scores of each launched chunk, and after it None for each of its guesses."""
+        if not self.parts:
+            return self.launched[-1].scores()
         parts = [part for each in self.launched for part in each.scores()]
         starts = [0, *(end + 1 for end in self.ends[:-1])]
         return [_joined_scores(parts[start : end + 1]) for start, end in zip(starts, self.ends, strict=True)]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +38,8 @@ LOWEST_SCORE = -32000.0
 """Replaces a score that is NaN: below every real one, and on the grid within int32."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The next tokens of one request."""
+class Chunk(NamedTuple):
+    """The next tokens of one request. A tuple, since one is made for every request of a step."""
 
     ids: list[int]
     state: ForkState

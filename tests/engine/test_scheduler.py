@@ -1,9 +1,12 @@
 """Who runs next: first come, first served, within the batch and the pages; the last to come is preempted first."""
 
+import random
+
 import pytest
 import torch
 
 from thoughtbubbles.engine import ClientQueueFull, EngineConfig, QueueFull, SamplingParams
+from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.detokenizer import Detokenizer
 from thoughtbubbles.engine.lookup import Guessing, Lookup
@@ -42,6 +45,13 @@ def run(it: Scheduler, *, ahead: bool = False) -> tuple[str, str]:
     plan = it.schedule()
     if ahead:
         it.admit()
+    land(it, plan)
+    it.cache.check_integrity()
+    return plan.phase, "".join(each.id for each in plan.requests[: plan.num_prefills or None])
+
+
+def land(it: Scheduler, plan: Plan) -> None:
+    """Take the tokens of a plan as computed, each with the most streams it may have."""
     for each, tokens in zip(plan.requests, plan.num_tokens, strict=True):
         if each.state:
             before = each.state.tokens
@@ -53,8 +63,6 @@ def run(it: Scheduler, *, ahead: bool = False) -> tuple[str, str]:
     for each in plan.requests:
         if each in it.running:
             each.output.append(ord(each.id))
-    it.cache.check_integrity()
-    return plan.phase, "".join(each.id for each in plan.requests[: plan.num_prefills or None])
 
 
 def test_new_requests_are_taken_in_as_soon_as_they_come() -> None:
@@ -76,6 +84,77 @@ def test_a_step_prefills_more_while_nothing_decodes() -> None:
     it.add(request("e"))
     assert run(it) == ("prefill", "d")
     assert run(it) == ("prefill", "e")
+
+
+def test_the_rest_of_many_prompts_is_admitted_after_the_first_of_them_are_planned() -> None:
+    it = scheduler()
+    it.part_tokens = 8
+    for name, tokens in (("a", 4), ("b", 3), ("c", 4), ("d", 9), ("e", 1)):
+        it.add(request(name, prompt=tokens))
+    first = it.schedule()
+    assert ([each.id for each in first.requests], first.num_tokens, first.continues) == (["a", "b"], [4, 3], False)
+    assert [each.id for each in it.waiting] == ["c", "d", "e"]
+    rest = it.schedule_rest()
+    assert rest
+    assert ([each.id for each in rest.requests], rest.num_tokens, rest.continues) == (["c", "d", "e"], [4, 9, 1], True)
+    assert it.schedule_rest() is None
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [request("a", 4), request("b", 11)],  # 15 tokens
+        [request("a", 9), request("b", 9, return_fork_counts=True)],
+        [request("a", 9), request("b", 9, return_fork_scores=True)],
+    ],
+    ids=["few tokens", "a report", "no pages"],
+)
+def test_a_step_is_planned_at_once(requests: list[Request]) -> None:
+    it = scheduler()
+    it.part_tokens = 8
+    for each in requests:
+        it.add(each)
+    assert it.schedule().requests == requests
+    assert it.schedule_rest() is None
+
+
+def test_prompts_beside_requests_that_decode_are_planned_at_once() -> None:
+    it = scheduler(mixes=True)
+    it.part_tokens = 4
+    it.add(request("a", max_tokens=20))
+    run(it)
+    for name in "bcd":
+        it.add(request(name))
+    assert len(it.schedule().requests) == 4
+    assert it.schedule_rest() is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_parts_of_a_step_plan_what_one_step_plans(seed: int) -> None:
+    """The same requests in the same order and steps, with shared prefixes, long prompts and requests that end."""
+    told = []
+    for part in (0, 5):
+        dice, it, steps = random.Random(seed), scheduler(40, max_prefill_tokens=20, mixes=True, max_batch_size=6), []
+        it.part_tokens = part
+        for _ in range(60):
+            name, tokens = dice.choice("abcdefghijkl"), dice.choice((1, 3, 4, 6, 9, 18, 28))
+            it.add(request(name, prompt=tokens, max_tokens=dice.choice((1, 1, 1, 1, 3))))
+        parts = 0
+        while it.waiting or it.prefilling or it.running:
+            first, rest = it.schedule(), it.schedule_rest()
+            assert all(rest.num_tokens) if rest else True
+            parts += rest is not None
+            plans = [first, rest] if rest else [first]
+            steps.append([(each.id, n) for one in plans for each, n in zip(one.requests, one.num_tokens, strict=True)])
+            for plan in plans:
+                land(it, plan)
+            if (dice.random() < 0.2) and it.prefilling:
+                it.remove(it.prefilling[-1:])
+            it.remove([each for each in it.running if len(each.output) >= each.params.max_tokens])
+            it.cache.check_integrity()
+        assert (parts > 0) == bool(part)
+        told.append((steps, it.prefix_hits))
+    assert told[0] == told[1]
 
 
 def test_the_batch_is_bounded() -> None:

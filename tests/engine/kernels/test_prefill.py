@@ -194,12 +194,10 @@ def test_a_prefill_in_two_parts(
     sizes: tuple[int, ...], small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second is launched before the first is landed, in a step of its own, or else in the same one."""
-    from thoughtbubbles.engine.cuda import executor
-
-    monkeypatch.setattr(executor, "PART_TOKENS", 4)
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
     prompts, reported = [PROMPTS[1], PROMPTS[2], [5, 6]], []
     for engine in (on_kernels(make_engine(small_model), sizes), make_engine(small_model)):
+        engine.scheduler.part_tokens = 4
         launched: list[list[int]] = []
         launch = cuda_executor(engine).forward.launch
         monkeypatch.setattr(cuda_executor(engine).forward, "launch", lambda chunks, launch=launch, launched=launched: (
