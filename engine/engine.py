@@ -61,6 +61,8 @@ class Engine:
             guessing=self.executor.guessing,
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
+        self._ended: list[Request] = []
+        """Requests that ended since the last launch: to free their tokens takes time, for which the device has work."""
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
         self._integrity_checks = self._integrity_failures = 0
@@ -123,6 +125,7 @@ class Engine:
         start = time.monotonic()
         plan = self.scheduler.schedule()
         flights = self.executor.launch(plan)
+        self._ended.clear()
         rest = self.scheduler.schedule_rest()
         if rest:
             flights += self.executor.launch(rest)
@@ -212,14 +215,13 @@ class Engine:
         """Forget requests and free their pages."""
         if request_ids:
             requests = [self._requests.pop(request_id) for request_id in request_ids]
+            self._ended += requests
             self.scheduler.remove(requests)
             self.executor.release(requests)
 
     def _record(self, phase: Phase, batch_size: int, fork_counts: list[int], seconds: float) -> None:
         self._stream_tokens += sum(fork_counts)
-        self.last_step = StepReport(
-            phase=phase, seconds=seconds, batch_size=batch_size, fork_counts=tuple(fork_counts)
-        )
+        self.last_step = StepReport(phase=phase, seconds=seconds, batch_size=batch_size, fork_counts=tuple(fork_counts))
 
     def generate(self, prompts: Sequence[Prompt] | Array, params: SamplingParams) -> list[Completion]:
         """Return the completions of prompts, each a text or token ids, computed together if they fit.

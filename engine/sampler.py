@@ -26,21 +26,12 @@ class Drawn:
     logprobs: list[Scored | None]
 
     @classmethod
-    def of(
-        cls,
-        requests: Sequence[Request],
-        tokens: Sequence[int],
-        logprobs: Sequence[Scored | None] | None = None,
-        *,
-        decoding: bool = False,
-    ) -> Self:
-        """Return the columns of `tokens` that an executor drew, one a request; -1 if logits are NaN or infinite.
+    def of(cls, tokens: Sequence[int], draws: Sequence[bool], logprobs: Sequence[Scored | None] | None = None) -> Self:
+        """Return the columns of `tokens` that an executor drew; -1 if logits are NaN or infinite.
 
-        A request gets no token if some of its tokens are left to compute, which none has that is `decoding`, or if it
-        draws none.
+        `draws` says for each whether a token was to be drawn.
         """
-        drawn = [token if token >= 0 and one.draws and (decoding or one.is_computed) else None
-                 for one, token in zip(requests, tokens, strict=True)]  # fmt: skip
+        drawn = [token if wanted and token >= 0 else None for token, wanted in zip(tokens, draws, strict=True)]
         return cls(
             [token >= 0 for token in tokens],
             drawn,

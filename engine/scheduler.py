@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 
 from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix
@@ -200,14 +200,10 @@ class Scheduler:
         """
         if not self.part_tokens or self.running or self._most_tokens < 2 * self.part_tokens:
             return False
-        tokens = 0
-        for request in islice(chain(self.prefilling, self.waiting), self.config.max_batch_size):
-            if request.wants_prompt_report or not request.paged:
-                return False
-            tokens += request.num_pending
-            if tokens >= self._most_tokens:
-                break
-        return tokens >= 2 * self.part_tokens
+        candidates = [*islice(chain(self.prefilling, self.waiting), self.config.max_batch_size)]
+        if any(request.wants_prompt_report or not request.paged for request in candidates):
+            return False
+        return any(n >= 2 * self.part_tokens for n in accumulate(request.num_pending for request in candidates))
 
     def _plan_prefill(self, chunks: dict[Request, int], beside: Plan) -> Plan:
         """Plan these chunks of prefilling requests, and what is decoded beside them."""

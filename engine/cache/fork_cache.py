@@ -230,14 +230,17 @@ class ForkCache:
         if not guesses:
             self._index_blocks(state)
 
-    def extend_all(
-        self, states: Sequence[ForkState], layout: Layout, ids: Numbers, counts: Numbers, guesses: Sequence[int]
-    ) -> None:
-        """Append the U tokens of `layout`, several to each open state, with `ids` (U,) and streams `counts` (G,U).
+    def write_ids(self, states: Sequence[ForkState], layout: Layout, ids: Numbers) -> None:
+        """Write the ids (U,) of the tokens of `layout` that `extend_all` appends next, several to each open state."""
+        self.ledger.write_ids(_rows(states), layout, ids)
 
-        The pages were reserved. From now on they can be found as prefixes; `guesses` of each state are as in `extend`.
+    def extend_all(self, states: Sequence[ForkState], layout: Layout, counts: Numbers, guesses: Sequence[int]) -> None:
+        """Append the U tokens of `layout`, several to each open state, with streams `counts` (G,U).
+
+        `write_ids` has written their ids, and the pages were reserved. From now on they can be found as prefixes;
+        `guesses` of each state are as in `extend`.
         """
-        self.ledger.extend(_rows(states), layout, ids, counts)
+        self.ledger.extend(_rows(states), layout, counts)
         for state, guessed in zip(states, guesses, strict=True):
             if not guessed:
                 self._index_blocks(state)

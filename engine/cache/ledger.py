@@ -56,15 +56,24 @@ class Ledger:
         self.streams[rows] = ends
         self.tokens[rows] = at + 1
 
-    def extend(self, rows: Indices, layout: Layout, ids: Numbers, counts: Numbers) -> None:
-        """Append the tokens of `layout`, several to each of these rows, with `ids` (U,) and streams `counts` (G,U)."""
+    def write_ids(self, rows: Indices, layout: Layout, ids: Numbers) -> None:
+        """Write the ids (U,) of the tokens of `layout` that are appended to these rows next."""
+        at, ends = self.tokens[rows], layout.ends
+        spans = zip(rows.tolist(), at.tolist(), layout.counts.tolist(), ends.tolist(), strict=True)
+        for row, since, count, end in spans:  # a slice each takes less time than all tokens by index
+            self.ids[row, since : since + count] = ids[end - count : end]
+
+    def extend(self, rows: Indices, layout: Layout, counts: Numbers) -> None:
+        """Append the tokens of `layout`, several to each of these rows, with streams `counts` (G,U).
+
+        `write_ids` has written their ids.
+        """
         first, last, at = layout.ends - layout.counts, layout.ends - 1, self.tokens[rows]
         ends = counts.cumsum(1, dtype=np.int32)
         ends += (self.streams[rows].T + counts[:, first] - ends[:, first]).astype(np.int32).repeat(layout.counts, 1)
         until = at + layout.counts
         spans = zip(rows.tolist(), at.tolist(), until.tolist(), first.tolist(), layout.ends.tolist(), strict=True)
-        for row, since, to, begin, end in spans:  # a slice each takes less time than all tokens by index
-            self.ids[row, since:to] = ids[begin:end]
+        for row, since, to, begin, end in spans:  # as in `write_ids`
             self.ends[row, :, since:to] = ends[:, begin:end]
         self.streams[rows] = ends[:, last].T
         self.tokens[rows] = until
@@ -107,4 +116,4 @@ class Ledger:
         ends = sizes.cumsum()
         shift = (since + self.begin).T.ravel() - (ends - sizes)  # from the index of a cell to its column
         columns = np.arange(sizes.sum()) + shift.repeat(sizes)
-        return np.tile(rows, len(counts)).repeat(sizes), columns, counts.sum(1).cumsum().tolist()
+        return np.concatenate([rows] * len(counts)).repeat(sizes), columns, counts.sum(1).cumsum().tolist()

@@ -113,17 +113,19 @@ class SegmentPages:
 
     def retire(self, pages: Numbers) -> None:
         """Count these pages as no longer running, once for each time that a page is listed."""
-        if (self._running[pages] > 1).any():  # sharers may end together
+        if np.count_nonzero(self._running[pages] != 1):  # sharers may end together
             pages, times = np.unique(pages, return_counts=True)
             self._running[pages] -= times
+            self.live -= self.count_idle(pages)
         else:
-            self._running[pages] -= 1
-        self.live -= int(np.count_nonzero(self._running[pages] == 0))
+            self._running[pages] = 0
+            self.live -= len(pages)
 
     def release(self, pages: Numbers) -> None:
         """Drop one reference of each of these pages, after `retire`. No page is listed twice."""
-        self._references[pages] -= 1
-        freed = pages[self._references[pages] == 0]
+        references = self._references[pages] - 1
+        self._references[pages] = references
+        freed = pages[references == 0] if np.count_nonzero(references) else pages
         if self._idle is not None:
             self._idle[self.free : self.free + len(freed)] = freed
         self.free += len(freed)

@@ -6,6 +6,9 @@ The host does not wait for it. Before it launches one, it allocates as many page
 Letters: B batch slots, G segments.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import numpy as np
 import torch
 import triton
@@ -36,7 +39,6 @@ def decodes_alone(config: ModelConfig) -> bool:
 class DecodeStep(Step):
     """The decode step for a batch size."""
 
-    plain = (True, False)
     normed = True
 
     def __init__(
@@ -66,7 +68,7 @@ class DecodeStep(Step):
 
     def run(self, *, plain: bool) -> None:
         """Advance the lanes in the batch slots by a token, and draw the next; `plain` as in `DeviceSampler.draw`."""
-        self._replay(plain=plain)
+        self._replay("plain" if plain else "any")
 
     def read(self, output: Tensor) -> tuple[Indices, Numbers]:
         """Return what a copy of `output` on the host says.
@@ -76,6 +78,15 @@ class DecodeStep(Step):
         """
         array, words = output.numpy(), self._tally.numel() * 2
         return array[:words].view(np.int64).reshape(-1, 2), array[words:].reshape(-1, self.batch_size)
+
+    @property
+    def _launches(self) -> Mapping[str, Callable[[], None]]:
+        return {"plain": partial(self._launch, plain=True), "any": partial(self._launch, plain=False)}
+
+    def _launch(self, *, plain: bool) -> None:
+        self._begin()
+        self._end()
+        self._draw(plain=plain)
 
     def _clear(self) -> None:
         self.lane.fill_(-1)
@@ -103,5 +114,6 @@ class DecodeStep(Step):
     def _last_rows(self) -> Rows:
         return self._rows[-1]
 
-    def _draw(self, sampler: DeviceSampler, *, plain: bool) -> None:
-        sampler.draw(self.logits, self.lane, self._token, plain=plain)
+    @property
+    def _slots(self) -> tuple[Tensor, Tensor]:
+        return self.lane, self._token

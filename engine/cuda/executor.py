@@ -7,6 +7,7 @@ device computes what runs ahead.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 
 import numpy as np
@@ -21,7 +22,7 @@ from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.executor import Batch, PortableExecutor
-from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, ForkTally
+from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally
 from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.sampler import Drawn, Sampler
 from thoughtbubbles.model import Thoughtbubbles
@@ -109,28 +110,32 @@ class CudaExecutor:
         if waited:
             requests = [request for request, _ in waited]
             batch = Batch.of(requests, [tokens for _, tokens in waited])
-            flights.append(PrefillFlight(batch, self.forward.launch(self._assign(batch, requests))))
+            prefill = self.forward.launch(self._with_lanes(batch, requests), partial(self._assign, requests))
+            flights.append(PrefillFlight(batch, prefill))
         self.ahead = self.decode.launch(decodes) if decodes else None
         return flights
 
     def release(self, requests: Sequence[Request]) -> None:
         """As `Executor.release`: what lands of them is dropped, since they have lost their lanes."""
 
-    def _assign(self, batch: Batch, requests: list[Request]) -> list[Chunk]:
-        """Have the sampler draw for these requests, and return the batch's chunks with the lanes of drafts.
+    def _with_lanes(self, batch: Batch, requests: list[Request]) -> list[Chunk]:
+        """Return the batch's chunks with the lanes of drafts, for which the sampler draws from now on.
 
         A request with a draft moves on without its own lane, whose part of a decode step is uploaded again afterwards.
         """
-        chunks, rows = batch.chunks, [chunk.state.row for chunk in batch.chunks]
-        own = [i for i, request in enumerate(requests) if not request.draft]
-        self.sampler.assign(np.array([rows[i] for i in own], np.int64), [requests[i] for i in own])
-        drafted = [i for i, request in enumerate(requests) if request.draft]
+        drafted = [request for request in requests if request.draft]
         if not drafted:
-            return chunks
-        lagging = [rows[i] for i in drafted]
+            return batch.chunks
+        lagging = [chunk.state.row for chunk in batch.chunks if chunk.guesses]
         self.decode.forget(lagging)
-        lanes = iter(self.sampler.assign_drafts(lagging, [requests[i] for i in drafted]))
-        return [chunk._replace(lanes=next(lanes)) if chunk.guesses else chunk for chunk in chunks]
+        lanes = iter(self.sampler.assign_drafts(lagging, drafted))
+        return [chunk._replace(lanes=next(lanes)) if chunk.guesses else chunk for chunk in batch.chunks]
+
+    def _assign(self, requests: Sequence[Request]) -> bool:
+        """Have the sampler draw for those of these requests that have no draft. Return whether the draw is plain."""
+        own = [request for request in requests if not request.draft]
+        self.sampler.assign(np.array([request.state.row for request in own if request.state], np.int64), own)
+        return all(request.draws_alone for request in requests)
 
     def land(self, flight: PrefillFlight | Flight) -> Output:
         """As `Executor.land`."""
@@ -138,14 +143,19 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def _land_prefill(self, flight: PrefillFlight) -> Output:
-        extended = flight.prefill.land()
-        assert extended.drawn is not None, "the device draws after every prefill"
-        requests = flight.batch.requests
-        drawn = Drawn.of(requests, extended.drawn, extended.logprobs)
+        extended, batch = flight.prefill.land(), flight.batch
+        draw = partial(self._drawn, flight, extended)
+        return batch.output(self.forward, extended, draw, vocabulary=self.sampler.vocabulary,
+                            scored=flight.prefill.scores())  # fmt: skip
+
+    def _drawn(self, flight: PrefillFlight, extended: Extended) -> Drawn:
+        """Wait for the tokens that the device draws, and draw for requests with a grammar."""
+        requests, chunks = flight.batch.requests, flight.batch.chunks
+        tokens, logprobs = flight.prefill.drawn()
+        drawn = Drawn.of(tokens, [chunk.draws for chunk in chunks for _ in range(chunk.num_draws)], logprobs)
         if masked := [i for i, one in enumerate(requests) if one.grammar is not None]:
             drawn.fill(masked, self._host.draw([requests[i] for i in masked], extended.logits[masked]))
-        return flight.batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary,
-                                   scored=extended.scores)  # fmt: skip
+        return drawn
 
     def _land_decode(self, flight: Flight) -> Output:
         """Wait for a decode step, and record its tokens in the cache, but for requests that have lost their lane."""
@@ -156,7 +166,7 @@ class CudaExecutor:
             requests, logprobs = list(compress(requests, present)), logprobs and list(compress(logprobs, present))
             lanes, tokens, ends = lanes[present], tokens[present], ends[present]
         counts = self._cache.append(lanes, [request.newest for request in requests], ends).tolist()
-        drawn = Drawn.of(requests, tokens.tolist(), logprobs, decoding=True)
+        drawn = Drawn.of(tokens.tolist(), [request.draws for request in requests], logprobs)
         if not all(drawn.finite):
             self.forward.clear_gathered()
         return Output(

@@ -3,7 +3,7 @@
 Letters: R requests, T new tokens of all of them, G segments, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -23,7 +23,7 @@ from thoughtbubbles.engine.cuda.scoring import PromptScorer, Report
 from thoughtbubbles.engine.cuda.step import Workspace, prepare_steps
 from thoughtbubbles.engine.lookup import GUESSING, Guessing
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended, ForkTally, lay_out
-from thoughtbubbles.engine.prompt_report import Scores
+from thoughtbubbles.engine.prompt_report import Scored, Scores
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.model import Thoughtbubbles, budget
 
@@ -38,6 +38,8 @@ BATCH_SIZE = 64
 DEVICE_GUESSING = Guessing(match=6, first_match=12, pays=4, gradual=False, least=4, least_together=8)
 """A step with a draft is waited for and takes as long as a few decode steps, whatever it guesses: so guesses are made
 where some will very likely be right, and then as many as there may be."""
+_Tokens = tuple[list[int], list[Scored | None]]
+"""Tokens that were drawn, and their log-probabilities."""
 
 
 class DeviceForward(CachedForward):
@@ -92,7 +94,10 @@ class DeviceForward(CachedForward):
     def extend(self, chunks: list[Chunk]) -> Extended:
         """As `CachedForward.extend`; the next step overwrites what it returns."""
         self.forget()
-        return self.launch(chunks).land()
+        prefill = self.launch(chunks, lambda: False)
+        extended = prefill.land()
+        prefill.drawn()
+        return extended
 
     def forget(self) -> None:
         """Wait for steps that were launched and that nobody will land, since what was to land them was interrupted."""
@@ -100,22 +105,23 @@ class DeviceForward(CachedForward):
             step.wait()
         self._flying.clear()
 
-    def launch(self, chunks: list[Chunk]) -> "Prefill":
+    def launch(self, chunks: list[Chunk], prepare_draw: Callable[[], bool]) -> "Prefill":
         """Launch the chunks. If they take several steps, wait for all but the last.
 
-        More may be launched before the result is landed, which then has no streams (`Extended.x`) of meaning.
+        `prepare_draw` is called before each draw, while the device computes, and returns whether it is `plain`, as in
+        `DeviceSampler.draw`. More may be launched before the result is landed, which then has no streams (`Extended.x`)
+        of meaning.
         """
         share, rest = self._take(chunks)
         launched: list[_Launched] = []
-        parts: list[Extended] = []
         ends = share.ends
         while rest:
-            launched.append(self._launch(share))
-            parts.append(_copied(launched[-1].land()))
+            launched.append(self._launch(share, prepare_draw))
+            launched[-1].settle()
             share, rest = self._take(rest)
             ends = [*ends, *share.ends]
-        launched.append(self._launch(share))
-        return Prefill(parts, launched, np.flatnonzero(ends).tolist())
+        launched.append(self._launch(share, prepare_draw))
+        return Prefill(launched, np.flatnonzero(ends).tolist())
 
     def _take(self, chunks: list[Chunk]) -> tuple["_Share", list[Chunk]]:
         """Return as many chunks as one step computes, in order, and the others. A chunk that does not fit is cut."""
@@ -140,7 +146,7 @@ class DeviceForward(CachedForward):
                 return _Share(share, most + gained[n - 1], [*ends, False]), rest
         return _Share(share, most, ends), rest
 
-    def _launch(self, share: "_Share") -> "_Launched":
+    def _launch(self, share: "_Share", prepare_draw: Callable[[], bool]) -> "_Launched":
         """Launch chunks that fit into one step."""
         chunks = share.chunks
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
@@ -148,11 +154,13 @@ class DeviceForward(CachedForward):
         step = self._idle_step(share.streams)
         self._write(step, chunks, layout, ids)
         reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
-        step.run(scored=sum(chunk.num_draws for chunk in chunks) if reports else 0)
+        step.run()
+        step.draw(plain=prepare_draw(), scored=sum(chunk.num_draws for chunk in chunks) if reports else 0)
         report = None
         if self.scorer and any(chunk.num_scored for chunk in chunks):
             report = step.report(self.scorer, [(chunk.num_scored, chunk.prompt_logprobs) for chunk in _by_draw(chunks)])
-        self._flying[step] = _Launched(self, step, chunks, layout, ids, report)
+        self.cache.write_ids([chunk.state for chunk in chunks], layout, ids)  # while the device computes
+        self._flying[step] = _Launched(self, step, chunks, layout, report)
         return self._flying[step]
 
     def _idle_step(self, streams: Indices) -> PrefillStep:
@@ -163,21 +171,30 @@ class DeviceForward(CachedForward):
             self._flying[enough[0]].settle()
         return idle or enough[0]
 
-    def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout, ids: Numbers) -> Extended:
-        """Wait for a step, record it in the cache and the tally, and return what it computed."""
-        tally, drawn, counts = step.wait()
-        del self._flying[step]
+    def land(self, step: PrefillStep, chunks: list[Chunk], layout: Layout) -> Extended:
+        """Wait for the streams of a step, record them in the cache and the tally, and return what it computes."""
+        tally, counts = step.wait_for_streams()
         counts = counts[:, : len(layout.group)]
-        self._record(chunks, layout, ids, counts, tally.tolist())
+        self._record(chunks, layout, counts, tally.tolist())
         streams = counts[-1].astype(np.int64)
         x, score = step.streams(int(streams.sum()))
         if not self._sampler:
             last = _Slots.of(chunks, layout).last.tolist()
             logits = last_logits(self.model, lay_out(x, score, streams), last, self.packed.head)
             return Extended(x, score, streams, logits)
+        return Extended(x, score, streams, step.logits[: sum(chunk.num_draws for chunk in chunks)])
+
+    def drawn(self, step: PrefillStep, chunks: list[Chunk]) -> _Tokens:
+        """Wait for a step that was landed, and return the token of each draw and its log-probability, where requested.
+
+        A token is -1 where logits are NaN or infinite, and any if none was to be drawn.
+        """
+        tokens = step.wait()
+        del self._flying[step]
+        if not self._sampler:
+            return [], []
         tops = [chunk.logprobs if chunk.draws else None for chunk in _by_draw(chunks)]
-        logprobs = scored(step.logprobs, tops, self._sampler.vocabulary)
-        return Extended(x, score, streams, step.logits[: len(tops)], drawn[: len(tops)].tolist(), logprobs)
+        return tokens[: len(tops)].tolist(), scored(step.logprobs, tops, self._sampler.vocabulary)
 
     def _write(self, step: PrefillStep, chunks: list[Chunk], layout: Layout, ids: Numbers) -> None:
         """Reserve pages for all streams that the chunks may have, and write the inputs of the step."""
@@ -208,13 +225,9 @@ class DeviceForward(CachedForward):
         spare = self._sampler.spare_lane if self._sampler else -1
         return [lane for chunk in chunks for lane in chunk.lanes or [chunk.state.row if chunk.draws else spare]]
 
-    def _record(
-        self, chunks: list[Chunk], layout: Layout, ids: Numbers, counts: Numbers, tally: list[list[int]]
-    ) -> None:
+    def _record(self, chunks: list[Chunk], layout: Layout, counts: Numbers, tally: list[list[int]]) -> None:
         """Append the tokens to the cache, and add to the tally."""
-        self.cache.extend_all(
-            [chunk.state for chunk in chunks], layout, ids, counts, [chunk.guesses for chunk in chunks]
-        )
+        self.cache.extend_all([chunk.state for chunk in chunks], layout, counts, [chunk.guesses for chunk in chunks])
         for layer, (forks, deletions) in zip(self.model.config.fork_layers, tally[1:], strict=True):
             self.tally.forks[layer] += forks
             self.tally.deletions[layer] += deletions
@@ -269,18 +282,19 @@ class _Launched:
     step: PrefillStep
     chunks: list[Chunk]
     layout: Layout
-    ids: Numbers
-    """(T,)"""
     report: Report | None
     """Of the prompts that are scored; it may come later than the rest."""
-    settled: Extended | None = None
-    """What it computed, if the step was needed for others before this was landed."""
+    settled: tuple[Extended, _Tokens] | None = None
+    """What it computed and drew, if the step was needed for others before this was landed."""
 
     def land(self) -> Extended:
-        return self.settled or self.forward.land(self.step, self.chunks, self.layout, self.ids)
+        return self.settled[0] if self.settled else self.forward.land(self.step, self.chunks, self.layout)
+
+    def drawn(self) -> _Tokens:
+        return self.settled[1] if self.settled else self.forward.drawn(self.step, self.chunks)
 
     def settle(self) -> None:
-        self.settled = _copied(self.land())
+        self.settled = _copied(self.land()), self.drawn()
 
     def scores(self) -> list[Scores | None]:
         """Wait, and return the scores of each slot; those of a prompt without a token to score are empty."""
@@ -293,22 +307,27 @@ class _Launched:
 class Prefill:
     """Launched chunks, of one step or several."""
 
-    parts: list[Extended]
-    """The results of all steps but the last."""
     launched: list[_Launched]
-    """All steps."""
+    """All steps, settled but for the last."""
     ends: list[int]
     """Indices of the steps' draws that are of a launched chunk, and not of the beginning of one."""
 
     def land(self) -> Extended:
-        """Wait for the last step, and return the result, which the next step overwrites."""
-        last = self.launched[-1].land()
-        extended = _joined([*self.parts, last], self.ends) if self.parts else last
-        return replace(extended, scores=self._scores()) if self.launched[-1].forward.scorer else extended
+        """Wait for the streams of the last step, and return the result, which the next step overwrites."""
+        parts = [each.land() for each in self.launched]
+        return _joined(parts, self.ends) if len(parts) > 1 else parts[0]
 
-    def _scores(self) -> list[Scores | None]:
-        """Return the scores of each launched chunk, and after it None for each of its guesses."""
-        if not self.parts:
+    def drawn(self) -> _Tokens:
+        """Wait for the last step, once it was landed. Return the tokens drawn and their log-probabilities."""
+        parts = [each.drawn() for each in self.launched]
+        if len(parts) == 1:
+            return parts[0]
+        tokens, logprobs = ([each for part in column for each in part] for column in zip(*parts, strict=True))
+        return [tokens[i] for i in self.ends], [logprobs[i] for i in self.ends]
+
+    def scores(self) -> list[Scores | None]:
+        """Wait, and return the scores of each launched chunk, and after it None for each of its guesses."""
+        if len(self.launched) == 1:
             return self.launched[-1].scores()
         parts = [part for each in self.launched for part in each.scores()]
         starts = [0, *(end + 1 for end in self.ends[:-1])]
@@ -327,15 +346,11 @@ def _copied(part: Extended) -> Extended:
 
 def _joined(parts: Sequence[Extended], ends: list[int]) -> Extended:
     """Return the joined results of several steps; `ends` as in `Prefill`."""
-    drawn = [token for part in parts for token in part.drawn or ()]
-    logprobs = [logprob for part in parts for logprob in part.logprobs or ()]
     return Extended(
         torch.cat([part.x for part in parts]),
         torch.cat([part.score for part in parts]),
         np.concatenate([part.counts for part in parts]),
         torch.cat([part.logits for part in parts])[ends],
-        [drawn[i] for i in ends] if drawn else None,
-        [logprobs[i] for i in ends] if logprobs else None,
     )
 
 

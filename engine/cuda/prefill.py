@@ -5,8 +5,9 @@ A step serves any prompts with at most so many tokens together, of at most so ma
 Letters: B batch slots, T tokens that there may be, D model width, G segments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from thoughtbubbles.model import ForkingBlock, Thoughtbubbles
 class PrefillStep(Step):
     """The prefill step for a number of tokens."""
 
-    plain = (False,)
     normed = False
 
     def __init__(
@@ -48,18 +48,20 @@ class PrefillStep(Step):
         host = PrefillInputs.zeros(torch.device("cpu"), **sizes)
         self._host_memory, self._host = host.memory, host.numpy()
         self._inputs = PrefillInputs.zeros(device, **sizes)
-        self._output = torch.zeros(2 * segments + batch_size + segments * tokens, dtype=torch.int32, device=device)
-        tally, self._token, counts = self._output.split([2 * segments, batch_size, segments * tokens])
+        self._output = torch.zeros(segments * (2 + tokens), dtype=torch.int32, device=device)
+        tally, counts = self._output.split([2 * segments, segments * tokens])
         self._tally = tally.view(segments, 2)
+        self._token = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self._bubbles = [Bubbles(torch.zeros_like(n), n) for n in counts.view(segments, tokens)]
         self._bubbles[0].start.copy_(torch.arange(tokens, device=device))
         self._bubbles[0].count.fill_(1)
         self._make_rows(longest=min(tokens, cache.ledger.ids.shape[1]))
         self._candidates = [Candidates.empty(tokens, 1 << i, device) for i in range(segments)]
-        self._host_output = torch.empty_like(self._output, device="cpu", pin_memory=work.x.is_cuda)
+        self._host_output, self._host_token = (torch.empty_like(each, device="cpu", pin_memory=work.x.is_cuda)
+                                               for each in (self._output, self._token))  # fmt: skip
         self.logprobs = torch.empty((batch_size, LOGPROB_WORDS), dtype=torch.int32, pin_memory=work.x.is_cuda)
-        """On the host after `wait`: the first rows of `DeviceSampler.report`, as many as `run` was to copy."""
-        self._done = torch.cuda.Event() if work.x.is_cuda else None
+        """On the host after `wait`: the first rows of `DeviceSampler.report`, as many as `draw` was to copy."""
+        self._forked, self._done = (torch.cuda.Event() if work.x.is_cuda else None for _ in range(2))
 
     def _make_rows(self, *, longest: int) -> None:
         inputs = self._inputs
@@ -84,11 +86,23 @@ class PrefillStep(Step):
             array = np.asarray(values)
             self._host[name][tuple(map(slice, array.shape))] = array
 
-    def run(self, scored: int = 0) -> None:
-        """Launch the step, and a copy of the log-probabilities drawn in the first `scored` batch slots."""
+    def run(self) -> None:
+        """Launch the step up to the logits. `draw` follows."""
         self._inputs.memory.copy_(self._host_memory, non_blocking=True)
-        self._replay(plain=False)
+        self._replay("begin")
         self._host_output.copy_(self._output, non_blocking=True)
+        if self._forked:
+            self._forked.record()
+        self._replay("end")
+
+    def draw(self, *, plain: bool, scored: int = 0) -> None:
+        """Launch the draw, and a copy of the log-probabilities drawn in the first `scored` batch slots.
+
+        `plain` as in `DeviceSampler.draw`.
+        """
+        if self._sampler:
+            self._replay("plain" if plain else "any")
+        self._host_token.copy_(self._token, non_blocking=True)
         if self._sampler and scored:
             self.logprobs[:scored].copy_(self._sampler.report[:scored], non_blocking=True)
         if self._done:
@@ -96,7 +110,7 @@ class PrefillStep(Step):
 
     @torch.inference_mode()
     def report(self, scorer: PromptScorer, sizes: Sequence[tuple[int, int | None]]) -> Report:
-        """Launch the scoring of prompts, after `run`; `sizes` as in `Report`."""
+        """Launch the scoring of prompts, after `draw`; `sizes` as in `Report`."""
         inputs, bubbles, wanted = self._inputs, self._bubbles[-1], sum(size for size, _ in sizes)
         tokens = inputs.scored[:wanted]
         rows = replace(self._rows[-1], start=bubbles.start.index_select(0, tokens),
@@ -108,21 +122,34 @@ class PrefillStep(Step):
             done.record()
         return Report(words, sizes, done, scorer.vocabulary)
 
-    def wait(self) -> tuple[Numbers, Numbers, Numbers]:
-        """Wait for the step, and return what it reports, which is valid until the next run.
+    def wait_for_streams(self) -> tuple[Numbers, Numbers]:
+        """Wait until all streams are known, before the layers of the last segment, and return what the step reports.
 
-        These are (G,2) fork copies that survived and streams that were deleted on the way into each segment; (B,) the
-        token drawn for each request; and (G,T) the streams of each token in each segment.
+        These are (G,2) fork copies that survived and streams that were deleted on the way into each segment, and (G,T)
+        the streams of each token in each segment, both valid until the next run.
         """
+        if self._forked:
+            self._forked.synchronize()
+        output, segments = self._host_output.numpy(), len(self._rows)
+        return output[: 2 * segments].reshape(segments, 2), output[2 * segments :].reshape(segments, -1)
+
+    def wait(self) -> Numbers:
+        """Wait for the step, and return (B,) the token drawn for each request, valid until the next run."""
         if self._done:
             self._done.synchronize()
-        output, segments = self._host_output.numpy(), len(self._rows)
-        drawn, counts = 2 * segments, 2 * segments + self.batch_size
-        return output[:drawn].reshape(segments, 2), output[drawn:counts], output[counts:].reshape(segments, -1)
+        tokens: Numbers = self._host_token.numpy()
+        return tokens
 
     def streams(self, live: int) -> tuple[Tensor, Tensor]:
         """Return `live` streams (S,D) after the last layer, and their scores (S,), both valid until the next run."""
         return self._x(len(self._rows) - 1)[:live], self._rows[-1].score[:live]
+
+    @property
+    def _launches(self) -> Mapping[str, Callable[[], None]]:
+        forward: dict[str, Callable[[], None]] = {"begin": self._begin, "end": self._end}
+        if not self._sampler:
+            return forward
+        return forward | {"plain": partial(self._draw, plain=True), "any": partial(self._draw, plain=False)}
 
     def _clear(self) -> None:
         self._inputs.memory.zero_()
@@ -159,5 +186,6 @@ class PrefillStep(Step):
         torch.index_select(self._bubbles[-1].count, 0, self._inputs.last, out=self._ends.count)
         return self._ends
 
-    def _draw(self, sampler: DeviceSampler, *, plain: bool) -> None:
-        sampler.draw(self.logits, self._inputs.lane, self._token, plain=plain)
+    @property
+    def _slots(self) -> tuple[Tensor, Tensor]:
+        return self._inputs.lane, self._token

@@ -1,14 +1,16 @@
 """What decode and prefill steps share: a forward pass of some requests that the device runs without the host.
 
 The device alone knows how many streams survive each fork, and so how many rows each kernel computes, until the step has
-run. The host allocates pages beforehand for all streams that the budget admits. So each step is one CUDA graph.
+run. The host allocates pages beforehand for all streams that the budget admits. So each step is one CUDA graph,
+or a few if the host has something to do between its parts.
 
 Letters: B batch slots, M rows that there may be, D model width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Self
 
 import torch
@@ -93,8 +95,6 @@ class Step(ABC):
     Subclasses set `_rows`, and say what comes before the layers of each segment.
     """
 
-    plain: ClassVar[tuple[bool, ...]]
-    """The values of `plain` that `DeviceSampler.draw` is captured with."""
     normed: ClassVar[bool]
     """Whether `_embed` and `_fork` also write LN_1 of the streams to `Scratch.normed`."""
 
@@ -112,7 +112,7 @@ class Step(ABC):
         self._averaged = weight.new_empty((batch_size, model.config.n_embd))
         self._rows: list[Rows] = []
         """The streams of each segment."""
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
 
     def capture(self, stream: torch.cuda.Stream) -> None:
         """Record the step on a stream of its device: torch's default one belongs to the device that recorded first.
@@ -120,40 +120,53 @@ class Step(ABC):
         What is recorded is also run, so no request may be in its slots.
         """
         self._clear()
-        for plain in self.plain:
-            self._launch(plain=plain)  # loads the kernels, and compiles them if nobody has
+        for name, launch in self._launches.items():
+            launch()  # loads the kernels, and compiles them if nobody has
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
-                self._launch(plain=plain)
-            self._graphs[plain] = graph
+                launch()
+            self._graphs[name] = graph
 
     def prepare(self) -> None:
         """Compile the kernels, without a graph."""
         self._clear()
-        for plain in self.plain:
-            self._launch(plain=plain)
+        for launch in self._launches.values():
+            launch()
 
-    def _replay(self, *, plain: bool) -> None:
-        if plain in self._graphs:
-            self._graphs[plain].replay()
+    def _replay(self, name: str) -> None:
+        if name in self._graphs:
+            self._graphs[name].replay()
         else:
-            self._launch(plain=plain)
+            self._launches[name]()
 
     @torch.inference_mode()
-    def _launch(self, *, plain: bool) -> None:
+    def _begin(self) -> None:
+        """Launch the forward pass up to the streams that enter the last segment."""
         self._embed()
-        for pages, rows in zip(self._cache.segments, self._rows, strict=True):
-            index = pages.segment.index
-            if index:
-                block = self._model.blocks[pages.segment.layers.start]
-                assert isinstance(block, ForkingBlock)
-                self._fork(block, index)
-            x = self._x(index)
-            run_layers(self._model, pages, x, rows, self._work.scratch.of(len(x)), normed=self.normed)
+        for pages, after in pairwise(self._cache.segments):
+            self._run(pages)
+            block = self._model.blocks[after.segment.layers.start]
+            assert isinstance(block, ForkingBlock)
+            self._fork(block, after.segment.index)
+
+    @torch.inference_mode()
+    def _end(self) -> None:
+        """Launch the rest, to the logits if there is a sampler."""
+        self._run(self._cache.segments[-1])
         if self._sampler:
             self._read_out(self._last_rows())
-            self._draw(self._sampler, plain=plain)
+
+    def _run(self, pages: SegmentPages) -> None:
+        """Launch the layers of a segment."""
+        x, rows = self._x(pages.segment.index), self._rows[pages.segment.index]
+        run_layers(self._model, pages, x, rows, self._work.scratch.of(len(x)), normed=self.normed)
+
+    @torch.inference_mode()
+    def _draw(self, *, plain: bool) -> None:
+        """Launch the draw of the token that follows; `plain` as in `DeviceSampler.draw`."""
+        assert self._sampler
+        self._sampler.draw(self.logits, *self._slots, plain=plain)
 
     def _x(self, segment: int) -> Tensor:
         """Return the vectors (M,D) of a segment's streams; those of its neighbours are elsewhere."""
@@ -181,6 +194,11 @@ class Step(ABC):
             usual=usual_rows(config, tokens, index), half=config.head_width // 2, **known,
         )  # fmt: skip
 
+    @property
+    @abstractmethod
+    def _launches(self) -> Mapping[str, Callable[[], None]]:
+        """What is captured in a graph each, by its name, in the order in which one run launches some of them."""
+
     @abstractmethod
     def _clear(self) -> None:
         """Empty all batch slots, so that a launch computes nothing."""
@@ -197,6 +215,7 @@ class Step(ABC):
     def _last_rows(self) -> Rows:
         """Return the streams of each request's last token, after the last layer."""
 
+    @property
     @abstractmethod
-    def _draw(self, sampler: DeviceSampler, *, plain: bool) -> None:
-        """Launch the draw of the token that follows."""
+    def _slots(self) -> tuple[Tensor, Tensor]:
+        """(B,) int32 the lane of each batch slot, and (B,) where its token goes."""

@@ -1,8 +1,9 @@
 """The portable executor: torch operators, with one forward pass for prefill and decode. Its flights land at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -119,8 +120,8 @@ class LandedExecutor(ABC, Generic[Extended_co]):
             return []
         batch = Batch.of(plan.requests, plan.num_tokens)
         extended = self.forward.extend(batch.chunks)
-        drawn = self.draw(batch, extended)
-        return [Landed(batch.output(self.forward, extended, drawn, vocabulary=self.sampler.vocabulary))]
+        draw = partial(self.draw, batch, extended)
+        return [Landed(batch.output(self.forward, extended, draw, vocabulary=self.sampler.vocabulary))]
 
     def release(self, requests: Sequence[Request]) -> None:
         """As `Executor.release`: it keeps nothing."""
@@ -163,18 +164,22 @@ class Batch:
         return cls([request for request, _ in rows], [i for _, i in rows], chunks)
 
     def output(
-        self, forward: Forward[Computed], extended: Computed, drawn: Drawn, *, vocabulary: int,
+        self, forward: Forward[Computed], extended: Computed, draw: Callable[[], Drawn], *, vocabulary: int,
         scored: Sequence[Scores | None] | None = None,
     ) -> Output:  # fmt: skip
         """Return the output of a forward pass. Must come before the next pass, which may overwrite `extended`.
 
-        `scored`: the prompts' log-probabilities, one entry a row, if they are computed already.
+        `draw` returns the tokens drawn: a device may still draw while the rest is prepared. `scored`: the prompts'
+        log-probabilities, one entry a row, if they are computed already.
         """
-        if not all(drawn.finite):
-            forward.clear_gathered()
         counts = extended.counts.tolist()
         ends = list(accumulate(size for chunk in self.chunks for size in chunk.row_sizes))
         starts = [0, *ends[:-1]]
+        fork_counts = [counts[start:end] for start, end in zip(starts, ends, strict=True)]
+        num_streams = self._num_streams()
+        drawn = draw()
+        if not all(drawn.finite):
+            forward.clear_gathered()
         reports: list[PromptReport | None] = [None] * len(self.requests)
         for i, request in enumerate(self.requests):
             if request.wants_prompt_report:
@@ -185,8 +190,8 @@ class Batch:
                 reports[i] = PromptReport(scores, tuple(own))
         return Output(
             requests=self.requests,
-            fork_counts=[counts[start:end] for start, end in zip(starts, ends, strict=True)],
-            num_streams=self._num_streams(),
+            fork_counts=fork_counts,
+            num_streams=num_streams,
             finite=drawn.finite,
             tokens=drawn.tokens,
             logprobs=drawn.logprobs,

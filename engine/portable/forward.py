@@ -28,7 +28,6 @@ from thoughtbubbles.engine.portable.fork import CachedFork
 from thoughtbubbles.engine.portable.gathering import GatherBuffer
 from thoughtbubbles.engine.portable.layers import PackedModel
 from thoughtbubbles.engine.portable.selection import Grid, Keep, SelectionFacts, select
-from thoughtbubbles.engine.prompt_report import Scored, Scores
 from thoughtbubbles.engine.scoring import last_logits
 from thoughtbubbles.engine.transfer import to_device
 from thoughtbubbles.model import ForkingBlock, Selection, Streams, Thoughtbubbles, budget
@@ -87,12 +86,6 @@ class Extended:
     """(T,) streams of each token."""
     logits: Tensor
     """(L,V) of the token that follows each chunk and, before it, in the place of each guess."""
-    drawn: list[int] | None = None
-    """(R,) that token, where the device draws; -1 where logits are NaN or infinite, and any if `draws` is false."""
-    logprobs: list[Scored | None] | None = None
-    """(R,) its log-probability, where requested and where the device draws."""
-    scores: list[Scores | None] | None = None
-    """(R,) of each prompt, where requested and where the device scores."""
 
     @property
     def streams(self) -> Streams:

@@ -57,7 +57,9 @@ def test_no_rows_have_no_places() -> None:
 def test_several_tokens_of_several_rows_are_noted_as_one_after_the_other() -> None:
     one, other = filled(), filled()
     rows, counts = np.array([2, 1, 0]), np.array([[1, 1, 1, 1, 1, 1], [1, 2, 2, 1, 2, 1]], np.int32)
-    one.extend(rows, Layout.of([2, 3, 1]), np.array([80, 81, 90, 91, 92, 70], np.int32), counts)
+    layout = Layout.of([2, 3, 1])
+    one.write_ids(rows, layout, np.array([80, 81, 90, 91, 92, 70], np.int32))
+    one.extend(rows, layout, counts)
     tokens = [(2, 80, [1, 1]), (2, 81, [2, 3]), (1, 90, [6, 10]), (1, 91, [7, 11]), (1, 92, [8, 13]), (0, 70, [1, 1])]
     for row, token, ends in tokens:
         other.append(np.array([row]), [token], np.array([ends], np.int32))

@@ -14,6 +14,7 @@ from thoughtbubbles.engine import Engine, EngineConfig
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.lookup import Guessing
 from thoughtbubbles.engine.portable.forward import CachedForward, Chunk, Extended
+from thoughtbubbles.engine.prompt_report import Scored
 from thoughtbubbles.engine.revising.executor import RevisingExecutor
 from thoughtbubbles.engine.revising.recompute import Recompute
 from thoughtbubbles.engine.sampler import Sampler
@@ -76,24 +77,32 @@ class PortablePrefill(CachedForward):
     def forget(self) -> None:
         """Nothing flies: `launch` computes."""
 
-    def launch(self, chunks: list[Chunk]) -> "Computed":
+    def launch(self, chunks: list[Chunk], prepare_draw: Callable[[], bool]) -> "Computed":
         from thoughtbubbles.engine.cuda.sampler import scored
 
+        plain = prepare_draw()
         extended, sampler, spare = self.extend(chunks), self.sampler, self.sampler.spare_lane
         lanes = [lane for each in chunks for lane in each.lanes or [each.state.row if each.draws else spare]]
         lane, token = torch.tensor([lanes, lanes], dtype=torch.int32, device="cpu")
-        sampler.draw(extended.logits, lane, token, plain=False)
+        sampler.draw(extended.logits, lane, token, plain=plain)
         tops = [chunk.logprobs if chunk.draws else None for chunk in chunks for _ in range(chunk.num_draws)]
         logprobs = scored(sampler.report, tops, sampler.vocabulary)
-        return Computed(replace(extended, drawn=token.tolist(), logprobs=logprobs))
+        return Computed(extended, (token.tolist(), logprobs))
 
 
 @dataclass
 class Computed:
     extended: Extended
+    tokens: tuple[list[int], list[Scored | None]]
 
     def land(self) -> Extended:
         return self.extended
+
+    def drawn(self) -> tuple[list[int], list[Scored | None]]:
+        return self.tokens
+
+    def scores(self) -> None:
+        """`Batch.output` scores prompts."""
 
 
 @pytest.fixture(autouse=True)

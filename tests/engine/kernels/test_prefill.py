@@ -199,9 +199,9 @@ def test_a_prefill_in_two_parts(
     for engine in (on_kernels(make_engine(small_model), sizes), make_engine(small_model)):
         engine.scheduler.part_tokens = 4
         launched: list[list[int]] = []
-        launch = cuda_executor(engine).forward.launch
-        monkeypatch.setattr(cuda_executor(engine).forward, "launch", lambda chunks, launch=launch, launched=launched: (
-            launched.append([len(chunk.ids) for chunk in chunks]), launch(chunks))[1])  # fmt: skip
+        forward = cuda_executor(engine).forward
+        monkeypatch.setattr(forward, "launch", lambda chunks, draw, launch=forward.launch, launched=launched: (
+            launched.append([len(chunk.ids) for chunk in chunks]), launch(chunks, draw))[1])  # fmt: skip
         reported.append([(c.token_ids, c.events[-1].usage.fork_count) for c in engine.generate(prompts, params)
                      if c.events[-1].usage])  # fmt: skip
         assert launched == [[13], [4, 2]]
