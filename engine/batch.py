@@ -51,7 +51,8 @@ class Plan:
 class Row(NamedTuple):
     """What a step computed of one request, or of one token of it if it has a draft."""
 
-    fork_counts: Sequence[int]
+    fork_count: int
+    stream_tokens: int
     num_streams: int
     finite: bool
     token: int | None
@@ -66,8 +67,12 @@ class Output:
 
     requests: Sequence[Request]
     """The request of each entry, without those that were aborted or preempted since the launch."""
-    fork_counts: Sequence[Sequence[int]]
-    """For each token that was computed, its streams after the last fork layer."""
+    step_fork_counts: Sequence[int]
+    """Streams after the last fork layer of each token that was computed, of one entry after the other."""
+    fork_counts: Sequence[int]
+    """Streams after the last fork layer of the entry's last token."""
+    stream_tokens: Sequence[int]
+    """Streams after the last fork layer of all tokens of the entry that were computed."""
     num_streams: Sequence[int]
     """Streams after the last fork layer of all tokens computed so far."""
     finite: Sequence[bool]
@@ -80,12 +85,12 @@ class Output:
     prompt_reports: Sequence[PromptReport | None]
     """Report of the prompt that was computed; None unless requested."""
     fork_scores: Sequence[Sequence[ForkScores]]
-    """Of each token in `fork_counts`; empty unless requested."""
+    """Of each token of the entry that was computed; empty unless requested."""
 
     def rows(self) -> Iterator[tuple[Request, Row]]:
         """The requests, each with its entries."""
-        columns = (self.fork_counts, self.num_streams, self.finite, self.tokens, self.logprobs, self.prompt_reports,
-                   self.fork_scores)  # fmt: skip
+        columns = (self.fork_counts, self.stream_tokens, self.num_streams, self.finite, self.tokens, self.logprobs,
+                   self.prompt_reports, self.fork_scores)  # fmt: skip
         # As Row(*…) of each entry, in a third of the time, and one is made for every token.
         return zip(self.requests, map(partial(tuple.__new__, Row), zip(*columns, strict=True)), strict=True)
 

@@ -66,7 +66,7 @@ def fail(request: Request, row: Row | None, reason: str | None) -> list[TokenEve
 
 def _with_forks(request: Request, event: TokenEvent, row: Row) -> TokenEvent:
     """Return the event of the newest token with what the request reports of its streams, which `row` has."""
-    count = row.fork_counts[-1] if request.params.return_fork_counts else None
+    count = row.fork_count if request.params.return_fork_counts else None
     scores = row.fork_scores[-1] if request.params.return_fork_scores else None
     return event._replace(fork_count=count, fork_scores=scores)
 

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -61,8 +61,8 @@ class Engine:
             guessing=self.executor.guessing,
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
-        self._ended: list[Request] = []
-        """Requests that ended since the last launch: to free their tokens takes time, for which the device has work."""
+        self._old_prompts: list[tuple[int, ...]] = []
+        """Of requests that ended since the last launch. To free their memory takes time, and then the device is busy."""
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
         self._integrity_checks = self._integrity_failures = 0
@@ -125,7 +125,7 @@ class Engine:
         start = time.monotonic()
         plan = self.scheduler.schedule()
         flights = self.executor.launch(plan)
-        self._ended.clear()
+        self._old_prompts.clear()
         rest = self.scheduler.schedule_rest()
         if rest:
             flights += self.executor.launch(rest)
@@ -136,7 +136,7 @@ class Engine:
         for flight in flights:
             output = self.executor.land(flight)
             events += self._report(output)
-            fork_counts += chain.from_iterable(output.fork_counts)
+            fork_counts += output.step_fork_counts
         if plan.requests or events:
             requests = (plan.num_prefills or len(plan.requests)) + (rest.num_prefills if rest else 0)
             self._record(plan.phase, requests, fork_counts, time.monotonic() - start)
@@ -189,7 +189,7 @@ class Engine:
 
     def _advance(self, request: Request, row: Row, now: float, events: list[TokenEvent]) -> None:
         request.streams = row.num_streams
-        request.stream_tokens += sum(row.fork_counts)
+        request.stream_tokens += row.stream_tokens
         if row.token is not None:
             self._generation_tokens += 1
             request.first_token = request.first_token or now
@@ -215,7 +215,7 @@ class Engine:
         """Forget requests and free their pages."""
         if request_ids:
             requests = [self._requests.pop(request_id) for request_id in request_ids]
-            self._ended += requests
+            self._old_prompts += [request.prompt for request in requests]
             self.scheduler.remove(requests)
             self.executor.release(requests)
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, islice
+from operator import add
 
 from thoughtbubbles.engine.batch import Plan
 from thoughtbubbles.engine.cache.fork_cache import ForkCache, Prefix
@@ -45,10 +46,8 @@ class Scheduler:
     """Whether the last step prefilled and left out running requests, so that the next one decodes."""
     _num_unplanned: int = 0
     """Prompt tokens of prefilling requests with pages that no plan has so far."""
-    _planned: dict[Request, int] = field(default_factory=dict)
-    """Prompt tokens of requests with pages in the present step's plans so far."""
-    _divided: bool = False
-    """Whether the second part of the present step is still to be planned."""
+    _first_part: dict[Request, int] | None = None
+    """The chunks of the first part of the present step; None unless a second part is still to be planned."""
 
     def __post_init__(self) -> None:
         self.waiting = RequestQueue(self.cache.config)
@@ -85,17 +84,19 @@ class Scheduler:
         decode between two of them.
         """
         self._free_pages()
-        self._planned.clear()
         self._num_unplanned = sum(request.num_pending for request in self.prefilling if request.paged)
-        self._divided = self._divides()
-        part = self.part_tokens if self._divided else self._most_tokens
+        self._first_part, divided = None, self._divides()
+        part = self.part_tokens if divided else self._most_tokens
         self.admit(part)
         if not self.prefilling or (self.running and self._decode_next):
             self._decode_next = False
             return self._plan_decode(self.running)
         beside = [request for request in self.running if request.paged] if self.mixes else []
         self._decode_next = not self.mixes or len(beside) < len(self.running)
-        return self._plan_prefill(self._first_chunks(part), self._plan_decode(beside))
+        chunks = self._first_chunks(part)
+        if divided:
+            self._first_part = chunks
+        return self._plan_prefill(chunks, self._plan_decode(beside))
 
     def schedule_rest(self) -> Plan | None:
         """Return the plan of the second part of the step, once the first is launched; None if it has no second part.
@@ -103,11 +104,11 @@ class Scheduler:
         So the device computes a few of many prompts while the others are admitted and prepared, and the others while
         those few are reported.
         """
-        if not self._divided:
+        first, self._first_part = self._first_part, None
+        if first is None or not (left := self._most_tokens - sum(first.values())):
             return None
-        self._divided, left = False, self._most_tokens - sum(self._planned.values())
         self.admit(left)
-        chunks = self._some_chunks(left, left, paged=True) if left else {}
+        chunks = self._some_chunks([each for each in self.prefilling if each not in first], left, left)
         return replace(self._plan_prefill(chunks, Plan([], [])), continues=True) if chunks else None
 
     def admit(self, most: int | None = None) -> None:
@@ -213,7 +214,6 @@ class Scheduler:
             request.num_scheduled = len(request.output) + (chunk == request.num_pending)
             if request.paged:
                 self._num_unplanned -= chunk
-                self._planned[request] = chunk
         return Plan([*chunks, *beside.requests], [*chunks.values(), *beside.num_tokens], len(chunks))
 
     def _first_chunks(self, part: int) -> dict[Request, int]:
@@ -223,16 +223,17 @@ class Scheduler:
         not wait for one of the other.
         """
         most = self._most_tokens
-        first = self._some_chunks(most, part, paged=True) | self._some_chunks(most, most, paged=False)
+        paged, others = ([each for each in self.prefilling if each.paged == kind] for kind in (True, False))
+        first = self._some_chunks(paged, most, part) | self._some_chunks(others, most, most)
         return {request: first[request] for request in self.prefilling if request in first}
 
-    def _some_chunks(self, left: int, part: int, *, paged: bool) -> dict[Request, int]:
-        """Return the next tokens of the first prefilling requests with pages, or without, that no plan of the step has.
+    def _some_chunks(self, requests: Sequence[Request], left: int, part: int) -> dict[Request, int]:
+        """Return the next tokens of the first of these requests.
 
         They are at most `left`, but of a prompt that is computed whole, and at most `part` if of several requests.
         """
         chunks: dict[Request, int] = {}
-        for request in (each for each in self.prefilling if each.paged == paged and each not in self._planned):
+        for request in requests:
             pending = request.num_pending
             chunk = pending if pending <= left or self._is_whole(request) else left
             if chunks and (chunk > min(left, part) or left == 0):
@@ -289,10 +290,10 @@ class Scheduler:
         """
         if not request.paged:
             return True
-        for prefix in dict.fromkeys((found, None)):
-            reach = _reach(request, ahead=1 if needs else 0)
+        reach = _reach(request, ahead=1 if needs else 0)
+        for prefix in (found, None) if found else (None,):
             need = self.cache.pages_needed(request.selection, reach, prefix.state if prefix else None)
-            total = [list(map(sum, zip(*needs, need, strict=True)))]
+            total = [list(map(add, needs[0], need))] if needs else [need]
             if self.cache.fits(total, keep=prefix):
                 self.cache.evict(total, keep=prefix)
                 request.state = self.cache.open(request.selection, prefix)

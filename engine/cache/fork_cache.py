@@ -12,6 +12,7 @@ Letters: R requests, G segments, U tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count, pairwise
 from operator import le
 
@@ -36,9 +37,15 @@ def segments(config: ModelConfig) -> list[Segment]:
 
 def most_streams(config: ModelConfig, selection: Selection, tokens: int) -> list[int]:
     """Return the most streams of `tokens` tokens in each segment: every fork doubles them, up to the rule's budget."""
-    first, forks = tokens * config.copies, len(config.fork_layers)
+    return [*_most_streams(selection, tokens, config.copies, len(config.fork_layers))]
+
+
+@lru_cache(maxsize=4096)
+def _most_streams(selection: Selection, tokens: int, copies: int, forks: int) -> tuple[int, ...]:
+    """Return `most_streams`. Asked a few times of every request, and many requests have the same lengths."""
+    first = tokens * copies
     most = selection.capacity(tokens, first << forks)
-    return [first, *[min(first << i, most) for i in range(1, forks + 1)]]
+    return (first, *[min(first << i, most) for i in range(1, forks + 1)])
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,11 @@ class ForkCache:
         most = self._may_have(self.ledger, rows, tokens)
         self._grow(rows, most)
         return most
+
+    def allocate(self, states: Sequence[ForkState], gained: Indices) -> None:
+        """Allocate the pages that open states need for so many more streams (R,G) each, as from `most_gained`."""
+        rows = _rows(states)
+        self._grow(rows, self.ledger.streams[rows] + gained)
 
     def most_gained(self, states: Sequence[ForkState], tokens: ArrayLike) -> Indices:
         """Return the most streams (R,G) that open states may gain with so many more tokens (R,) each."""

@@ -171,7 +171,9 @@ class CudaExecutor:
             self.forward.clear_gathered()
         return Output(
             requests=requests,
-            fork_counts=list(zip(counts, strict=True)),
+            step_fork_counts=counts,
+            fork_counts=counts,
+            stream_tokens=counts,
             num_streams=ends[:, -1].tolist(),
             finite=drawn.finite,
             tokens=drawn.tokens,

@@ -127,9 +127,9 @@ class DeviceForward(CachedForward):
         """Return as many chunks as one step computes, in order, and the others. A chunk that does not fit is cut."""
         tokens, room = [len(chunk.ids) for chunk in chunks], self._steps[-1].rows
         gained = self.cache.most_gained([chunk.state for chunk in chunks], tokens)
-        most, num_draws = gained.sum(0), sum(chunk.num_draws for chunk in chunks)
-        if num_draws <= self._batch_size and (most <= room).all():
-            return _Share(chunks, most, [True] * num_draws), []
+        num_draws = sum(chunk.num_draws for chunk in chunks)
+        if num_draws <= self._batch_size and (gained.sum(0) <= room).all():
+            return _Share(chunks, gained, [True] * num_draws), []
         slots = np.cumsum([chunk.num_draws for chunk in chunks])
         offered = chunks[: int((slots <= self._batch_size).sum())]
         streams = gained[: len(offered)].cumsum(0)
@@ -139,19 +139,20 @@ class DeviceForward(CachedForward):
         ends = [True] * sum(chunk.num_draws for chunk in share)
         if fitting < len(offered) and not rest[0].guesses:
             cut = rest[0]
-            gained = self.cache.most_gained([cut.state] * len(cut.ids), np.arange(1, len(cut.ids) + 1))
-            if n := int((most + gained <= room).all(1).sum()):
+            by_token = self.cache.most_gained([cut.state] * len(cut.ids), np.arange(1, len(cut.ids) + 1))
+            if n := int((most + by_token <= room).all(1).sum()):
                 share.append(cut._replace(ids=cut.ids[:n], draws=False, following=cut.ids[n]))
                 rest[0] = cut._replace(ids=cut.ids[n:])
-                return _Share(share, most + gained[n - 1], [*ends, False]), rest
-        return _Share(share, most, ends), rest
+                return _Share(share, np.vstack((gained[:fitting], by_token[n - 1])), [*ends, False]), rest
+        return _Share(share, gained[:fitting], ends), rest
 
     def _launch(self, share: "_Share", prepare_draw: Callable[[], bool]) -> "_Launched":
         """Launch chunks that fit into one step."""
         chunks = share.chunks
         layout = Layout.of([len(chunk.ids) for chunk in chunks])
         ids = np.fromiter(chain.from_iterable(chunk.ids for chunk in chunks), np.int32, count=layout.ends[-1])
-        step = self._idle_step(share.streams)
+        step = self._idle_step(share.gained.sum(0))
+        self.cache.allocate([chunk.state for chunk in chunks], share.gained)
         self._write(step, chunks, layout, ids)
         reports = any(chunk.draws and chunk.logprobs is not None for chunk in chunks)
         step.run()
@@ -197,11 +198,10 @@ class DeviceForward(CachedForward):
         return tokens[: len(tops)].tolist(), scored(step.logprobs, tops, self._sampler.vocabulary)
 
     def _write(self, step: PrefillStep, chunks: list[Chunk], layout: Layout, ids: Numbers) -> None:
-        """Reserve pages for all streams that the chunks may have, and write the inputs of the step."""
+        """Write the inputs of a step. The chunks have pages for all streams that they may have."""
         ledger, counts, ends = self.cache.ledger, layout.counts, layout.ends
         rows, slots = np.array([chunk.state.row for chunk in chunks]), _Slots.of(chunks, layout)
         tokens = ledger.tokens[rows]
-        self.cache.reserve([chunk.state for chunk in chunks], tokens + counts)
         position = tokens[layout.group] + layout.place
         streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
         step.write(
@@ -238,8 +238,8 @@ class _Share:
     """The chunks of one step."""
 
     chunks: list[Chunk]
-    streams: Indices
-    """(G,) the most streams that they may have together."""
+    gained: Indices
+    """(R,G) the most streams that each of them may have."""
     ends: list[bool]
     """For each of their draws, whether it is one of a chunk that was to be launched; the last may be the beginning of
     such a chunk, after which nothing is drawn."""

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Generic, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 
 from thoughtbubbles.engine.batch import Landed, Output, Plan
@@ -175,7 +176,7 @@ class Batch:
         counts = extended.counts.tolist()
         ends = list(accumulate(size for chunk in self.chunks for size in chunk.row_sizes))
         starts = [0, *ends[:-1]]
-        fork_counts = [counts[start:end] for start, end in zip(starts, ends, strict=True)]
+        stream_tokens = np.add.reduceat(extended.counts, starts).tolist()
         num_streams = self._num_streams()
         drawn = draw()
         if not all(drawn.finite):
@@ -190,7 +191,9 @@ class Batch:
                 reports[i] = PromptReport(scores, tuple(own))
         return Output(
             requests=self.requests,
-            fork_counts=fork_counts,
+            step_fork_counts=counts,
+            fork_counts=[counts[end - 1] for end in ends],
+            stream_tokens=stream_tokens,
             num_streams=num_streams,
             finite=drawn.finite,
             tokens=drawn.tokens,

@@ -217,7 +217,9 @@ class RevisingExecutor(Generic[Flight]):
         drawn = self._sampler.draw(requests, torch.stack([each.logits for each in revised]))
         return Output(
             requests=requests,
-            fork_counts=[each.fork_counts for each in revised],
+            step_fork_counts=[count for each in revised for count in each.fork_counts],
+            fork_counts=[each.fork_counts[-1] for each in revised],
+            stream_tokens=[sum(each.fork_counts) for each in revised],
             num_streams=[each.streams for each in revised],
             finite=drawn.finite,
             tokens=drawn.tokens,

@@ -89,7 +89,8 @@ def test_a_step_has_room_for_all_streams_that_its_tokens_may_have(small_model: T
     taken = []
     while chunks:
         share, chunks = forward._take(chunks)
-        assert (share.streams <= forward._steps[-1].rows).all()
+        assert len(share.gained) == len(share.chunks)
+        assert (share.gained.sum(0) <= forward._steps[-1].rows).all()
         taken.append([len(chunk.ids) for chunk in share.chunks])
     assert taken == [[1, 3], [4], [4], [1, 3], [1]]
 
