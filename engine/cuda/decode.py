@@ -8,6 +8,7 @@ Letters: B batch slots, G segments.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class DecodeStep(Step):
     """The decode step for a batch size."""
 
     normed = True
+    plain: ClassVar[tuple[bool, ...]] = (True, False)
+    """The values of `plain` that `run` can have."""
 
     def __init__(
         self, model: Thoughtbubbles, cache: ForkCache, lanes: Lanes, sampler: DeviceSampler, *, batch_size: int
@@ -68,7 +71,7 @@ class DecodeStep(Step):
 
     def run(self, *, plain: bool) -> None:
         """Advance the lanes in the batch slots by a token, and draw the next; `plain` as in `DeviceSampler.draw`."""
-        self._replay("plain" if plain else "any")
+        self._replay(_name(plain))
 
     def read(self, output: Tensor) -> tuple[Indices, Numbers]:
         """Return what a copy of `output` on the host says.
@@ -81,7 +84,7 @@ class DecodeStep(Step):
 
     @property
     def _launches(self) -> Mapping[str, Callable[[], None]]:
-        return {"plain": partial(self._launch, plain=True), "any": partial(self._launch, plain=False)}
+        return {_name(plain): partial(self._launch, plain=plain) for plain in self.plain}
 
     def _launch(self, *, plain: bool) -> None:
         self._begin()
@@ -117,3 +120,7 @@ class DecodeStep(Step):
     @property
     def _slots(self) -> tuple[Tensor, Tensor]:
         return self.lane, self._token
+
+
+def _name(plain: bool) -> str:  # noqa: FBT001 - of a graph
+    return "plain" if plain else "any"
