@@ -62,7 +62,7 @@ class Engine:
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
         self._old_prompts: list[tuple[int, ...]] = []
-        """Of requests that ended since the last launch. To free their memory takes time, and then the device is busy."""
+        """Of requests that ended since the last launch: to free their tokens takes time, which a device computes in."""
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
         self._integrity_checks = self._integrity_failures = 0

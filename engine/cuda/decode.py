@@ -122,5 +122,5 @@ class DecodeStep(Step):
         return self.lane, self._token
 
 
-def _name(plain: bool) -> str:  # noqa: FBT001 - of a graph
+def _name(plain: bool) -> str:
     return "plain" if plain else "any"
