@@ -348,10 +348,13 @@ class ForkCache:
         """
         allocated = self.ledger.pages[rows]
         retired = self._pages(rows, retired_from, allocated)
-        freed = retired if np.array_equal(used, retired_from) else self._pages(rows, used, allocated)
-        for segment, before, after in zip(self.segments, retired, freed, strict=True):
-            segment.retire(before)
-            segment.release(after)
+        if np.array_equal(used, retired_from):
+            for segment, pages in zip(self.segments, retired, strict=True):
+                segment.drop(pages)
+        else:
+            for segment, before, after in zip(self.segments, retired, self._pages(rows, used, allocated), strict=True):
+                segment.retire(before)
+                segment.release(after)
         self.ledger.pages[rows] = used
 
     def _index_blocks(self, state: ForkState) -> None:

@@ -79,8 +79,8 @@ class SegmentPages:
         eight_bits = like.element_size() == 1
         self.cumulative = torch.zeros(pages * page_size, device=like.device) if eight_bits else None
         """(slots,) float32, the cumulative score c of each stream beside 8-bit keys and values, else None."""
-        self._references = np.zeros(pages, np.int32)
-        self._running = np.zeros(pages, np.int32)
+        self._counts = np.zeros((2, pages), np.int32)
+        self._references, self._running = self._counts
         self._idle = None if like.device.type == "cpu" else np.arange(pages, dtype=np.int32)
         self.free = pages
         """Number of pages without a reference; on a device they are the first entries of `_idle`."""
@@ -122,13 +122,28 @@ class SegmentPages:
             self.live -= len(pages)
 
     def release(self, pages: Numbers) -> None:
-        """Drop one reference of each of these pages, after `retire`. No page is listed twice."""
+        """Drop one reference of each of these pages, after `retire`, once for each time that a page is listed."""
         references = self._references[pages] - 1
+        if np.count_nonzero(references):
+            pages, times = np.unique(pages, return_counts=True)
+            references = self._references[pages] - times
         self._references[pages] = references
-        freed = pages[references == 0] if np.count_nonzero(references) else pages
+        self._free(pages[references == 0])
+
+    def drop(self, pages: Numbers) -> None:
+        """Retire and release these pages."""
+        if np.count_nonzero(self._counts[:, pages] != 1):
+            self.retire(pages)
+            self.release(pages)
+        else:
+            self._counts[:, pages] = 0
+            self.live -= len(pages)
+            self._free(pages)
+
+    def _free(self, pages: Numbers) -> None:
         if self._idle is not None:
-            self._idle[self.free : self.free + len(freed)] = freed
-        self.free += len(freed)
+            self._idle[self.free : self.free + len(pages)] = pages
+        self.free += len(pages)
 
     def copy(self, page: int, to: int) -> None:
         """Copy the contents of a page."""

@@ -222,9 +222,13 @@ def test_pages_are_counted_through_lives_of_chance(device: str) -> None:
     assert all(pages.free == pages.pages for pages in cache.segments)
 
 
+@pytest.mark.parametrize("spoilt", [(), (0, 1, 2, 3), (1, 3)], ids=str)
 @pytest.mark.parametrize("retain", [True, False])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_sharers_that_end_together_let_their_pages_go_once_each(device: str, retain: bool) -> None:
+def test_sharers_that_end_together_let_their_pages_go_once_each(
+    device: str, retain: bool, spoilt: tuple[int, ...]
+) -> None:
+    """Also those whose logits were NaN or infinite, of which nothing is retained."""
     cache = make(device=device, retain=retain)
     states = [cache.open(CAUSAL)]
     go_on(cache, states, 20)
@@ -232,6 +236,8 @@ def test_sharers_that_end_together_let_their_pages_go_once_each(device: str, ret
     assert [state.tokens for state in states] == ([20] * 4 if retain else [20, 0, 0, 0])
     go_on(cache, states, 24)
     cache.check_integrity()
+    for i in spoilt:
+        states[i].spoilt = True
     cache.close(states)
     cache.check_integrity()
     assert cache.use().bytes == 0
