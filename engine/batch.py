@@ -41,7 +41,8 @@ class Plan:
 
     def only(self, *, paged: bool) -> "Plan":
         """Return the part of the plan whose requests have pages, or the part whose requests have none."""
-        if all(request.paged == paged for request in self.requests):
+        kinds = [request.paged for request in self.requests]
+        if kinds.count(paged) == len(kinds):
             return self
         rows = [i for i, request in enumerate(self.requests) if request.paged == paged]
         prefills = sum(i < self.num_prefills for i in rows)

@@ -27,22 +27,31 @@ class Completion:
         return cls(ids, "".join(event.text for event in events), last.finish_reason, last.stop_reason, tuple(events))
 
 
-def advance(request: Request, row: Row, end_of_text: int, events: list[TokenEvent]) -> None:
-    """Append the token of a row to its request, whose tokens before are all computed, and its events to `events`.
+def advance(request: Request, row: Row, now: float, end_of_text: int, events: list[TokenEvent]) -> None:
+    """Apply a row to its request, whose tokens before are all computed, and append its events to `events`.
 
-    They are those of the last token, if its event waited for its streams, and of the appended one.
+    They are those of the last token, if its event waited for its streams, and of the row's, if it has one.
     """
+    _, stream_tokens, streams, _, token, logprob, prompt_report, _ = row  # at once, for every token
+    request.streams = streams
+    request.stream_tokens += stream_tokens
+    if token is None and not request.is_computed:  # only a chunk of its prompt is
+        return
+    if prompt_report is not None:
+        request.prompt_report = prompt_report
     if request.pending_event:
         _emit(request, _with_forks(request, request.pending_event, row), events)
         request.pending_event = None
-    elif request.params.max_tokens == 0:
-        _emit(request, TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"), events)
-    if row.token is not None:
-        event = _append(request, row.token, row.logprob, end_of_text)
+    if token is not None:
+        if request.first_token is None:
+            request.first_token = now
+        event = _append(request, token, logprob, end_of_text)
         if request.reports_forks:
             request.pending_event = event
         else:
             events.append(event)
+    elif request.params.max_tokens == 0:
+        _emit(request, TokenEvent(request.id, None, prompt=request.prompt_report, finish_reason="length"), events)
 
 
 def _emit(request: Request, event: TokenEvent, events: list[TokenEvent]) -> None:
@@ -78,14 +87,18 @@ def _append(request: Request, token_id: int, scored: Scored | None, end_of_text:
     """
     output, usage = request.output, None
     output.append(token_id)
-    text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
+    number = len(output)
+    if token_id == end_of_text or request.may_stop or number + request.reports_forks >= request.max_scheduled:
+        text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
+    else:
+        text, finish_reason, stop_reason = request.detokenizer.decode(token_id), None, None
     if finish_reason is not None:
         request.finish()
         usage = None if request.reports_forks else request.usage()
     elif request.grammar is not None:
         request.grammar.accept(token_id)
     logprob, top = scored or (None, ())
-    prompt = request.prompt_report if len(output) == 1 else None
+    prompt = request.prompt_report if number == 1 else None
     # As TokenEvent(…), in a third of the time, and one is made for every token.
     return tuple.__new__(
         TokenEvent, (request.id, token_id, text, logprob, top, None, None, prompt, finish_reason, stop_reason, usage)
@@ -93,6 +106,7 @@ def _append(request: Request, token_id: int, scored: Scored | None, end_of_text:
 
 
 def _read(request: Request, token_id: int, end_of_text: int) -> tuple[str, FinishReason | None, str | int | None]:
+    """Return the text that a token adds, which may be the last, and why it is, if so."""
     params, detokenizer = request.params, request.detokenizer
     if token_id == end_of_text and not params.ignore_eos:
         return detokenizer.flush(), "stop", None

@@ -147,15 +147,17 @@ class Engine:
         self.scheduler.update(output.requests)
         failures: list[TokenEvent] = []
         events: list[TokenEvent] = []
-        now = time.monotonic()
+        now, end_of_text, tokens = time.monotonic(), self.tokenizer.end_of_text, 0
         drafts: dict[Request, list[Row]] = {}
         for request, row in output.rows():
             if request.draft:
                 drafts.setdefault(request, []).append(row)
             elif row.finite and (row.token is not None or not _lacks_token(request)):
-                self._advance(request, row, now, events)
+                advance(request, row, now, end_of_text, events)
+                tokens += row.token is not None
             else:
                 failures += self._fail(request, row)
+        self._generation_tokens += tokens
         for request, rows in drafts.items():
             events += self._check_draft(request, rows, now)
         events = failures + events
@@ -175,7 +177,8 @@ class Engine:
             if not row.finite:
                 request.lookup = None
                 break
-            self._advance(request, row, now, events)
+            advance(request, row, now, self.tokenizer.end_of_text, events)
+            self._generation_tokens += row.token is not None
             accepted += row.token == guess
             if row.token != guess or not request.draws:
                 break
@@ -186,17 +189,6 @@ class Engine:
         self._proposed += len(draft)
         self._accepted += accepted
         return events
-
-    def _advance(self, request: Request, row: Row, now: float, events: list[TokenEvent]) -> None:
-        request.streams = row.num_streams
-        request.stream_tokens += row.stream_tokens
-        if row.token is not None:
-            self._generation_tokens += 1
-            request.first_token = request.first_token or now
-        elif not request.is_computed:  # only a chunk of its prompt is
-            return
-        request.prompt_report = row.prompt_report or request.prompt_report
-        advance(request, row, self.tokenizer.end_of_text, events)
 
     def _fail(self, request: Request, row: Row) -> list[TokenEvent]:
         """Return the last events of a request for which no token can be drawn: what it still has, and the error.

@@ -75,7 +75,7 @@ class Group:
     """Whether one of them has been admitted."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """A request from `Engine.add` to its last event."""
 
@@ -106,6 +106,8 @@ class Request:
     """Output tokens that were scheduled: those known, and one more if the executor runs ahead and has not landed it."""
     reports_forks: bool = field(init=False)
     """As `SamplingParams.reports_forks`."""
+    may_stop: bool = field(init=False)
+    """Whether stop strings or stop tokens may end it."""
     paged: bool = field(init=False)
     """Whether its streams are in pages of the fork-state cache, which others may share.
 
@@ -126,6 +128,7 @@ class Request:
         params = self.params
         # Kept, for they are read for every token; not as cached properties, which make each attribute slower to read.
         self.reports_forks = params.reports_forks
+        self.may_stop = bool(params.stop or params.stop_token_ids)
         self.max_scheduled = params.max_tokens + params.reports_forks
         self.paged = self.selection.rule == "causal" and not (params.fork_bias or params.return_fork_scores)
         self._draws_alone_from = math.inf if params.changes_draws else params.min_tokens

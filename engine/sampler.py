@@ -33,7 +33,7 @@ class Drawn:
         """
         drawn = [token if wanted and token >= 0 else None for token, wanted in zip(tokens, draws, strict=True)]
         return cls(
-            [token >= 0 for token in tokens],
+            [True] * len(tokens) if min(tokens, default=0) >= 0 else [token >= 0 for token in tokens],
             drawn,
             [None] * len(tokens) if logprobs is None
             else [None if token is None else one for token, one in zip(drawn, logprobs, strict=True)],

@@ -162,8 +162,9 @@ class Scheduler:
         for request in requests:
             if not request.paged:  # planned again until it is computed, which may take several steps
                 request.num_scheduled = len(request.output)
-            due = request.num_scheduled < request.max_scheduled and request not in held
-            tokens = int(due) + len(request.draft)
+            tokens = len(request.draft)
+            if request.num_scheduled < request.max_scheduled and not (held and request in held):
+                tokens += 1
             request.num_scheduled += tokens
             num_tokens.append(tokens)
         return Plan(list(requests), num_tokens)

@@ -8,6 +8,7 @@ Letters: B batch slots, G segments.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import cycle
 from typing import ClassVar
 
 import numpy as np
@@ -56,6 +57,9 @@ class DecodeStep(Step):
         """(B,) int32, the lane of each slot; -1 for an empty one."""
         self.output = torch.zeros(4 * segments + (1 + segments) * batch_size, dtype=torch.int32, device=device)
         """What the host reads of a step, for one copy; see `read`."""
+        on_cuda = device.type == "cuda"
+        host = [torch.empty_like(self.output, device="cpu", pin_memory=on_cuda) for _ in range(2)]
+        self._copies = cycle([(each, torch.cuda.Event() if on_cuda else None) for each in host])
         self._tally = self.output[: 4 * segments].view(torch.int64).view(segments, 2)
         self._token, *self._lengths = self.output[4 * segments :].view(1 + segments, batch_size)
         self._lanes, self._newest = lanes, sampler.state.token
@@ -72,6 +76,17 @@ class DecodeStep(Step):
     def run(self, *, plain: bool) -> None:
         """Advance the lanes in the batch slots by a token, and draw the next; `plain` as in `DeviceSampler.draw`."""
         self._replay(_name(plain))
+
+    def copy_output(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Launch a copy of `output` to the host. Return it, and on a CUDA device the event after which it is valid.
+
+        It is valid until the copy after the next, which overwrites it.
+        """
+        copied, landed = next(self._copies)
+        copied.copy_(self.output, non_blocking=True)
+        if landed is not None:
+            landed.record()
+        return copied, landed
 
     def read(self, output: Tensor) -> tuple[Indices, Numbers]:
         """Return what a copy of `output` on the host says.

@@ -110,10 +110,7 @@ class DeviceBatch:
         step.run(plain=self._plain)
         self._launches += 1
         logprobs = to_host(self._sampler.report[: len(requests)]) if self._reports else None
-        output, landed = to_host(step.output), None
-        if step.lane.is_cuda:
-            landed = torch.cuda.Event()
-            landed.record()
+        output, landed = step.copy_output()
         return Flight(requests, lanes, self._generations[lanes], step, output, logprobs, landed)
 
     def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
@@ -126,7 +123,7 @@ class DeviceBatch:
         ):
             self._tally.forks[layer] += forks
             self._tally.deletions[layer] += deletions
-        self._counted[flight.step] = tally
+        self._counted[flight.step] = tally.copy()
         report = report[:, : len(flight.requests)]
         logprobs = None
         if flight.logprobs is not None:

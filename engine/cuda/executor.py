@@ -101,12 +101,11 @@ class CudaExecutor:
         if not plan.continues:
             self.forward.forget()
         flights: list[PrefillFlight | Flight] = [self.ahead] if self.ahead else []
-        waited, decodes = list(plan.prefills), list[Request]()
-        for request, tokens in plan.decodes:
-            if tokens and _is_waited(request):
-                waited.append((request, tokens))
-            elif tokens:
-                decodes.append(request)
+        planned = [each for each in plan.decodes if each[1]]
+        decodes = [request for request, _ in planned if request.grammar is None and not request.draft]
+        waited = [*plan.prefills]
+        if len(decodes) < len(planned):
+            waited += [each for each in planned if each[0].grammar is not None or each[0].draft]
         if waited:
             requests = [request for request, _ in waited]
             batch = Batch.of(requests, [tokens for _, tokens in waited])
@@ -165,8 +164,9 @@ class CudaExecutor:
         if not present.all():
             requests, logprobs = list(compress(requests, present)), logprobs and list(compress(logprobs, present))
             lanes, tokens, ends = lanes[present], tokens[present], ends[present]
-        counts = self._cache.append(lanes, [request.newest for request in requests], ends).tolist()
-        drawn = Drawn.of(tokens.tolist(), [request.draws for request in requests], logprobs)
+        counts = self._cache.append(lanes, [request.output[-1] for request in requests], ends).tolist()
+        # One that has a token to come draws it; one that reports forks may only need the streams of its last token.
+        drawn = Drawn.of(tokens.tolist(), [not one.reports_forks or one.draws for one in requests], logprobs)
         if not all(drawn.finite):
             self.forward.clear_gathered()
         return Output(
@@ -181,11 +181,6 @@ class CudaExecutor:
             prompt_reports=[None] * len(requests),
             fork_scores=[()] * len(requests),
         )
-
-
-def _is_waited(request: Request) -> bool:
-    """Return whether a running request is computed as a part of its prompt would be."""
-    return request.grammar is not None or bool(request.draft)
 
 
 def make_cuda_executor(
