@@ -14,9 +14,9 @@ from torch import Tensor
 
 def to_device(values: ArrayLike, device: torch.device) -> Tensor:
     """Return integers as int64 on a device, after all work launched on it before."""
-    host = torch.tensor(np.asarray(values, np.int64), device="cpu")
-    if device.type == "cuda":
-        host = host.pin_memory()
+    array = np.asarray(values, np.int64)
+    host = torch.empty(array.shape, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    host.numpy()[...] = array
     return host.to(device, non_blocking=True)
 
 
