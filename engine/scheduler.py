@@ -186,9 +186,7 @@ class Scheduler:
         guesses = self.max_prefill_tokens - left
         if not guesses:
             return set()
-        fits = guesses >= self.guessing.least_together * len(requests) and self.cache.fits(needs := self._needs())
-        if fits:
-            self.cache.evict(needs)
+        fits = guesses >= self.guessing.least_together * len(requests) and self.cache.make_room(self._needs())
         held = {request for request in requests if request.draft and request.in_flight}
         for request in held if fits else requests:
             request.draft = []
@@ -295,8 +293,7 @@ class Scheduler:
         for prefix in (found, None) if found else (None,):
             need = self.cache.pages_needed(request.selection, reach, prefix.state if prefix else None)
             total = [list(map(add, needs[0], need))] if needs else [need]
-            if self.cache.fits(total, keep=prefix):
-                self.cache.evict(total, keep=prefix)
+            if self.cache.make_room(total, keep=prefix):
                 request.state = self.cache.open(request.selection, prefix)
                 self._count(request, request.state.tokens)
                 needs[:] = total
@@ -314,12 +311,11 @@ class Scheduler:
 
         The last to come that has pages is preempted by recomputation: it later starts again with the tokens it has.
         """
-        while not self.cache.fits(needs := self._present_needs()):
+        while not self.cache.make_room(self._present_needs()):
             victim = [each for each in (*self.running, *self.prefilling) if each.paged][-1]
             self.remove([victim])
             self.waiting.appendleft(victim)
             self.preemptions += 1
-        self.cache.evict(needs)
 
     def _present_needs(self) -> list[Sequence[int]]:
         """Return the pages needed for the tokens that requests have: a quick upper bound if it fits, else exactly."""

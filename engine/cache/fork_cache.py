@@ -70,7 +70,7 @@ class CacheUse:
 
 
 class ForkCache:
-    """Pages for every running request. After `fits` was true and `evict` ran, `open`, `reserve` and `grow` succeed.
+    """Pages for every running request. After `make_room` was true, `open`, `reserve` and `grow` succeed.
 
     States of finished requests are retained as prefixes for others until their pages are needed.
     """
@@ -213,6 +213,14 @@ class ForkCache:
             state = next((state for state in self._retained if state is not kept), None)
             assert state, "evicted without asking whether it fits"
             self._drop(state)
+
+    def make_room(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> bool:
+        """Evict until pages for all needs are free. Return False, and evict nothing, if they do not fit."""
+        if self._free(_sum(needs)):
+            return True
+        if fits := self.fits(needs, keep):
+            self.evict(needs, keep)
+        return fits
 
     def ever_fits(self, selection: Selection, tokens: int) -> bool:
         """Return whether an empty cache has enough pages for `tokens` tokens of one request."""

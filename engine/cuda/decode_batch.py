@@ -173,9 +173,7 @@ class DeviceBatch:
         """Reserve pages for the next step and, if enough are free, for `TOKENS_AHEAD` more; yield them."""
         ledger = self._cache.ledger
         most = [self._cache.most_needed(len(self._batch), TOKENS_AHEAD + 2)]
-        extra = TOKENS_AHEAD * self._cache.fits(most)
-        if extra:
-            self._cache.evict(most)
+        extra = TOKENS_AHEAD * self._cache.make_room(most)
         tokens = np.array([len(request.prompt) + request.num_scheduled - 1 for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
         ahead = np.minimum(np.maximum(left, 0), extra)

@@ -175,17 +175,18 @@ def test_a_lost_page_is_found_out() -> None:
 
 
 def asked(cache: ForkCache, needs: list[list[int]], keep: Prefix | None) -> bool:
-    """`fits`, which changes nothing, and says what `evict` can do."""
+    """`fits`, which changes nothing, and says what `make_room` can do."""
     before = ([pages.free for pages in cache.segments], list(cache._retained))
     answer = cache.fits(needs, keep)
     assert ([pages.free for pages in cache.segments], list(cache._retained)) == before
     cache, keep = deepcopy((cache, keep))
+    assert cache.make_room(needs, keep) == answer
     if answer:
-        cache.evict(needs, keep)
         assert keep is None or keep.source in {*cache._retained, *cache._open.values()}
         needed = [sum(need) for need in zip(*needs, strict=True)]
         assert all(n <= pages.free for n, pages in zip(needed, cache.segments, strict=True))
     else:
+        assert ([pages.free for pages in cache.segments], len(cache._retained)) == (before[0], len(before[1]))
         with pytest.raises(AssertionError, match="evicted without asking"):
             cache.evict(needs, keep)
     return answer
