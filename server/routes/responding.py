@@ -37,10 +37,10 @@ async def respond(request: Request, service: Service, completion: Completion, ig
         )
         exchange.generation = stack.enter_context(generation)
         if not completion.plan.request.stream:
-            await while_connected(request, _collect(completion, generation))
+            await while_connected(request.receive, _collect(completion, generation))
             completion.computed_by(generation.weights_version)
             return Response(await _written(completion), media_type="application/json", headers=headers)
-        first = await while_connected(request, anext(generation))
+        first = await while_connected(request.receive, anext(generation))
         completion.computed_by(generation.weights_version)
         stack.pop_all()  # from here on the stream closes the generation
         return CompletionStream(
