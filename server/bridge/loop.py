@@ -4,7 +4,6 @@ A loop runs on a thread of the server, or in a process of its own (`process.py`)
 neither side waits for the other.
 """
 
-import gc
 import logging
 import queue
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from thoughtbubbles.engine import Engine, EngineStats, Group, InvalidRequest, Qu
 from thoughtbubbles.server.bridge.commands import Abort, Add, Command, Commands, LoadWeights
 from thoughtbubbles.server.bridge.compiling import Compiling
 from thoughtbubbles.server.bridge.errors import LoadError
+from thoughtbubbles.server.bridge.garbage import search_seldom
 from thoughtbubbles.server.bridge.reloading import POLL_SECONDS, Reloader
 from thoughtbubbles.server.bridge.trimming import Trimmer
 from thoughtbubbles.server.bridge.weights import NewWeights
@@ -104,7 +104,7 @@ OnReport = Callable[[Report], None]
 def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
     """Load an engine, and step it while it has work, until a command ends the loop. Exceptions are not caught."""
     engine, model = load()
-    gc.freeze()  # what is loaded stays: each search of it for garbage takes as long as many steps
+    search_seldom()
     on_report(Loaded(model, engine.stats()))
     trimmer, compiling, reloader = Trimmer(), Compiling(engine.tokenizer), Reloader(engine, model)
     while _execute_commands(engine, commands, compiling, reloader, on_report):

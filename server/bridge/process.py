@@ -11,7 +11,6 @@ releases the interpreter lock, and getting it again takes longer than to read a 
 
 import atexit
 import fcntl
-import gc
 import os
 import pickle
 import queue
@@ -26,6 +25,7 @@ from multiprocessing.context import SpawnProcess
 from threading import Thread
 
 from thoughtbubbles.server.bridge.commands import Command, Commands
+from thoughtbubbles.server.bridge.garbage import search_seldom
 from thoughtbubbles.server.bridge.loop import Load, Loaded, OnReport, Report, run_engine
 from thoughtbubbles.server.bridge.packing import Unpacker, pack
 from thoughtbubbles.server.bridge.trimming import Trimmer
@@ -99,7 +99,7 @@ def _receive(reports: Connection, on_report: OnReport) -> bool:
         if isinstance(report, Exception):
             raise report
         if isinstance(report, Loaded):
-            gc.freeze()  # as in the engine's process: this one has imported torch, too
+            search_seldom()  # as in the engine's process: this one has imported torch, too
         on_report(report)
         trimmer.trim()
     return False
