@@ -56,15 +56,16 @@ class Generation:
 
     def put(self, event: TokenEvent) -> None:
         """Queue the next event of a request: the first event and last events wake the reader, others need `wake`."""
+        self._pending.append(event)
+        if self._started and event.finish_reason is None:
+            return
+        self._started = True
+        self._readable.set()
         if event.finish_reason is not None:
             assert event.usage is not None  # the last event of every request carries it
             self.unfinished.pop(event.request_id, None)
             self.usages.append(event.usage)
             self.finish_reasons.append(event.finish_reason)
-        self._pending.append(event)
-        if not self._started or event.finish_reason is not None:
-            self._readable.set()
-        self._started = True
 
     def wake(self) -> None:
         """Wake the reader if events are pending."""
