@@ -6,6 +6,7 @@ neither side waits for the other.
 
 import logging
 import queue
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,6 +100,20 @@ class Stepped:
 
 Report = Loaded | Accepted | Refused | Aborted | WeightsLoaded | LoadEnded | CommandsDone | Stepped
 OnReport = Callable[[Report], None]
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where the reports of one engine go. All are made on one thread: the engine's, or that of the event loop."""
+
+    loop: AbstractEventLoop
+    """The server's event loop."""
+    on_report: OnReport
+    """Called with each report."""
+
+    def __call__(self, report: Report) -> None:
+        """Pass a report on."""
+        self.on_report(report)
 
 
 def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
