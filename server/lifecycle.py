@@ -33,7 +33,8 @@ WATCH_SECONDS = 0.25
 SWITCH_SECONDS = 0.0005
 """The interpreter's switch interval. Where the engine's thread steps, its Python between two steps takes less, so that
 the event loop does not interrupt it, but writes while the next step is computed, without the lock. Where the engine has
-a process of its own, the thread that reads its reports takes less, too; Python's default of 5 ms is some steps."""
+a process of its own, the thread that sends it commands waits so long for a busy event loop; Python's default of 5 ms is
+some steps."""
 FAILURE_NOTICE_SECONDS = 1.0
 """How long a failed server still answers its clients and /ready with the failure."""
 

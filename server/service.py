@@ -37,6 +37,12 @@ class Service:
     """Functions that export traces of exchanges; empty unless the operator sets otel_endpoint."""
 
     @classmethod
+    def of(cls, request: Request) -> Self:
+        """Return the server that has this request."""
+        service: Self = request.app.state.service
+        return service
+
+    @classmethod
     def create(cls, settings: ServerSettings, load: Load | None = None) -> Self:
         """Return a server that does not run yet. `load` gives it another engine than that of `settings.checkpoint`.
 
@@ -68,8 +74,7 @@ def _with_file(keys: ApiKeys, file: Path | None) -> ApiKeys:
 
 
 async def _service_of(request: Request) -> Service:  # a coroutine: FastAPI calls other functions on a thread
-    service: Service = request.app.state.service
-    return service
+    return Service.of(request)
 
 
 Serving = Annotated[Service, Depends(_service_of)]

@@ -10,9 +10,14 @@ engine alone does the same: so many run at a time, and the next begins when one 
 answers of one length, so that all clients send at once; with several clients also `apart`, with answers from half as
 long to half as long again, so that most requests begin while others run.
 
+    python -m benchmarks.server.http --stub --clients 64 --prompt-tokens 128 --max-tokens 128 --requests-per-client 20
+
+With `--stub` an engine serves that computes nothing and takes as long as a GPU, which shows the server's own cost on a
+machine without one.
+
 Each line has the tokens/s of both and their ratio (share); the time to the first token, its 50th and 99th percentile
-and the engine's own 50th; the inter-token time of both, as the median over requests, and their ratio; and the mean
-number of tokens in a chunk.
+and the engine's own 50th; the inter-token time of both, as the median over requests, and their ratio; the mean number
+of tokens in a chunk; and the processor time of the server's event loop for each request.
 """
 
 import argparse
@@ -39,6 +44,7 @@ from uvicorn.loops.auto import auto_loop_factory
 from benchmarks.header import header
 from benchmarks.server.alone import complete_alone
 from benchmarks.server.clients import Answer, Load, Request, put_load, require_complete
+from benchmarks.server.stub_engine import load_stub
 from benchmarks.shapes import numbered_tokens, random_model
 from thoughtbubbles.engine import Engine, SamplingParams
 from thoughtbubbles.model import save_checkpoint
@@ -51,7 +57,8 @@ from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
 
 COLUMNS = ("clients", "asking  ", "tokens/s", "engine alone", "share", "first token p50 ms", "p99 ms",
-           "engine alone p50 ms", "inter-token ms", "engine alone ms", "ratio", "tokens a chunk")  # fmt: skip
+           "engine alone p50 ms", "inter-token ms", "engine alone ms", "ratio", "tokens a chunk",
+           "loop us a request")  # fmt: skip
 HANDING_OUT_SECONDS = 1.0
 """Time for the clients' processes to receive their work, from a process that will be busy serving."""
 
@@ -107,7 +114,7 @@ def main() -> None:
             processes.submit(int)
         settings = ServerSettings(
             checkpoint=folder,
-            device=args.device,
+            device="cuda" if args.stub else args.device,
             dtype=args.dtype,
             max_batch_size=max(args.clients),
             cache_bytes=args.cache_bytes,
@@ -117,8 +124,8 @@ def main() -> None:
             trials = runner.run(_served(service, Path(results.name), processes, args.processes))
     print(header())
     print("  ".join(COLUMNS))
-    for (prompts, engine), answers in trials:
-        _print_row(prompts, engine, answers)
+    for (prompts, engine), answers, seconds in trials:
+        _print_row(prompts, engine, answers, seconds)
 
 
 def _loaded(settings: ServerSettings, args: argparse.Namespace, results: str) -> tuple[Engine, ServedModel]:
@@ -126,7 +133,7 @@ def _loaded(settings: ServerSettings, args: argparse.Namespace, results: str) ->
 
     The answers are written to the file `results`, since another process may serve.
     """
-    engine, served = load_model(settings)
+    engine, served = load_stub() if args.stub else load_model(settings)
     gc.freeze()  # as in a server: the collector does not scan what has been loaded
     alone: list[Trial] = []
     for prompts in _trials(args, served.tokenizer.vocab_size - 1):
@@ -152,16 +159,18 @@ def _warm_up(prompts: Prompts) -> Prompts:
 
 async def _served(
     service: Service, alone: Path, processes: Executor, number: int
-) -> list[tuple[Trial, list[Answer]]]:  # fmt: skip
-    """Return what the engine did alone, and beside it the answers over HTTP, to other prompts."""
-    answers = []
+) -> list[tuple[Trial, list[Answer], float]]:
+    """Return what the engine did alone, the answers over HTTP to other prompts, and the event loop's processor time."""
+    answers, seconds = [], []
     async with _address_of(service) as address:
         trials: list[Trial] = pickle.loads(await asyncio.to_thread(alone.read_bytes))  # noqa: S301 - our own
         for prompts, _ in trials:
             others = replace(prompts, seed=f"{prompts.seed} HTTP")
             await asyncio.to_thread(_send, address, _warm_up(others), processes, number)
+            began = time.thread_time()  # of this thread, which is the event loop's
             answers.append(await asyncio.to_thread(_send, address, others, processes, number))
-    return list(zip(trials, answers, strict=True))
+            seconds.append(time.thread_time() - began)
+    return list(zip(trials, answers, seconds, strict=True))
 
 
 def _send(address: str, prompts: Prompts, processes: Executor, number: int) -> list[Answer]:
@@ -196,7 +205,7 @@ async def _address_of(service: Service) -> AsyncIterator[str]:
             await running
 
 
-def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer]) -> None:
+def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer], seconds: float) -> None:
     first, engine_first = (sorted(1000 * each.first for each in answers) for answers in (served, engine))
     rate, engine_rate = _rate(served), _rate(engine)
     gap, engine_gap = (1000 * statistics.median(each.inter_token for each in answers) for answers in (served, engine))
@@ -204,7 +213,7 @@ def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer]) -> 
     cells = (str(prompts.clients), "apart" if prompts.apart else "together", f"{rate:.0f}", f"{engine_rate:.0f}",
              f"{rate / engine_rate:.2f}", f"{statistics.median(first):.1f}", f"{first[int(0.99 * len(first))]:.1f}",
              f"{statistics.median(engine_first):.1f}", f"{gap:.2f}", f"{engine_gap:.2f}", f"{gap / engine_gap:.2f}",
-             f"{chunk:.2f}")  # fmt: skip
+             f"{chunk:.2f}", f"{1e6 * seconds / len(served):.0f}")  # fmt: skip
     print("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, COLUMNS, strict=True)))
 
 
@@ -249,6 +258,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--random-shape", choices=["124m"], help="random weights of this shape in place of a checkpoint"
     )
+    parser.add_argument("--stub", action="store_true", help="an engine that computes nothing in place of a checkpoint")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--requests-per-client", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=32, help="random ones (%(default)s)")

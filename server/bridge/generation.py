@@ -17,9 +17,9 @@ from thoughtbubbles.server.core import EngineRequest
 class Generation:
     """The engine requests of one client request: an iterator over their events, in the order they were made.
 
-    Each iteration returns all pending events, at least one, so a slow reader gets more at a time. It belongs to the
-    event loop. Iterate inside `with`: leaving the block aborts unfinished requests, so that their pages are free after
-    the current step when a client disconnects.
+    Each iteration returns all pending events, so a slow reader gets more at a time; none only after `remind_every`. It
+    belongs to the event loop. Iterate inside `with`: leaving the block aborts unfinished requests, so that their pages
+    are free after the current step when a client disconnects.
     """
 
     completion_id: str
@@ -46,25 +46,36 @@ class Generation:
         self._started = False  # whether there has been an event
         self._error: GenerationError | None = None
         self._readable = asyncio.Event()  # whether the reader is to read pending events or the error
-        self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._reminder: asyncio.TimerHandle | None = None
 
     def expire(self, seconds: float, end: Callable[[Self], None]) -> None:
         """Call `end` if the generation is not closed `seconds` after its arrival."""
         if math.isfinite(seconds):
             left = self.arrived + seconds - time.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(left, end, self)
+            self._expiry = asyncio.get_running_loop().call_later(left, end, self)
+
+    def remind_every(self, seconds: float) -> None:
+        """Wake the reader whenever so many seconds have passed, even if no events are pending."""
+        if math.isfinite(seconds):
+            self._reminder = asyncio.get_running_loop().call_later(seconds, self._remind, seconds)
+
+    def _remind(self, seconds: float) -> None:
+        self._readable.set()
+        self.remind_every(seconds)
 
     def put(self, event: TokenEvent) -> None:
         """Queue the next event of a request: the first event and last events wake the reader, others need `wake`."""
+        self._pending.append(event)
+        if self._started and event.finish_reason is None:
+            return
+        self._started = True
+        self._readable.set()
         if event.finish_reason is not None:
             assert event.usage is not None  # the last event of every request carries it
             self.unfinished.pop(event.request_id, None)
             self.usages.append(event.usage)
             self.finish_reasons.append(event.finish_reason)
-        self._pending.append(event)
-        if not self._started or event.finish_reason is not None:
-            self._readable.set()
-        self._started = True
 
     def wake(self) -> None:
         """Wake the reader if events are pending."""
@@ -90,8 +101,7 @@ class Generation:
                 raise StopAsyncIteration
             await self._readable.wait()
         self._readable.clear()
-        if not self._pending:
-            assert self._error is not None  # nothing else wakes a reader without events
+        if not self._pending and self._error is not None:
             raise self._error
         events, self._pending = self._pending, []
         return events
@@ -106,8 +116,9 @@ class Generation:
 
     def close(self) -> None:
         """Abort unfinished requests. Does nothing if there are none, or when called again."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._expiry, self._reminder):
+            if timer is not None:
+                timer.cancel()
         if self.unfinished:
             self.abort(self)
             self.unfinished.clear()

@@ -4,9 +4,9 @@ A loop runs on a thread of the server, or in a process of its own (`process.py`)
 neither side waits for the other.
 """
 
-import gc
 import logging
 import queue
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from thoughtbubbles.engine import Engine, EngineStats, Group, InvalidRequest, Qu
 from thoughtbubbles.server.bridge.commands import Abort, Add, Command, Commands, LoadWeights
 from thoughtbubbles.server.bridge.compiling import Compiling
 from thoughtbubbles.server.bridge.errors import LoadError
+from thoughtbubbles.server.bridge.garbage import search_seldom
 from thoughtbubbles.server.bridge.reloading import POLL_SECONDS, Reloader
 from thoughtbubbles.server.bridge.trimming import Trimmer
 from thoughtbubbles.server.bridge.weights import NewWeights
@@ -101,10 +102,24 @@ Report = Loaded | Accepted | Refused | Aborted | WeightsLoaded | LoadEnded | Com
 OnReport = Callable[[Report], None]
 
 
+@dataclass(frozen=True)
+class Reports:
+    """Where the reports of one engine go. All are made on one thread: the engine's, or that of the event loop."""
+
+    loop: AbstractEventLoop
+    """The server's event loop."""
+    on_report: OnReport
+    """Called with each report."""
+
+    def __call__(self, report: Report) -> None:
+        """Pass a report on."""
+        self.on_report(report)
+
+
 def run_engine(load: Load, commands: Commands, on_report: OnReport) -> None:
     """Load an engine, and step it while it has work, until a command ends the loop. Exceptions are not caught."""
     engine, model = load()
-    gc.freeze()  # what is loaded stays: each search of it for garbage takes as long as many steps
+    search_seldom()
     on_report(Loaded(model, engine.stats()))
     trimmer, compiling, reloader = Trimmer(), Compiling(engine.tokenizer), Reloader(engine, model)
     while _execute_commands(engine, commands, compiling, reloader, on_report):

@@ -7,7 +7,6 @@ are packed as columns, one for each field, and columns that have nothing are lef
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from functools import partial
 from itertools import repeat
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ STEP = [field.name for field in fields(StepReport)]
 
 Columns = list[tuple[Any, ...] | None]
 Packed = tuple[Columns, Sequence[Any] | None, Sequence[Any]]
-_event = cast("Callable[[tuple[Any, ...]], TokenEvent]", partial(tuple.__new__, TokenEvent))  # as `TokenEvent._make`
+_event = cast("Callable[[type[TokenEvent], tuple[Any, ...]], TokenEvent]", tuple.__new__)  # as `TokenEvent._make`
 
 
 def pack(report: Report | Exception | None) -> bytes:
@@ -70,7 +69,7 @@ def _columns(events: Sequence[TokenEvent]) -> Columns:
     """Return the values of each field, or None if all are the default; nothing if there are no events."""
     columns = zip(*events, strict=True)
     return [
-        None if column.count(default) == len(column) else column
+        None if column[0] == default and column.count(default) == len(column) else column
         for column, default in zip(columns, DEFAULTS, strict=bool(events))
     ]
 
@@ -80,4 +79,4 @@ def _events(columns: Columns) -> list[TokenEvent]:
         repeat(default) if column is None else column
         for column, default in zip(columns, DEFAULTS, strict=bool(columns))
     )
-    return list(map(_event, zip(*filled, strict=False)))
+    return list(map(_event, repeat(TokenEvent), zip(*filled, strict=False)))

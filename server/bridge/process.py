@@ -3,22 +3,22 @@
 On a GPU the engine's Python takes as long as the device takes for a step, and the event loop takes as long again for 64
 streams: on one lock each would wait for the other.
 
-Neither process can block the other for good. The server sends and receives on two threads, and the receiving one waits
-for nothing else: an engine that waits because its pipe is full is read from, and then reads itself. The pipe of its
-reports is large, so that it seldom waits for a busy event loop, and the server reads all that it has at once: each read
-releases the interpreter lock, and getting it again takes longer than to read a report.
+Neither process can block the other for good. The server sends on a thread and receives on the event loop, which waits
+for neither: an engine that waits because its pipe is full is read from, and then reads itself. The pipe of its reports
+is large, so that it seldom waits for a busy event loop. A thread that received would take and release the interpreter
+lock for each step, which takes several times as long as to read the report.
 """
 
 import atexit
 import fcntl
-import gc
 import os
 import pickle
 import queue
 import select
 import signal
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
@@ -26,9 +26,10 @@ from multiprocessing.context import SpawnProcess
 from threading import Thread
 
 from thoughtbubbles.server.bridge.commands import Command, Commands
-from thoughtbubbles.server.bridge.loop import Load, Loaded, OnReport, Report, run_engine
+from thoughtbubbles.server.bridge.garbage import search_seldom
+from thoughtbubbles.server.bridge.loop import Load, Loaded, Report, Reports, run_engine
 from thoughtbubbles.server.bridge.packing import Unpacker, pack
-from thoughtbubbles.server.bridge.trimming import Trimmer
+from thoughtbubbles.server.bridge.trimming import TRIM_SECONDS, Trimmer
 
 PIPE_BYTES = 1 << 20
 """The size of the pipe of reports, where the system lets us choose it: some hundreds of large steps."""
@@ -36,7 +37,7 @@ READ_BYTES = 1 << 16
 """Most bytes of one read."""
 
 
-def run_engine_process(load: Load, commands: Commands, on_report: OnReport) -> None:
+def run_engine_process(load: Load, commands: Commands, on_report: Reports) -> None:
     """Run `run_engine` in a process of its own. `load` must be picklable. Raises also when the process dies."""
     context = get_context(
         "spawn"
@@ -54,7 +55,7 @@ def run_engine_process(load: Load, commands: Commands, on_report: OnReport) -> N
     atexit.register(process.kill)
     try:
         Thread(target=_forward, args=(commands, sent_commands), name="engine commands", daemon=True).start()
-        ended_by_command = _receive(reports, on_report)
+        ended_by_command = _Receiver(reports, on_report).wait()
         process.join()
         if not ended_by_command:
             raise RuntimeError(f"the engine's process ended with {process.exitcode}")
@@ -76,12 +77,13 @@ def _start(process: SpawnProcess) -> None:
 
 def _forward(commands: Commands, connection: Connection) -> None:
     """Send commands to the process. If the pipe is full, this thread waits and not the event loop."""
-    try:
-        while (command := commands.get()) is not None:
-            connection.send(command)
-        connection.send(None)
-    except OSError:  # the process has ended; `_receive` reports it
-        return
+    with suppress(OSError):  # the process has ended; `_receive` reports it
+        batch: list[Command] = []
+        while not batch or batch[-1] is not None:
+            batch = [commands.get()]
+            while not commands.empty():
+                batch.append(commands.get())
+            connection.send(batch)  # those that came together, in half the time
 
 
 def _enlarge(pipe: Connection) -> None:
@@ -90,27 +92,50 @@ def _enlarge(pipe: Connection) -> None:
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def _receive(reports: Connection, on_report: OnReport) -> bool:
-    """Pass on the process's reports until it ends. Return whether a command ended it; raise the exception that did."""
-    trimmer = Trimmer()
-    for report in _reports(reports):
+class _Receiver:
+    """Has the event loop read the process's reports and pass them on, until it ends."""
+
+    def __init__(self, pipe: Connection, on_report: Reports) -> None:
+        self._pipe = pipe
+        self._on_report = on_report
+        self._unpacker = Unpacker()
+        self._ended: Future[bool] = Future()
+        on_report.loop.call_soon_threadsafe(on_report.loop.add_reader, pipe.fileno(), self._read)
+
+    def wait(self) -> bool:
+        """Wait until the process ends. Return whether a command ended it; raise the exception that did."""
+        trimmer = Trimmer()
+        while not wait([self._ended], TRIM_SECONDS).done:
+            trimmer.trim()
+        return self._ended.result()
+
+    def _read(self) -> None:
+        """Pass on what the pipe has: if it has nothing, the process has died."""
+        try:
+            data = os.read(self._pipe.fileno(), READ_BYTES)
+            for report in self._unpacker.unpack(data):
+                self._take(report)
+            if not data:
+                self._finish(by_command=False)
+        except Exception as failure:
+            self._finish(failure)
+
+    def _take(self, report: Report | Exception | None) -> None:
         if report is None:
-            return True
-        if isinstance(report, Exception):
-            raise report
-        if isinstance(report, Loaded):
-            gc.freeze()  # as in the engine's process: this one has imported torch, too
-        on_report(report)
-        trimmer.trim()
-    return False
+            self._finish(by_command=True)
+        elif isinstance(report, Exception):
+            self._finish(report)
+        else:
+            if isinstance(report, Loaded):
+                search_seldom()  # as in the engine's process: this one has imported torch, too
+            self._on_report(report)
 
-
-def _reports(pipe: Connection) -> Iterator[Report | Exception | None]:
-    """Yield all reports, until the process's end of the pipe is closed."""
-    unpacker = Unpacker()
-    with suppress(OSError):
-        while data := os.read(pipe.fileno(), READ_BYTES):
-            yield from unpacker.unpack(data)
+    def _finish(self, failure: Exception | None = None, *, by_command: bool = False) -> None:
+        self._on_report.loop.remove_reader(self._pipe.fileno())
+        if failure is None:
+            self._ended.set_result(by_command)
+        else:
+            self._ended.set_exception(failure)
 
 
 class _PipedReports:
@@ -126,21 +151,23 @@ class _PipedReports:
 
 
 class _PipedCommands:
-    """Commands that are read from a pipe."""
+    """Commands that are read from a pipe, which has them in lists."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._read: deque[Command] = deque()
         self._poll = select.poll()  # what `Connection.poll` makes anew for each call
         self._poll.register(connection.fileno(), select.POLLIN)
 
     def empty(self) -> bool:
-        return not self._poll.poll(0)
+        return not self._read and not self._poll.poll(0)
 
     def get(self, *, timeout: float | None = None) -> Command:
-        if timeout is not None and not self._connection.poll(timeout):
-            raise queue.Empty
-        command: Command = self._connection.recv()
-        return command
+        if not self._read:
+            if timeout is not None and not self._connection.poll(timeout):
+                raise queue.Empty
+            self._read.extend(self._connection.recv())
+        return self._read.popleft()
 
 
 def _run_process(load: Load, commands: Connection, pipe: Connection) -> None:

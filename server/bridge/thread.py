@@ -1,4 +1,7 @@
-"""The server's thread for the engine: what the engine reports is counted here, and passed to the event loop."""
+"""The server's thread for the engine or its process. What the engine reports is counted and passed to the event loop.
+
+An engine on this thread reports on it, an engine's process on the event loop.
+"""
 
 import asyncio
 import logging
@@ -17,9 +20,9 @@ from thoughtbubbles.server.bridge.loop import (
     Load,
     Loaded,
     LoadEnded,
-    OnReport,
     Refused,
     Report,
+    Reports,
     Stepped,
     WeightsLoaded,
     run_engine,
@@ -28,11 +31,11 @@ from thoughtbubbles.server.core import ServedModel
 
 logger = logging.getLogger(__name__)
 
-Run = Callable[[Load, Commands, OnReport], None]
+Run = Callable[[Load, Commands, Reports], None]
 
 
 class Observer(Protocol):
-    """Counts what the engine reports, on the engine's thread."""
+    """Counts what the engine reports, on the thread that gets the reports."""
 
     def count(self, report: Report) -> None:
         """Count what one report says."""
@@ -86,6 +89,7 @@ class EngineThread:
     def start(self) -> None:
         """Start loading; the listener is called on the running event loop."""
         self._loop = asyncio.get_running_loop()
+        self._loops_thread = threading.get_ident()
         self._thread.start()
 
     async def stop(self, seconds: float) -> bool:
@@ -113,7 +117,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            self._run_engine(self._load, self._commands, self._on_report)
+            self._run_engine(self._load, self._commands, Reports(self._loop, self._on_report))
         except Exception as failure:
             self._observer.fail()
             self._call(self._listener.on_failure, failure)
@@ -149,6 +153,9 @@ class EngineThread:
         self.step_began = time.monotonic() if working else None
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        if threading.get_ident() == self._loops_thread:
+            callback(*arguments)
+            return
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the event loop is closed

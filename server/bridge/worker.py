@@ -164,19 +164,23 @@ class Worker:
             generation = self._by_request.get(event.request_id)
             if generation is None:
                 continue
-            generation.weights_version = generation.weights_version or self.model.weights_version
+            if not generation.weights_version:
+                generation.weights_version = self.model.weights_version
             if event.finish_reason == "error":
-                if event.text:
-                    generation.put(event._replace(finish_reason=None, stop_reason=None))
-                self._fail(generation, failure_of(event), "error")
+                self._end_in_error(generation, event)
                 continue
             generation.put(event)
+            updated.append(generation)
             if event.finish_reason is not None:
                 del self._by_request[event.request_id]
                 if not generation.unfinished:
                     self._remove(generation)
-            updated.append(generation)
         self._pacing.write(updated)
+
+    def _end_in_error(self, generation: Generation, event: TokenEvent) -> None:
+        if event.text:
+            generation.put(event._replace(finish_reason=None, stop_reason=None))
+        self._fail(generation, failure_of(event), "error")
 
     def on_refusal(self, request_ids: Sequence[str], error: RefusedError) -> None:
         """End the generation of these requests, unless that has ended."""

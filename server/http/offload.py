@@ -38,7 +38,7 @@ async def offload_planning(request: Request, work: Callable[[], Result], length:
     """
     if not compiles:
         return await offload(work, length)
-    return await while_connected(request, run_on(GRAMMARS, work))
+    return await while_connected(request.receive, run_on(GRAMMARS, work))
 
 
 async def run_on(executor: Executor, work: Callable[[], Result]) -> Result:

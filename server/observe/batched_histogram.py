@@ -1,4 +1,4 @@
-"""A histogram of per-token values that counts all equal values of a step at once."""
+"""A histogram that one thread observes, and that counts all equal values of a step at once."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class BatchedHistogram(Collector):
-    """Exports what prometheus_client's histogram does, which counts one value at a time and takes a lock for each.
+    """Exports what prometheus_client's histogram does, which counts one value at a time and takes two locks for each.
 
     One thread observes, any may collect.
     """
@@ -24,7 +24,7 @@ class BatchedHistogram(Collector):
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, value: float, times: int) -> None:
+    def observe(self, value: float, times: int = 1) -> None:
         """Count `value`, `times` times."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times

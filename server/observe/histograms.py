@@ -15,25 +15,23 @@ RATIO = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class Histograms:
-    """All histograms of one server's registry. The engine's thread observes them."""
+    """All histograms of one server's registry. One thread observes them: the one that gets the reports."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def seconds(name: str, help_text: str, *labels: str) -> Histogram:
-            return Histogram(f"{PREFIX}{name}_seconds", help_text, labels, registry=registry, buckets=SECONDS)
+        def seconds(name: str, help_text: str) -> BatchedHistogram:
+            return BatchedHistogram(f"{PREFIX}{name}_seconds", help_text, SECONDS, registry)
 
-        def count(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"{PREFIX}{name}", help_text, registry=registry, buckets=buckets)
+        def count(name: str, help_text: str, buckets: tuple[float, ...]) -> BatchedHistogram:
+            return BatchedHistogram(f"{PREFIX}{name}", help_text, buckets, registry)
 
         self.time_to_first_token = seconds("time_to_first_token", "Time from a request's arrival to its first token.")
-        self.inter_token_latency = BatchedHistogram(
-            f"{PREFIX}inter_token_latency_seconds", "Time between two tokens of a request.", SECONDS, registry
-        )
+        self.inter_token_latency = seconds("inter_token_latency", "Time between two tokens of a request.")
         self.e2e_request_latency = seconds("e2e_request_latency", "Time from a request's arrival to its last token.")
-        self.step_duration = seconds("step_duration", "Time of one engine step.", "phase")
-        self.step_batch_size = count("step_batch_size", "Requests in one step.", BATCH)
-        self.streams_per_token = BatchedHistogram(
-            f"{PREFIX}streams_per_token", "Streams of a token after the last fork layer.", STREAMS, registry
+        self.step_duration = Histogram(
+            f"{PREFIX}step_duration_seconds", "Time of one engine step.", ["phase"], registry=registry, buckets=SECONDS
         )
+        self.step_batch_size = count("step_batch_size", "Requests in one step.", BATCH)
+        self.streams_per_token = count("streams_per_token", "Streams of a token after the last fork layer.", STREAMS)
         self._queue_time = seconds("request_queue_time", "Time that a request waited for its first step.")
         self._prefill_time = seconds("request_prefill_time", "Time of a request's prefill.")
         self._decode_time = seconds("request_decode_time", "Time of a request's decode.")

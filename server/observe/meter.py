@@ -1,4 +1,4 @@
-"""Counters of the engine's thread. In each of their snapshots accepted = finished + running + waiting."""
+"""Counters of what the engine reports. In each of their snapshots accepted = finished + running + waiting."""
 
 import math
 import time
@@ -47,14 +47,8 @@ class Snapshot:
     """Loads of weights that have ended, by outcome."""
 
 
-@dataclass
-class _Clock:
-    arrived: float
-    last_token: float | None = None
-
-
 class Meter:
-    """Counts and times requests on the engine's thread. Any thread may read `snapshot`."""
+    """Counts and times requests on the thread that gets the reports. Any thread may read `snapshot`."""
 
     def __init__(self, histograms: Histograms) -> None:
         self.snapshot: Snapshot | None = None
@@ -64,7 +58,8 @@ class Meter:
         self._accepted = 0
         self._finished = dict.fromkeys(FINISH_REASONS, 0)
         self._loads = dict.fromkeys(LOAD_OUTCOMES, 0)
-        self._clocks: dict[str, _Clock] = {}
+        self._arrived: dict[str, float] = {}  # when each request that has not ended arrived
+        self._latest: dict[str, float] = {}  # when its latest token was counted
         self._admissions: deque[tuple[float, int]] = deque(maxlen=DRAIN_WINDOW)  # time, streams admitted until then
 
     def count(self, report: Report) -> None:
@@ -75,7 +70,7 @@ class Meter:
                 self._publish(stats)
             case Accepted(request_ids, arrived):
                 self._accepted += len(request_ids)
-                self._clocks |= {request_id: _Clock(arrived) for request_id in request_ids}
+                self._arrived |= dict.fromkeys(request_ids, arrived)
             case Aborted(request_ids, reason):
                 self._abort(request_ids, reason)
             case WeightsLoaded() | LoadEnded():
@@ -90,7 +85,8 @@ class Meter:
     def fail(self) -> None:
         """Count all requests that run or wait as failed: the engine has ended."""
         self._finished["error"] += self._accepted - sum(self._finished.values())
-        self._clocks.clear()
+        self._arrived.clear()
+        self._latest.clear()
         if self.snapshot is not None:
             self._publish(
                 replace(self.snapshot.stats, num_requests_running=0, num_requests_waiting=0, num_streams_waiting=0),
@@ -120,7 +116,7 @@ class Meter:
         self._histograms.step_batch_size.observe(report.batch_size)
         for streams, times in Counter(report.fork_counts).items():
             self._histograms.streams_per_token.observe(streams, times)
-        self._time_tokens([event for event in events if event.finish_reason != "error"], now)
+        self._time_tokens([event.request_id for event in events if event.finish_reason != "error"], now)
         for event in events:
             if event.finish_reason == "error":
                 self._abort([event.request_id], "error")
@@ -141,22 +137,30 @@ class Meter:
         """Count requests that did not finish: aborted by the client, or ended by `timeout` or `error`."""
         self._finished[reason] += len(request_ids)
         for request_id in request_ids:
-            del self._clocks[request_id]
+            self._forget(request_id)
 
-    def _time_tokens(self, events: Sequence[TokenEvent], now: float) -> None:
-        since: Counter[float] = Counter()  # tokens by the time of the previous token, which most of a step share
-        for event in events:
-            clock = self._clocks[event.request_id]
-            if clock.last_token is None:
-                self._histograms.time_to_first_token.observe(now - clock.arrived)
-            else:
-                since[clock.last_token] += 1
-            clock.last_token = now
-        for then, times in since.items():
-            self._histograms.inter_token_latency.observe(now - then, times)
+    def _time_tokens(self, request_ids: Sequence[str], now: float) -> None:
+        """Count the time of a token of each of these requests; one that is named again has several tokens.
+
+        Most tokens of a step share the time of the previous one, so they are counted together.
+        """
+        each = dict.fromkeys(request_ids, now)
+        for then, times in Counter(map(self._latest.get, each)).items():
+            if then is not None:
+                self._histograms.inter_token_latency.observe(now - then, times)
+                continue
+            for request_id in each.keys() - self._latest.keys():
+                self._histograms.time_to_first_token.observe(now - self._arrived[request_id])
+        self._histograms.inter_token_latency.observe(0.0, len(request_ids) - len(each))
+        self._latest |= each
 
     def _finish(self, event: TokenEvent, reason: str, now: float) -> None:
         self._finished[reason] += 1
-        self._histograms.e2e_request_latency.observe(now - self._clocks.pop(event.request_id).arrived)
+        self._histograms.e2e_request_latency.observe(now - self._forget(event.request_id))
         assert event.usage is not None  # the last event of every request carries it
         self._histograms.observe_usage(event.usage)
+
+    def _forget(self, request_id: str) -> float:
+        """Forget a request that has ended. Return when it arrived."""
+        self._latest.pop(request_id, None)
+        return self._arrived.pop(request_id)

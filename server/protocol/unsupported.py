@@ -90,7 +90,7 @@ def _unknown(body: RequestBody, prefix: str = "") -> Iterator[tuple[str, object]
     """Yield names and values of fields that the model of a body, or of an object in it, lacks."""
     for name, value in (body.model_extra or {}).items():
         yield f"{prefix}{name}", value
-    for name in OBJECTS:
+    for name in [name for name in OBJECTS if name in body.model_fields_set]:
         match getattr(body, name) if name in type(body).model_fields else None:
             case RequestBody() as inner:
                 yield from _unknown(inner, f"{prefix}{name}.")

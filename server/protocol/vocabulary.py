@@ -20,6 +20,8 @@ def encode(name: str, text: str, tokenizer: Tokenizer) -> list[int]:
 def check_ids(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> None:
     """Raise unless all `ids` in the field `name` are token ids."""
     size = tokenizer.vocab_size
+    if not ids or (min(ids) >= 0 and max(ids) < size):  # a fifth of the time of the search
+        return
     wrong = next((position for position, token_id in enumerate(ids) if not 0 <= token_id < size), None)
     if wrong is not None:
         raise _unknown(f"{name}[{wrong}]", str(ids[wrong]), tokenizer)

@@ -11,11 +11,12 @@ from thoughtbubbles.server.protocol.chat_requests import ChatRequest
 from thoughtbubbles.server.protocol.grammars import is_constrained
 from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import parse
+from thoughtbubbles.server.routes.direct import DirectRoute
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond
-from thoughtbubbles.server.service import Serving
+from thoughtbubbles.server.service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute, responses=refusals(401, 500))
 
 
 @router.post(
@@ -24,8 +25,9 @@ router = APIRouter()
     responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
     openapi_extra=takes(ChatRequest),
 )
-async def create_chat_completion(request: Request, service: Serving) -> Response:
+async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
+    service = Service.of(request)
     served = service.worker.model
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
     body = await request.body()

@@ -13,21 +13,24 @@ from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
 from thoughtbubbles.server.protocol.unsupported import ignored
 from thoughtbubbles.server.protocol.validation import parse
+from thoughtbubbles.server.routes.direct import DirectRoute
 from thoughtbubbles.server.routes.openapi import STREAMED, refusals, takes
 from thoughtbubbles.server.routes.responding import respond
-from thoughtbubbles.server.service import Serving
+from thoughtbubbles.server.service import Service, Serving
 
-router = APIRouter()
+create = APIRouter(route_class=DirectRoute, responses=refusals(401, 500))
+router = APIRouter(responses=refusals(401, 500))
 
 
-@router.post(
+@create.post(
     "/v1/completions",
     response_model=None,
     responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
     openapi_extra=takes(CompletionRequest),
 )
-async def create_completion(request: Request, service: Serving) -> Response:
+async def create_completion(request: Request) -> Response:
     """Complete prompts, whole or as a stream."""
+    service = Service.of(request)
     served = service.worker.model
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     body = await request.body()

@@ -10,7 +10,7 @@ from thoughtbubbles.server.routes.openapi import refusals
 from thoughtbubbles.server.service import Serving
 from thoughtbubbles.server.version import build_info
 
-router = APIRouter()
+router = APIRouter(responses=refusals(500))
 
 
 @router.get("/health")

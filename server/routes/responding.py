@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import ExitStack
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -24,33 +23,28 @@ MAX_HEADER_LENGTH = 1000
 async def respond(request: Request, service: Service, completion: Completion, ignored: Iterable[str]) -> Response:
     """Run the completion's plan and return the answer, with a header that names the `ignored` fields.
 
-    The body of `request` must have been read. Raises `GenerationError` if the generation ends before the answer starts.
+    The body of `request` must have been read. Raises `GenerationError` if the generation ends before the answer starts;
+    of a stream, the response does.
     """
     headers = _ignored_parameters(ignored)
     exchange = Exchange.of(request.scope)
     if service.settings.log_prompts:
         exchange.prompts = [service.worker.model.tokenizer.decode(ids) for ids in completion.plan.prompts]
-    with ExitStack() as stack:
-        client = client_of(request, service.keys)
-        generation = service.worker.submit(
-            completion.completion_id, completion.plan.sequences, exchange.arrived, client
-        )
-        exchange.generation = stack.enter_context(generation)
-        if not completion.plan.request.stream:
-            await while_connected(request, _collect(completion, generation))
-            completion.computed_by(generation.weights_version)
-            return Response(await _written(completion), media_type="application/json", headers=headers)
-        first = await while_connected(request, anext(generation))
-        completion.computed_by(generation.weights_version)
-        stack.pop_all()  # from here on the stream closes the generation
+    client = client_of(request, service.keys)
+    generation = service.worker.submit(completion.completion_id, completion.plan.sequences, exchange.arrived, client)
+    exchange.generation = generation
+    if completion.plan.request.stream:
         return CompletionStream(
             completion,
             generation,
-            first,
             metrics=service.metrics,
             headers=headers,
             keep_alive_seconds=service.settings.keep_alive_seconds,
         )
+    with generation:
+        await while_connected(request.receive, _collect(completion, generation))
+        completion.computed_by(generation.weights_version)
+        return Response(await _written(completion), media_type="application/json", headers=headers)
 
 
 def answer_json(answer: Json) -> bytes:

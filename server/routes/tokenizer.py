@@ -14,7 +14,7 @@ from thoughtbubbles.server.protocol.vocabulary import check_ids, encode
 from thoughtbubbles.server.routes.openapi import refusals, takes
 from thoughtbubbles.server.service import Serving
 
-router = APIRouter()
+router = APIRouter(responses=refusals(401, 500))
 
 
 @router.post(

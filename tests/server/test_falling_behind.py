@@ -63,9 +63,7 @@ def stream(completion: Completion, events: Sequence[TokenEvent], *, fails: bool 
         async def receive() -> Message:
             return await asyncio.Future()
 
-        response = CompletionStream(
-            completion, generation, await anext(generation), metrics=Metrics(), headers={}, keep_alive_seconds=60
-        )
+        response = CompletionStream(completion, generation, metrics=Metrics(), headers={}, keep_alive_seconds=60)
         await response({"type": "http", "method": "POST"}, receive, send)
         return b"".join(message.get("body", b"") for message in sent)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from thoughtbubbles.server.http.disconnect import while_connected
@@ -20,7 +20,7 @@ def play(case: Callable[[Work, Said, Waiting], Awaitable[None]]) -> None:
 
     async def run() -> None:
         work, said = Work(), Said()
-        waiting = asyncio.create_task(while_connected(Request({"type": "http"}, said.get), work))
+        waiting = asyncio.create_task(while_connected(said.get, work))
         await turns(2)
         await case(work, said, waiting)
         await turns(2)
