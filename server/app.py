@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -38,8 +37,6 @@ EXPOSED_HEADERS = ("x-request-id", "x-ignored-parameters", "x-should-retry", "re
 
 def create_app(service: Service) -> ASGIApp:
     """Return the application of `service`. Its lifespan starts and stops the worker."""
-    # Else sse-starlette ends every stream half a second after SIGTERM.
-    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
