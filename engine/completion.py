@@ -87,8 +87,7 @@ def _append(request: Request, token_id: int, scored: Scored | None, end_of_text:
     """
     output, usage = request.output, None
     output.append(token_id)
-    number = len(output)
-    if token_id == end_of_text or request.may_stop or number + request.reports_forks >= request.max_scheduled:
+    if token_id == end_of_text or request.may_stop or not request.draws:
         text, finish_reason, stop_reason = _read(request, token_id, end_of_text)
     else:
         text, finish_reason, stop_reason = request.detokenizer.decode(token_id), None, None
@@ -98,7 +97,7 @@ def _append(request: Request, token_id: int, scored: Scored | None, end_of_text:
     elif request.grammar is not None:
         request.grammar.accept(token_id)
     logprob, top = scored or (None, ())
-    prompt = request.prompt_report if number == 1 else None
+    prompt = request.prompt_report if len(output) == 1 else None
     # As TokenEvent(…), in a third of the time, and one is made for every token.
     return tuple.__new__(
         TokenEvent, (request.id, token_id, text, logprob, top, None, None, prompt, finish_reason, stop_reason, usage)

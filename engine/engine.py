@@ -61,8 +61,6 @@ class Engine:
             guessing=self.executor.guessing,
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
-        self._old_prompts: list[tuple[int, ...]] = []
-        """Of requests that ended since the last launch: to free their tokens takes time, which a device computes in."""
         self._seeds = random.Random(self.config.seed)
         self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
         self._integrity_checks = self._integrity_failures = 0
@@ -125,7 +123,6 @@ class Engine:
         start = time.monotonic()
         plan = self.scheduler.schedule()
         flights = self.executor.launch(plan)
-        self._old_prompts.clear()
         rest = self.scheduler.schedule_rest()
         if rest:
             flights += self.executor.launch(rest)
@@ -207,7 +204,6 @@ class Engine:
         """Forget requests and free their pages."""
         if request_ids:
             requests = [self._requests.pop(request_id) for request_id in request_ids]
-            self._old_prompts += [request.prompt for request in requests]
             self.scheduler.remove(requests)
             self.executor.release(requests)
 
