@@ -5,8 +5,9 @@
 
 On a CPU it decodes with the shipped checkpoint, elsewhere with random weights of the 124M shape. The parts:
 
-- `speed`: tokens/s of all requests together, of decode alone and with the prompts. transformers, whose tokens/s include
-  the prompts, takes turns with the engine. Published code recomputes: the whole sequence for each token.
+- `speed`: tokens/s of all requests together, of decode alone and with the prompts. With `--peers` two others take turns
+  with the engine: the engine with a model of the same shape without forks, of random weights, and transformers, whose
+  tokens/s include the prompts. Published code recomputes: the whole sequence for each token.
 - `growth`: inter-token time at each context, from a run that decodes up to the longest.
 - `profile`: which kernels a step's time goes to, at about 150 tokens.
 - `memory`: bytes of the cache pages of one request of 512 tokens, over the bytes of its keys and values.
@@ -21,7 +22,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -80,34 +81,54 @@ def main() -> None:
 
 def _speed(args: argparse.Namespace, bandwidth: float | None) -> None:
     print(f"\nprompts of {args.prompt_tokens} tokens, {NEW} new ones, greedy; tokens/s; medians of {args.runs} runs")
-    print("precision  batch  engine decode  with prompts  step ms  floor ms  share  transformers  with prompts over it"
-          "  recompute all")  # fmt: skip
+    print("precision  batch  engine decode  with prompts  step ms  floor ms  share  without forks  engine over it"
+          "  transformers  with prompts over it  recompute all")  # fmt: skip
     for dtype in args.dtypes:
         model, tokenizer = _model(args, dtype, 512)
         peer = regular_peer(model.config, args.device, getattr(torch, dtype)) if args.peers else None
+        unforked = _without_forks(model) if args.peers else None
         for batch_size in args.batch_sizes:
             engine = _engine(model, tokenizer, batch_size)
             prompts = random_prompts(model.config, batch_size, args.prompt_tokens)
-            runs, theirs = _by_turns(engine, prompts, peer, args)
-            step = statistics.median(sum(run.steps) / (NEW - 1) for run in runs)  # the first token came with the prompt
+            other = _engine(unforked, tokenizer, batch_size) if unforked else None
+            runs, others, theirs = _by_turns(engine, other, prompts, peer, args)
+            step, without = _step(runs), _step(others) if others else NAN
             whole = batch_size * NEW / statistics.median(run.seconds for run in runs)
             again = batch_size / _recompute(model, batch_size, args.prompt_tokens + NEW // 2, args.runs)
             floor = _floor(model, runs[0].cached[NEW // 2][1], bandwidth)
             print(f"{dtype:>9}  {batch_size:5}  {batch_size / step:13,.0f}  {whole:12,.0f}  {1e3 * step:7.3f}"
-                  f"  {1e3 * floor:8.3f}  {floor / step:5.2f}  {theirs:12,.0f}  {whole / theirs:20.2f}  {again:13,.0f}",
-                  flush=True)  # fmt: skip
+                  f"  {1e3 * floor:8.3f}  {floor / step:5.2f}  {batch_size / without:13,.0f}  {without / step:14.2f}"
+                  f"  {theirs:12,.0f}  {whole / theirs:20.2f}  {again:13,.0f}", flush=True)  # fmt: skip
+
+
+def _step(runs: Sequence[Decoded]) -> float:
+    """Return the seconds of a step of runs of `speed`; their first token came with the prompt."""
+    return statistics.median(sum(run.steps) / (NEW - 1) for run in runs)
+
+
+def _without_forks(model: Thoughtbubbles) -> Thoughtbubbles:
+    """Return a model of the same shape without forks, of random weights that fit 16 bits, as the checkpoint's do."""
+    weight, config = model.transformer.wte.weight, model.config
+    with torch.device(weight.device):
+        regular = Thoughtbubbles(replace(config, fork_layers=(), max_block_size=config.block_size))
+    return regular.eval().to(torch.bfloat16).to(weight.dtype)
 
 
 def _by_turns(
-    engine: Engine, prompts: list[list[int]], peer: torch.nn.Module | None, args: argparse.Namespace
-) -> tuple[list[Decoded], float]:
-    """Return the engine's runs and the peer's tokens/s (NaN without one), the two taking turns."""
-    ids, runs, seconds = torch.tensor(prompts, device=args.device), list[Decoded](), list[float]()
+    engine: Engine, other: Engine | None, prompts: list[list[int]], peer: torch.nn.Module | None,
+    args: argparse.Namespace,
+) -> tuple[list[Decoded], list[Decoded], float]:  # fmt: skip
+    """Return both engines' runs and the peer's tokens/s (NaN without one), which take turns."""
+    ids, seconds = torch.tensor(prompts, device=args.device), list[float]()
+    runs, others = list[Decoded](), list[Decoded]()
     for _ in range(args.runs + 1):
         runs.append(_decode(engine, prompts, NEW, GREEDY, [NEW // 2]))
+        if other is not None:
+            others.append(_decode(other, prompts, NEW, GREEDY, []))
         if peer is not None:
             seconds.append(_timed(partial(_generate, peer, ids)))
-    return runs[1:], len(prompts) * NEW / statistics.median(seconds[1:]) if peer is not None else NAN
+    theirs = len(prompts) * NEW / statistics.median(seconds[1:]) if peer is not None else NAN
+    return runs[1:], others[1:], theirs
 
 
 def _growth(args: argparse.Namespace, bandwidth: float | None) -> None:
