@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.pages import SegmentPages
-from thoughtbubbles.engine.cuda.compiling import launch_compiled
+from thoughtbubbles.engine.cuda.compiling import compile_launched
 from thoughtbubbles.engine.cuda.kernels.forking import average
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.layers import Scratch, num_sums, run_layers
@@ -77,11 +77,13 @@ def packed_rows(config: ModelConfig, tokens: int, segment: int) -> int:
 
 def prepare_steps(steps: Collection["Step"], device: torch.device) -> None:
     """Capture steps on a CUDA device, or compile them elsewhere."""
-    launch_compiled(lambda: _prepare(steps), device)
-    if device.type == "cuda":
-        stream = torch.cuda.Stream(device)
-        for step in steps:
-            step.capture(stream)
+    if device.type != "cuda":
+        _prepare(steps)
+        return
+    compile_launched(lambda: _prepare(steps), device)
+    stream = torch.cuda.Stream(device)
+    for step in steps:
+        step.capture(stream)
 
 
 def _prepare(steps: Collection["Step"]) -> None:

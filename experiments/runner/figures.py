@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b")
-"""Told apart with every common colour blindness (Okabe and Ito); markers and dashes repeat the distinction."""
+"""Distinct for people with any common colour blindness (Okabe and Ito); markers and dashes differ as well."""
 MARKERS = "osD^vPX"
 SMALL = 8.5
 """Size of all text but titles."""
