@@ -93,8 +93,8 @@ def test_drafts_beside_prompts_that_take_several_steps(
 def test_a_text_that_repeats_is_guessed_without_help(
     small_model: Thoughtbubbles, make_engine: MakeEngine, tokenizer: Tokenizer
 ) -> None:
-    """A token ahead first, which is seen to repeat, and then steps of six."""
-    requests = [("repeats", [7] * 9, params(temperature=0, logit_bias={7: 100}, max_tokens=20))]
+    """Steps of six, once the text has repeated itself for as long as a device asks for, which the stand-in does not."""
+    requests = [("repeats", [7] * 14, params(temperature=0, logit_bias={7: 100}, max_tokens=20))]
     engine = make_engine(small_model, speculate=GUESSES)
     assert_alike(run(engine, requests), run(plain(small_model, tokenizer), requests))
     stats = engine.stats()
