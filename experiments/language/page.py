@@ -8,6 +8,8 @@ from scipy import stats
 
 from experiments.language.compare import compare, differences, gaps_by_tokens
 from experiments.language.outcomes import caveats, readings
+from experiments.language.places import read_places
+from experiments.language.syntax import by_place
 from experiments.runner.arms import about, operations, power, rate, tuning
 from experiments.runner.found import REGULAR, Found
 from experiments.runner.markdown import NONE, Unit, claims, figure, table
@@ -135,7 +137,8 @@ def _entropy(found: Found) -> list[str]:
         rank = NONE if tied else f"{stats.spearmanr(forks, entropy).statistic:+.2f}"
         rows.append((f"`{arm}`", *(f"{forks[part].mean():.2f}" for part in parts), rank))
     heads = ("arm", "surest", "second", "third", "least sure", "correlation")
-    return [table(heads, rows), ENTROPY]
+    counts = {arm: forks for arm, run in forking(found).items() if np.ptp(forks := forks_of(run))}
+    return [table(heads, rows), ENTROPY, *by_place(read_places(), entropy, counts)]
 
 
 def regular_entropy(found: Found) -> NDArray[np.float64] | None:
