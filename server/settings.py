@@ -1,5 +1,6 @@
 """Everything that an operator can set, in one frozen object; `server.sources` reads the values."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -9,9 +10,9 @@ from pydantic import ConfigDict, TypeAdapter
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
-    "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections", "body_timeout_seconds",
-    "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds", "watchdog_seconds",
-    "drain_seconds", "load_wait_seconds",
+    "http_processes", "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections",
+    "body_timeout_seconds", "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds",
+    "watchdog_seconds", "drain_seconds", "load_wait_seconds",
 )  # fmt: skip
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -36,6 +37,9 @@ class ServerSettings:
     """address to listen on; the default accepts connections of this machine only"""
     port: int = 8000
     """port to listen on; 0 takes any free one"""
+    http_processes: int = 1
+    """processes that share the connections, where one takes longer to write than the engine to compute; above 1 on
+    Linux only, and the engine has a process of its own"""
     checkpoint: str | Path | None = None
     """checkpoint folder, or a hub id: org/name[@revision] (the one in checkpoints/)"""
     model_name: str | None = None
@@ -115,8 +119,6 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         self._check_addresses()
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be from 0 to 65535, not {self.port}")
         if not 1 <= self.max_batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if not 0 < self.max_client_share <= 1:
@@ -133,6 +135,10 @@ class ServerSettings:
     def _check_addresses(self) -> None:
         if not self.host.strip():  # a socket would listen on all addresses
             raise ValueError(f"host must be an address or a name, not {self.host!r}; 0.0.0.0 is every address")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, not {self.port}")
+        if self.http_processes > 1 and sys.platform != "linux":
+            raise ValueError(f"http_processes must be 1 on {sys.platform}, which does not share out connections")
         if self.otel_endpoint is not None and _web_address(self.otel_endpoint) is None:
             example = "http://127.0.0.1:4318/v1/traces"
             raise ValueError(f"otel_endpoint must be a URL such as {example}, not {self.otel_endpoint!r}")

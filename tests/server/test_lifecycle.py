@@ -9,7 +9,9 @@ import pytest
 
 from tests.server.harness import MakeService
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
-from thoughtbubbles.server.lifecycle import SWITCH_SECONDS, listen, serve, warn_if_open
+from thoughtbubbles.server.lifecycle import SWITCH_SECONDS, serve, warn_if_open
+from thoughtbubbles.server.other_process import run_other
+from thoughtbubbles.server.sockets import listen
 
 KEYS = ApiKeys.of(["sk-one"], "here")
 
@@ -41,7 +43,7 @@ def test_the_warning_comes_at_the_start(make_service: MakeService, monkeypatch: 
     monkeypatch.setattr("thoughtbubbles.server.lifecycle._serve", lambda *_: asyncio.sleep(0))
     service, _ = make_service(api_keys=KEYS)
     with listen("localhost", 0) as listener:
-        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener))
+        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener, run_other))
     assert warned == [("127.0.0.1", KEYS)]
 
 
@@ -57,6 +59,6 @@ def test_the_switch_interval_is_set_while_a_server_runs(
     service, _ = make_service()
     before = sys.getswitchinterval()
     with listen("localhost", 0) as listener:
-        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener))
+        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener, run_other))
     assert seen == [pytest.approx(SWITCH_SECONDS)]
     assert sys.getswitchinterval() == before

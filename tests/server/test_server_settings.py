@@ -17,7 +17,7 @@ GIVEN = {
     "cache_bytes": 7, "cache_dtype": "float16", "executor": "native", "speculate": 14, "weights": "int8",
     "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
-    "max_connections": 12, "write_timeout_seconds": 13.5,
+    "max_connections": 12, "write_timeout_seconds": 13.5, "http_processes": 15,
     "load_wait_seconds": 14.5, "api_keys_file": Path("keys"), "admin_keys_file": Path("admin"),
     "cors_origins": ("https://a", "https://b"), "log_format": "json",
     "log_prompts": True, "gateway_metrics": True, "otel_endpoint": "http://c",
