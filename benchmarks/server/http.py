@@ -29,11 +29,12 @@ import pickle
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -240,9 +241,16 @@ def _generate(engine: Engine, prompts: Prompts) -> list[Answer]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Send the server's logs to /dev/null: they are written as ever."""
-    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null), redirect_stderr(null):
-        yield
+    """Send the logs of all processes that are started meanwhile to /dev/null: they are written as ever."""
+    sys.stderr.flush()
+    logs = os.dup(sys.stderr.fileno())
+    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null):
+        os.dup2(null.fileno(), sys.stderr.fileno())
+        try:
+            yield
+        finally:
+            os.dup2(logs, sys.stderr.fileno())
+            os.close(logs)
 
 
 @contextmanager
