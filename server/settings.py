@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
-    "http_processes", "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections",
+    "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections",
     "body_timeout_seconds", "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds",
     "watchdog_seconds", "drain_seconds", "load_wait_seconds",
 )  # fmt: skip
@@ -22,6 +22,7 @@ CHOICES = {
     "log_format": ("text", "json"),
 }
 MAX_BATCH_SIZE = 4096
+MAX_HTTP_PROCESSES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class ServerSettings:
     port: int = 8000
     """port to listen on; 0 takes any free one"""
     http_processes: int = 1
-    """processes that share the connections, where one takes longer to write than the engine to compute; above 1 on
-    Linux only, and the engine has a process of its own"""
+    """processes that speak HTTP: several share the connections, where one event loop cannot keep up with the engine;
+    above 1 on Linux only, and up to 64"""
     checkpoint: str | Path | None = None
     """checkpoint folder, or a hub id: org/name[@revision] (the one in checkpoints/)"""
     model_name: str | None = None
@@ -137,6 +138,8 @@ class ServerSettings:
             raise ValueError(f"host must be an address or a name, not {self.host!r}; 0.0.0.0 is every address")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, not {self.port}")
+        if not 1 <= self.http_processes <= MAX_HTTP_PROCESSES:
+            raise ValueError(f"http_processes must be from 1 to {MAX_HTTP_PROCESSES}, not {self.http_processes}")
         if self.http_processes > 1 and sys.platform != "linux":
             raise ValueError(f"http_processes must be 1 on {sys.platform}, which does not share out connections")
         if self.otel_endpoint is not None and _web_address(self.otel_endpoint) is None:

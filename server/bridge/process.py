@@ -33,7 +33,7 @@ from threading import Thread
 
 from thoughtbubbles.server.bridge.commands import Abort, Command, Commands
 from thoughtbubbles.server.bridge.garbage import search_seldom
-from thoughtbubbles.server.bridge.loop import Load, Loaded, Report, Reports, run_engine
+from thoughtbubbles.server.bridge.loop import Aborted, Accepted, Load, Loaded, Report, Reports, run_engine
 from thoughtbubbles.server.bridge.packing import Unpacker, pack
 from thoughtbubbles.server.bridge.trimming import TRIM_SECONDS, Trimmer
 
@@ -214,10 +214,18 @@ class _PipedReports:
     def __init__(self, first: Connection, others: Sequence[Connection]) -> None:
         self._first = first
         self._others = list(others)
+        self._held = list[bytes]()
 
     def send(self, report: Report | Exception | None) -> None:
-        """Send a report to all. Raises `ConnectionError` if the first process has ended."""
-        data = pack(report)
+        """Send a report to all. Raises `ConnectionError` if the first process has ended.
+
+        What requests became at their arrival goes with the next report, which the loop makes before it waits or steps.
+        """
+        self._held.append(pack(report))
+        if isinstance(report, Accepted | Aborted):
+            return
+        data = b"".join(self._held)
+        self._held.clear()
         _write(self._first, data)
         for other in self._others[:]:
             try:

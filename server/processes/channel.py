@@ -94,4 +94,5 @@ class Channel:
 
     def _send(self, message: _Question | _Answer) -> None:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._writer.write(len(data).to_bytes(LENGTH_BYTES) + data)
+        if not self._writer.is_closing():  # of a process that is gone
+            self._writer.write(len(data).to_bytes(LENGTH_BYTES) + data)

@@ -1,8 +1,7 @@
-"""The socket that a server listens on."""
+"""What a server does as it starts: its warning, and the interpreter's switch interval."""
 
 import asyncio
 import logging
-import socket
 import sys
 
 import pytest
@@ -14,13 +13,6 @@ from thoughtbubbles.server.other_process import run_other
 from thoughtbubbles.server.sockets import listen
 
 KEYS = ApiKeys.of(["sk-one"], "here")
-
-
-def test_no_answer_waits_for_an_acknowledgement() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
-        connection, _ = listener.accept()
-        with connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.server.stub_engine import NOTHING
 from thoughtbubbles.server.bridge.commands import Abort, Command, LoadWeights
-from thoughtbubbles.server.bridge.loop import Aborted, Report, Reports
+from thoughtbubbles.server.bridge.loop import Aborted, Accepted, CommandsDone, Report, Reports
 from thoughtbubbles.server.bridge.packing import Unpacker
 from thoughtbubbles.server.bridge.process import Ends, _PipedCommands, _PipedReports, share_engine
+from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.service import Service
+from thoughtbubbles.server.settings import ServerSettings
 
 FIRST, OTHER = Abort(["first"], "abort"), LoadWeights("other", 1.0)
-NOTHING = Abort((), "abort")
+NO_COMMAND = Abort((), "abort")
 Pipes = list[tuple[Ends, Ends]]
 
 
@@ -50,7 +54,7 @@ def test_an_other_that_has_ended_is_a_command_that_does_nothing(pipes: Pipes, co
     (first, _), (other, _) = pipes
     other.commands.close()
     assert not commands.empty()
-    assert commands.get() == NOTHING
+    assert commands.get() == NO_COMMAND
     assert commands.empty()
     first.commands.send([FIRST])
     assert commands.get(timeout=1) == FIRST
@@ -60,7 +64,7 @@ def test_an_other_that_ends_in_the_middle_of_a_command(pipes: Pipes, commands: _
     (_, _), (other, _) = pipes
     os.write(other.commands.fileno(), (100).to_bytes(4) + b"cut")
     other.commands.close()
-    assert commands.get() == NOTHING
+    assert commands.get() == NO_COMMAND
     assert commands.empty()
 
 
@@ -77,15 +81,27 @@ def told(ends: Ends) -> list[Report | Exception | None]:
 def test_reports_reach_all_and_one_that_has_ended_is_left_out(pipes: Pipes) -> None:
     (first, engines_first), (other, engines_other) = pipes
     reports = _PipedReports(engines_first.reports, [engines_other.reports])
-    reports.send(Aborted(["a"], "abort"))
-    assert told(first) == told(other) == [Aborted(["a"], "abort")]
+    reports.send(CommandsDone(NOTHING))
+    assert told(first) == told(other) == [CommandsDone(NOTHING)]
     other.reports.close()
     for _ in range(2):
-        reports.send(Aborted(["b"], "abort"))
-    assert told(first) == [Aborted(["b"], "abort")] * 2
+        reports.send(CommandsDone(NOTHING))
+    assert told(first) == [CommandsDone(NOTHING)] * 2
     first.reports.close()
     with pytest.raises(BrokenPipeError):
         reports.send(None)
+
+
+def test_requests_that_arrive_together_are_one_write(pipes: Pipes) -> None:
+    """Each is a report; they are sent with the next one that is no such report."""
+    (first, engines), _ = pipes
+    reports = _PipedReports(engines.reports, [])
+    arrivals = [Accepted(["a"], 1.0), Aborted(["a"], "abort"), Accepted(["b"], 2.0)]
+    for arrival in arrivals:
+        reports.send(arrival)
+    assert not first.reports.poll()
+    reports.send(CommandsDone(NOTHING))
+    assert told(first) == [*arrivals, CommandsDone(NOTHING)]
 
 
 async def shared(ends: Ends, commands: "queue.SimpleQueue[Command]") -> tuple[list[Report], BaseException | None]:
@@ -111,8 +127,17 @@ def test_its_own_end_ends_its_use_alone(pipes: Pipes) -> None:
 
 def test_an_engine_that_is_gone_raises(pipes: Pipes) -> None:
     _, (other, engines) = pipes
-    _PipedReports(engines.reports, []).send(Aborted(["a"], "abort"))
+    _PipedReports(engines.reports, []).send(CommandsDone(NOTHING))
     engines.close()
     seen, ended = asyncio.run(shared(other, queue.SimpleQueue()))
-    assert seen == [Aborted(["a"], "abort")]
+    assert seen == [CommandsDone(NOTHING)]
     assert repr(ended) == """RuntimeError("the engine's process has ended")"""
+
+
+def test_each_process_has_its_part_of_the_connections() -> None:
+    """And the keys, which only the first reads."""
+    keys = ApiKeys.of(["sk-one"], "here")
+    service = Service.create(ServerSettings(http_processes=3, max_connections=1000, api_keys=keys))
+    assert service.settings.max_connections == service.settings_of_others.max_connections == 334
+    assert Service.create(ServerSettings(max_connections=1000)).settings.max_connections == 1000
+    assert (service.settings_of_others.api_keys, service.settings_of_others.api_keys_file) == (keys, None)
