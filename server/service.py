@@ -105,7 +105,8 @@ class Service:
 
 
 def _worker(settings: ServerSettings, load: Load, observer: Observer, run: Run) -> Worker:
-    return Worker(load, observer, settings.request_timeout_seconds, settings.load_wait_seconds, run)
+    limits = settings.request_timeout_seconds, settings.load_wait_seconds
+    return Worker(load, observer, *limits, run, http_processes=settings.http_processes)
 
 
 def _with_file(keys: ApiKeys, file: Path | None) -> ApiKeys:
