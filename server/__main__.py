@@ -11,12 +11,12 @@ from multiprocessing import active_children
 
 from thoughtbubbles.server.sources import add_arguments, read_settings
 
-ENGINE_FAILURE = 1
+FAILURE = 1
 USAGE_ERROR = 2
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal or a failure. Return the exit code: 0 after a signal, 1 if the engine failed.
+    """Serve until a signal or a failure. Return the exit code: 0 after a signal, 1 if the engine or a process failed.
 
     Raises `ValueError` or `OSError` if a setting, the checkpoint or the port cannot be used.
     """
@@ -45,24 +45,26 @@ def _serve(args: argparse.Namespace) -> int:
     from uvicorn.loops.auto import auto_loop_factory  # noqa: PLC0415
 
     from thoughtbubbles.server.app import create_app  # noqa: PLC0415
-    from thoughtbubbles.server.lifecycle import listen, serve  # noqa: PLC0415
+    from thoughtbubbles.server.lifecycle import serve  # noqa: PLC0415
     from thoughtbubbles.server.observe.logs import writing  # noqa: PLC0415
+    from thoughtbubbles.server.other_process import run_other  # noqa: PLC0415
     from thoughtbubbles.server.service import Service  # noqa: PLC0415
+    from thoughtbubbles.server.sockets import listen  # noqa: PLC0415
 
     service = Service.create(settings)
     loops = auto_loop_factory()  # uvloop's if it is installed
     with (
         writing(settings.log_format),
-        listen(settings.host, settings.port) as listener,
+        listen(settings.host, settings.port, shared=settings.http_processes > 1) as listener,
         asyncio.Runner(loop_factory=loops) as runner,
     ):
-        runner.run(serve(service, create_app(service), listener))
+        runner.run(serve(service, create_app(service), listener, run_other))
     if service.worker.failure is not None and not service.worker.loaded.is_set():
         raise service.worker.failure
-    code = 0 if service.worker.failure is None else ENGINE_FAILURE
+    code = 0 if service.worker.failure is None and not service.processes.broken.is_set() else FAILURE
     if service.worker.stuck:
         for process in active_children():
-            process.kill()  # the engine's, if it has one
+            process.kill()  # the engine's, if it has one, and the other HTTP processes
         sys.stdout.flush()
         os._exit(code)  # an orderly exit would wait for the thread
     return code

@@ -41,6 +41,7 @@ def create_app(service: Service) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
+        await service.processes.may_listen()
         yield
         await service.worker.stop()
 

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 from thoughtbubbles.server.bridge.worker import Worker
 from thoughtbubbles.server.http.connections import EXTRA_CONNECTIONS, ConnectionLimits, connections_within
 from thoughtbubbles.server.keys import ApiKeys
+from thoughtbubbles.server.processes.alone import RunOther
+from thoughtbubbles.server.processes.other import Other
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.version import build_info
 
@@ -42,23 +44,19 @@ FAILURE_NOTICE_SECONDS = 1.0
 class _Server(uvicorn.Server):
     """uvicorn's server, but `serve` handles the signals: uvicorn's handler of SIGTERM stops listening at once."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say when that is done."""
+        await super().startup(sockets)
+        self.listening.set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture no signals."""
         yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises `OSError` if the address cannot be used."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
-    # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it the second packet of
-    # each answer waits 40 ms for the client to acknowledge the first.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
 
 
 def warn_if_open(address: str, keys: ApiKeys) -> None:
@@ -84,16 +82,31 @@ def allow_connections(number: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard == unlimited else min(needed, hard), hard))
 
 
-async def serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
+async def serve(service: Service, app: ASGIApp, listener: socket.socket, run_other: RunOther) -> None:
     """Serve until SIGTERM, SIGINT or a failure, which is then in `service.worker.failure`.
 
     After a signal the server refuses new requests, and running ones may finish for `drain_seconds` or until a second
-    signal; the rest end with an error.
+    signal; the rest end with an error. If the settings want several HTTP processes, the others run `run_other`.
     """
     allow_connections(service.settings.max_connections)
     warn_if_open(listener.getsockname()[0], service.keys)
+    stop, stop_at_once = _stop_signals()
     with _switch_interval(SWITCH_SECONDS):
-        await _serve(service, app, listener)
+        async with service.processes.running(run_other, service.settings_of_others, listener):
+            await _serve(service, app, listener, stop, stop_at_once)
+
+
+async def serve_beside(service: Service, app: ASGIApp, listener: socket.socket, first: socket.socket) -> None:
+    """Serve as another process of a server, until its first process says so, or until a failure.
+
+    `first` is this process's end of the channel to it.
+    """
+    processes = service.processes
+    assert isinstance(processes, Other), "of Service.create_other"
+    allow_connections(service.settings.max_connections)
+    with _switch_interval(SWITCH_SECONDS):
+        async with processes.connected(first):
+            await _serve(service, app, listener, processes.stop, processes.stop_at_once)
 
 
 @contextmanager
@@ -107,22 +120,25 @@ def _switch_interval(seconds: float) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-async def _serve(service: Service, app: ASGIApp, listener: socket.socket) -> None:
-    worker, settings = service.worker, service.settings
+async def _serve(
+    service: Service, app: ASGIApp, listener: socket.socket, stop: asyncio.Event, stop_at_once: asyncio.Event
+) -> None:
+    worker, settings, processes = service.worker, service.settings, service.processes
     server = _Server(uvicorn_config(app, service))
-    first_signal, second_signal = _stop_signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     background = [
-        asyncio.create_task(_announce(service, listener)),
+        asyncio.create_task(_announce(service, listener, server)),
         asyncio.create_task(_watch(worker, settings.watchdog_seconds)),
     ]
-    await _first_of(first_signal, worker.failed)
+    await _first_of(stop, worker.failed, processes.broken)
     if worker.failure is None:
         worker.draining = True
-        await _first_of(worker.idle, second_signal, worker.failed, seconds=settings.drain_seconds)
+        processes.drain(settings.drain_seconds)
+        await _first_of(worker.idle, stop_at_once, worker.failed, seconds=settings.drain_seconds)
         worker.end_all()
     if worker.failure is not None and worker.loaded.is_set():
         await asyncio.sleep(FAILURE_NOTICE_SECONDS)
+    await processes.end(stop_at_once)
     for task in background:
         task.cancel()
     server.should_exit = True
@@ -177,9 +193,15 @@ async def _watch(worker: Worker, seconds: float) -> None:
     worker.abandon()
 
 
-async def _announce(service: Service, listener: socket.socket) -> None:
-    """Print the address, the model and a command to try, once the model is loaded."""
+async def _announce(service: Service, listener: socket.socket, server: _Server) -> None:
+    """Print the address, the model and a command to try, once the model is loaded and all processes listen."""
     await service.worker.loaded.wait()
+    await server.listening.wait()
+    if await service.processes.announces():
+        _print_address(service, listener)
+
+
+def _print_address(service: Service, listener: socket.socket) -> None:
     model = service.worker.model
     build = build_info(model.device, model.executor)
     host, port = listener.getsockname()[:2]

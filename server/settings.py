@@ -1,5 +1,6 @@
 """Everything that an operator can set, in one frozen object; `server.sources` reads the values."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -9,9 +10,9 @@ from pydantic import ConfigDict, TypeAdapter
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
 
 POSITIVE = (
-    "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections", "body_timeout_seconds",
-    "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds", "watchdog_seconds",
-    "drain_seconds", "load_wait_seconds",
+    "threads", "max_waiting_streams", "max_choices", "max_body_bytes", "max_connections",
+    "body_timeout_seconds", "write_timeout_seconds", "request_timeout_seconds", "keep_alive_seconds", "stall_seconds",
+    "watchdog_seconds", "drain_seconds", "load_wait_seconds",
 )  # fmt: skip
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -21,6 +22,7 @@ CHOICES = {
     "log_format": ("text", "json"),
 }
 MAX_BATCH_SIZE = 4096
+MAX_HTTP_PROCESSES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class ServerSettings:
     """address to listen on; the default accepts connections of this machine only"""
     port: int = 8000
     """port to listen on; 0 takes any free one"""
+    http_processes: int = 1
+    """processes that speak HTTP: several share the connections, where one event loop cannot keep up with the engine;
+    above 1 on Linux only, and up to 64"""
     checkpoint: str | Path | None = None
     """checkpoint folder, or a hub id: org/name[@revision] (the one in checkpoints/)"""
     model_name: str | None = None
@@ -115,8 +120,6 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         self._check_addresses()
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be from 0 to 65535, not {self.port}")
         if not 1 <= self.max_batch_size <= MAX_BATCH_SIZE:
             raise ValueError(f"max_batch_size must be from 1 to {MAX_BATCH_SIZE}, not {self.max_batch_size}")
         if not 0 < self.max_client_share <= 1:
@@ -133,6 +136,12 @@ class ServerSettings:
     def _check_addresses(self) -> None:
         if not self.host.strip():  # a socket would listen on all addresses
             raise ValueError(f"host must be an address or a name, not {self.host!r}; 0.0.0.0 is every address")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, not {self.port}")
+        if not 1 <= self.http_processes <= MAX_HTTP_PROCESSES:
+            raise ValueError(f"http_processes must be from 1 to {MAX_HTTP_PROCESSES}, not {self.http_processes}")
+        if self.http_processes > 1 and sys.platform != "linux":
+            raise ValueError(f"http_processes must be 1 on {sys.platform}, which does not share out connections")
         if self.otel_endpoint is not None and _web_address(self.otel_endpoint) is None:
             example = "http://127.0.0.1:4318/v1/traces"
             raise ValueError(f"otel_endpoint must be a URL such as {example}, not {self.otel_endpoint!r}")

@@ -40,6 +40,7 @@ WINGS = {  # which wings of its floor a wing may import, itself apart; a floor's
         "protocol": {"bridge"},
         "http": {"bridge", "observe", "protocol"},
         "routes": {"bridge", "http", "observe", "protocol"},
+        "processes": {"bridge", "observe"},
         "batch": {"bridge", "protocol"},
     },
     "model": {

@@ -17,7 +17,8 @@ machine without one.
 
 Each line has the tokens/s of both and their ratio (share); the time to the first token, its 50th and 99th percentile
 and the engine's own 50th; the inter-token time of both, as the median over requests, and their ratio; the mean number
-of tokens in a chunk; and the processor time of the server's event loop for each request.
+of tokens in a chunk; and the processor time of the server's event loop for each request, if it is the only one: with
+`--http-processes` several share the connections.
 """
 
 import argparse
@@ -28,11 +29,12 @@ import pickle
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import asynccontextmanager, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -51,10 +53,12 @@ from thoughtbubbles.model import save_checkpoint
 from thoughtbubbles.server.app import create_app
 from thoughtbubbles.server.bridge.loading import load_model
 from thoughtbubbles.server.core import ServedModel
-from thoughtbubbles.server.lifecycle import listen, serve
+from thoughtbubbles.server.lifecycle import serve
 from thoughtbubbles.server.observe.logs import writing
+from thoughtbubbles.server.other_process import run_other
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.sockets import listen
 
 COLUMNS = ("clients", "asking  ", "tokens/s", "engine alone", "share", "first token p50 ms", "p99 ms",
            "engine alone p50 ms", "inter-token ms", "engine alone ms", "ratio", "tokens a chunk",
@@ -118,6 +122,7 @@ def main() -> None:
             dtype=args.dtype,
             max_batch_size=max(args.clients),
             cache_bytes=args.cache_bytes,
+            http_processes=args.http_processes,
         )
         service = Service.create(settings, partial(_loaded, settings, args, results.name))
         with _silence(), writing("text"), asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
@@ -125,7 +130,7 @@ def main() -> None:
     print(header())
     print("  ".join(COLUMNS))
     for (prompts, engine), answers, seconds in trials:
-        _print_row(prompts, engine, answers, seconds)
+        _print_row(prompts, engine, answers, seconds if args.http_processes == 1 else None)
 
 
 def _loaded(settings: ServerSettings, args: argparse.Namespace, results: str) -> tuple[Engine, ServedModel]:
@@ -191,13 +196,14 @@ def _share(load: Load, clients: range) -> list[Answer]:
 
 @asynccontextmanager
 async def _address_of(service: Service) -> AsyncIterator[str]:
-    """Serve on a free port as `python -m thoughtbubbles.server` does; give the address once the model is loaded."""
-    with listen(service.settings.host, 0) as listener:
-        running = asyncio.create_task(serve(service, create_app(service), listener))
+    """Serve on a free port as `python -m thoughtbubbles.server` does; give the address once all processes listen."""
+    with listen(service.settings.host, 0, shared=service.settings.http_processes > 1) as listener:
+        running = asyncio.create_task(serve(service, create_app(service), listener, run_other))
         loaded = asyncio.create_task(service.worker.loaded.wait())
         await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)
         if service.worker.failure is not None:
             raise service.worker.failure
+        await service.processes.announces()
         try:
             yield "http://{}:{}".format(*listener.getsockname())
         finally:
@@ -205,7 +211,7 @@ async def _address_of(service: Service) -> AsyncIterator[str]:
             await running
 
 
-def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer], seconds: float) -> None:
+def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer], seconds: float | None) -> None:
     first, engine_first = (sorted(1000 * each.first for each in answers) for answers in (served, engine))
     rate, engine_rate = _rate(served), _rate(engine)
     gap, engine_gap = (1000 * statistics.median(each.inter_token for each in answers) for answers in (served, engine))
@@ -213,7 +219,7 @@ def _print_row(prompts: Prompts, engine: list[Answer], served: list[Answer], sec
     cells = (str(prompts.clients), "apart" if prompts.apart else "together", f"{rate:.0f}", f"{engine_rate:.0f}",
              f"{rate / engine_rate:.2f}", f"{statistics.median(first):.1f}", f"{first[int(0.99 * len(first))]:.1f}",
              f"{statistics.median(engine_first):.1f}", f"{gap:.2f}", f"{engine_gap:.2f}", f"{gap / engine_gap:.2f}",
-             f"{chunk:.2f}", f"{1e6 * seconds / len(served):.0f}")  # fmt: skip
+             f"{chunk:.2f}", "" if seconds is None else f"{1e6 * seconds / len(served):.0f}")  # fmt: skip
     print("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, COLUMNS, strict=True)))
 
 
@@ -235,9 +241,16 @@ def _generate(engine: Engine, prompts: Prompts) -> list[Answer]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Send the server's logs to /dev/null: they are written as ever."""
-    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null), redirect_stderr(null):
-        yield
+    """Send the logs of all processes that are started meanwhile to /dev/null: they are written as ever."""
+    sys.stderr.flush()
+    logs = os.dup(sys.stderr.fileno())
+    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null):
+        os.dup2(null.fileno(), sys.stderr.fileno())
+        try:
+            yield
+        finally:
+            os.dup2(logs, sys.stderr.fileno())
+            os.close(logs)
 
 
 @contextmanager
@@ -264,6 +277,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=32, help="random ones (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=256, help="of each answer, at least 4 (%(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="processes that share the clients (%(default)s)")
+    parser.add_argument("--http-processes", type=int, default=1, help="of the server (%(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--cache-bytes", type=int, default=4 << 30, help="of the fork-state cache (%(default)s)")

@@ -38,8 +38,11 @@ class UnavailableError(GenerationError):
     """The server accepts no requests; `reason` says why, in one word."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the server is {reason}")
+        super().__init__(reason)  # as pickle calls it again, between HTTP processes
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the server is {self.reason}"
 
 
 class RefusedError(GenerationError):

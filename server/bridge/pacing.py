@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from thoughtbubbles.server.bridge.generation import Generation
 
 SHORT_SECONDS = 0.001
-"""Writing that takes at most this long is followed by no pause."""
+"""Writing that takes at most this long, in all HTTP processes together, is followed by no pause."""
 PAUSE = 9
 """The pause after longer writing, as a multiple of its time; events that come meanwhile are written together."""
 LONGEST_PAUSE_SECONDS = 0.05
@@ -18,10 +18,13 @@ class Pacing:
     """Wakes the readers of generations, so that writing takes at most a tenth of the event loop's time.
 
     A chunk costs the same for one token and for ten. New requests wait for what the event loop does, and so does the
-    engine's thread: both need the interpreter lock.
+    engine's thread: both need the interpreter lock. Of several HTTP processes each writes to a part of the streams, so
+    that none would ever pause, and all together would write many times as often as one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1) -> None:
+        """`processes` is how many write, this one among them, about as long as it does."""
+        self._processes = processes
         self._due: dict[Generation, None] = {}
         self._busy = False  # writing, or in the pause after it
 
@@ -41,7 +44,7 @@ class Pacing:
 
     def _pause(self, began: float) -> None:
         took = time.monotonic() - began
-        if took > SHORT_SECONDS:
+        if took * self._processes > SHORT_SECONDS:
             asyncio.get_running_loop().call_later(min(PAUSE * took, LONGEST_PAUSE_SECONDS), self._resume)
         else:
             self._resume()

@@ -40,6 +40,8 @@ class Worker:
         request_timeout_seconds: float,
         load_wait_seconds: float,
         run: Run = run_engine,
+        *,
+        http_processes: int = 1,
     ) -> None:
         self.draining = False
         """Whether new requests are refused while the running ones finish."""
@@ -60,7 +62,7 @@ class Worker:
         self._load_wait_seconds = load_wait_seconds
         self._by_request: dict[str, Generation] = {}  # by request id, while the request is unfinished
         self._by_completion: dict[str, Generation] = {}  # by completion id, while one of its requests is unfinished
-        self._pacing = Pacing()
+        self._pacing = Pacing(http_processes)
         self._thread = EngineThread(load, observer, self, run)
 
     def start(self) -> None:

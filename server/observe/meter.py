@@ -1,8 +1,7 @@
 """Counters of what the engine reports. In each of their snapshots accepted = finished + running + waiting."""
 
-import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,14 +18,11 @@ from thoughtbubbles.server.bridge.loop import (
     WeightsLoaded,
 )
 from thoughtbubbles.server.core import ServedModel
+from thoughtbubbles.server.observe.drain_rate import DrainRate
 from thoughtbubbles.server.observe.histograms import Histograms
 
 LOAD_OUTCOMES = ("loaded", "refused", "failed")
 FINISH_REASONS = ("stop", "length", "abort", "error", "timeout")
-DRAIN_WINDOW = 64
-"""Admissions over which the drain rate is measured."""
-LONGEST_RETRY_SECONDS = 120
-"""OpenAI's client ignores a longer Retry-After."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,7 @@ class Meter:
         self._loads = dict.fromkeys(LOAD_OUTCOMES, 0)
         self._arrived: dict[str, float] = {}  # when each request that has not ended arrived
         self._latest: dict[str, float] = {}  # when its latest token was counted
-        self._admissions: deque[tuple[float, int]] = deque(maxlen=DRAIN_WINDOW)  # time, streams admitted until then
+        self._drain_rate = DrainRate()
 
     def count(self, report: Report) -> None:
         """Count what the engine reports, and replace the snapshot if the report has the engine's stats."""
@@ -95,16 +91,11 @@ class Meter:
 
     def seconds_to_drain(self, stats: EngineStats) -> int:
         """Return in how many seconds the waiting streams are admitted, at the rate of the latest admissions."""
-        if len(self._admissions) < 2:
-            return 1
-        (since, before), (_, now) = self._admissions[0], self._admissions[-1]
-        seconds_each = (time.monotonic() - since) / (now - before)
-        return min(max(1, math.ceil(stats.num_streams_waiting * seconds_each)), LONGEST_RETRY_SECONDS)
+        return self._drain_rate.seconds_to_drain(stats)
 
     def _publish(self, stats: EngineStats, *, up: bool = True) -> None:
         assert self._model is not None
-        if not self._admissions or stats.admitted_streams_total > self._admissions[-1][1]:
-            self._admissions.append((time.monotonic(), stats.admitted_streams_total))
+        self._drain_rate.note(stats)
         self.snapshot = Snapshot(
             up=up, model=self._model, stats=stats, accepted=self._accepted, finished=dict(self._finished),
             loads=dict(self._loads),

@@ -10,6 +10,7 @@ from thoughtbubbles.engine import EngineStats
 from thoughtbubbles.server.observe.gateway_metrics import GatewayCollector
 from thoughtbubbles.server.observe.histograms import PREFIX, Histograms
 from thoughtbubbles.server.observe.meter import Meter, Snapshot
+from thoughtbubbles.server.observe.summed import Families, Summed
 from thoughtbubbles.server.version import build_info
 
 GAUGES: Mapping[str, str] = {
@@ -53,24 +54,32 @@ class Metrics:
     def __init__(self, *, gateway: bool = False) -> None:
         self.registry = CollectorRegistry()
         self.meter = Meter(Histograms(self.registry))
+        self.others: dict[int, Families] = {}
+        """What the routes and connections of other processes have counted, by the number of the process."""
+        self._own = CollectorRegistry()
+        self.registry.register(Summed(self._own, self.others))
         self.rejected = Counter(
-            f"{PREFIX}request_rejected", "Client requests refused, by error code.", ["reason"], registry=self.registry
+            f"{PREFIX}request_rejected", "Client requests refused, by error code.", ["reason"], registry=self._own
         )
         self.disconnects = Counter(
             f"{PREFIX}stream_disconnects",
             "Clients that disconnected before the end of their answer.",
-            registry=self.registry,
+            registry=self._own,
         )
-        self.connections = Gauge(f"{PREFIX}http_connections", "Open connections.", registry=self.registry)
+        self.connections = Gauge(f"{PREFIX}http_connections", "Open connections.", registry=self._own)
         self.connections_closed = Counter(
             f"{PREFIX}http_connections_closed", "Connections that the server closed, by reason.", ["reason"],
-            registry=self.registry,
+            registry=self._own,
         )  # fmt: skip
         for reason in CLOSE_REASONS:
             self.connections_closed.labels(reason=reason)
         self.registry.register(_EngineCollector(self.meter))
         if gateway:
             self.registry.register(GatewayCollector(self.meter))
+
+    def own(self) -> Families:
+        """Return what the routes and connections of this process have counted."""
+        return list(self._own.collect())
 
 
 class _EngineCollector(Collector):

@@ -212,7 +212,7 @@ def unavailable(reason: str, *, refusal: bool = True) -> ApiError:
 
 def too_many_connections(limit: int) -> ApiError:
     """Return 503: more than `limit` connections are open."""
-    message = f"The server has {limit} open connections, and serves no more at a time."
+    message = f"{limit} connections are open, and no more are served at a time."
     return ApiError(503, message, kind="server_error", code="too_many_connections", retry_after=RETRY_SECONDS)
 
 

@@ -40,7 +40,7 @@ async def load_weights(request: Request, service: Administered) -> Json:
     """
     checkpoint = parse(await request.body(), LoadRequest).checkpoint
     before = service.worker.model.weights_version
-    model = await service.worker.load_weights(checkpoint)
+    model = await service.processes.load_weights(checkpoint)
     return {
         "checkpoint": checkpoint,
         "model": model.name,

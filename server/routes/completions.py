@@ -47,7 +47,7 @@ async def create_completion(request: Request) -> Response:
 @router.post("/v1/completions/{name}/cancel", responses=refusals(404))
 async def cancel_completion(name: str, service: Serving) -> Json:
     """End the running completion with this id; its own client gets an error."""
-    if not service.worker.cancel(name):
+    if not await service.processes.cancel(name):
         raise not_found(f"No completion {quoted(name)} is running.", "not_found", "id")
     return {"id": name, "cancelled": True}
 

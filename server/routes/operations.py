@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from thoughtbubbles.server.protocol.errors import unavailable
 from thoughtbubbles.server.protocol.requests import Json
@@ -22,7 +22,7 @@ async def health() -> Json:
 @router.get("/ready", responses=refusals(503))
 async def ready(service: Serving) -> Json:
     """Return 200 if requests can be served now, else 503 with the reason."""
-    reason = service.worker.unready(service.settings.stall_seconds)
+    reason = service.worker.unready(service.settings.stall_seconds) or service.processes.unready()
     if reason is not None:
         raise unavailable(reason, refusal=False)  # a probe is not counted as a rejected request
     return {"status": "ready"}
@@ -50,4 +50,4 @@ async def docs() -> Response:
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
     """Return the metrics in Prometheus' text format."""
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await service.processes.scrape(), media_type=CONTENT_TYPE_LATEST)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tests.clients.harness import Json
 from tests.server.harness import eventually
-from thoughtbubbles.server.lifecycle import listen
+from thoughtbubbles.server.sockets import listen
 
 WORDS = ("one", " two", " three")
 """What it always says."""

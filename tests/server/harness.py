@@ -19,9 +19,10 @@ from thoughtbubbles.engine import Engine, EngineConfig, TokenEvent
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, Tokenizer
 from thoughtbubbles.server.app import create_app
 from thoughtbubbles.server.core import ServedModel
-from thoughtbubbles.server.lifecycle import listen, uvicorn_config
+from thoughtbubbles.server.lifecycle import uvicorn_config
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
+from thoughtbubbles.server.sockets import listen
 
 CONTEXT = 64
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ import pytest
 from tests.server.harness import Json, Running, Serve, connected, eventually, read
 from tests.server.test_disconnects import body_of
 from tests.server.test_operation import samples
-from thoughtbubbles.server import lifecycle
+from thoughtbubbles.server import lifecycle, sockets
 from thoughtbubbles.server.http import connections
 from thoughtbubbles.server.keys import ApiKeys
 
@@ -133,7 +133,7 @@ def test_a_body_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: py
 @pytest.fixture
 def tight(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """A server whose sockets buffer little, with short time limits."""
-    listen = lifecycle.listen
+    listen = sockets.listen
 
     def small(host: str, port: int) -> socket.socket:
         listener = listen(host, port)

@@ -1,24 +1,18 @@
-"""The socket that a server listens on."""
+"""What a server does as it starts: its warning, and the interpreter's switch interval."""
 
 import asyncio
 import logging
-import socket
 import sys
 
 import pytest
 
 from tests.server.harness import MakeService
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
-from thoughtbubbles.server.lifecycle import SWITCH_SECONDS, listen, serve, warn_if_open
+from thoughtbubbles.server.lifecycle import SWITCH_SECONDS, serve, warn_if_open
+from thoughtbubbles.server.other_process import run_other
+from thoughtbubbles.server.sockets import listen
 
 KEYS = ApiKeys.of(["sk-one"], "here")
-
-
-def test_no_answer_waits_for_an_acknowledgement() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
-        connection, _ = listener.accept()
-        with connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +35,7 @@ def test_the_warning_comes_at_the_start(make_service: MakeService, monkeypatch: 
     monkeypatch.setattr("thoughtbubbles.server.lifecycle._serve", lambda *_: asyncio.sleep(0))
     service, _ = make_service(api_keys=KEYS)
     with listen("localhost", 0) as listener:
-        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener))
+        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener, run_other))
     assert warned == [("127.0.0.1", KEYS)]
 
 
@@ -57,6 +51,6 @@ def test_the_switch_interval_is_set_while_a_server_runs(
     service, _ = make_service()
     before = sys.getswitchinterval()
     with listen("localhost", 0) as listener:
-        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener))
+        asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener, run_other))
     assert seen == [pytest.approx(SWITCH_SECONDS)]
     assert sys.getswitchinterval() == before

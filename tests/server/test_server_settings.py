@@ -17,7 +17,7 @@ GIVEN = {
     "cache_bytes": 7, "cache_dtype": "float16", "executor": "native", "speculate": 14, "weights": "int8",
     "max_body_bytes": 8, "body_timeout_seconds": 9.5, "request_timeout_seconds": 10.5,
     "keep_alive_seconds": 0.5, "stall_seconds": 1.5, "watchdog_seconds": 11.0, "drain_seconds": 2.5,
-    "max_connections": 12, "write_timeout_seconds": 13.5,
+    "max_connections": 12, "write_timeout_seconds": 13.5, "http_processes": 15,
     "load_wait_seconds": 14.5, "api_keys_file": Path("keys"), "admin_keys_file": Path("admin"),
     "cors_origins": ("https://a", "https://b"), "log_format": "json",
     "log_prompts": True, "gateway_metrics": True, "otel_endpoint": "http://c",
@@ -114,8 +114,8 @@ def test_a_variable_that_is_wrong_is_refused_by_name(name: str, value: str, reas
     ("name", "value"),
     [("port", -1), ("port", 65536), ("dtype", "float64"), ("log_format", "xml"), ("threads", 0),
      ("max_waiting_streams", 0), ("max_client_share", 0), ("max_client_share", 1.5), ("max_choices", 0),
-     ("max_body_bytes", 0), ("max_connections", 0), ("write_timeout_seconds", 0),
-     ("body_timeout_seconds", 0), ("request_timeout_seconds", -1),
+     ("max_body_bytes", 0), ("max_connections", 0), ("http_processes", 0), ("http_processes", 65),
+     ("write_timeout_seconds", 0), ("body_timeout_seconds", 0), ("request_timeout_seconds", -1),
      ("keep_alive_seconds", 0), ("stall_seconds", -1), ("watchdog_seconds", 0), ("drain_seconds", float("nan")),
      ("host", ""), ("host", " "), ("otel_endpoint", "notaurl"), ("otel_endpoint", ""), ("otel_endpoint", "ftp://c"),
      ("otel_endpoint", "http://"), ("otel_endpoint", "http://c:port"), ("otel_endpoint", "http://[c"),
@@ -124,6 +124,15 @@ def test_a_variable_that_is_wrong_is_refused_by_name(name: str, value: str, reas
 def test_a_setting_that_cannot_be_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):
         ServerSettings(**{name: value})
+
+
+def test_several_http_processes_are_refused_where_no_kernel_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert ServerSettings(http_processes=1)
+    with pytest.raises(ValueError, match="http_processes must be 1 on darwin"):
+        ServerSettings(http_processes=2)
 
 
 def test_an_empty_host_is_refused_wherever_it_is_given() -> None:
