@@ -22,9 +22,9 @@ budget that is set when the model is used. That costs operations. When does it p
 
 What is compared, and what counts as an answer, was written down before any run, in a
 [plan for language](experiments/language.md), a [plan for tasks](experiments/tasks.md) and a
-[plan for the shipped checkpoint](experiments/checkpoint.md); what was changed later is dated there. Words are used as the plans define them: a claim *holds*, *is contradicted*, or *is open*, which means that
-these runs do not decide it. This page is written from the results by one command; no verdict, and no sentence of the
-summary, is written by hand."""
+[plan for the shipped checkpoint](experiments/checkpoint.md); what was changed later is dated there. Words are used as
+the plans define them: a claim *holds*, *is contradicted*, or *is open*, which means that these runs do not decide it.
+This page is written from the results by one command; no verdict, and no sentence of the summary, is written by hand."""
 LANGUAGE = """\
 ## Part 1: English text
 

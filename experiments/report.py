@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 from experiments.checkpoint.decide import read_present
-from experiments.checkpoint.page import part
+from experiments.checkpoint.page import part as shipped
 from experiments.page import page
 from experiments.part import Part, parts
 from experiments.runner.results import read_results
@@ -28,7 +28,7 @@ def main() -> None:
     """Print or write the page."""
     args = _arguments()
     both = parts(read_results(args.language), read_results(args.tasks))
-    text = page(both, part(read_results(args.checkpoint), read_present(args.present)))
+    text = page(both, shipped(read_results(args.checkpoint), read_present(args.present)))
     if not args.write:
         print(text, end="")
         return

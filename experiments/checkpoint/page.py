@@ -25,9 +25,12 @@ INTRODUCTION = """\
 Is there a better checkpoint of the same size, and do its forks make it better? By a
 [plan](experiments/checkpoint.md) that was written before any run, a new one takes the place of the present one if it
 predicts the reported text better, and is no worse on WordNet's definitions and at agreement of subject and verb."""
-COMMANDS = (
+PREPARE = (
     "python -m experiments.checkpoint.data --english corpus --code corpus-code --wordnet /usr/share/wordnet"
-    " --agreement subject_verb_agreement.jsonl --tokenizer checkpoints/thoughtbubbles-11m/tokenizer.tiktoken",
+    " --agreement subject_verb_agreement.jsonl --tokenizer checkpoints/thoughtbubbles-11m/tokenizer.tiktoken"
+)
+COMMANDS = (
+    PREPARE,
     "python -m experiments.checkpoint.study",
     "python -m experiments.checkpoint.present",
     "python -m experiments.report --write",
@@ -117,11 +120,11 @@ def _short(study: Study, results: Sequence[Result]) -> list[str]:
         parts += [f"{says} (`{size}`, {_tokens(study, size)} tokens):", tuning(study, size, results)]
     took = chosen(study, results)
     words = {True: "is taken", False: "is not taken", None: "is not decided"}
-    return [
-        *parts,
+    said = (
         f"By the plan a drawn ratio {words[took['drawn']]} (it may cost {WORTH} nats), and mixed text"
-        f" {words[took['mixed']]} (it may cost nothing).",
-    ]
+        f" {words[took['mixed']]} (it may cost nothing)."
+    )
+    return [*parts, said]
 
 
 def _tokens(study: Study, size: str) -> str:

@@ -1,6 +1,8 @@
 """Measure the checkpoint that is in the repository as the study's runs are, and write it to one file.
 
     python -m experiments.checkpoint.present [--study FILE] [--data data/checkpoint] [--checkpoint FOLDER] [--out FILE]
+
+The functions that measure are those of the study's runs: `experiments.checkpoint.measure`.
 """
 
 import argparse

@@ -32,14 +32,14 @@ SENTENCE = (
 )
 CODE = f'''"""{SENTENCE}
 
-x = 1 + 2; y = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29]
+x = 1 + 2; y = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27]
 
 Short.
 """
 def f():
     """{SENTENCE.replace("streams", "bubbles")}"""
 '''
-ENTRY = "0000{i} 05 n 02 token_{i} 0 bubble(p) 0 001 @ 00001740 n 0000 | a definition {i}; \"an example\"  \n"
+ENTRY = '0000{i} 05 n 02 token_{i} 0 bubble(p) 0 001 @ 00001740 n 0000 | a definition {i}; "an example"  \n'
 TINY = """
 [evaluation]
 report = "english"
@@ -100,7 +100,9 @@ def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     for end in ("noun", "verb", "adj", "adv"):
         (folder / f"data.{end}").write_text("  1 licence\n" + "".join(ENTRY.format(i=i) for i in range(81)))
-    pairs = [{"task": task, "prefix": "the forks ", "good": "are", "bad": "is"} for task in ("simple", "across", "simple")]
+    pairs = [
+        {"task": task, "prefix": "the forks ", "good": "are", "bad": "is"} for task in ("simple", "across", "simple")
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     words = ["data", f"--english={folder}/english", f"--code={folder}/code", f"--wordnet={folder}",
              f"--agreement={folder}/pairs.jsonl", f"--tokenizer={data}/english/tokenizer.tiktoken",
@@ -272,5 +274,8 @@ def test_the_page_says_what_is_shipped(toml: Path, committed: Study, loss: float
     parts = "\n\n".join(section(study, results, PRESENT))
     assert DECISION[ships] in parts
     assert DECISION[not ships] not in parts
-    assert f"| `2l`, seed 0 | 0.002 ! | {loss:.4f} | {loss / 2.6:.4f} | 1.4000 | 2.0000 | 0.800 | {loss - 3.3:+.4f} |" in parts
+    assert (
+        f"| `2l`, seed 0 | 0.002 ! | {loss:.4f} | {loss / 2.6:.4f} | 1.4000 | 2.0000 | 0.800 | {loss - 3.3:+.4f} |"
+        in parts
+    )
     assert "| κ = 2L is better than a regular model | `2l` − `regular` |" in parts

@@ -171,7 +171,12 @@ def test_training_is_fused_exactly_where_it_may_be(monkeypatch: pytest.MonkeyPat
     learn = TrainStep(Thoughtbubbles(MODEL), FAST, ONE)
     assert isinstance(learn._loss, NextTokenLoss)
     assert learn._loss.function is fused_loss
-    for free in ({"compile": True}, {"fork_noise": 1.0, "random_ratio": True}, {"parallelism": "fsdp"}, {"dropout": 0.1}):
+    for free in (
+        {"compile": True},
+        {"fork_noise": 1.0, "random_ratio": True},
+        {"parallelism": "fsdp"},
+        {"dropout": 0.1},
+    ):
         assert loss_function(MODEL, replace(FAST, **free), ONE) is fused_loss  # type: ignore[arg-type]
     assert loss_function(MODEL, FAST, TWO) is fused_loss
     for other in ({"precision": "float32"}, {"recompute": True}):
