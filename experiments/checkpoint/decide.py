@@ -12,7 +12,9 @@ from experiments.runner.plan import Result, Study
 
 REPORTED = "11m"
 """The size whose runs are reported."""
-NEW, PRESENT = "2l", "present"
+NEW, PRESENT = "drawn", "present"
+"""The arm that may be shipped: the choice took a drawn ratio and English alone."""
+PLAIN = "2l"
 WORTH = 0.005
 """Nats that a ratio that is drawn may cost."""
 MEGABYTES = 24
@@ -68,7 +70,7 @@ def criteria(new: Result, present: Result) -> list[Criterion]:
 def chosen(study: Study, results: Sequence[Result]) -> dict[str, bool | None]:
     """Return whether the ratio is drawn, and whether the text is mixed; None where a run of the choice is missing."""
     plain, drawn, mixed = (
-        _loss(study, *each, results) for each in (("choice", NEW), ("choice", "drawn"), ("choice-mixed", NEW))
+        _loss(study, *each, results) for each in (("choice", PLAIN), ("choice", NEW), ("choice-mixed", PLAIN))
     )
     return {
         "drawn": None if plain is None or drawn is None else drawn <= plain + WORTH,

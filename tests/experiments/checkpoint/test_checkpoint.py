@@ -19,6 +19,7 @@ from experiments.checkpoint.page import ARMS, DECISION, part, section
 from experiments.checkpoint.present import main as measure_present
 from experiments.checkpoint.texts import definitions, prose, shared
 from experiments.runner.plan import Study, read_study
+from experiments.runner.results import read_results
 from tests.experiments.harness import result
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, load_checkpoint
 from thoughtbubbles.training.data.token_file import Index, read_tokens
@@ -259,23 +260,33 @@ def test_the_page_without_results_and_with_short_runs(committed: Study) -> None:
 
 
 @pytest.mark.parametrize(("loss", "ships"), [(3.1, True), (3.25, False)])
-def test_the_page_says_what_is_shipped(toml: Path, committed: Study, loss: float, ships: bool) -> None:
-    text = COMMITTED.read_text(encoding="utf-8")
-    if "[sizes.11m]" not in text:
-        text += '[sizes.11m]\ndata = "english"\ntuned_at = "rates"\nfinal = { steps = 4000, warmup_steps = 100 }\n'
-        text += '[[stages]]\nsize = "11m"\narms = ["2l", "regular", "scores"]\nseeds = [0]\n'
-    toml.write_text(text, encoding="utf-8")
-    study = read_study(toml, Evaluation)
-    arms = {"2l": loss, "regular": 3.3, "scores": 3.26}
-    results = [result(run, 4.0, **WHERE) for arm in arms for run in study.tuning_runs("11m", arm)]
+def test_the_page_says_what_is_shipped(committed: Study, loss: float, ships: bool) -> None:
+    arms = {"drawn": loss, "regular": 3.3, "scores": 3.26}
+    results = [result(run, 4.0, **WHERE) for arm in arms for run in committed.tuning_runs("11m", arm)]
     for arm, own in arms.items():
-        run = study.run("11m", arm, "final", 0, 2e-3)
+        run = committed.run("11m", arm, "final", 0, 2e-3)
         results.append({**result(run, own, **WHERE, tokens=run.tokens), **measured(own, 1.4, 0.8)})
-    parts = "\n\n".join(section(study, results, PRESENT))
+    parts = "\n\n".join(section(committed, results, PRESENT))
     assert DECISION[ships] in parts
     assert DECISION[not ships] not in parts
-    assert (
-        f"| `2l`, seed 0 | 0.002 ! | {loss:.4f} | {loss / 2.6:.4f} | 1.4000 | 2.0000 | 0.800 | {loss - 3.3:+.4f} |"
-        in parts
-    )
-    assert "| κ = 2L is better than a regular model | `2l` − `regular` |" in parts
+    cells = f"{loss:.4f} | {loss / 2.6:.4f} | 1.4000 | 2.0000 | 0.800 | {loss - 3.3:+.4f}"
+    assert f"| `drawn`, seed 0 | 0.002 ! | {cells} |" in parts
+    assert "| κ = 2L with a drawn ratio is better than a regular model | `drawn` − `regular` |" in parts
+    assert "`2l` seed 0." in parts.partition("Not run:")[2]
+
+
+def test_every_recorded_result_is_of_the_committed_study(committed: Study) -> None:
+    results = read_results(ROOT / "benchmarks" / "results" / "checkpoint.jsonl")
+    assert results
+    for line in results:
+        rate = line["settings"]["training"]["learning_rate"]
+        assert committed.run(line["size"], line["arm"], line["kind"], line["seed"], rate).is_of(line)
+
+
+def test_the_twins_are_fair(committed: Study) -> None:
+    """Equal tokens, rates and parameters but for the scores; what differs is forks alone."""
+    runs = [committed.run("11m", arm, "final", 0, 1e-3) for arm in ("drawn", "2l", "regular", "scores")]
+    assert len({run.tokens for run in runs}) == 1
+    same = [{**run.training.to_dict(), "random_ratio": None, "compile": None} for run in runs]
+    assert all(each == same[0] for each in same)
+    assert all(committed.tuning_runs("11m", run.arm) for run in runs)
