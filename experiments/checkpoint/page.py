@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.checkpoint.decide import NEW, REPORTED, WORTH, chosen, compare, criteria
+from experiments.checkpoint.decide import NEW, PLAIN, REPORTED, WORTH, chosen, compare, criteria
 from experiments.checkpoint.measure import Evaluation
 from experiments.language.compare import differences
 from experiments.runner.arms import about, rate, tuning
 from experiments.runner.found import REGULAR, Found, by_arm
 from experiments.runner.made import made, not_run
 from experiments.runner.markdown import NONE, Unit, claims, table
-from experiments.runner.plan import Result, Study, read_study
+from experiments.runner.plan import Result, Run, Study, read_study
 
 NATS = Unit("nats a token", 1, 4)
 ARMS = {
@@ -35,11 +35,12 @@ COMMANDS = (
     "python -m experiments.checkpoint.present",
     "python -m experiments.report --write",
 )
-SIZES = {
-    "choice": "The ratio drawn or not",
-    "choice-mixed": "The same with prose from code mixed into the text",
-    "rates": "Learning rates",
+CHOICES = {
+    "`2l`": ("choice", PLAIN),
+    "`drawn`: the ratio drawn": ("choice", NEW),
+    "`2l`, prose from code mixed into the text": ("choice-mixed", PLAIN),
 }
+"""What the short runs compare: a size and an arm each."""
 DECISION = {
     True: "All hold: by the plan the new checkpoint takes the place of the present one.",
     False: "Not all hold: by the plan the present checkpoint stays.",
@@ -115,18 +116,18 @@ def _dial(found: Found, present: Result | None) -> str:
 def _short(study: Study, results: Sequence[Result]) -> list[str]:
     if not results:
         return []
-    parts = ["#### The short runs"]
-    for size, says in SIZES.items():
-        parts += [f"{says} (`{size}`, {_tokens(study, size)} tokens):", tuning(study, size, results)]
-    took = chosen(study, results)
-    words = {True: "is taken", False: "is not taken", None: "is not decided"}
+    took, words = chosen(study, results), {True: "is taken", False: "is not taken", None: "is not decided"}
+    losses = [(says, *_choice(study.tuning_runs(*named)[0], results)) for says, named in CHOICES.items()]
     said = (
-        f"By the plan a drawn ratio {words[took['drawn']]} (it may cost {WORTH} nats), and mixed text"
-        f" {words[took['mixed']]} (it may cost nothing)."
+        f"Loss on the tuning split, rate 4e-3. By the plan a drawn ratio {words[took['drawn']]} (it may cost {WORTH}"
+        f" nats), and mixed text {words[took['mixed']]} (it may cost nothing)."
     )
-    return [*parts, said]
+    heads = ("choice", "tokens", "loss")
+    return ["#### The short runs", table(heads, losses), said, tuning(study, "rates", results)]
 
 
-def _tokens(study: Study, size: str) -> str:
-    arms = next(stage.arms for stage in study.stages if stage.size == size)
-    return f"{study.tuning_runs(size, arms[0])[0].tokens / 1e6:.0f}M"
+def _choice(run: Run, results: Sequence[Result]) -> tuple[str, str]:
+    """Return the tokens and the loss of a short run."""
+    found = next(filter(run.is_of, results), None)
+    loss = NONE if found is None else "×" if found["loss"] is None else f"{found['loss']:.4f}"
+    return f"{run.tokens / 1e6:.0f}M", loss
