@@ -17,12 +17,13 @@ from experiments.checkpoint.decide import chosen, criteria
 from experiments.checkpoint.measure import Evaluation, measure
 from experiments.checkpoint.page import ARMS, DECISION, part, section
 from experiments.checkpoint.present import main as measure_present
+from experiments.checkpoint.ship import main as ship
 from experiments.checkpoint.texts import definitions, prose, shared
 from experiments.runner.plan import Study, read_study
 from experiments.runner.results import read_results
 from tests.experiments.harness import result
-from thoughtbubbles.model import ModelConfig, Thoughtbubbles, load_checkpoint
-from thoughtbubbles.training.data.token_file import Index, read_tokens
+from thoughtbubbles.model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
+from thoughtbubbles.training.data.token_file import Index, read_tokenizer, read_tokens
 from thoughtbubbles.training.evaluate import evaluate
 
 ROOT = Path(__file__).parents[3]
@@ -200,6 +201,41 @@ def test_a_reported_run_keeps_its_checkpoint_and_agrees_with_evaluate(
     measure_present()
     present = json.loads(out.read_text(encoding="utf-8"))
     assert all(present[key] == found[key] for key in ("loss", "documents", "agreement", "other", "dial"))
+
+
+def test_shipping_replaces_weights_and_keeps_the_card(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    tokenizer = read_tokenizer(prepared / "checkpoint" / "english")
+    config = ModelConfig(vocab_size=320, block_size=16, max_block_size=16, n_layer=1, n_head=1, n_embd=8)
+    models = [Thoughtbubbles(config) for _ in range(2)]
+    for folder, model in zip(("new", "present"), models, strict=True):
+        save_checkpoint(tmp_path / folder, model, tokenizer, {"training": {"steps": 3}}, dtype=torch.bfloat16)
+    (tmp_path / "present" / "README.md").write_text("the card", encoding="utf-8")
+    named = {"size": "11m", "arm": "drawn", "kind": "final", "seed": 0, "settings": {"training": {"steps": 3}}}
+    results, present = tmp_path / "results", tmp_path / "present.json"
+    monkeypatch.setattr(sys, "argv", ["ship", str(tmp_path / "new"), f"--results={results}", f"--present={present}",
+                                      f"--out={tmp_path / 'present'}"])  # fmt: skip
+    assert ship() == 1  # nothing is measured
+    present.write_text(json.dumps(PRESENT), encoding="utf-8")
+    before = (tmp_path / "present" / "model.safetensors").read_bytes()
+    results.write_text(json.dumps({**measured(3.1, 1.6, 0.8), **named}) + "\n", encoding="utf-8")
+    assert ship() == 1
+    assert "does not hold: no more bits per byte on definitions: 1.6000 1.5000" in capsys.readouterr().out
+    assert (tmp_path / "present" / "model.safetensors").read_bytes() == before
+    results.write_text(json.dumps({**measured(3.1, 1.4, 0.8), **named}) + "\n", encoding="utf-8")
+    assert ship() == 0
+    shipped = load_checkpoint(tmp_path / "present")
+    for name, weights in shipped.model.state_dict().items():
+        assert torch.equal(weights, models[0].state_dict()[name].bfloat16().float())
+    assert shipped.provenance["evaluation"]["packed"]["perplexity"] == round(math.exp(3.1), 3)
+    assert (tmp_path / "present" / "README.md").read_text(encoding="utf-8") == "the card"
+    assert (tmp_path / "present" / "modeling_thoughtbubbles.py").exists()
+    named["settings"] = {"training": {"steps": 4}}
+    results.write_text(json.dumps({**measured(3.1, 1.4, 0.8), **named}) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="was trained with other settings than the reported run"):
+        ship()
 
 
 def measured(loss: float, other: float, agreement: float, parameters: int = 11_600_000) -> dict[str, Any]:
