@@ -21,10 +21,10 @@ budget that is set when the model is used. That costs operations. When does it p
 {missing}
 
 What is compared, and what counts as an answer, was written down before any run, in a
-[plan for language](experiments/language.md) and a [plan for tasks](experiments/tasks.md); what was changed later is
-dated there. Words are used as the plans define them: a claim *holds*, *is contradicted*, or *is open*, which means that
-these runs do not decide it. This page is written from the results by one command; no verdict, and no sentence of the
-summary, is written by hand."""
+[plan for language](experiments/language.md), a [plan for tasks](experiments/tasks.md) and a
+[plan for the shipped checkpoint](experiments/checkpoint.md); what was changed later is dated there. Words are used as
+the plans define them: a claim *holds*, *is contradicted*, or *is open*, which means that these runs do not decide it.
+This page is written from the results by one command; no verdict, and no sentence of the summary, is written by hand."""
 LANGUAGE = """\
 ## Part 1: English text
 
@@ -61,7 +61,7 @@ A study of 2026-11-22 stood on this page until it was withdrawn: its training st
 bfloat16, with which models with forks, and no others, learn worse ([TRAINING_SPEED.md](TRAINING_SPEED.md)), and its
 arms shared one learning rate. Its results are in the repository's history, at commit 5c2c4c1.
 
-## The shipped checkpoint
+## Inside the shipped checkpoint
 
 [Its card](../checkpoints/thoughtbubbles-11m/README.md) compares it with its regular twin: 3.1% less perplexity, one
 pair of runs with one seed, without a control for scores. [Look inside](EVALUATION.md#look-inside) explains the
@@ -78,8 +78,8 @@ the text of the map. The recipes that were tried for it are in
 ![Figure 7: the forks of each token of a text in every layer](images/analysis-map.png)"""
 
 
-def page(both: Sequence[Part]) -> str:
-    """Return the page as Markdown."""
+def page(both: Sequence[Part], shipped: Sequence[str] = ()) -> str:
+    """Return the page as Markdown, with the parts of the section on the shipped checkpoint."""
     text, problems = both
     sections = [TITLE.format(finding=found(both), missing=missing(both)), "## In short", in_short(both)]
     sections += [LANGUAGE, _arms(text, language.ARMS), _made(text, "language", PREPARE)]
@@ -89,7 +89,7 @@ def page(both: Sequence[Part]) -> str:
     for size, arms in problems.sizes.items():
         sections += tasks.section(problems.study, size, arms, problems.results)
     lacking = [not_run(part.study, part.results) for part in both]
-    return "\n\n".join([*sections, ELSEWHERE.format(language=lacking[0], tasks=lacking[1])]) + "\n"
+    return "\n\n".join([*sections, *shipped, ELSEWHERE.format(language=lacking[0], tasks=lacking[1])]) + "\n"
 
 
 def _arms(part: Part, says: Mapping[str, str]) -> str:

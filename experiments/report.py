@@ -1,6 +1,7 @@
-"""Write the page of results of both studies, its figures, and the finding in README.md and the model card.
+"""Write the page of results of the studies, its figures, and the finding in README.md and the model card.
 
-    python -m experiments.report [--language FILE] [--tasks FILE] [--write] [--root FOLDER]
+    python -m experiments.report [--language FILE] [--tasks FILE] [--checkpoint FILE] [--present FILE] [--write]
+                                 [--root FOLDER]
 
 Prints the page; with --write it rewrites docs/RESULTS.md, its figures in docs/images/ (needs the extra `plots`), and
 what stands between the lines `<!-- finding -->` and `<!-- end of the finding -->` of the other two.
@@ -10,6 +11,8 @@ import argparse
 import textwrap
 from pathlib import Path
 
+from experiments.checkpoint.decide import read_present
+from experiments.checkpoint.page import part as shipped
 from experiments.page import page
 from experiments.part import Part, parts
 from experiments.runner.results import read_results
@@ -25,11 +28,12 @@ def main() -> None:
     """Print or write the page."""
     args = _arguments()
     both = parts(read_results(args.language), read_results(args.tasks))
+    text = page(both, shipped(read_results(args.checkpoint), read_present(args.present)))
     if not args.write:
-        print(page(both), end="")
+        print(text, end="")
         return
     _draw(both, args.root / PAGE.parent / "images")
-    (args.root / PAGE).write_text(page(both), encoding="utf-8")
+    (args.root / PAGE).write_text(text, encoding="utf-8")
     for path, links in MARKED.items():
         _replace(args.root / path, finding(both, links))
 
@@ -60,6 +64,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--language", type=Path, default=Path("benchmarks/results/language.jsonl"))
     parser.add_argument("--tasks", type=Path, default=Path("benchmarks/results/tasks.jsonl"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("benchmarks/results/checkpoint.jsonl"))
+    parser.add_argument("--present", type=Path, default=Path("benchmarks/results/checkpoint-present.json"))
     parser.add_argument("--write", action="store_true", help="rewrite the page, its figures and the finding")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of the repository (%(default)s)")
     return parser.parse_args()

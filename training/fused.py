@@ -48,7 +48,7 @@ def fused_loss(
     *,
     padded: bool = False,
 ) -> Tensor:
-    """Return `next_token_loss`, for a model without dropout whose averaging is not `logit`."""
+    """Return `next_token_loss`, for a model whose averaging is not `logit`."""
     assert model.config.averaging != "logit"
     ids, expected = windows[:, :-1], windows[:, 1:]
     lengths = (expected != PADDING).sum(1) if padded else None
@@ -70,10 +70,17 @@ def _streams(model: Thoughtbubbles, streams: Streams, selection: Selection) -> S
             by, weighted = model.rotation(streams.token_index, streams.tokens), block.residual_attenuation
         weigh = streams.score if weighted else None  # before the first fork P is 1
         streams, h = _update_and_norm(streams, update, block.ln_1)
-        update = Update(*_attend(block, h, streams.score, by), weigh)
+        update = _update(block.dropout, *_attend(block, h, streams.score, by), weigh)
         streams, h = _update_and_norm(streams, update, block.ln_2)
-        update = Update(*_mlp(block.mlp, h), weigh)
+        update = _update(block.dropout, *_mlp(block.mlp, h), weigh)
     return _finish(streams, update)
+
+
+def _update(dropout: nn.Dropout, value: Tensor, bias: Tensor | None, score: Tensor | None) -> Update:
+    """Return the update by `value` (B,S,D) and its bias. Dropout is of their sum, so that it adds the bias itself."""
+    if not (dropout.training and dropout.p):
+        return Update(value, bias, score)
+    return Update(dropout(value if bias is None else value + bias.type_as(value)), None, score)
 
 
 def _fork(block: ForkingBlock, streams: Streams, update: Update | None, selection: Selection) -> Streams:

@@ -55,7 +55,7 @@ def loss_function(model_config: ModelConfig, config: TrainConfig, ranks: Ranks) 
     """Return `fused_loss` if it supports these settings on this device, else `next_token_loss`."""
     kernels = ranks.device.type == "cuda" and find_spec("triton") is not None
     blocks = config.recompute or _sharded(config, ranks)  # both wrap the blocks, which the fused loss does not call
-    if not kernels or blocks or config.precision != "bfloat16" or config.dropout or model_config.averaging == "logit":
+    if not kernels or blocks or config.precision != "bfloat16" or model_config.averaging == "logit":
         return next_token_loss
     from thoughtbubbles.training.fused import fused_loss  # noqa: PLC0415 - needs Triton
 

@@ -16,7 +16,7 @@ import argparse
 import gzip
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -35,10 +35,10 @@ def main() -> None:
     out: Path = args.out
     texts = out / "texts"
     texts.mkdir(parents=True, exist_ok=True)
-    learned, tuned = _split(_lines(args.english / "train.jsonl.gz"))
-    held_out = list(_lines(args.english / "val.jsonl.gz"))
-    other = list(islice(_lines(args.code / "ood.jsonl.gz"), OTHER_DOCUMENTS))
-    files = {name: _write(texts / f"{name}.jsonl", lines) for name, lines in
+    learned, tuned = split(read_lines(args.english / "train.jsonl.gz"))
+    held_out = list(read_lines(args.english / "val.jsonl.gz"))
+    other = list(islice(read_lines(args.code / "ood.jsonl.gz"), OTHER_DOCUMENTS))
+    files = {name: write_lines(texts / f"{name}.jsonl", lines) for name, lines in
              (("train", learned), ("tuning", tuned), ("val", held_out), ("other", other))}  # fmt: skip
     for name, (train, val) in {
         "english": ("train", "val"),
@@ -48,31 +48,35 @@ def main() -> None:
         index = prepare([files[train]], [files[val]], out / name, str(args.tokenizer))
         print(f"{out / name}: {index.train.tokens:,} and {index.val.tokens:,} tokens", flush=True)
     shutil.rmtree(texts)
-    print(f"{pack(out)}", flush=True)
+    print(f"{pack(out, CARRIED)}", flush=True)
 
 
-def pack(folder: Path) -> Path:
-    """Write `folder`.tar.xz with what runs read of `folder`; return its path."""
+def pack(folder: Path, carried: Mapping[str, Sequence[str]], others: Iterable[str] = ()) -> Path:
+    """Write `folder`.tar.xz with what runs read: the splits `carried` of each folder, and `others`; return its path."""
     archive = folder.with_suffix(".tar.xz")
-    with tarfile.open(archive, "w:xz", preset=6) as file:
-        for name, splits in CARRIED.items():
+    with tarfile.open(archive, "w:xz", preset=9) as file:  # 9 finds text again that is 32 MB back, in another folder
+        for name, splits in carried.items():
             for kept in ("index.json", "tokenizer.tiktoken", *(f"{split}.bin" for split in splits)):
                 file.add(folder / name / kept, f"{folder.name}/{name}/{kept}")
+        for name in others:
+            file.add(folder / name, f"{folder.name}/{name}")
     return archive
 
 
-def _split(lines: Iterable[str]) -> tuple[list[str], list[str]]:
+def split(lines: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return the lines to learn from, and one in `ONE_IN` to tune on."""
     every = list(lines)
     return [line for i, line in enumerate(every) if i % ONE_IN], every[::ONE_IN]
 
 
-def _lines(path: Path) -> Iterable[str]:
+def read_lines(path: Path) -> Iterable[str]:
+    """Yield the lines of a gzipped file."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         yield from (line for line in file if line.strip())
 
 
-def _write(path: Path, lines: Iterable[str]) -> Path:
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    """Write lines that have their ends to a file, and return its path."""
     path.write_text("".join(lines), encoding="utf-8")
     return path
 

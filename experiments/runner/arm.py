@@ -40,6 +40,8 @@ class Measures(NamedTuple):
     """Returns at least the `loss` that chooses a learning rate, of a model and the study's data."""
     final: Callable[[Thoughtbubbles, Path, Any, Run], dict[str, Any]]
     """Returns at least the `loss` that is reported."""
+    keep: bool = False
+    """Whether the checkpoint of a reported run stays in its folder."""
 
 
 def train_and_measure(measures: Measures) -> None:
@@ -53,7 +55,7 @@ def train_and_measure(measures: Measures) -> None:
             return
         _write(args.out, result)
         delete_states(args.out / STATE_FOLDER)  # only now: until then the same command resumes or measures again
-        for folder in ("best", "checkpoint"):
+        for folder in ("best",) if measures.keep and run.kind == "final" else ("best", "checkpoint"):
             shutil.rmtree(args.out / folder, ignore_errors=True)
         (args.out / SECONDS_FILE).unlink(missing_ok=True)
 

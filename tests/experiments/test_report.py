@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.checkpoint.decide import read_present
+from experiments.checkpoint.page import part
 from experiments.page import page
 from experiments.part import Part, parts
 from experiments.report import BEGIN, END, MARKED, PAGE, main
@@ -182,9 +184,10 @@ def test_the_command_writes_the_page_its_figures_and_the_finding(
     pytest.importorskip("matplotlib", reason="figures need the extra `plots`")
     studies = both(nothing, {"regular": [3.6], "2l": [3.5], "scores": [3.55]}, {"regular": [0, 1], "4l": [0, 1]})
     words = []
-    for name, part in zip(("language", "tasks"), studies, strict=True):
-        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in part.results), encoding="utf-8")
+    for name, study in zip(("language", "tasks"), studies, strict=True):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in study.results), encoding="utf-8")
         words.append(f"--{name}={tmp_path / name}")
+    words.append(f"--checkpoint={tmp_path / 'none'}")
     for path in (*MARKED, PAGE):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(f"before\n{BEGIN}old\n{END}after\n", encoding="utf-8")
@@ -212,9 +215,10 @@ def test_the_command_writes_the_page_its_figures_and_the_finding(
 
 def test_the_committed_page_and_findings_are_of_the_committed_results() -> None:
     """`python -m experiments.report --write` renews them."""
-    results = [read_results(ROOT / "benchmarks" / "results" / f"{name}.jsonl") for name in ("language", "tasks")]
-    studies = parts(*results)
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(studies)
+    folder = ROOT / "benchmarks" / "results"
+    *results, third = [read_results(folder / f"{name}.jsonl") for name in ("language", "tasks", "checkpoint")]
+    studies, shipped = parts(*results), part(third, read_present(folder / "checkpoint-present.json"))
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(studies, shipped)
     for path, links in MARKED.items():
         said = (ROOT / path).read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
         assert said.split() == finding(studies, links).split()
