@@ -217,3 +217,23 @@ def test_the_users_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for example in examples:
         exec(compile(example, "USAGE.md", "exec"), {})
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_without_standard_streams(closed: str, tmp_path: Path) -> None:
+    """A service may start so. What opens next gets the numbers of closed streams, and libuv aborts for a socket."""
+    (tmp_path / "a.txt").write_text("the cat sat on the mat\n" * 9)
+    command = "prepare --train a.txt --val a.txt --vocab-size 258 --out out"
+    script = f'exec "{sys.executable}" -m thoughtbubbles {command} {closed}'
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_closed_streams_are_the_null_device(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, thoughtbubbles; thoughtbubbles.open_standard_streams(); null = os.stat(os.devnull);"
+        "opened = [os.path.samestat(os.fstat(n), null) and os.get_inheritable(n) for n in range(3)];"
+        "print('heard'); print('heard', file=sys.stderr); sys.exit(opened != [True] * 3 or sys.stdin.read() != '')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ["sh", "-c", f'exec "{sys.executable}" -c "{script}" <&- >&- 2>&-']
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)

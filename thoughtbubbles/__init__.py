@@ -105,12 +105,28 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
 
 
+def open_standard_streams() -> None:
+    """Open standard input, output and error on the null device if the process was started without them.
+
+    The next files and sockets would get their numbers: a message to standard error would be written into one of them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console command and return its exit status: 0, or 2 with the reason on standard error.
 
     1 if the reader of the output closed it, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
+    open_standard_streams()
     try:
         args = _parse(argv)
         return _module(args.command).run(args)

@@ -1,5 +1,6 @@
 """Stop a run cleanly on a signal."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +9,19 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Record SIGTERM and SIGINT inside the block instead of ending; yield a function that returns whether one came."""
+    """Record signals inside the block instead of ending; yield a function that returns whether one came.
+
+    They are SIGTERM, SIGINT and, unless `nohup` or a service has it ignored, SIGHUP: its terminal was closed.
+    """
     received: list[int] = []
 
     def record(number: int, _frame: FrameType | None) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, record) for number in numbers}
     try:
         yield lambda: bool(received)
     finally:

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from thoughtbubbles.server.http.offers import Declining
 from thoughtbubbles.server.observe.exchange import REQUEST_ID, http_request_id_of
 from thoughtbubbles.server.protocol import errors
 
@@ -51,7 +52,7 @@ class ConnectionLimits:
     """Counts connections that this server closed, by `reason`."""
 
 
-class _Connection(HttpToolsProtocol):
+class _Connection(Declining):
     """Closes itself when its client is slow to send or read, and answers what is not HTTP in JSON."""
 
     limits: ClassVar[ConnectionLimits]
@@ -112,11 +113,11 @@ class _Connection(HttpToolsProtocol):
         self._count_head(len(name) + len(value) + len(": \r\n"))
         super().on_header(name, value)
 
-    def on_headers_complete(self) -> None:
+    def on_head(self) -> None:
         self._stop_awaiting_head()
         self._in_body = True
         self._body_due = self.loop.time() + self.limits.read_seconds
-        super().on_headers_complete()
+        super().on_head()
 
     def on_message_complete(self) -> None:
         self._in_body = False

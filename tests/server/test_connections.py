@@ -3,8 +3,10 @@
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 
@@ -368,3 +370,28 @@ def test_a_handshake_for_a_websocket_is_answered_as_a_request(server: Running) -
     with connected(server) as client:
         client.sendall(get("/health", *upgrade))
         assert parts(one_answer(client))[0] == 200
+
+
+@pytest.mark.parametrize("cuts", [(), (40,), (-2,), (40, -2)], ids=["whole", "in_the_head", "in_the_body", "in_both"])
+def test_a_body_behind_an_offer_of_http_2_is_read(server: Running, cuts: tuple[int, ...]) -> None:
+    """Java's client offers HTTP/2 so in its first request, and goes on in HTTP/1.1 on the same connection."""
+    offer = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAEAAEAAAAIAAAAB")
+    request = post(body_of(max_tokens=1), *offer)
+    with connected(server) as client:
+        for _ in range(2):
+            for start, end in pairwise((0, *(cut % len(request) for cut in cuts), len(request))):
+                client.sendall(request[start:end])
+                time.sleep(0.05)  # a packet of its own
+            assert parts(one_answer(client))[0] == 200
+        client.sendall(request + get("/health", *offer) + request + get("/health", "connection: close"))
+        assert read(client).count(b"HTTP/1.1 200 OK") == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "refusal"), [("a:80", (400, "invalid_http")), ("http://a/health", (405, "method_not_allowed"))]
+)
+@pytest.mark.parametrize("offer", [(), ("connection: upgrade", "upgrade: h2c")], ids=["plain", "offer"])
+def test_a_tunnel_is_refused(server: Running, target: str, refusal: tuple[int, str], offer: tuple[str, ...]) -> None:
+    with connected(server) as client:
+        client.sendall(get(target, *offer, method="CONNECT"))
+        assert error(one_answer(client)) == refusal

@@ -130,6 +130,15 @@ def test_what_cannot_be_scored_is_told_in_one_line(
     assert capsys.readouterr().err.startswith(f"error: {reason}")
 
 
+def test_lines_end_at_line_breaks_alone_and_one_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "passages.txt"
+    path.write_bytes("the cat\N{LINE SEPARATOR}is\r\nthe cat\x85 sleeps\n\n".encode())
+    assert [question.choices for question in formats.lambada(path)] == [("cat\N{LINE SEPARATOR}is",), ("sleeps",)]
+    path.write_bytes(b"the cat is\nthe \xff is\n")
+    with pytest.raises(ValueError, match=r"passages\.txt:2: .*utf-8"):
+        list(formats.lambada(path))
+
+
 @pytest.mark.parametrize(
     ("name", "file", "count"),
     [("piqa", "piqa", 1500), ("openbookqa", "openbookqa", 500), ("agreement", "subject_verb_agreement", 7099)],

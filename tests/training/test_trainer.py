@@ -24,6 +24,7 @@ from thoughtbubbles.training.config import OptimizerName, TrainConfig
 from thoughtbubbles.training.data.prepare import prepare
 from thoughtbubbles.training.distributed import Ranks
 from thoughtbubbles.training.state import latest_state, read_facts
+from thoughtbubbles.training.stopping import stop_on_signal
 from thoughtbubbles.training.trainer import NOT_FINITE_FILE, STATE_FOLDER, LossNotFiniteError, Trainer
 
 STEPS = 120
@@ -101,6 +102,19 @@ def test_sigterm_saves_ends_with_zero_and_loses_nothing(data: Path, tmp_path: Pa
     assert 3 <= stopped_at < STEPS
     train(tmp_path / "parts", "--resume")
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_terminal_that_is_closed_stops_a_run_unless_nohup_keeps_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        for handler, stops in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+            signal.signal(signal.SIGHUP, handler)
+            with stop_on_signal() as stopping:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stopping() == stops
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_learns_logs_and_leaves_its_checkpoints(data: Path, tmp_path: Path) -> None:

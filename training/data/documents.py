@@ -10,6 +10,7 @@ from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.files.untrusted import require_regular
 from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, is_json_lines, read_json_lines
 from thoughtbubbles.training.data.rows import Document, conversation, require_characters
+from thoughtbubbles.training.data.text_files import read_text
 
 _ROWS_AT_ONCE = 256
 
@@ -87,10 +88,7 @@ def _documents(path: Path) -> Iterator[tuple[Document, str]]:
 
 
 def _text(path: Path) -> Document:
-    try:
-        return Document(require_regular(path).read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return Document(read_text(path).removeprefix(BYTE_ORDER_MARK))
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Document, str]]:

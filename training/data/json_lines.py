@@ -23,11 +23,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[object, str]]:
     """
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(require_regular(path), "rt", encoding="utf-8") as lines:
+        with opened(require_regular(path), "rb") as lines:
             for number, line in enumerate(lines, 1):
-                text = line.removeprefix(BYTE_ORDER_MARK)
+                where = f"{path}:{number}"
+                text = _decode(line, where).removeprefix(BYTE_ORDER_MARK)
                 if text.strip():
-                    where = f"{path}:{number}"
                     yield parse_json(text, where), where
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _decode(line: bytes, where: str) -> str:
+    """Return the text of `line`. Raise `ValueError` starting with `where` if it is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {error}") from error

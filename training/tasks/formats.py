@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoughtbubbles.model.files.untrusted import require_regular
 from thoughtbubbles.training.data.json_lines import is_json_lines
+from thoughtbubbles.training.data.text_files import read_text
 from thoughtbubbles.training.tasks.records import Record, read_records
 
 
@@ -58,7 +58,7 @@ def hellaswag(path: Path) -> Iterator[Question]:
 def piqa(path: Path) -> Iterator[Question]:
     """Read `piqa`: `goal`, `sol1`, `sol2`, and a `label` each, or a line each in `NAME-labels.lst` beside the file."""
     label_file = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
-    labels = iter(require_regular(label_file).read_text(encoding="utf-8").split()) if label_file.exists() else iter(())
+    labels = iter(read_text(label_file).split()) if label_file.exists() else iter(())
     for record in read_records(path):
         record.values.setdefault("label", next(labels, None))
         yield Question(
@@ -112,4 +112,4 @@ def _without_brackets(text: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    return (line for line in require_regular(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    return (line for line in read_text(path).split("\n") if line.strip())
