@@ -21,7 +21,15 @@ from thoughtbubbles_client.reading import read
 from thoughtbubbles_client.results import Completion, LoadedWeights, Model
 from thoughtbubbles_client.retry import RetryPolicy
 from thoughtbubbles_client.streams import CompletionStream
-from thoughtbubbles_client.transport import DEFAULT_TIMEOUT, DEFAULT_URL, check, http_settings, is_stream, translated
+from thoughtbubbles_client.transport import (
+    DEFAULT_TIMEOUT,
+    DEFAULT_URL,
+    check,
+    http_settings,
+    is_stream,
+    time_limits,
+    translated,
+)
 
 T = TypeVar("T")
 
@@ -147,7 +155,7 @@ class Client:
 
     def _try(self, call: Call[Any]) -> httpx.Response:
         """Return a successful response. It has been read, unless it is a stream, which the caller reads and closes."""
-        timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else call.timeout
+        timeout = httpx.USE_CLIENT_DEFAULT if call.timeout is None else time_limits(call.timeout)
         http = self._own()
         request = http.build_request(call.method, call.path, json=call.body, headers=call.headers, timeout=timeout)
         with translated():

@@ -20,8 +20,11 @@ from thoughtbubbles_client.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """The default address of `thoughtbubbles serve`."""
-DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0, pool=None)
 """The default time limit of a request on the server; connecting takes less."""
+LIMITS = httpx.Limits(max_connections=500, max_keepalive_connections=20)
+"""Connections of a client; more requests wait for one. 500 are half of what a server has by default, and few enough for
+a process that may open 1024 files. httpx's pool tries each idle one for every request, so that more than 20 cost."""
 
 ERRORS: Mapping[type[httpx.RequestError], type[ThoughtbubblesError]] = {
     httpx.ConnectError: UnreachableError,
@@ -46,7 +49,12 @@ def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout)
         raise ValueError(f"url must be like {DEFAULT_URL}, not {url!r}")
     headers = {"user-agent": f"thoughtbubbles-client/{__version__}"}
     headers |= {} if api_key is None else authorization(api_key, "api_key")
-    return {"base_url": parsed, "headers": headers, "timeout": timeout}
+    return {"base_url": parsed, "headers": headers, "timeout": time_limits(timeout), "limits": LIMITS}
+
+
+def time_limits(timeout: float | httpx.Timeout) -> httpx.Timeout:
+    """Return time limits of a request. A number limits no wait for a connection that the client's others still use."""
+    return timeout if isinstance(timeout, httpx.Timeout) else httpx.Timeout(timeout, pool=None)
 
 
 def authorization(key: str, name: str) -> dict[str, str]:
