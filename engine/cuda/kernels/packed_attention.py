@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, slots_of
 from thoughtbubbles.engine.cuda.kernels.linear import Recent
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
@@ -63,6 +64,7 @@ def packed_attention(
         head_stride=keys.stride(0), batch_size=span.batch_size, BATCH=triton.next_power_of_2(span.batch_size),
         PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile,
         KEYS=blocks.keys, PRECISION=precision(queries), num_warps=blocks.warps, num_stages=blocks.stages,
+        **overlapped(queries),
     )  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def _packed_attention(
     scale, table_stride, head_stride, batch_size, BATCH: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     head = tl.program_id(1)
     b, tile = _tile_of(tl.program_id(0), counts, batch_size, BATCH, QUERIES)
     new, start = tl.load(counts + b), tl.load(starts + b)
