@@ -57,7 +57,7 @@ def packed_attention(
     blocks = blocks_of(queries.dtype, most)
     tile = min(blocks.queries, max(16, triton.next_power_of_2(most)))
     tiles = rows // tile + span.batch_size  # an upper bound
-    _packed_attention[(tiles, heads)](
+    _packed_attention[(heads, tiles)](  # in this order the long tiles of all heads come first, and no tiles last
         queries=queries, recent_keys=recent.keys, recent_values=recent.values, keys=keys, values=values,
         cumulative=cumulative, table=span.table, lanes=span.lane, starts=span.start, counts=span.count,
         lengths=span.length, out=out, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
@@ -75,8 +75,8 @@ def _packed_attention(
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous()
-    head = tl.program_id(1)
-    b, tile = _tile_of(tl.program_id(0), counts, batch_size, BATCH, QUERIES)
+    head = tl.program_id(0)
+    b, tile = _tile_of(tl.program_id(1), counts, batch_size, BATCH, QUERIES)
     new, start = tl.load(counts + b), tl.load(starts + b)
     if tile * QUERIES >= new:
         return
