@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thoughtbubbles.engine.cuda.kernels.overlap import fetch_lines, overlapped, start_next, wait
+from thoughtbubbles.engine.cuda.kernels.overlap import fetch_lines, overlapped, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
@@ -89,11 +89,10 @@ def _paged_attention(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start_next()
     if AHEAD > 0:
         _fetch_keys(keys, values, table, lanes, counts, lengths, starts, b, head, split, table_stride, head_stride,
                     PAGE, WIDTH, KEYS, AHEAD, SPLITS)  # fmt: skip
-    wait()
+    wait_for_previous()
     count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):

@@ -1,8 +1,8 @@
 """Kernels that start before the one launched before them has ended (programmatic dependent launch, on NVIDIA's Hopper).
 
 A decode step is a chain of a hundred short kernels. Between two of them a device is idle for as long as a launch and
-the first reads from memory take. So each kernel lets the next one start at once, and reads its weights while it waits
-for the one before. Before `wait` returns, a kernel writes nothing, and reads nothing that a step writes.
+the first reads from memory take. So each kernel lets the next one start early, which reads its weights while it waits.
+Before `wait_for_previous` returns, a kernel writes nothing, and computes with nothing that a step writes.
 """
 
 from functools import cache
@@ -32,23 +32,17 @@ def _overlaps_on(device: torch.device) -> bool:
 
 @triton.jit
 def wait_for_previous():
-    """Let the next kernel start, then wait until the one before has ended and all that it wrote can be read."""
-    start_next()
-    wait()
-
-
-@triton.jit
-def start_next():
-    """Let the next kernel start once all programs of this one have started."""
+    """Wait until the kernel before has ended and all that it wrote can be read, then let the next kernel start."""
     if cuda_capability_geq(9):
+        gdc_wait()
         gdc_launch_dependents()
 
 
 @triton.jit
-def wait():
-    """Wait until the kernel before has ended and all that it wrote can be read."""
+def start_next():
+    """Let the next kernel start, in the first one of a step, which waits for none."""
     if cuda_capability_geq(9):
-        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
