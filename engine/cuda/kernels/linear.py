@@ -195,7 +195,7 @@ def _read_weights_ahead(
     """
     weights, column = (), column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
     if SPLITS > 0:
-        weights = few_weights(weight, first, other, HALF, WIDTH, COLUMNS, K, DEPTH, SPLITS)  # type: ignore[assignment]
+        weights = few_weights(weight, first, other, HALF, WIDTH, COLUMNS, K, DEPTH, SPLITS)
     elif tl.program_id(1) == 0:
         read_ahead(weight + column * K + begin, tl.minimum(K - begin, SHARE), SHARE)
     if bias is not None:
