@@ -17,7 +17,8 @@ from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
 _KEYS_AT_ONCE = 64
 _KEYS_AHEAD = 128
-"""The most keys of a program that are on their way to the L2 cache before the kernel before has ended."""
+"""The most keys of a program that are on their way to the L2 cache before the kernel before has ended, where programs
+share keys: with so many batch slots that they do not, it took longer."""
 LOG2_E = 1.4426950408889634
 
 
@@ -64,7 +65,7 @@ def paged_attention(
         arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
         CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE,
-        AHEAD=_KEYS_AHEAD, SPLITS=parts.splits,
+        AHEAD=_KEYS_AHEAD if parts.splits > 1 else 0, SPLITS=parts.splits,
         PRECISION=precision(queries), num_warps=warps, num_stages=stages, **overlapped(queries),
     )  # fmt: skip
 

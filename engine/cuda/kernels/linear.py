@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_product, few_weights
-from thoughtbubbles.engine.cuda.kernels.overlap import fetch_lines, overlapped, read_ahead, wait_for_previous
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, read_ahead, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, Tiles, few, few_tiles, precision, tiles_of
 
@@ -186,24 +186,20 @@ def _dead(live, ROWS: tl.constexpr):
 
 @triton.jit
 def _read_weights_ahead(
-    weight, bias, gain, shift, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin, COLUMNS: tl.constexpr,
-    K: tl.constexpr, SHARE: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+    weight, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin, COLUMNS: tl.constexpr, K: tl.constexpr,
+    SHARE: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Wait for the kernel before while the weights of `_product`, bias, gain and shift are on their way.
+    """Wait for the kernel before while the weights of `_product` are on their way.
 
-    Return the weights for `few_product`, and nothing if it is not used.
+    Return them for `few_product`, and nothing if it is not used. Bias and gain are not worth it: for few rows it took
+    longer.
     """
-    weights, column = (), column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
+    weights = ()
     if SPLITS > 0:
         weights = few_weights(weight, first, other, HALF, WIDTH, COLUMNS, K, DEPTH, SPLITS)
     elif tl.program_id(1) == 0:
+        column = column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
         read_ahead(weight + column * K + begin, tl.minimum(K - begin, SHARE), SHARE)
-    if bias is not None:
-        fetch_lines(bias + column)
-    if gain is not None:
-        read_ahead(gain + tl.arange(0, 1), K, K)
-    if shift is not None:
-        read_ahead(shift + tl.arange(0, 1), K, K)
     wait_for_previous()
     return weights
 
@@ -266,7 +262,7 @@ def _gelu_linear(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * COLUMNS
     column = first + tl.arange(0, COLUMNS)
-    weights = _read_weights_ahead(weight, bias, gain, shift, first, outputs - 1, 0, 0, 0, COLUMNS, K, K, DEPTH, SPLITS)
+    weights = _read_weights_ahead(weight, first, outputs - 1, 0, 0, 0, COLUMNS, K, K, DEPTH, SPLITS)
     if _dead(live, ROWS):
         return
     if ROWS <= _EARLY_ROWS:
@@ -297,8 +293,7 @@ def _residual_linear(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * COLUMNS
     column, begin = first + tl.arange(0, COLUMNS), tl.program_id(2) * SHARE
-    weights = _read_weights_ahead(weight, bias, None, None, first, outputs - 1, 0, 0, begin, COLUMNS, K, SHARE, DEPTH,
-                                  SPLITS)  # fmt: skip
+    weights = _read_weights_ahead(weight, first, outputs - 1, 0, 0, begin, COLUMNS, K, SHARE, DEPTH, SPLITS)
     if _dead(live, ROWS):
         return
     at, inside = row[:, None] * outputs + column[None, :], column < outputs
@@ -335,8 +330,7 @@ def _project_heads(
     COLUMNS: tl.constexpr = TOGETHER * 2 * HALF  # channels and partners by turns: a thread has two adjacent columns
     column = column_of(tl.arange(0, COLUMNS), part * HEADS + first, begin, HALF, WIDTH)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    weights = _read_weights_ahead(weight, bias, gain, shift, part * HEADS + first, begin, HALF, WIDTH, 0, COLUMNS, K, K,
-                                  DEPTH, SPLITS)  # fmt: skip
+    weights = _read_weights_ahead(weight, part * HEADS + first, begin, HALF, WIDTH, 0, COLUMNS, K, K, DEPTH, SPLITS)
     if _dead(live, ROWS):
         return
     r, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
