@@ -43,6 +43,12 @@ def launches(source: str) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(kernel).rsplit(".", maxsplit=1)[-1], node
 
 
+def only_options(keyword: ast.keyword) -> bool:
+    """Whether it is `**overlapped(…)`, which passes keywords of Triton's own and no others."""
+    value = keyword.value
+    return keyword.arg is None and isinstance(value, ast.Call) and ast.unparse(value.func) == "overlapped"
+
+
 def violations(source: str, elsewhere: Parameters) -> list[str]:
     """What is wrong with the launches in `source`, of its own kernels or of those `elsewhere`."""
     known = elsewhere | kernels(source)
@@ -50,7 +56,7 @@ def violations(source: str, elsewhere: Parameters) -> list[str]:
     for name, call in launches(source):
         if name not in known:
             continue
-        named = {keyword.arg for keyword in call.keywords}
+        named = {keyword.arg for keyword in call.keywords if not only_options(keyword)}
         if call.args or None in named:
             found.append(f"{name} in line {call.lineno} is not launched by keyword")
         elif wrong := known[name] ^ (named - OPTIONS):
@@ -96,6 +102,8 @@ def kernel(x, n, SIZE: tl.constexpr):
         ("kernel[(1,)](x=x, n=n, SIZE=4, num_warps=8)", 0),
         ("wrap_triton(kernel)[(1,)](x=x, n=n, SIZE=4)", 0),
         ("module.kernel[(1,)](n=n, x=x, SIZE=4)", 0),
+        ("kernel[(1,)](x=x, n=n, SIZE=4, **overlapped(x))", 0),
+        ("kernel[(1,)](x=x, n=overlapped(x), **overlapped(x))", 1),
         ("dict[str, int](x)", 0),
         ("kernel[(1,)](x, n, SIZE=4)", 1),
         ("wrap_triton(kernel)[(1,)](x, n=n, SIZE=4)", 1),

@@ -85,13 +85,14 @@ class PrefillInputs(Columns):
     """(B,) its tokens in the cache, the new ones included."""
     streams: Annotated[Tensor, "G", "B"]
     """(G,B) its streams in the cache before the step."""
-    table: Annotated[Tensor, "B", "P"]
-    """(B,P) its pages, as in `Lanes.table`."""
-    live: Annotated[Tensor, 1]
-    """(1,) new tokens of all requests."""
     scored: Annotated[Tensor, "T"]
     """(T,) the indices of the tokens after which a prompt's next one is scored."""
     target: Annotated[Tensor, "T"]
     """(T,) the ids of these next ones."""
     top: Annotated[Tensor, "T"]
     """(T,) how many of the likeliest are reported with each."""
+    live: Annotated[Tensor, 1]
+    """(1,) new tokens of all requests."""
+    table: Annotated[Tensor, "B", "P"]
+    """(B,P) its pages, as in `Lanes.table`. It is the largest column and the last, so that the rows in use are uploaded
+    and not the others."""

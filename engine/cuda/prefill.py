@@ -47,6 +47,8 @@ class PrefillStep(Step):
         sizes = {"B": batch_size, "T": tokens, "G": segments, "P": cache.ledger.table.shape[1], "ONE": 1}
         host = PrefillInputs.zeros(torch.device("cpu"), **sizes)
         self._host_memory, self._host = host.memory, host.numpy()
+        self._num_used = 0
+        """Words of it that the next run reads."""
         self._inputs = PrefillInputs.zeros(device, **sizes)
         self._output = torch.zeros(segments * (2 + tokens), dtype=torch.int32, device=device)
         tally, counts = self._output.split([2 * segments, segments * tokens])
@@ -85,10 +87,11 @@ class PrefillStep(Step):
         for name, values in columns.items():
             array = np.asarray(values)
             self._host[name][tuple(map(slice, array.shape))] = array
+        self._num_used = len(self._host_memory) - self._host["table"][len(np.asarray(columns["table"])) :].size
 
     def run(self) -> None:
         """Launch the step up to the logits. `draw` follows."""
-        self._inputs.memory.copy_(self._host_memory, non_blocking=True)
+        self._inputs.memory[: self._num_used].copy_(self._host_memory[: self._num_used], non_blocking=True)
         self._replay("begin")
         self._host_output.copy_(self._output, non_blocking=True)
         if self._forked:

@@ -11,10 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thoughtbubbles.engine.cuda.kernels.overlap import fetch_lines, overlapped, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
 _KEYS_AT_ONCE = 64
+_KEYS_AHEAD = 128
+"""The most keys of a program that are on their way to the L2 cache before the kernel before has ended, where programs
+share keys: with so many batch slots that they do not, it took longer."""
 LOG2_E = 1.4426950408889634
 
 
@@ -60,8 +64,9 @@ def paged_attention(
         counts=span.count, lengths=span.length, out=out, outputs=parts.outputs, weights=parts.weights,
         arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
-        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE, SPLITS=parts.splits,
-        PRECISION=precision(queries), num_warps=warps, num_stages=stages,
+        CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE,
+        AHEAD=_KEYS_AHEAD if parts.splits > 1 else 0, SPLITS=parts.splits,
+        PRECISION=precision(queries), num_warps=warps, num_stages=stages, **overlapped(queries),
     )  # fmt: skip
 
 
@@ -82,9 +87,13 @@ def _paged_attention(
     queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
     scale, table_stride, head_stride,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if AHEAD > 0:
+        _fetch_keys(keys, values, table, lanes, counts, lengths, starts, b, head, split, table_stride, head_stride,
+                    PAGE, WIDTH, KEYS, AHEAD, SPLITS)  # fmt: skip
+    wait_for_previous()
     count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
@@ -122,6 +131,26 @@ def _paged_attention(
                          channel, HEADS, WIDTH, QUERIES, CHANNELS, SPLITS)  # fmt: skip
     tl.store(out + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], y.to(out.dtype.element_ty),
              mask=inside & mine)  # fmt: skip
+
+
+@triton.jit
+def _fetch_keys(
+    keys, values, table, lanes, counts, lengths, starts, b, head, split, table_stride, head_stride, PAGE: tl.constexpr,
+    WIDTH: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Have the first keys and values of this program on their way to the L2 cache.
+
+    Lengths may still be those of the last step: it has then other keys on their way, and reads nothing of them.
+    """
+    LINE: tl.constexpr = 128 // (keys.dtype.element_ty.primitive_bitwidth // 8)
+    _, length, _, lane, share, _ = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
+    pages, end = table + tl.maximum(lane, 0) * table_stride, tl.minimum(length, (split + 1) * share)
+    for first in tl.static_range(0, AHEAD, KEYS):
+        slot = slots_of(pages, split * share + first + tl.arange(0, KEYS), end, PAGE)
+        at = head * head_stride.to(tl.int64) + slot.to(tl.int64) * WIDTH
+        for channel in tl.static_range(0, WIDTH, LINE):
+            fetch_lines(keys + at + channel)
+            fetch_lines(values + at + channel)
 
 
 @triton.jit

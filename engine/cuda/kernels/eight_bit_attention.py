@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, Parts, join_parts, share_of
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
@@ -52,7 +53,7 @@ def eight_bit_attention(
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
         CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=max(8, triton.next_power_of_2(most)),
         KEYS=BLOCKS.keys, RUN=math.gcd(BLOCKS.keys, span.page_size), SPLITS=parts.splits,
-        PRECISION=precision(queries), num_warps=BLOCKS.warps, num_stages=BLOCKS.stages,
+        PRECISION=precision(queries), num_warps=BLOCKS.warps, num_stages=BLOCKS.stages, **overlapped(queries),
     )  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def _eight_bit_attention(
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, RUN: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.

@@ -25,17 +25,27 @@ def column_of(c, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def few_weights(
+    weight, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr,
+    DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Return the weights of the columns of `column_of`, for `few_product`."""
+    weights = ()
+    for start in tl.static_range(0, K, DEPTH):
+        weights += (_weights(weight, first, other, HALF, WIDTH, start, COLUMNS, K, DEPTH, SPLITS),)  # type: ignore[assignment]
+    return weights
+
+
+@triton.jit
 def few_product(
-    x, weight, gain, shift, eps, row, rows, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr,
+    x, weights, gain, shift, eps, row, rows,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Return Σ LN(x)[row, k] · weight[column, k], or without a gain that of x itself, in float32.
 
-    SPLITS warps share every DEPTH inputs. Rows from `rows` on are not read.
+    The weights are those of `few_weights`. SPLITS warps share every DEPTH inputs. Rows from `rows` on are not read.
     """
-    weights, tiles, gains, shifts = (), (), (), ()
-    for start in tl.static_range(0, K, DEPTH):
-        weights += (_weights(weight, first, other, HALF, WIDTH, start, COLUMNS, K, DEPTH, SPLITS),)  # type: ignore[assignment]
+    tiles, gains, shifts = (), (), ()
     for start in tl.static_range(0, K, DEPTH):
         k = start + tl.arange(0, DEPTH)
         at, mask = row[:, None] * K + k[None, :], (row < rows)[:, None] & (k < K)[None, :]

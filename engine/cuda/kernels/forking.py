@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, start_next, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.model import ForkingBlock
@@ -77,7 +78,7 @@ def select(
         lanes=rows.lane, cache_scores=scores, next_streams=lanes.streams[segment], time=time, kappas=lanes.kappa,
         block_size=block_size, next_counts=into.count, chosen=choice.candidate, chosen_scores=choice.score, tally=tally,
         table_stride=rows.table.stride(0), width=x.shape[1], PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
-        PRIOR=_PRIOR_AT_ONCE, WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
+        PRIOR=_PRIOR_AT_ONCE, WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8, **overlapped(x),
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def gather(
         table_stride=into.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
         norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
         BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
-        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
+        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8, **overlapped(x),
     )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def average(*, x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, rightmost
     _average[(len(out),)](
         x=x, starts=rows.start, counts=rows.count, scores=rows.score, norm_weight=norm.weight, norm_bias=norm.bias,
         eps=norm.eps, out=out, width=x.shape[1], RIGHTMOST=rightmost, NORM_FIRST=norm_first,
-        WIDTH=triton.next_power_of_2(x.shape[1]),
+        WIDTH=triton.next_power_of_2(x.shape[1]), **overlapped(x),
     )  # fmt: skip
 
 
@@ -120,6 +121,7 @@ def _embed(
     norm_weight, norm_bias, eps, normed,
     PAGE: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
+    start_next()
     b, others = tl.program_id(0), tl.arange(0, BATCH)
     lane = tl.load(lanes + b)
     earlier = tl.load(lanes + others, mask=others < b, other=-1)
@@ -226,6 +228,7 @@ def _select(
     next_streams, time, kappas, block_size, next_counts, chosen, chosen_scores, tally, table_stride, width,
     PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     b = tl.program_id(0)
     lane, count, start = tl.load(lanes + b), tl.load(counts + b), tl.load(starts + b)
     t, left = tl.load(time + b), tl.load(lengths + b) - count
@@ -263,6 +266,7 @@ def _gather(
     norm_weight, norm_bias, eps, normed,
     PAGE: tl.constexpr, CANDIDATES: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     b, others = tl.program_id(0), tl.arange(0, BATCH)
     count = tl.load(next_counts + b)
     first = tl.sum(tl.load(next_counts + others, mask=others < b, other=0))
@@ -300,6 +304,7 @@ def _average(
     x, starts, counts, scores, norm_weight, norm_bias, eps, out, width,
     RIGHTMOST: tl.constexpr, NORM_FIRST: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     b, d = tl.program_id(0), tl.arange(0, WIDTH)
     start, count = tl.load(starts + b), tl.load(counts + b)
     inside = d < width

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_product
+from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_product, few_weights
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, read_ahead, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, Tiles, few, few_tiles, precision, tiles_of
 
@@ -48,7 +49,7 @@ def normalise(
     _normalise[(x.shape[0],)](
         x=x, sums=sums, added=added, score=rows.score, weight=gain, bias=shift, out=out, live=rows.live, eps=eps,
         rows=x.shape[0], width=x.shape[1], PARTS=len(sums) if sums is not None else 0,
-        WIDTH=triton.next_power_of_2(x.shape[1]),
+        WIDTH=triton.next_power_of_2(x.shape[1]), **overlapped(x),
     )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def gelu_linear(
         x=x, weight=layer.weight, bias=layer.bias, gain=gain, shift=shift, eps=eps, out=out, live=rows.live,
         rows=x.shape[0], outputs=out.shape[1], K=x.shape[1], TANH=tanh, ROWS=tiles.rows, COLUMNS=tiles.columns,
         DEPTH=tiles.depth, SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        num_stages=tiles.stages, **overlapped(x),
     )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
         x=x, weight=layer.weight, bias=layer.bias, residual=residual, sums=sums, score=rows.score, live=rows.live,
         rows=x.shape[0], outputs=residual.shape[1], K=x.shape[1], ROWS=tiles.rows, COLUMNS=tiles.columns,
         DEPTH=tiles.depth, PARTS=parts, SHARE=share, SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        num_stages=tiles.stages, **overlapped(x),
     )  # fmt: skip
     return Unreduced(sums, layer.bias) if sums is not None else None
 
@@ -130,7 +131,7 @@ def project_heads(
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
         rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
         SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
-        SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages,
+        SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages, **overlapped(x),
     )  # fmt: skip
 
 
@@ -140,20 +141,18 @@ def _normalise(
     PARTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
+    inside = d < width
+    gain, shift, own_added = _channels(weight, d, inside), _channels(bias, d, inside), _channels(added, d, inside)
+    wait_for_previous()
     if row >= tl.load(live):
         return
-    inside = d < width
     at = row * width + d
     own = tl.load(x + at, mask=inside, other=0.0)
-    gain, shift = (
-        _channels(weight, d, inside),
-        _channels(bias, d, inside),
-    )  # loaded here: below they would wait for sums
     if PARTS > 0:
         update = tl.zeros([WIDTH], tl.float32)
         for part in tl.static_range(PARTS):
             update += tl.load(sums + part * rows * width + at, mask=inside, other=0.0)
-        update += _channels(added, d, inside)
+        update += own_added
         own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)
         tl.store(x + at, own, mask=inside)
     if weight is not None:
@@ -186,18 +185,37 @@ def _dead(live, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _read_weights_ahead(
+    weight, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin, COLUMNS: tl.constexpr, K: tl.constexpr,
+    SHARE: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Wait for the kernel before while the weights of `_product` are on their way.
+
+    Return them for `few_product`, and nothing if it is not used. Bias and gain are not worth it: for few rows it took
+    longer.
+    """
+    weights = ()
+    if SPLITS > 0:
+        weights = few_weights(weight, first, other, HALF, WIDTH, COLUMNS, K, DEPTH, SPLITS)
+    elif tl.program_id(1) == 0:
+        column = column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
+        read_ahead(weight + column * K + begin, tl.minimum(K - begin, SHARE), SHARE)
+    wait_for_previous()
+    return weights
+
+
+@triton.jit
 def _product(
-    x, weight, gain, shift, eps, row, rows, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin,
+    x, weight, weights, gain, shift, eps, row, rows, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return Σ x[row, k] · weight[column, k] over SHARE k from `begin` on; the columns are those of `column_of`.
 
-    If warps share the inputs (SPLITS), it is `few_product`.
+    If warps share the inputs (SPLITS), it is `few_product`, with its `weights`.
     """
     if SPLITS > 0:
-        return few_product(x, weight, gain, shift, eps, row, rows, first, other, HALF, WIDTH, ROWS, COLUMNS, K, DEPTH,
-                           SPLITS)  # fmt: skip
+        return few_product(x, weights, gain, shift, eps, row, rows, ROWS, COLUMNS, K, DEPTH, SPLITS)
     row, column = tl.minimum(row, rows - 1), column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, SHARE, DEPTH):
@@ -213,10 +231,26 @@ def _product(
 
 
 @triton.jit
-def _gelu(x, TANH: tl.constexpr):
+def _gelu(x, TANH: tl.constexpr, EXACT: tl.constexpr):
+    """Return GELU(x): if not EXACT within 1e-6, which is less than 16 bits round, with half the instructions.
+
+    It is max(x, 0) - |x| erfc(|x|/√2) / 2; erfc is one over the 16th power of a polynomial (Abramowitz and Stegun,
+    Handbook of Mathematical Functions, 7.1.28).
+    """
     if TANH:
         return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if EXACT:
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    z = tl.abs(x)
+    root = z * 5.382975e-06 + 4.889063564344402e-05
+    root = root * z + 3.8003575e-05
+    root = root * z + 0.0032776263241471684
+    root = root * z + 0.02114100615
+    root = root * z + 0.04986734696679053
+    power = tl.rsqrt(root * z + 1.0)
+    for _ in tl.static_range(5):
+        power *= power
+    return tl.maximum(x, 0.0) - 0.5 * z * power
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -228,15 +262,16 @@ def _gelu_linear(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * COLUMNS
     column = first + tl.arange(0, COLUMNS)
+    weights = _read_weights_ahead(weight, first, outputs - 1, 0, 0, 0, COLUMNS, K, K, DEPTH, SPLITS)
     if _dead(live, ROWS):
         return
     if ROWS <= _EARLY_ROWS:
         added, count = _channels(bias, column, column < outputs), tl.load(live)
-    product = _product(x, weight, gain, shift, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K, K, DEPTH,
-                       SPLITS, PRECISION)  # fmt: skip
+    product = _product(x, weight, weights, gain, shift, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K,
+                       K, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
         added, count = _channels(bias, column, column < outputs), tl.load(live)
-    y = _gelu(product + added[None, :], TANH)
+    y = _gelu(product + added[None, :], TANH, out.dtype.element_ty == tl.float32)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < count)[:, None] & (column < outputs)[None, :])  # fmt: skip
 
@@ -257,7 +292,8 @@ def _residual_linear(
 ):  # fmt: skip
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * COLUMNS
-    column = first + tl.arange(0, COLUMNS)
+    column, begin = first + tl.arange(0, COLUMNS), tl.program_id(2) * SHARE
+    weights = _read_weights_ahead(weight, first, outputs - 1, 0, 0, begin, COLUMNS, K, SHARE, DEPTH, SPLITS)
     if _dead(live, ROWS):
         return
     at, inside = row[:, None] * outputs + column[None, :], column < outputs
@@ -265,8 +301,8 @@ def _residual_linear(
         count = tl.load(live)
         if PARTS == 1:
             before, added, c = _before(residual + at, bias, score, column, row, rows, inside)
-    product = _product(x, weight, None, None, 0.0, row, rows, first, outputs - 1, 0, 0, tl.program_id(2) * SHARE, ROWS,
-                       COLUMNS, K, SHARE, DEPTH, SPLITS, PRECISION)  # fmt: skip
+    product = _product(x, weight, weights, None, None, 0.0, row, rows, first, outputs - 1, 0, 0, begin, ROWS, COLUMNS,
+                       K, SHARE, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
         count = tl.load(live)
     mask = (row < count)[:, None] & inside[None, :]
@@ -294,6 +330,7 @@ def _project_heads(
     COLUMNS: tl.constexpr = TOGETHER * 2 * HALF  # channels and partners by turns: a thread has two adjacent columns
     column = column_of(tl.arange(0, COLUMNS), part * HEADS + first, begin, HALF, WIDTH)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    weights = _read_weights_ahead(weight, part * HEADS + first, begin, HALF, WIDTH, 0, COLUMNS, K, K, DEPTH, SPLITS)
     if _dead(live, ROWS):
         return
     r, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
@@ -301,8 +338,8 @@ def _project_heads(
     if ROWS <= _EARLY_ROWS:
         count, added = tl.load(live), _channels(bias, column, column >= 0)
         c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < rows, inside & (part < 2), WIDTH)
-    product = _product(x, weight, gain, shift, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0, ROWS,
-                       COLUMNS, K, K, DEPTH, SPLITS, PRECISION)  # fmt: skip
+    product = _product(x, weight, weights, gain, shift, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0,
+                       ROWS, COLUMNS, K, K, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
         count, added = tl.load(live), _channels(bias, column, column >= 0)
         c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < count, inside & (part < 2), WIDTH)

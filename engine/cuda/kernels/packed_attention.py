@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.attention import LOG2_E, slots_of
 from thoughtbubbles.engine.cuda.kernels.linear import Recent
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
@@ -56,13 +57,14 @@ def packed_attention(
     blocks = blocks_of(queries.dtype, most)
     tile = min(blocks.queries, max(16, triton.next_power_of_2(most)))
     tiles = rows // tile + span.batch_size  # an upper bound
-    _packed_attention[(tiles, heads)](
+    _packed_attention[(heads, tiles)](  # in this order the long tiles of all heads come first, and no tiles last
         queries=queries, recent_keys=recent.keys, recent_values=recent.values, keys=keys, values=values,
         cumulative=cumulative, table=span.table, lanes=span.lane, starts=span.start, counts=span.count,
         lengths=span.length, out=out, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), batch_size=span.batch_size, BATCH=triton.next_power_of_2(span.batch_size),
         PAGE=span.page_size, HEADS=heads, WIDTH=width, CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile,
         KEYS=blocks.keys, PRECISION=precision(queries), num_warps=blocks.warps, num_stages=blocks.stages,
+        **overlapped(queries),
     )  # fmt: skip
 
 
@@ -72,8 +74,9 @@ def _packed_attention(
     scale, table_stride, head_stride, batch_size, BATCH: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
-    b, tile = _tile_of(tl.program_id(0), counts, batch_size, BATCH, QUERIES)
+    wait_for_previous()
+    head = tl.program_id(0)
+    b, tile = _tile_of(tl.program_id(1), counts, batch_size, BATCH, QUERIES)
     new, start = tl.load(counts + b), tl.load(starts + b)
     if tile * QUERIES >= new:
         return

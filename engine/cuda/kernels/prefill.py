@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thoughtbubbles.engine.cuda.kernels.forking import candidates_of, count_earlier, count_siblings, write_angles
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, start_next, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.model import ForkingBlock
 
@@ -83,7 +84,7 @@ def score(
         x=x, norm_weight=norm.weight, norm_bias=norm.bias, projection=block.forking_score.weight, eps=norm.eps,
         live=tokens.live, starts=bubbles.start, counts=bubbles.count, slots=rows.slot, scores=rows.score,
         cache_scores=cached, out_scores=into.score, out_grid=into.grid, width=x.shape[1], CANDIDATES=candidates,
-        WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8,
+        WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8, **overlapped(x),
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def rank(
         grids=into.grid, live=tokens.live, starts=bubbles.start, counts=bubbles.count, requests=request,
         row_starts=rows.start, row_counts=rows.count, lengths=rows.length, table=rows.table, cache_scores=cached,
         fork_budgets=fork_budget, siblings=into.siblings, passing=into.passing, table_stride=rows.table.stride(0),
-        PAGE=rows.page_size, CANDIDATES=candidates, PRIOR=_PRIOR_AT_ONCE,
+        PAGE=rows.page_size, CANDIDATES=candidates, PRIOR=_PRIOR_AT_ONCE, **overlapped(into.grid),
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def fit(
     _fit[(into.batch_size,)](
         passing=candidates.passing, fork_budgets=fork_budget, streams=streams, firsts=tokens.start, new=tokens.count,
         lengths=tokens.length, counts=after.count, offsets=candidates.offset, row_counts=into.count,
-        row_lengths=into.length, AT_ONCE=_TOKENS_AT_ONCE, num_warps=8,
+        row_lengths=into.length, AT_ONCE=_TOKENS_AT_ONCE, num_warps=8, **overlapped(streams),
     )  # fmt: skip
 
 
@@ -139,6 +140,7 @@ def gather(
         table_stride=into.table.stride(0), width=x.shape[1], half=frequencies.shape[0], PAGE=into.page_size,
         BATCH=triton.next_power_of_2(into.batch_size), CANDIDATES=alternatives,
         WIDTH=triton.next_power_of_2(x.shape[1]), HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8,
+        **overlapped(x),
     )  # fmt: skip
 
 
@@ -148,6 +150,7 @@ def _embed(
     x, slots, scores, cosines, sines, table_stride, width, half,
     PAGE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
+    start_next()
     token, d, row = tl.program_id(0), tl.arange(0, WIDTH), tl.program_id(0) + tl.arange(0, 1)
     if token >= tl.load(live):
         return
@@ -165,6 +168,7 @@ def _score(
     x, norm_weight, norm_bias, projection, eps, live, starts, counts, slots, scores, cache_scores, out_scores, out_grid,
     width, CANDIDATES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     token, j = tl.program_id(0), tl.arange(0, CANDIDATES)
     if token >= tl.load(live):
         return
@@ -182,6 +186,7 @@ def _rank(
     grids, live, starts, counts, requests, row_starts, row_counts, lengths, table, cache_scores, fork_budgets, siblings,
     passing, table_stride, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     token, j = tl.program_id(0), tl.arange(0, CANDIDATES)
     if token >= tl.load(live):
         return
@@ -206,6 +211,7 @@ def _fit(
     passing, fork_budgets, streams, firsts, new, lengths, counts, offsets, row_counts, row_lengths,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     request, i = tl.program_id(0), tl.arange(0, AT_ONCE)
     first, tokens, before = tl.load(firsts + request), tl.load(new + request), tl.load(streams + request)
     passed, rows = 0, 0
@@ -233,6 +239,7 @@ def _gather(
     out, slots, scores, cosines, sines, tally, table_stride, width, half,
     PAGE: tl.constexpr, BATCH: tl.constexpr, CANDIDATES: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous()
     token, j, d = tl.program_id(0), tl.arange(0, CANDIDATES), tl.arange(0, WIDTH)
     if token >= tl.load(tokens):
         return

@@ -34,7 +34,7 @@ _TABLE = {
     512: (Tiles(128, 64, 64, 8, 4, 2), Tiles(128, 64, 64, 8, 4, 2), Tiles(128, 128, 64, 8, 4)),
     1024: (Tiles(64, 128, 64, 4, 4), Tiles(128, 64, 64, 4, 4), Tiles(128, 64, 64, 8, 4)),
     2048: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 3)),
-    4096: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 256, 64, 8, 3)),
+    4096: (Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 4), Tiles(128, 128, 64, 8, 3)),
 }
 """By the largest row count that they are tuned for; then for fewer outputs than inputs, as many, and more.
 

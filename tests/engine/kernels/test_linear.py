@@ -69,6 +69,22 @@ def test_gelu(tanh: bool, rows: Any) -> None:  # noqa: ANN401
     assert out[LIVE:].isnan().all()
 
 
+@torch.inference_mode()
+def test_gelu_of_16_bits_is_as_near_as_they_can_be(rows: Any) -> None:  # noqa: ANN401
+    """One weight of 1 and inputs from -8 to 8: the result is GELU itself, rounded; 1e-6 more, before it is rounded."""
+    from thoughtbubbles.engine.cuda.kernels.linear import gelu_linear
+
+    layer = nn.Linear(16, 400, bias=True).to(DEVICE)
+    layer.weight.zero_()
+    layer.bias.copy_(torch.linspace(-8, 8, 400))
+    layer.half()
+    x, out = torch.zeros(MOST, 16, device=DEVICE).half(), torch.zeros(MOST, 400, device=DEVICE).half()
+    gelu_linear(x=x, layer=layer, out=out, rows=rows, tanh=False)
+    wanted = F.gelu(layer.bias.double())
+    half_step = torch.finfo(torch.half).eps / 2 * wanted.abs() + torch.finfo(torch.half).smallest_normal / 1024
+    assert ((out[0].double() - wanted).abs() <= half_step + 1e-6).all()
+
+
 HALVES = [torch.half, *[torch.bfloat16] * ON_GPU]
 """What rows may be few in; the interpreter knows no bfloat16."""
 FEW = Tiles(8, 16, 64, 2, 1, splits=2)
