@@ -1,5 +1,6 @@
 """Listening sockets, of one process or of several at one address."""
 
+import errno
 import socket
 
 
@@ -14,7 +15,8 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
             socket.create_server((host, port), family=family).close()
         listener = socket.create_server((host, port), family=family, backlog=2048, reuse_port=shared)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
+        setting = "--port" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "--host"
+        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with {setting}") from error
     # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it the second packet of
     # each answer waits 40 ms for the client to acknowledge the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -107,6 +107,12 @@ def test_a_port_in_use_is_one_clear_line(port: int, refusal: Callable[..., str])
     assert re.fullmatch(rf".*: cannot listen on 127\.0\.0\.1:{port} \(.*\); choose another with --port\n", told)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])  # of no machine (RFC 5737, RFC 6761)
+def test_a_host_that_is_not_this_one_is_one_clear_line(host: str, refusal: Callable[..., str]) -> None:
+    told = refusal("--host", host, "--port", "0")
+    assert re.fullmatch(rf".*: cannot listen on {re.escape(host)}:0 \(.*\); choose another with --host\n", told)
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
