@@ -6,13 +6,15 @@ from pathlib import Path
 from experiments.checkpoint.decide import NEW, PLAIN, REPORTED, WORTH, chosen, compare, criteria
 from experiments.checkpoint.measure import Evaluation
 from experiments.language.compare import differences
-from experiments.runner.arms import about, rate, tuning
+from experiments.runner.arms import about, rate, short_loss, tuning
 from experiments.runner.found import REGULAR, Found, by_arm
 from experiments.runner.made import made, not_run
 from experiments.runner.markdown import NONE, Unit, claims, table
-from experiments.runner.plan import Result, Run, Study, read_study
+from experiments.runner.plan import Result, Study, read_study
 
 NATS = Unit("nats a token", 1, 4)
+RATES = ("rates", "rates-longer")
+"""The sizes whose short runs learned at several rates: 200 steps, and 600, which choose the rate of reported runs."""
 ARMS = {
     "2l": "at most 2 streams a token (κ = 2L), as the shipped checkpoint has it",
     "regular": "no forks, and no scores",
@@ -117,17 +119,12 @@ def _short(study: Study, results: Sequence[Result]) -> list[str]:
     if not results:
         return []
     took, words = chosen(study, results), {True: "is taken", False: "is not taken", None: "is not decided"}
-    losses = [(says, *_choice(study.tuning_runs(*named)[0], results)) for says, named in CHOICES.items()]
+    runs = [(says, study.tuning_runs(*named)[0]) for says, named in CHOICES.items()]
+    losses = [(says, f"{run.tokens / 1e6:.0f}M", short_loss(run.find(results))) for says, run in runs]
     said = (
         f"Loss on the tuning split, rate 4e-3. By the plan a drawn ratio {words[took['drawn']]} (it may cost {WORTH}"
         f" nats), and mixed text {words[took['mixed']]} (it may cost nothing)."
     )
     heads = ("choice", "tokens", "loss")
-    return ["#### The short runs", table(heads, losses), said, tuning(study, "rates", results)]
-
-
-def _choice(run: Run, results: Sequence[Result]) -> tuple[str, str]:
-    """Return the tokens and the loss of a short run."""
-    found = next(filter(run.is_of, results), None)
-    loss = NONE if found is None else "×" if found["loss"] is None else f"{found['loss']:.4f}"
-    return f"{run.tokens / 1e6:.0f}M", loss
+    rates = [part for size in RATES for part in (f"`{size}`:", tuning(study, size, results))]
+    return ["#### The short runs", table(heads, losses), said, *rates]
