@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.language.compare import RULES, differences, document_interval
-from experiments.runner.comparison import Comparison, Pair, judge
+from experiments.language.compare import RULES, document_interval, pairs
+from experiments.runner.comparison import Comparison, judge
 from experiments.runner.found import Found
 from experiments.runner.plan import Result, Study
 
@@ -37,24 +37,15 @@ def read_present(path: Path) -> Result | None:
 
 def compare(study: Study, found: Found) -> list[Comparison]:
     """Return a comparison of the reported runs for each of the study's claims."""
-    return judge(
-        [
-            Pair(
-                claim,
-                list(differences(found, claim.lower, claim.than).values()),
-                document_interval(found, claim.lower, claim.than),
-            )
-            for claim in study.claims
-        ],
-        RULES,
-    )
+    return judge(pairs(study, found), RULES)
 
 
 def criteria(new: Result, present: Result) -> list[Criterion]:
     """Return what must hold, all of it, for `new` to take the place of `present`."""
     interval = document_interval({NEW: {0: new}, PRESENT: {0: present}}, NEW, PRESENT)
     assert interval is not None  # both have the documents
-    bits, other = ([each[0], each[1]] for each in (_bits(new, present, None), _bits(new, present, "other")))
+    bits = [each["bits_per_byte"] for each in (new, present)]
+    other = [each["other"]["bits_per_byte"] for each in (new, present)]
     agreement, size = [each["agreement"]["all"] for each in (new, present)], 2 * new["parameters"] / 1e6
     return [
         Criterion(
@@ -78,15 +69,10 @@ def chosen(study: Study, results: Sequence[Result]) -> dict[str, bool | None]:
     }
 
 
-def _bits(new: Result, present: Result, where: str | None) -> tuple[float, float]:
-    one, other = ((each if where is None else each[where])["bits_per_byte"] for each in (new, present))
-    return one, other
-
-
 def _loss(study: Study, size: str, arm: str, results: Sequence[Result]) -> float | None:
     """Return the loss of a short run; None where it is missing, infinity where it diverged."""
     [run] = study.tuning_runs(size, arm)
-    result = next(filter(run.is_of, results), None)
+    result = run.find(results)
     if result is None:
         return None
     return float("inf") if result["loss"] is None else result["loss"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from experiments.checkpoint.data import AGREEMENT_FILE
-from experiments.language.measure import SERVED, by_document, token_nats
+from experiments.language.measure import SERVED, by_document, mean_loss
 from experiments.runner.plan import Run
 from thoughtbubbles.model import Checkpoint, Thoughtbubbles
 from thoughtbubbles.training.data.token_file import Index, read_tokenizer, read_tokens
@@ -36,7 +36,7 @@ class Evaluation:
 
 def measure_tuning(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Return the loss that chooses recipe and rate, JSON-ready."""
-    return {"loss": _loss(model, data / evaluation.tuning)}
+    return {"loss": mean_loss(model, read_tokens(data / evaluation.tuning, "val"))}
 
 
 def measure_final(model: Thoughtbubbles, data: Path, evaluation: Evaluation, _run: Run) -> dict[str, Any]:
@@ -53,17 +53,18 @@ def measure(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[s
     kind = model.transformer.wte.weight.device.type
     with torch.autocast(kind, enabled=False):
         reported = scored(model, data / evaluation.report)
+        ids = read_tokens(data / evaluation.report, "val")
         ratios = evaluation.ratios if model.config.fork_layers else ()
         return {
             "loss": reported["loss"],
             "bits_per_byte": reported["bits_per_byte"],
             "documents": reported["nats"],
             "document_tokens": reported["tokens"],
-            "tuning": _loss(model, data / evaluation.tuning),
+            "tuning": mean_loss(model, read_tokens(data / evaluation.tuning, "val")),
             "other": scored(model, data / evaluation.other),
             "code": scored(model, data / evaluation.code),
             "agreement": _agreement(model, data),
-            "dial": {f"{ratio:g}": _loss(model, data / evaluation.report, ratio) for ratio in ratios},
+            "dial": {f"{ratio:g}": mean_loss(model, ids, ratio) for ratio in ratios},
         }
 
 
@@ -72,11 +73,6 @@ def scored(model: Thoughtbubbles, folder: Path) -> dict[str, Any]:
     found = by_document(model, folder, SERVED)
     nats = found["loss"] * sum(found["tokens"])
     return {"bits_per_byte": round(nats / math.log(2) / Index.read(folder).val.bytes, 6), **found}
-
-
-def _loss(model: Thoughtbubbles, folder: Path, ratio: float | None = None) -> float:
-    """Return the loss on a folder's held-out text, nats a token."""
-    return round(float(token_nats(model, read_tokens(folder, "val"), SERVED, ratio).mean()), 6)
 
 
 def _agreement(model: Thoughtbubbles, data: Path) -> dict[str, float]:

@@ -19,7 +19,12 @@ SAMPLES = 10_000
 
 def compare(study: Study, size: str, found: Found) -> list[Comparison]:
     """Return a comparison at a size for each of the study's claims."""
-    pairs = [
+    return judge(pairs(study, found), RULES, planned_claims(study, size))
+
+
+def pairs(study: Study, found: Found) -> list[Pair]:
+    """Return the differences of the two arms of each of the study's claims."""
+    return [
         Pair(
             claim,
             list(differences(found, claim.lower, claim.than).values()),
@@ -27,7 +32,6 @@ def compare(study: Study, size: str, found: Found) -> list[Comparison]:
         )
         for claim in study.claims
     ]
-    return judge(pairs, RULES, planned_claims(study, size))
 
 
 def differences(found: Found, lower: str, than: str) -> dict[int, float]:

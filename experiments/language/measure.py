@@ -65,8 +65,7 @@ def measure_final(model: Thoughtbubbles, data: Path, evaluation: Evaluation, run
 
 def tuning_loss(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> float:
     """Return the loss on the tuning split, nats a token."""
-    nats = token_nats(model, read_tokens(data / evaluation.tuning, "val"), SERVED)
-    return round(float(nats.mean()), 6)
+    return mean_loss(model, read_tokens(data / evaluation.tuning, "val"))
 
 
 def measure(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def details(model: Thoughtbubbles, data: Path, evaluation: Evaluation) -> dict[s
     ratios = evaluation.ratios if model.config.fork_layers else ()
     return {
         "rules": _rules(model, windows, evaluation.positions),
-        "dial": {f"{ratio:g}": _loss(model, ids, ratio) for ratio in ratios},
+        "dial": {f"{ratio:g}": mean_loss(model, ids, ratio) for ratio in ratios},
         "inside": _inside(model, windows[: evaluation.windows]),
     }
 
@@ -140,7 +139,8 @@ def token_nats(
     return torch.cat(found).double().numpy()
 
 
-def _loss(model: Thoughtbubbles, ids: NDArray[np.integer[Any]], ratio: float) -> float:
+def mean_loss(model: Thoughtbubbles, ids: NDArray[np.integer[Any]], ratio: float | None = None) -> float:
+    """Return the loss on ids (n,) under `causal`, nats a token; `ratio` None: the model's own."""
     return round(float(token_nats(model, ids, SERVED, ratio).mean()), 6)
 
 

@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from benchmarks.header import header
+from experiments.language.measure import Evaluation
 from experiments.runner.plan import read_study
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.training.data.token_file import read_tokenizer, read_tokens
@@ -46,8 +47,6 @@ Tag = Callable[[Sequence[str]], Sequence[str]]
 def main() -> None:
     """Write the places of the kept windows."""
     args = _arguments()
-    from experiments.language.measure import Evaluation  # noqa: PLC0415 - as the study reads it
-
     study = read_study(args.study, Evaluation)
     folder = args.data / study.evaluation.report
     length, tokenizer = study.base["block_size"], read_tokenizer(folder)

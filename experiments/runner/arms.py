@@ -54,13 +54,14 @@ def tuning(study: Study, size: str, results: Sequence[Result]) -> str:
     arms = {arm for stage in study.stages if stage.size == size for arm in stage.arms}
     rates, rows = study.sizes[study.sizes[size].tuned_at or size].rates or [], []
     for arm in (each for each in study.arms if each in arms):
-        found = [next(filter(run.is_of, results), None) for run in study.tuning_runs(size, arm)]
+        found = [run.find(results) for run in study.tuning_runs(size, arm)]
         if any(found):
-            rows.append((f"`{arm}`", *map(_loss, found)))
+            rows.append((f"`{arm}`", *map(short_loss, found)))
     return f"{table(('arm', *(f'{each:g}' for each in rates)), rows)}\n\n{TUNING}"
 
 
-def _loss(result: Result | None) -> str:
+def short_loss(result: Result | None) -> str:
+    """Return the loss of a run; × if it diverged, a dash without a result."""
     if result is None:
         return NONE
     return "×" if result["loss"] is None else f"{result['loss']:.4f}"

@@ -51,4 +51,4 @@ def planned_claims(study: Study, size: str) -> int:
 
 def _reported(study: Study, size: str, results: Sequence[Result]) -> list[tuple[Run, Result | None]]:
     runs = [run for run in study.runs(results) if (run.size, run.kind) == (size, "final")]
-    return [(run, next(filter(run.is_of, results), None)) for run in runs]
+    return [(run, run.find(results)) for run in runs]

@@ -65,6 +65,10 @@ class Run(NamedTuple):
         named = all(result[key] == getattr(self, key) for key in ("size", "arm", "kind", "seed"))
         return named and self.data == settings["data"] and (self.model, self.training) == _configs(settings)
 
+    def find(self, results: Sequence[Result]) -> Result | None:
+        """Return the first of `results` that is this run's; None if it has none."""
+        return next(filter(self.is_of, results), None)
+
 
 def _configs(settings: dict[str, Any]) -> tuple[ModelConfig, TrainConfig] | None:
     """Return what a result was made with; None for settings that there are no more."""
@@ -173,7 +177,7 @@ class Study:
         """
         losses = {}
         for run in self.tuning_runs(size, arm):
-            result = next(filter(run.is_of, results), None)
+            result = run.find(results)
             if result is None:
                 return None
             losses[run.training.learning_rate] = math.inf if result["loss"] is None else result["loss"]
