@@ -14,7 +14,7 @@ from thoughtbubbles.engine import EngineStats, StepReport, TokenEvent
 from thoughtbubbles.server.bridge.loop import Report, Stepped
 
 LENGTH_BYTES = 4
-"""A packed report begins with its length in so many bytes."""
+"""A message begins with its length in so many bytes."""
 DEFAULTS = [TokenEvent._field_defaults.get(name, ...) for name in TokenEvent._fields]
 """The default of each field of an event; `...` if it has none."""
 STATS = [field.name for field in fields(EngineStats)]
@@ -27,7 +27,12 @@ _event = cast("Callable[[type[TokenEvent], tuple[Any, ...]], TokenEvent]", tuple
 
 def pack(report: Report | Exception | None) -> bytes:
     """Return a report, the exception that ended the engine, or None, as bytes."""
-    data = pickle.dumps(_packed(report) if isinstance(report, Stepped) else report, pickle.HIGHEST_PROTOCOL)
+    return framed(_packed(report) if isinstance(report, Stepped) else report)
+
+
+def framed(message: object) -> bytes:
+    """Return a pickled message behind its length."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return len(data).to_bytes(LENGTH_BYTES) + data
 
 

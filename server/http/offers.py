@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 connection for clients that offer another protocol with their request.
 
 RFC 9110 §7.8: a server may ignore `Upgrade`, and answers the request. Java's client offers HTTP/2 so in its first one.
-httptools reads no body behind an offer, and leaves it to whoever speaks the other protocol.
+httptools parses no body after an offer: it leaves all further bytes to a parser of the other protocol.
 """
 
 import httptools

@@ -41,7 +41,7 @@ class Alone:
         return True
 
     def drain(self, seconds: float) -> None:
-        """Tell the others to take no more requests, and to end when those that run are finished, or after `seconds`."""
+        """Have the others refuse new requests, and end when running ones have finished, or after `seconds`."""
 
     async def end(self, at_once: asyncio.Event) -> None:
         """Wait until the others have ended; those that run are cut off when `at_once` is set."""

@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-LENGTH_BYTES = 4
-"""A message begins with its length in so many bytes."""
+from thoughtbubbles.server.bridge.packing import LENGTH_BYTES, framed
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,5 @@ class Channel:
         self._send(_Answer(question.number, content))
 
     def _send(self, message: _Question | _Answer) -> None:
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        if not self._writer.is_closing():  # of a process that is gone
-            self._writer.write(len(data).to_bytes(LENGTH_BYTES) + data)
+        if not self._writer.is_closing():  # the other process has ended
+            self._writer.write(framed(message))

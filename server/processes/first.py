@@ -88,10 +88,10 @@ class First(Alone):
         return True
 
     def drain(self, seconds: float) -> None:
-        """Tell the others to drain, and note when they must have ended."""
+        """Have the others drain, and record when they must have ended."""
         self._ending = True
         self._deadline = asyncio.get_running_loop().time() + seconds
-        self._tell_all(Drain())
+        self._send_all(Drain())
 
     async def end(self, at_once: asyncio.Event) -> None:
         """Wait for the others until `at_once` is set or the time is up, and then for some seconds more."""
@@ -101,7 +101,7 @@ class First(Alone):
         left = max(0.0, self._deadline - loop.time())
         await asyncio.wait([ended, cut], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            self._tell_all(End())
+            self._send_all(End())
             await asyncio.wait([ended], timeout=END_SECONDS)
         cut.cancel()
         ended.cancel()
@@ -169,11 +169,11 @@ class First(Alone):
     def _listening(self) -> list["_Other"]:
         return [other for other in self._others if other.listens.is_set()]
 
-    def _tell_all(self, what: Drain | End) -> None:
-        """Tell those that listen. The others have no clients, and may read nothing for a while."""
+    def _send_all(self, what: Drain | End) -> None:
+        """Send to those that listen, and kill the others: they have no clients, and may read nothing for a while."""
         for other in self._others:
             if other.listens.is_set():
-                other.tell(what)
+                other.send(what)
             else:
                 other.process.kill()
 
@@ -187,15 +187,15 @@ class _Other:
         self.channel = channel
         self.listens = listens
         self.ended = asyncio.Event()
-        self._telling = set[asyncio.Task[None]]()
+        self._sending = set[asyncio.Task[None]]()
 
-    def tell(self, what: Drain | End) -> None:
-        """Tell it something, and wait for no answer."""
-        task = asyncio.create_task(self._tell(what))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+    def send(self, what: Drain | End) -> None:
+        """Ask it to drain or end, and wait for no answer."""
+        task = asyncio.create_task(self._send(what))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
-    async def _tell(self, what: Drain | End) -> None:
+    async def _send(self, what: Drain | End) -> None:
         with suppress(ConnectionError):
             await self.channel.ask(what)
 

@@ -50,7 +50,7 @@ class Other(Alone):
             task.cancel()
 
     async def announces(self) -> bool:
-        """Tell the first that this process listens. The first announces it."""
+        """Report to the first that this process listens. The first announces it."""
         await self._first.ask(Listening())
         return False
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Listening:
-    """Tell the first that another process listens, and has the model. Answer: None."""
+    """Report to the first that another process listens, and has the model. Answer: None."""
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,12 @@ class Count:
 
 @dataclass(frozen=True)
 class Drain:
-    """Tell another to take no more requests, and to end when those that run are finished. Answer: None."""
+    """Have another refuse new requests, and end when running ones have finished. Answer: None."""
 
 
 @dataclass(frozen=True)
 class End:
-    """Tell another to end at once. Answer: None."""
+    """Have another end at once. Answer: None."""
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ def test_an_exception_is_an_answer(error: Exception) -> None:
                 await one.ask("x")
             return raised.value
 
-    told = asyncio.run(run())
-    assert (str(told), vars(told)) == (str(error), vars(error))
+    raised = asyncio.run(run())
+    assert (str(raised), vars(raised)) == (str(error), vars(error))
 
 
 def test_a_side_that_closes_answers_nothing_more() -> None:
