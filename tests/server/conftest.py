@@ -3,10 +3,12 @@
 import argparse
 import base64
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 
 import httpx
@@ -25,6 +27,7 @@ from tests.server.harness import (
     listening,
     random_model,
 )  # fmt: skip
+from tests.server.ordered import load_ordered, order
 from thoughtbubbles.engine import EngineConfig
 from thoughtbubbles.model import ChatTemplate, Thoughtbubbles, Tokenizer, save_checkpoint
 from thoughtbubbles.server.__main__ import add_arguments, run
@@ -130,6 +133,50 @@ def server(shared_server: Running) -> Iterator[Running]:
 def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that an engine of `load_ordered` obeys."""
+    path = tmp_path_factory.mktemp("orders") / "orders"
+    order(path, "")
+    return path
+
+
+@pytest.fixture
+def run_ordered(checkpoint: Path, orders: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunBeside]:
+    """Run the command on this thread, which gets signals, and a client of its service on another.
+
+    Its engine obeys `orders`. Returns the exit code and the client's result; a client that fails ends the server.
+    """
+    others, create, created = active_children(), Service.create, Future[Service]()
+
+    def create_once(settings: ServerSettings) -> Service:
+        created.set_result(create(settings))
+        return created.result()
+
+    def beside(client: Callable[[Service], object]) -> object:
+        service = created.result(30)
+        try:
+            return client(service)
+        except BaseException as error:
+            service.worker._thread._loop.call_soon_threadsafe(service.worker.on_failure, error)
+            raise
+
+    def both(client: Callable[[Service], object], *given: str) -> tuple[int, object]:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        with ThreadPoolExecutor() as pool:
+            result = pool.submit(beside, client)
+            args = ["--checkpoint", str(checkpoint), "--port", str(port), "--threads", "1", *given]
+            code = run(parser.parse_args(args))
+            return code, result.result(30)
+
+    monkeypatch.setattr("thoughtbubbles.server.service.load_model", partial(load_ordered, orders))
+    monkeypatch.setattr(Service, "create", create_once)
+    yield both
+    order(orders, "")
+    assert set(active_children()) == set(others)
 
 
 @pytest.fixture

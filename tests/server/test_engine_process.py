@@ -1,6 +1,5 @@
 """An engine in a process of its own: what clients and operators see is what they see of one on a thread."""
 
-import argparse
 import json
 import os
 import pickle
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children
@@ -21,12 +20,23 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.harness import CONTEXT, Json, Listening, MakeEngine, chunks, events, eventually, joined, listening
+from tests.server.harness import (
+    CONTEXT,
+    Json,
+    Listening,
+    MakeEngine,
+    RunBeside,
+    chunks,
+    events,
+    eventually,
+    joined,
+    listening,
+)
 from tests.server.ordered import load_ordered, order
 from tests.server.test_limits import read
 from tests.server.test_operation import assert_law, samples
 from thoughtbubbles.engine import SamplingParams
-from thoughtbubbles.server.__main__ import main, run
+from thoughtbubbles.server.__main__ import main
 from thoughtbubbles.server.bridge.commands import Abort, Add, Command
 from thoughtbubbles.server.bridge.loop import (
     Aborted,
@@ -42,20 +52,12 @@ from thoughtbubbles.server.bridge.process import run_engine_process
 from thoughtbubbles.server.core import EngineRequest
 from thoughtbubbles.server.service import Service
 from thoughtbubbles.server.settings import ServerSettings
-from thoughtbubbles.server.sources import add_arguments
 
 ROOT = Path(__file__).parents[2]
 FORCED = {"max_tokens": 20, "logit_bias": {"97": 100}}
 ABORTED = ("request_finished_total", "abort")
 GENERATED = ("generation_tokens_total",)
 LIMITS = {"threads": 1, "max_batch_size": 8, "max_waiting_streams": 256, "max_client_share": 1}
-
-
-@pytest.fixture(scope="module")
-def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("orders") / "orders"
-    order(path, "")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -152,41 +154,21 @@ Client = Callable[[Listening, SpawnProcess], object]
 
 
 @pytest.fixture
-def beside(
-    checkpoint: Path, orders: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Client], tuple[int, object]]]:
-    """Run the command on this thread, which gets signals, and on another a client with the engine's process."""
-    others, create, created = active_children(), Service.create, Future[Service]()
+def beside(run_ordered: RunBeside, port: int, monkeypatch: pytest.MonkeyPatch) -> RunBeside:
+    """Run the command beside a client, which gets the engine's process."""
+    others = active_children()
 
-    def create_once(settings: ServerSettings) -> Service:
-        created.set_result(create(settings))
-        return created.result()
-
-    def when_ready(client: Client) -> object:
-        service = created.result(30)
-        try:
+    def both(client: Client) -> tuple[int, object]:
+        def when_loaded(service: Service) -> object:
             eventually(service.worker.loaded.is_set)
             (engine,) = set(active_children()).difference(others)
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
                 return client(Listening(str(http.base_url), service, http), engine)
-        except Exception as error:  # the server is to end, too
-            service.worker._thread._loop.call_soon_threadsafe(service.worker.on_failure, error)
-            raise
 
-    def both(client: Client) -> tuple[int, object]:
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        with ThreadPoolExecutor() as pool:
-            told = pool.submit(when_ready, client)
-            code = run(parser.parse_args(["--checkpoint", str(checkpoint), "--port", str(port), "--threads", "1"]))
-            return code, told.result(30)
+        return run_ordered(when_loaded)
 
     monkeypatch.setattr("thoughtbubbles.server.service.run_engine", run_engine_process)
-    monkeypatch.setattr("thoughtbubbles.server.service.load_model", partial(load_ordered, orders))
-    monkeypatch.setattr(Service, "create", create_once)
-    yield both
-    order(orders, "")
-    assert set(active_children()) == set(others)
+    return both
 
 
 def go_on(server: Listening) -> None:
@@ -202,7 +184,7 @@ def go_on(server: Listening) -> None:
     ],
 )
 def test_an_engine_that_ends(
-    beside: Callable[..., tuple[int, object]], orders: Path, caplog: pytest.LogCaptureFixture, end: str, reason: str
+    beside: RunBeside, orders: Path, caplog: pytest.LogCaptureFixture, end: str, reason: str
 ) -> None:
     """Killed or failed: every client gets an error, /ready says so, the exit code is 1, and the log has the reason."""
 
@@ -228,7 +210,7 @@ def test_an_engine_that_ends(
     assert re.search(reason, caplog.text)
 
 
-def test_sigterm_to_both_lets_streams_finish(beside: Callable[..., tuple[int, object]], orders: Path) -> None:
+def test_sigterm_to_both_lets_streams_finish(beside: RunBeside, orders: Path) -> None:
     """As systemd sends it to all processes of a service, and a terminal its SIGINT."""
 
     def client(server: Listening, engine: SpawnProcess) -> list[str]:

@@ -1,6 +1,5 @@
 """Several HTTP processes before one engine: clients see one server, and its operator too."""
 
-import argparse
 import http.client
 import json
 import os
@@ -9,38 +8,26 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.server.connecting import Connection, Processes, children
-from tests.server.harness import eventually, random_model
-from tests.server.ordered import load_ordered, order
+from tests.server.harness import RunBeside, eventually, random_model
+from tests.server.ordered import order
 from tests.server.test_engine_process import start
 from tests.server.test_operation import assert_law
 from thoughtbubbles.model import Tokenizer, save_checkpoint
-from thoughtbubbles.server.__main__ import run
 from thoughtbubbles.server.processes import first
 from thoughtbubbles.server.service import Service
-from thoughtbubbles.server.settings import ServerSettings
-from thoughtbubbles.server.sources import add_arguments
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'", reason="the setting is for Linux")
 
 FORCED = {"max_tokens": 20, "logit_bias": {"97": 100}}
 LIMITS = ("--http-processes", "2", "--max-batch-size", "8", "--max-waiting-streams", "256", "--max-client-share", "1")
-
-
-@pytest.fixture(scope="module")
-def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("orders") / "orders"
-    order(path, "")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +73,9 @@ def test_streams_of_both_processes_at_once(pair: tuple[Connection, Connection]) 
     """Each has its own tokens, the same of the same seed."""
     body = {"prompt": "The river", "max_tokens": 30, "seed": 3, "ignore_eos": True}
     with ThreadPoolExecutor() as pool:
-        told = list(pool.map(lambda connection: list(connection.stream(**body)), pair))
-    assert all(lines[-1] == "[DONE]" for lines in told)
-    texts = ["".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1]) for lines in told]
+        streams = list(pool.map(lambda connection: list(connection.stream(**body)), pair))
+    assert all(lines[-1] == "[DONE]" for lines in streams)
+    texts = ["".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1]) for lines in streams]
     assert texts[0] == texts[1] == pair[0].complete(**body)["choices"][0]["text"]
 
 
@@ -221,42 +208,19 @@ Client = Callable[[Processes, Callable[[], None]], object]
 
 
 @pytest.fixture
-def beside(
-    checkpoint: Path, orders: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[int, object]]]:
-    """Run the command on this thread, which gets signals, and on another a client that can wake a held engine."""
-    others, create, created = active_children(), Service.create, Future[Service]()
+def beside(run_ordered: RunBeside, port: int) -> RunBeside:
+    """Run the command beside a client of its processes, which can wake a held engine."""
 
-    def create_once(settings: ServerSettings) -> Service:
-        created.set_result(create(settings))
-        return created.result()
-
-    def when_ready(client: Client) -> object:
-        service = created.result(30)
-        try:
+    def both(client: Client, *given: str) -> tuple[int, object]:
+        def when_ready(service: Service) -> object:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
                 eventually(service.worker.loaded.is_set)
                 eventually(lambda: http.get("/ready").status_code == 200)
             return client(Processes(port, os.getpid()), lambda: service.worker._thread.abort([], "abort"))
-        except BaseException as error:  # the server is to end, too
-            service.worker._thread._loop.call_soon_threadsafe(service.worker.on_failure, error)
-            raise
 
-    def both(client: Client, *given: str) -> tuple[int, object]:
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        with ThreadPoolExecutor() as pool:
-            told = pool.submit(when_ready, client)
-            args = parser.parse_args(["--checkpoint", str(checkpoint), "--port", str(port), "--threads", "1",
-                                      *LIMITS, *given])  # fmt: skip
-            code = run(args)
-            return code, told.result(30)
+        return run_ordered(when_ready, *LIMITS, *given)
 
-    monkeypatch.setattr("thoughtbubbles.server.service.load_model", partial(load_ordered, orders))
-    monkeypatch.setattr(Service, "create", create_once)
-    yield both
-    order(orders, "")
-    assert set(active_children()) == set(others)
+    return both
 
 
 @contextmanager
@@ -288,7 +252,7 @@ def is_cut_off(lines: Iterator[str]) -> bool:
         return True
 
 
-def test_sigterm_drains_all_processes(beside: Callable[..., tuple[int, object]], orders: Path) -> None:
+def test_sigterm_drains_all_processes(beside: RunBeside, orders: Path) -> None:
     """Requests are refused by both, streams of both finish, and a second signal cuts off one that does not."""
 
     def client(server: Processes, go_on: Callable[[], None]) -> list[list[str]]:
@@ -321,7 +285,7 @@ def test_sigterm_drains_all_processes(beside: Callable[..., tuple[int, object]],
     "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP], ids=["killed", "stopped"]
 )
 def test_another_process_that_ends(
-    beside: Callable[..., tuple[int, object]], orders: Path, caplog: pytest.LogCaptureFixture,
+    beside: RunBeside, orders: Path, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals,
 ) -> None:  # fmt: skip
     """Its clients lose their connections; the first's streams finish, the exit code is 1, and the log has the reason.
@@ -349,9 +313,7 @@ def test_another_process_that_ends(
     assert ("HTTP process 1 does not answer" in caplog.text) == (number == signal.SIGSTOP)
 
 
-def test_an_engine_that_is_killed(
-    beside: Callable[..., tuple[int, object]], orders: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_engine_that_is_killed(beside: RunBeside, orders: Path, caplog: pytest.LogCaptureFixture) -> None:
     def client(server: Processes, go_on: Callable[[], None]) -> tuple[list[list[str]], list[object]]:
         with streaming(server, orders, go_on) as (one, two, streams):
             os.kill(server.engine, signal.SIGKILL)
