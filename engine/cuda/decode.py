@@ -8,7 +8,6 @@ Letters: B batch slots, G segments.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import cycle
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.kernels.forking import Choice, embed, gather, select
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
+from thoughtbubbles.engine.cuda.kernels.words import report_words
 from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
@@ -31,6 +31,8 @@ PROGRAMS = 528
 """Attention programs to launch at once: four per multiprocessor of a large device."""
 MOST_SPLITS = 16
 """The most programs that share the keys of one batch slot and head."""
+FLIGHTS = 2
+"""Steps whose report is on the host at once: the one that is computed, and the one before, which the host reads."""
 
 
 def decodes_alone(config: ModelConfig) -> bool:
@@ -56,10 +58,14 @@ class DecodeStep(Step):
         self.lane = torch.full((batch_size,), -1, dtype=torch.int32, device=device)
         """(B,) int32, the lane of each slot; -1 for an empty one."""
         self.output = torch.zeros(4 * segments + (1 + segments) * batch_size, dtype=torch.int32, device=device)
-        """What the host reads of a step, for one copy; see `read`."""
+        """What the host reads of a step, all that kernels write of it; see `read`."""
         on_cuda = device.type == "cuda"
-        host = [torch.empty_like(self.output, device="cpu", pin_memory=on_cuda) for _ in range(2)]
-        self._copies = cycle([(each, torch.cuda.Event() if on_cuda else None) for each in host])
+        self._turn = torch.zeros(1, dtype=torch.int32, device=device)
+        """(1,) runs so far."""
+        self._reports = torch.zeros((FLIGHTS, len(self.output)), dtype=torch.int32, device="cpu", pin_memory=on_cuda)
+        """(FLIGHTS,·) `output` on the host, of each run in turn."""
+        self._landed = [torch.cuda.Event() if on_cuda else None for _ in range(FLIGHTS)]
+        self._runs = 0
         self._tally = self.output[: 4 * segments].view(torch.int64).view(segments, 2)
         self._token, *self._lengths = self.output[4 * segments :].view(1 + segments, batch_size)
         self._lanes, self._newest = lanes, sampler.state.token
@@ -76,26 +82,27 @@ class DecodeStep(Step):
     def run(self, *, plain: bool) -> None:
         """Advance the lanes in the batch slots by a token, and draw the next; `plain` as in `DeviceSampler.draw`."""
         self._replay(_name(plain))
+        self._runs += 1
 
-    def copy_output(self) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Launch a copy of `output` to the host. Return it, and on a CUDA device the event after which it is valid.
+    def report(self) -> tuple[Numbers, torch.cuda.Event | None]:
+        """Return where the last run reports on the host, and on a CUDA device the event after which it has done so.
 
-        It is valid until the copy after the next, which overwrites it.
+        It is valid until the run after the next, which overwrites it.
         """
-        copied, landed = next(self._copies)
-        copied.copy_(self.output, non_blocking=True)
+        at = (self._runs - 1) % FLIGHTS
+        landed = self._landed[at]
         if landed is not None:
             landed.record()
-        return copied, landed
+        return self._reports[at].numpy(), landed
 
-    def read(self, output: Tensor) -> tuple[Indices, Numbers]:
-        """Return what a copy of `output` on the host says.
+    def read(self, report: Numbers) -> tuple[Indices, Numbers]:
+        """Return what a report says.
 
         These are (G,2) fork copies that survived and streams that were deleted on the way into each segment, in all
         steps so far; and (1+G,B) each slot's next token, and its streams in each segment.
         """
-        array, words = output.numpy(), self._tally.numel() * 2
-        return array[:words].view(np.int64).reshape(-1, 2), array[words:].reshape(-1, self.batch_size)
+        words = self._tally.numel() * 2
+        return report[:words].view(np.int64).reshape(-1, 2), report[words:].reshape(-1, self.batch_size)
 
     @property
     def _launches(self) -> Mapping[str, Callable[[], None]]:
@@ -105,9 +112,15 @@ class DecodeStep(Step):
         self._begin()
         self._end()
         self._draw(plain=plain)
+        report_words(self.output, self._turn, self._reports)
 
     def _clear(self) -> None:
         self.lane.fill_(-1)
+
+    def capture(self, stream: torch.cuda.Stream) -> None:
+        """As `Step.capture`, whose runs do not count."""
+        super().capture(stream)
+        self._turn.zero_()
 
     def _embed(self) -> None:
         embed(

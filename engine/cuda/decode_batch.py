@@ -21,6 +21,7 @@ from thoughtbubbles.engine.cache.ledger import Numbers
 from thoughtbubbles.engine.cuda.decode import DecodeStep
 from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler, scored
+from thoughtbubbles.engine.cuda.staging import Staging
 from thoughtbubbles.engine.cuda.step import prepare_steps
 from thoughtbubbles.engine.portable.forward import ForkTally
 from thoughtbubbles.engine.prompt_report import Scored
@@ -28,7 +29,7 @@ from thoughtbubbles.engine.request import Request
 from thoughtbubbles.engine.transfer import to_device, to_host
 from thoughtbubbles.model import Thoughtbubbles
 
-TOKENS_AHEAD = 15
+TOKENS_AHEAD = 31
 """Tokens beyond the next one that pages are reserved for if enough are free, so that most steps upload nothing."""
 
 Words = tuple[Indices, Numbers]
@@ -45,8 +46,8 @@ class Flight:
     generations: Indices
     """(B,) of the lanes at launch: a request whose lane has another generation now was aborted or preempted since."""
     step: DecodeStep
-    output: Tensor
-    """`DecodeStep.output` on the host, valid once `landed` has happened."""
+    report: Numbers
+    """Of the step on the host (`DecodeStep.report`), valid once `landed` has happened."""
     logprobs: Tensor | None
     """The rows of `DeviceSampler.report` on the host, valid once `landed` has happened; None if no request asks."""
     landed: torch.cuda.Event | None
@@ -67,6 +68,7 @@ class DeviceBatch:
         lanes, columns = cache.ledger.table.shape
         segments = len(cache.segments)
         self.lanes = Lanes.zeros(device, L=lanes, G=segments, P=columns)
+        self._staging = Staging(self.lanes.memory)
         sizes = [1 << i for i in range((lanes - 1).bit_length() + 1)]
         self._steps = {n: DecodeStep(model, cache, self.lanes, sampler, batch_size=n) for n in sizes}
         self._tally = tally
@@ -93,6 +95,7 @@ class DeviceBatch:
         """(L,) the launch before which the uploaded pages suffice, whatever streams come."""
         if device.type == "cuda":
             prepare_steps(self._steps.values(), device)
+            self._staging.prepare()
 
     def launch(self, requests: list[Request]) -> Flight:
         """Launch the computation of each request's newest token, and the draw of the next ones.
@@ -110,14 +113,14 @@ class DeviceBatch:
         step.run(plain=self._plain)
         self._launches += 1
         logprobs = to_host(self._sampler.report[: len(requests)]) if self._reports else None
-        output, landed = step.copy_output()
-        return Flight(requests, lanes, self._generations[lanes], step, output, logprobs, landed)
+        report, landed = step.report()
+        return Flight(requests, lanes, self._generations[lanes], step, report, logprobs, landed)
 
     def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
         """Wait for a flight. Return each request's token (B,), its streams (B,G) after the step, log-probabilities."""
         if flight.landed is not None:
             flight.landed.synchronize()
-        tally, report = flight.step.read(flight.output)
+        tally, report = flight.step.read(flight.report)
         for layer, (forks, deletions) in zip(
             self._fork_layers, (tally - self._counted[flight.step]).tolist()[1:], strict=True
         ):
@@ -158,7 +161,7 @@ class DeviceBatch:
             if mask.any():
                 words += words_of([requests[i] for i in mask.nonzero()[0].tolist()], lanes[mask])
         if words:
-            self.lanes.write(*map(np.concatenate, zip(*words, strict=True)))
+            self._staging.write(*map(np.concatenate, zip(*words, strict=True)))
         self._next_upload = int(self._reserved_until[lanes].min())
 
     def _requests(self, requests: list[Request], rows: Indices) -> Iterator[Words]:

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Self, get_type_hints
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from thoughtbubbles.engine.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,11 +51,6 @@ class Lanes(Columns):
     """(G,L) streams in the cache."""
     table: Annotated[Tensor, "L", "P"]
     """(L,P) pages in stream order, one segment after the other, as in `Ledger.table`."""
-
-    def write(self, at: NDArray[np.int64], values: NDArray[np.int32]) -> None:
-        """Write values to offsets of `memory`, after all work that was launched before."""
-        both = to_device(np.stack((at, values)), self.memory.device)
-        self.memory.index_copy_(0, both[0], both[1].int())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -18,6 +18,7 @@ from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cuda.kernels import selection
 from thoughtbubbles.engine.cuda.kernels.adjusting import adjust
 from thoughtbubbles.engine.cuda.kernels.logprobs import CANDIDATES
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped
 from thoughtbubbles.engine.cuda.kernels.sampling import TOKENS_AT_ONCE, draw_best, draw_part
 from thoughtbubbles.engine.cuda.kernels.sampling_state import SamplingState
 from thoughtbubbles.engine.prompt_report import Scored
@@ -99,14 +100,14 @@ class DeviceSampler:
             kinds=state.kind, log_min_p=state.log_min_p, scaled=self._scaled, highest=self._highest,
             lowest=self._lowest, best=self._best, best_at=self._best_at, stride=logits.stride(0),
             vocabulary=self.vocabulary, row_size=self._row_size, BLOCKS=triton.next_power_of_2(self._blocks),
-            BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, PLAIN=plain,
+            BLOCK=TOKENS_AT_ONCE, LARGEST=LARGEST_LOGIT, PLAIN=plain, **overlapped(logits),
         )  # fmt: skip
         draw_best[(batch_size,)](
             logits=logits, lanes=lane, drawn=state.drawn, newest=state.token, kinds=state.kind, tops=state.logprobs,
             marks=state.marks, best=self._best, best_at=self._best_at, sums=self._sums, candidates=self._candidates,
             tokens=token, logprobs=self.report.view(torch.float32), ids=self.report, stride=logits.stride(0),
             width=state.marks.stride(0), blocks=self._blocks, BLOCKS=triton.next_power_of_2(self._blocks),
-            MOST=MAX_LOGPROBS, CANDIDATES=CANDIDATES, PLAIN=plain,
+            MOST=MAX_LOGPROBS, CANDIDATES=CANDIDATES, PLAIN=plain, **overlapped(logits),
         )  # fmt: skip
 
     def _restrict(self, logits: Tensor, lane: Tensor) -> None:

@@ -1,6 +1,5 @@
 """What a step reads of its requests lies in one block of memory: columns cover it, apart from each other."""
 
-import numpy as np
 import torch
 
 from thoughtbubbles.engine.cuda.lanes import Columns, Lanes, PrefillInputs
@@ -35,10 +34,3 @@ def test_arrays_share_memory_with_what_is_copied() -> None:
     inputs.numpy()["table"][1, 2] = 7
     assert inputs.table[1, 2] == 7
     assert inputs.memory.sum() == 7
-
-
-def test_words_are_written_at_offsets_of_a_column() -> None:
-    lanes = Lanes.zeros(CPU, L=3, G=2, P=4)
-    at = lanes.table.storage_offset() + 2 * lanes.table.stride(0) + np.array([0, 3])
-    lanes.write(at, np.array([5, 6], np.int32))
-    assert lanes.table.tolist() == [[0] * 4, [0] * 4, [5, 0, 0, 6]]

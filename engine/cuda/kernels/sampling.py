@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from thoughtbubbles.engine.cuda.kernels.logprobs import report_row
+from thoughtbubbles.engine.cuda.kernels.overlap import wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.sampling_state import MARKED, ONE_DRAWN, REWRITTEN, SELECTED
 from thoughtbubbles.engine.cuda.kernels.selection import row_highest
 
@@ -49,6 +50,7 @@ def draw_part(
     """Write the best token of each block to `best` and `best_at` (B,blocks): the largest of logits over temperature +
     noise, or of the logits where the temperature is 0; `best` is +inf where a logit is NaN or too large.
     """
+    wait_for_previous()
     place, block, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lane = tl.load(lanes + place)
     if lane < 0:
@@ -84,6 +86,7 @@ def draw_best(
     width, blocks, BLOCKS: tl.constexpr, MOST: tl.constexpr, CANDIDATES: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Write the best token of each slot to `tokens` (B,) and to its lane, which it moves on, and report it."""
+    wait_for_previous()
     place, i = tl.program_id(0), tl.arange(0, BLOCKS)
     lane = tl.load(lanes + place)
     if lane < 0:

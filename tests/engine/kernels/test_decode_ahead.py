@@ -270,11 +270,11 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
 def test_pages_are_taken_for_all_who_soon_need_some(
     small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together, since every allocation is copied to the device: requests that arrive later share it."""
+    """Together, since every allocation is written to the device: requests that arrive later share it."""
     from thoughtbubbles.engine.cuda.decode import DecodeStep
-    from thoughtbubbles.engine.cuda.lanes import Lanes
+    from thoughtbubbles.engine.cuda.staging import Staging
 
-    engine, told = make_engine(small_model), []
+    engine, written = make_engine(small_model), []
     device = cuda_executor(engine).decode
     for name in "ab":
         engine.add(name, PROMPTS[0], params(max_tokens=50))
@@ -284,13 +284,13 @@ def test_pages_are_taken_for_all_who_soon_need_some(
     first, second = engine.scheduler.running
     first.num_scheduled = 1
     monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
-    monkeypatch.setattr(Lanes, "write", lambda *_: told.append(device._launches))
+    monkeypatch.setattr(Staging, "write", lambda *_: written.append(device._launches))
     for step in range(40):
         requests = [first] if step < 5 else [first, second]
         for request in requests:
             request.num_scheduled += 1
         device.launch(requests)
-    assert told == [0, 5, 16, 32]
+    assert written == [0, 5, 32]
 
 
 def test_an_abort_in_flight_frees_pages_at_once(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:

@@ -41,7 +41,7 @@ def test_the_host_waits_for_nothing_while_it_decodes(
     from thoughtbubbles.engine.cuda.decode_batch import TOKENS_AHEAD
 
     engine = make_engine(small_model)
-    limits: dict[str, object] = {"seed": 3, "max_tokens": TOKENS_AHEAD + 30, "ignore_eos": True}
+    limits: dict[str, object] = {"seed": 3, "max_tokens": TOKENS_AHEAD + 15, "ignore_eos": True}
     params = SamplingParams(**limits, **settings)  # type: ignore[arg-type]
     for i, prompt in enumerate(PROMPTS):
         engine.add(str(i), prompt, params)
