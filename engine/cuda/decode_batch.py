@@ -30,7 +30,7 @@ from thoughtbubbles.engine.transfer import to_device, to_host
 from thoughtbubbles.model import Thoughtbubbles
 
 TOKENS_AHEAD = 31
-"""Tokens beyond the next one that pages are reserved for if enough are free, so that most steps upload nothing."""
+"""Most tokens beyond the next one that pages are reserved for, so that most steps upload nothing."""
 
 Words = tuple[Indices, Numbers]
 """Offsets in `Lanes.memory`, and the 32-bit words to write there."""
@@ -173,10 +173,10 @@ class DeviceBatch:
             yield self._words(field, rows, streams.astype(np.int32))
 
     def _pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        """Reserve pages for the next step and, if enough are free, for `TOKENS_AHEAD` more; yield them."""
-        ledger = self._cache.ledger
-        most = [self._cache.most_needed(len(self._batch), TOKENS_AHEAD + 2)]
-        extra = TOKENS_AHEAD * self._cache.make_room(most)
+        """Reserve pages for the next step and up to `TOKENS_AHEAD` more, fewer where few are free; yield them."""
+        ledger, extra = self._cache.ledger, TOKENS_AHEAD
+        while extra and not self._cache.make_room([self._cache.most_needed(len(self._batch), extra + 2)]):
+            extra //= 2
         tokens = np.array([len(request.prompt) + request.num_scheduled - 1 for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
         ahead = np.minimum(np.maximum(left, 0), extra)

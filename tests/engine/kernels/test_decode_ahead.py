@@ -267,10 +267,15 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
     assert_alike({name: Completion.of(events) for name, events in ahead.items()}, waited)
 
 
+@pytest.mark.parametrize(("room", "uploads"), [(33, [0, 5, 32]), (17, [0, 5, 21, 37]), (9, [0, 5, 13, 21, 29, 37])])
 def test_pages_are_taken_for_all_who_soon_need_some(
-    small_model: Thoughtbubbles, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Together, since every allocation is written to the device: requests that arrive later share it."""
+    room: int, uploads: list[int], small_model: Thoughtbubbles, make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Together, since every allocation is written to the device: requests that arrive later share it.
+
+    In advance for as many tokens as there is `room`.
+    """
     from thoughtbubbles.engine.cuda.decode import DecodeStep
     from thoughtbubbles.engine.cuda.staging import Staging
 
@@ -283,6 +288,10 @@ def test_pages_are_taken_for_all_who_soon_need_some(
             engine._report(engine.executor.land(flight))
     first, second = engine.scheduler.running
     first.num_scheduled = 1
+    monkeypatch.setattr(
+        engine.cache, "make_room",
+        lambda needs: needs in [[engine.cache.most_needed(len(device._batch), n)] for n in range(room + 1)],
+    )  # fmt: skip
     monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
     monkeypatch.setattr(Staging, "write", lambda *_: written.append(device._launches))
     for step in range(40):
@@ -290,7 +299,7 @@ def test_pages_are_taken_for_all_who_soon_need_some(
         for request in requests:
             request.num_scheduled += 1
         device.launch(requests)
-    assert written == [0, 5, 32]
+    assert written == uploads
 
 
 def test_an_abort_in_flight_frees_pages_at_once(small_model: Thoughtbubbles, make_engine: MakeEngine) -> None:
