@@ -186,13 +186,13 @@ class ForkCache:
     def allocate(self, states: Sequence[ForkState], gained: Indices) -> None:
         """Allocate the pages that open states need for so many more streams (R,G) each, as from `most_gained`."""
         rows = _rows(states)
-        self._grow(rows, self.ledger.streams[rows] + gained)
+        self._grow(rows, self.ledger.streams.take(rows, 0) + gained)
 
     def most_gained(self, states: Sequence[ForkState], tokens: ArrayLike) -> Indices:
         """Return the most streams (R,G) that open states may gain with so many more tokens (R,) each."""
         rows = _rows(states)
         gained: Indices = self._may_have(self.ledger, rows, np.add(self.ledger.tokens[rows], tokens))
-        return gained - self.ledger.streams[rows]
+        return gained - self.ledger.streams.take(rows, 0)
 
     def most_needed(self, requests: int, tokens: int = 2) -> list[int]:
         """Return pages of each segment that suffice for `tokens` more tokens of any `requests` requests."""
@@ -318,7 +318,7 @@ class ForkCache:
         copies = np.multiply(tokens, self.config.copies)
         limit = np.maximum(copies, budget(np.asarray(tokens), ledger.kappa[rows], self.config.block_size))
         added = copies - ledger.tokens[rows] * self.config.copies
-        doubled = ledger.streams[rows] + (added[:, None] << np.arange(len(self.segments)))
+        doubled = ledger.streams.take(rows, 0) + (added[:, None] << np.arange(len(self.segments)))
         most: Indices = np.minimum(doubled, limit[:, None])
         return most
 
