@@ -144,10 +144,13 @@ class ForkCache:
         """Close the states of requests that no longer run. Retain them as prefixes until their pages are evicted."""
         assert all(self._open.get(state.row) is state for state in states), "closed twice"
         ledger, rows = self.ledger, _rows(states)
-        retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
-        used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were reserved only
-        self._free_beyond(rows, used, retired_from=np.zeros_like(used))
-        for state, kept in zip(states, retained.tolist(), strict=True):
+        retained = [self._retain and not state.spoilt for state in states]
+        used = self._pages_for(ledger.streams.take(rows, 0)) * np.array(retained, np.bool_)[:, None]
+        if any(retained):
+            for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), used), strict=True):
+                segment.retire(pages)
+        self._free_beyond(rows, used)  # reserved only, or not to be retained
+        for state, kept in zip(states, retained, strict=True):
             self._vacant.append(state.row)
             del self._open[state.row]
             if not kept:
@@ -273,8 +276,7 @@ class ForkCache:
         ledger, rows = self.ledger, _rows([state])
         if tokens < state.tokens:
             ledger.tokens[rows], ledger.streams[rows] = tokens, ledger.ends[rows, :, tokens - 1]
-            used = self._pages_for(ledger.streams[rows])
-            self._free_beyond(rows, used, retired_from=used)
+            self._free_beyond(rows, self._pages_for(ledger.streams[rows]))
         self._index_blocks(state)
 
     def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
@@ -349,20 +351,13 @@ class ForkCache:
                 segment.allocate(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
 
-    def _free_beyond(self, rows: Indices, used: Indices, *, retired_from: Indices) -> None:
-        """Free the pages that these open rows (R,) have beyond their first `used` (R,G).
-
-        Those from number `retired_from` (R,G) on count as no longer running, of which there are at least as many.
-        """
+    def _free_beyond(self, rows: Indices, used: Indices) -> None:
+        """Free the pages that these open rows (R,) have beyond their first `used` (R,G)."""
         allocated = self.ledger.pages[rows]
-        retired = self._pages(rows, retired_from, allocated)
-        if np.array_equal(used, retired_from):
-            for segment, pages in zip(self.segments, retired, strict=True):
-                segment.drop(pages)
-        else:
-            for segment, before, after in zip(self.segments, retired, self._pages(rows, used, allocated), strict=True):
-                segment.retire(before)
-                segment.release(after)
+        if np.array_equal(used, allocated):
+            return
+        for segment, pages in zip(self.segments, self._pages(rows, used, allocated), strict=True):
+            segment.drop(pages)
         self.ledger.pages[rows] = used
 
     def _index_blocks(self, state: ForkState) -> None:
