@@ -144,10 +144,13 @@ class ForkCache:
         """Close the states of requests that no longer run. Retain them as prefixes until their pages are evicted."""
         assert all(self._open.get(state.row) is state for state in states), "closed twice"
         ledger, rows = self.ledger, _rows(states)
-        retained = np.array([self._retain and not state.spoilt for state in states], np.bool_)
-        used = self._pages_for(ledger.streams[rows]) * retained[:, None]  # the others were reserved only
-        self._free_beyond(rows, used, retired_from=np.zeros_like(used))
-        for state, kept in zip(states, retained.tolist(), strict=True):
+        retained = [self._retain and not state.spoilt for state in states]
+        used = self._pages_for(ledger.streams.take(rows, 0)) * np.array(retained, np.bool_)[:, None]
+        if any(retained):
+            for segment, pages in zip(self.segments, self._pages(rows, np.zeros_like(used), used), strict=True):
+                segment.retire(pages)
+        self._free_beyond(rows, used)  # reserved only, or not to be retained
+        for state, kept in zip(states, retained, strict=True):
             self._vacant.append(state.row)
             del self._open[state.row]
             if not kept:
@@ -186,13 +189,13 @@ class ForkCache:
     def allocate(self, states: Sequence[ForkState], gained: Indices) -> None:
         """Allocate the pages that open states need for so many more streams (R,G) each, as from `most_gained`."""
         rows = _rows(states)
-        self._grow(rows, self.ledger.streams[rows] + gained)
+        self._grow(rows, self.ledger.streams.take(rows, 0) + gained)
 
     def most_gained(self, states: Sequence[ForkState], tokens: ArrayLike) -> Indices:
         """Return the most streams (R,G) that open states may gain with so many more tokens (R,) each."""
         rows = _rows(states)
         gained: Indices = self._may_have(self.ledger, rows, np.add(self.ledger.tokens[rows], tokens))
-        return gained - self.ledger.streams[rows]
+        return gained - self.ledger.streams.take(rows, 0)
 
     def most_needed(self, requests: int, tokens: int = 2) -> list[int]:
         """Return pages of each segment that suffice for `tokens` more tokens of any `requests` requests."""
@@ -273,8 +276,7 @@ class ForkCache:
         ledger, rows = self.ledger, _rows([state])
         if tokens < state.tokens:
             ledger.tokens[rows], ledger.streams[rows] = tokens, ledger.ends[rows, :, tokens - 1]
-            used = self._pages_for(ledger.streams[rows])
-            self._free_beyond(rows, used, retired_from=used)
+            self._free_beyond(rows, self._pages_for(ledger.streams[rows]))
         self._index_blocks(state)
 
     def append(self, rows: Indices, ids: Sequence[int], ends: Numbers) -> Indices:
@@ -318,7 +320,7 @@ class ForkCache:
         copies = np.multiply(tokens, self.config.copies)
         limit = np.maximum(copies, budget(np.asarray(tokens), ledger.kappa[rows], self.config.block_size))
         added = copies - ledger.tokens[rows] * self.config.copies
-        doubled = ledger.streams[rows] + (added[:, None] << np.arange(len(self.segments)))
+        doubled = ledger.streams.take(rows, 0) + (added[:, None] << np.arange(len(self.segments)))
         most: Indices = np.minimum(doubled, limit[:, None])
         return most
 
@@ -349,20 +351,13 @@ class ForkCache:
                 segment.allocate(ledger.table, row[begin:end], column[begin:end], first)
         ledger.pages[rows] = until
 
-    def _free_beyond(self, rows: Indices, used: Indices, *, retired_from: Indices) -> None:
-        """Free the pages that these open rows (R,) have beyond their first `used` (R,G).
-
-        Those from number `retired_from` (R,G) on count as no longer running, of which there are at least as many.
-        """
+    def _free_beyond(self, rows: Indices, used: Indices) -> None:
+        """Free the pages that these open rows (R,) have beyond their first `used` (R,G)."""
         allocated = self.ledger.pages[rows]
-        retired = self._pages(rows, retired_from, allocated)
-        if np.array_equal(used, retired_from):
-            for segment, pages in zip(self.segments, retired, strict=True):
-                segment.drop(pages)
-        else:
-            for segment, before, after in zip(self.segments, retired, self._pages(rows, used, allocated), strict=True):
-                segment.retire(before)
-                segment.release(after)
+        if np.array_equal(used, allocated):
+            return
+        for segment, pages in zip(self.segments, self._pages(rows, used, allocated), strict=True):
+            segment.drop(pages)
         self.ledger.pages[rows] = used
 
     def _index_blocks(self, state: ForkState) -> None:

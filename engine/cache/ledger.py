@@ -70,12 +70,13 @@ class Ledger:
         """
         first, last, at = layout.ends - layout.counts, layout.ends - 1, self.tokens[rows]
         ends = counts.cumsum(1, dtype=np.int32)
-        ends += (self.streams[rows].T + counts[:, first] - ends[:, first]).astype(np.int32).repeat(layout.counts, 1)
+        before = ends.take(first, 1) - counts.take(first, 1)
+        ends += (self.streams.take(rows, 0).T - before).astype(np.int32).repeat(layout.counts, 1)
         until = at + layout.counts
         spans = zip(rows.tolist(), at.tolist(), until.tolist(), first.tolist(), layout.ends.tolist(), strict=True)
         for row, since, to, begin, end in spans:  # as in `write_ids`
             self.ends[row, :, since:to] = ends[:, begin:end]
-        self.streams[rows] = ends[:, last].T
+        self.streams[rows] = ends.take(last, 1).T
         self.tokens[rows] = until
 
     def pages_of(self, row: int, segment: int) -> Numbers:

@@ -123,16 +123,17 @@ class SegmentPages:
 
     def release(self, pages: Numbers) -> None:
         """Drop one reference of each of these pages, after `retire`, once for each time that a page is listed."""
-        references = self._references[pages] - 1
-        if np.count_nonzero(references):
+        if np.count_nonzero(self._references[pages] != 1):
             pages, times = np.unique(pages, return_counts=True)
-            references = self._references[pages] - times
-        self._references[pages] = references
-        self._free(pages[references == 0])
+            self._references[pages] -= times
+            pages = pages[self._references[pages] == 0]
+        else:
+            self._references[pages] = 0
+        self._free(pages)
 
     def drop(self, pages: Numbers) -> None:
         """Retire and release these pages."""
-        if np.count_nonzero(self._counts[:, pages] != 1):
+        if np.count_nonzero(self._references[pages] != 1):  # it counts running requests too
             self.retire(pages)
             self.release(pages)
         else:

@@ -203,19 +203,20 @@ class DeviceForward(CachedForward):
         rows, slots = np.array([chunk.state.row for chunk in chunks]), _Slots.of(chunks, layout)
         tokens = ledger.tokens[rows]
         position = tokens[layout.group] + layout.place
-        streams = budget(position + 1, ledger.kappa[rows][layout.group], self.model.config.block_size)
+        until = position + 1
+        streams = budget(until, ledger.kappa[rows][layout.group], self.model.config.block_size)
         step.write(
             lane=self._lanes(chunks),
             ids=ids,
             request=slots.first[layout.group],
             position=position,
-            fork_budget=streams - (position + 1),
+            fork_budget=streams - until,
             first=slots.spread(ends - counts),
             last=slots.last,
             count=slots.spread(counts),
             length=slots.spread(tokens + counts),
-            streams=slots.spread(ledger.streams[rows]).T,
-            table=slots.spread(ledger.table[rows]),
+            streams=slots.spread(ledger.streams.take(rows, 0)),
+            table=slots.spread(ledger.table.take(rows, 0)),
             live=[len(position)],
             **_scored_columns(chunks, layout, ids),
         )

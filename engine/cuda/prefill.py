@@ -8,10 +8,11 @@ Letters: B batch slots, T tokens that there may be, D model width, G segments.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
@@ -46,7 +47,7 @@ class PrefillStep(Step):
         """(G,) the most streams of all requests in each segment."""
         sizes = {"B": batch_size, "T": tokens, "G": segments, "P": cache.ledger.table.shape[1], "ONE": 1}
         host = PrefillInputs.zeros(torch.device("cpu"), **sizes)
-        self._host_memory, self._host = host.memory, host.numpy()
+        self._host_memory, self._host = host.memory, host.numpy() | {"streams": host.streams.numpy().T}
         self._num_used = 0
         """Words of it that the next run reads."""
         self._inputs = PrefillInputs.zeros(device, **sizes)
@@ -77,17 +78,16 @@ class PrefillStep(Step):
         self._ends = replace(self._rows[-1], start=torch.zeros_like(slot), count=torch.zeros_like(slot))
         """The streams of each request's last token."""
 
-    def write(self, **columns: ArrayLike) -> None:
+    def write(self, **columns: Sequence[int] | NDArray[Any]) -> None:
         """Set the beginnings of columns of `PrefillInputs` for the next run; what follows in them has no meaning.
 
-        The last run has ended, and `wait` has returned.
+        `streams` is (B,G) here. The last run has ended, and `wait` has returned.
         """
         self._host["count"].fill(0)
         self._host["lane"].fill(-1)
         for name, values in columns.items():
-            array = np.asarray(values)
-            self._host[name][tuple(map(slice, array.shape))] = array
-        self._num_used = len(self._host_memory) - self._host["table"][len(np.asarray(columns["table"])) :].size
+            self._host[name][: len(values)] = values
+        self._num_used = len(self._host_memory) - self._host["table"][len(columns["table"]) :].size
 
     def run(self) -> None:
         """Launch the step up to the logits. `draw` follows."""
