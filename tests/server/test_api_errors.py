@@ -22,6 +22,12 @@ def test_a_body_that_is_no_json_object(server: Running, body: bytes) -> None:
     assert response.json()["error"]["code"] == "invalid_json"
 
 
+def test_a_byte_order_mark_is_skipped(server: Running) -> None:
+    """Windows' PowerShell writes one at the start of a file, which `curl -d @file` sends."""
+    response = server.client.post("/v1/completions", content=b'\xef\xbb\xbf{"prompt": "x", "max_tokens": 1}')
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -120,6 +126,9 @@ def test_messages_say_both_numbers(server: Running) -> None:
     )
     assert server.error(400, top_p=0)["message"] == (
         "Invalid 'top_p': decimal below minimum value. Expected a value > 0, but got 0 instead."
+    )
+    assert server.error(400, min_p=1.0000001)["message"] == (
+        "Invalid 'min_p': decimal above maximum value. Expected a value <= 1, but got 1.0000001 instead."
     )
     assert server.error(400, prompt=[1] * 60, max_tokens=5)["message"] == (
         "This model's context is 64 tokens, but 65 were requested: 60 in the prompt and 5 for the completion."

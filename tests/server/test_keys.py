@@ -32,7 +32,8 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# who\nsk-one\n\n  sk-zwei-ü\n#sk-gone\n")
     assert ApiKeys.read(file) == KEYS
-    file.write_bytes("\ufeffsk-one # the first's\r\n  # indented\r\nsk-zwei-ü\t#\r\n".encode())  # as Windows' editor saves
+    # As Windows' editor saves it.
+    file.write_bytes("\ufeffsk-one # the first's\r\n  # indented\r\nsk-zwei-ü\t#\r\n".encode())
     assert ApiKeys.read(file) == KEYS
     file.write_text("sk#1")
     assert ApiKeys.read(file) == ApiKeys.of(["sk#1"], "here")
