@@ -97,6 +97,16 @@ def test_a_conversation_with_the_official_client(server: Running) -> None:
             "response_format",
             "invalid_grammar",
         ),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
+        (
+            {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
         ({"guided_json": [1]}, "guided_json", "invalid_type"),
         ({"guided_json": "{"}, "guided_json", "invalid_value"),
         ({"guided_json": {"type": "text"}}, "guided_json", "invalid_grammar"),
