@@ -121,9 +121,9 @@ def _prompt(name: str, given: str | Sequence[int], tokenizer: Tokenizer) -> Sequ
 def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
     longest, context = max(map(len, prompts)), served.max_model_len
     if longest + request.max_tokens > context:
-        message = (
-            f"This model's context is {context} tokens, but {longest + request.max_tokens} were requested: {longest} in"
-            f" the prompt and {request.max_tokens} for the completion."
+        message = (  # clients recognise the words that OpenAI begins with
+            f"This model's maximum context length is {context} tokens, but {longest + request.max_tokens} were"
+            f" requested: {longest} in the prompt and {request.max_tokens} for the completion."
         )
         raise bad_request(message, "context_length_exceeded", "max_tokens" if longest < context else "prompt")
     _check_queue_limits(request, prompts, served)

@@ -131,7 +131,8 @@ def test_messages_say_both_numbers(server: Running) -> None:
         "Invalid 'min_p': decimal above maximum value. Expected a value <= 1, but got 1.0000001 instead."
     )
     assert server.error(400, prompt=[1] * 60, max_tokens=5)["message"] == (
-        "This model's context is 64 tokens, but 65 were requested: 60 in the prompt and 5 for the completion."
+        "This model's maximum context length is 64 tokens, but 65 were requested: 60 in the prompt and 5 for the"
+        " completion."
     )
     assert server.error(400, prompt=[3, 300])["message"] == (
         "Invalid 'prompt[1]': '300' is not a token id; the largest one is 256."
