@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from thoughtbubbles.engine import Grammar, SamplingParams, most_streams
 from thoughtbubbles.model import ForkBias, Selection, Tokenizer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
-from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
+from thoughtbubbles.server.protocol.errors import bad_request, no_model, quoted
 from thoughtbubbles.server.protocol.grammars import grammar_of, require_usable
 from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles.server.protocol.unsupported import check_supported
@@ -56,7 +56,7 @@ def plan(completion_id: str, request: CompletionRequest, served: ServedModel) ->
 
 def _check_names(request: CompletionRequest, served: ServedModel) -> None:
     if request.model not in {"", served.name}:
-        raise not_found(f"The model {quoted(request.model)} does not exist.", "model_not_found", "model")
+        raise no_model(request.model, served.name)
     if request.suffix is not None:
         message = "Unsupported parameter: 'suffix' is not supported with this model."
         raise bad_request(message, "unsupported_parameter", "suffix")

@@ -37,6 +37,7 @@ INSTEAD: Mapping[str, str] = {
     "grammar": "guided_grammar",
     "json_schema": "guided_json",
     "response_format.schema": "response_format.json_schema",
+    "response_format.value": "guided_json",
     "structured_outputs.structural_tag": "structured_outputs.grammar",
 }
 """Fields that ask for a form of the text, each with the field of this server that does."""

@@ -157,7 +157,7 @@ def test_the_input_is_repeated_in_short(server: Running) -> None:
 def test_an_unknown_model(server: Running) -> None:
     error = server.error(404, model="gpt-4")
     assert error == {
-        "message": "The model 'gpt-4' does not exist.",
+        "message": "The model 'gpt-4' does not exist; this server has 'tiny'.",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",
