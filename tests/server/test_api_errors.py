@@ -110,6 +110,7 @@ def test_a_prompt_of_no_known_form(server: Running, prompt: object) -> None:
         ({"bad_words": ["a"]}, "bad_words", "unsupported_parameter"),
         ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
         ({"truncate_prompt_tokens": 3}, "truncate_prompt_tokens", "unsupported_parameter"),
+        ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "unsupported_parameter"),
         ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
         ({"stream_options": {}}, "stream_options", "invalid_value"),
         ({"stream": True, "best_of": 2}, "best_of", "invalid_value"),

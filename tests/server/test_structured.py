@@ -127,6 +127,9 @@ def test_a_conversation_with_the_official_client(server: Running) -> None:
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unsupported_parameter"),
         # Hugging Face's InferenceClient sends a json_schema in this form of TGI.
         ({"response_format": {"type": "json_object", "value": {}}}, "response_format.value", "unsupported_parameter"),
+        ({"regex": "a"}, "regex", "unsupported_parameter"),  # SGLang's names
+        ({"ebnf": 'root ::= "a"'}, "ebnf", "unsupported_parameter"),
+        ({"structural_tag": "{}"}, "structural_tag", "unsupported_parameter"),
         ({"structured_outputs": {"grammar": "?"}}, "structured_outputs.grammar", "invalid_grammar"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
     ],
