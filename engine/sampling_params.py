@@ -96,13 +96,11 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and not (low < value <= high or (inclusive and value == low)):
                 bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
-                raise InvalidRequest(f"{name} must be {bounds}, not {value:g}", param=name)
+                raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
         for token_id, bias in self.logit_bias.items():
             if not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
                 limits = f"-{MAX_LOGIT_BIAS} … {MAX_LOGIT_BIAS}"
-                raise InvalidRequest(
-                    f"logit_bias of token {token_id} must be {limits}, not {bias:g}", param="logit_bias"
-                )
+                raise InvalidRequest(f"logit_bias of token {token_id} must be {limits}, not {bias}", param="logit_bias")
         if self.grammar is not None and self.ignore_eos:
             message = f"ignore_eos cannot be set with {self.grammar.param}, which ends the completion"
             raise InvalidRequest(message, param="ignore_eos")
@@ -120,7 +118,7 @@ class SamplingParams:
         for i, each in enumerate(self.fork_bias):
             if not -MAX_FORK_BIAS <= each.bias <= MAX_FORK_BIAS:
                 limits = f"-{MAX_FORK_BIAS} … {MAX_FORK_BIAS}"
-                raise InvalidRequest(f"fork_bias[{i}].bias must be {limits}, not {each.bias:g}", param="fork_bias")
+                raise InvalidRequest(f"fork_bias[{i}].bias must be {limits}, not {each.bias}", param="fork_bias")
             if each.row is not None:
                 raise InvalidRequest(f"fork_bias[{i}].row must be None: a request is one row", param="fork_bias")
 

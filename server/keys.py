@@ -1,6 +1,7 @@
 """The keys that a server accepts, of its API and of its administration (API.md §4)."""
 
 import hmac
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -10,6 +11,8 @@ from typing import Self
 from thoughtbubbles.server.reading import read_settings_file
 
 SCHEME = b"bearer "
+COMMENT = re.compile(r"(^|\s)#.*")
+"""A comment in a file of keys. A # within a key starts none."""
 EMPTY = "has no key: give one, or leave it out"
 """What is wrong with a source of keys that has none."""
 
@@ -31,9 +34,8 @@ class ApiKeys:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Return the keys of a file, one a line; # starts a comment line. Raises `ValueError` if it has none."""
-        lines = read_settings_file(file).splitlines()
-        return cls.of((line for line in lines if not line.startswith("#")), str(file))
+        """Return the keys of a file, one a line; # starts a comment. Raises `ValueError` if it has none."""
+        return cls.of((COMMENT.sub("", line) for line in read_settings_file(file).splitlines()), str(file))
 
     def __or__(self, other: Self) -> "ApiKeys":
         return ApiKeys(self.digests | other.digests)

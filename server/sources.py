@@ -108,8 +108,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_file(file: Path) -> dict[str, Any]:
+    text = read_settings_file(file)
     try:
-        given = tomllib.loads(read_settings_file(file))
+        given = tomllib.loads(text)
     except RecursionError:
         raise ValueError(f"{file} is not TOML that can be read: it is nested too deeply") from None
     except ValueError as error:

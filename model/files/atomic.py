@@ -62,11 +62,12 @@ def _move(partial: Path, path: Path) -> None:
 
 def _partial(path: Path) -> Path:
     # Always the same name, so that the next attempt overwrites what an interrupted one left.
-    return path.with_name(f".{path.name}.partial")
+    return path.parent / f".{path.name}.partial"
 
 
 def _previous(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
+    # Not `with_name`, which refuses the root folder; the reader of a checkpoint says what that lacks.
+    return path.parent / f".{path.name}.previous"
 
 
 def _flush(path: Path) -> None:

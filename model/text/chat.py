@@ -1,14 +1,19 @@
 """A checkpoint's chat template, which turns a conversation into prompt token ids.
 
-Templates have Hugging Face's form: Jinja, given `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
+Templates have Hugging Face's form: Jinja, given `messages`, `add_generation_prompt`, `bos_token` and `eos_token`. They
+render as in transformers' `apply_chat_template`, without tools and documents.
 """
 
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NoReturn
 
 from jinja2 import TemplateError
+from jinja2.ext import Extension
+from jinja2.nodes import Scope
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from thoughtbubbles.model.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -43,18 +48,31 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, bos_token=self._mark, eos_token=self._mark
-            )
+                messages=messages, add_generation_prompt=True, bos_token=self._mark, eos_token=self._mark,
+                tools=None, documents=None,
+            )  # fmt: skip
         except Exception as error:  # a template is a program: it can raise anything
             raise ValueError(f"the chat template does not take these messages: {error}") from error
+
+
+class _Generation(Extension):
+    """The block `{% generation %}`, which marks answers for training. Here it is its text."""
+
+    tags = {"generation"}  # noqa: RUF012 (not in a ClassVar in Jinja)
+
+    def parse(self, parser: Parser) -> Scope:
+        """Return the block's statements; what they set stays inside."""
+        line = next(parser.stream).lineno
+        return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """Return the environment that Hugging Face's templates expect."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
     environment.filters["tojson"] = _to_json  # Jinja's own filter escapes < and > for HTML
     return environment
 
@@ -63,5 +81,15 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

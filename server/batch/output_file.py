@@ -3,8 +3,9 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pydantic_core import from_json, to_json
 
@@ -22,21 +23,24 @@ START = b'{"id":"batch_req_'
 class Output:
     """An output file: which lines of the input it has, and a way to append others. Each is written whole."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        """Read `file` from its start; raise `ValueError` for a line that no batch writes. Drop an incomplete last line.
+    def __init__(self, file: FileIO, path: Path) -> None:
+        """Read the file at `path`; raise `ValueError` for a line that no batch writes. Drop an incomplete last line.
 
+        `file` appends to it, without a buffer: nothing of a failed write is left to fail again when it is closed.
         Nobody else may write to the file.
         """
         self._file = file
+        self._path = path
         self._succeeded: dict[str, bool] = {}  # by custom_id: whether the answer is a success
         self._bad: set[int] = set()  # numbers of lines without a request
         end = 0
-        for number, text in enumerate(file, start=1):
-            if text.endswith(b"\n"):
-                self._read(text, f"{path}, line {number}")
-                end += len(text)
-            elif not text.startswith(START[: len(text)]):
-                raise _foreign(f"{path}, line {number}")
+        with path.open("rb") as written:
+            for number, text in enumerate(written, start=1):
+                if text.endswith(b"\n"):
+                    self._read(text, f"{path}, line {number}")
+                    end += len(text)
+                elif not text.startswith(START[: len(text)]):
+                    raise _foreign(f"{path}, line {number}")
         file.truncate(end)
 
     def succeeded(self, line: Line | BadLine) -> bool | None:
@@ -59,8 +63,13 @@ class Output:
     def _write(self, custom_id: str | None, response: Json | None, error: Json | None) -> None:
         name = f"batch_req_{uuid.uuid4().hex}"
         record = {"id": name, "custom_id": custom_id, "response": response, "error": error}
-        self._file.write(to_json(record) + b"\n")
-        self._file.flush()
+        left = memoryview(to_json(record) + b"\n")
+        try:
+            while left:  # a file that becomes full takes a part
+                left = left[self._file.write(left) :]
+        except OSError as failure:
+            failure.filename = self._path
+            raise
 
     def _read(self, text: bytes, where: str) -> None:
         try:
@@ -81,10 +90,9 @@ def open_output(path: Path) -> Iterator[Output]:
     """
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a regular file")
-    with path.open("a+b") as file:
+    with path.open("ab", buffering=0) as file:
         if not lock_file(file):
             raise OSError(f"{path} is being written by another batch")
-        file.seek(0)
         yield Output(file, path)
 
 

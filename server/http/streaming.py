@@ -40,6 +40,7 @@ class CompletionStream(EventSourceResponse):
         keep_alive_seconds: float,
     ) -> None:
         super().__init__(_pieces(completion, generation, keep_alive_seconds), headers=headers, sep="\n")
+        del self.headers["connection"]  # sse-starlette's keep-alive; uvicorn says if the connection closes
         self._generation = generation
         self._metrics = metrics
         self._started = False

@@ -108,6 +108,12 @@ def not_found(message: str, code: str, param: str | None = None) -> ApiError:
     return ApiError(404, message, code=code, param=param)
 
 
+def no_model(name: str, served: str) -> ApiError:
+    """Return 404: the server has no model `name`, but `served`."""
+    message = f"The model {quoted(name)} does not exist; this server has {quoted(served)}."
+    return not_found(message, "model_not_found", "model")
+
+
 def no_route(status: int, route: str) -> ApiError:
     """Return the router's own `status`: 404 for an unknown path, 405 for a method that a path does not have."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")

@@ -7,7 +7,7 @@ from pydantic_core import from_json
 from thoughtbubbles.engine import Grammar, InvalidRequest, check_grammar
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.server.protocol.errors import ApiError, bad_request
-from thoughtbubbles.server.protocol.requests import GenerationRequest, ResponseFormat
+from thoughtbubbles.server.protocol.requests import GenerationRequest, JsonSchema, ResponseFormat
 
 Wanted = tuple[str, Callable[[str], Grammar]]
 """A field that asks for a grammar, and what makes the grammar from the field's name."""
@@ -47,8 +47,10 @@ def is_constrained(request: GenerationRequest) -> bool:
 
 
 def _wanted(request: GenerationRequest) -> Iterator[Wanted]:
-    if request.response_format is not None and request.response_format.type != "text":
-        yield "response_format", _of_format(request.response_format)
+    if (form := request.response_format) is not None:
+        _check(form)
+        if form.type != "text":
+            yield "response_format", _any_object if form.json_schema is None else _of_schema(form.json_schema)
     yield from _fields(
         "guided_", request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar
     )
@@ -71,12 +73,17 @@ def _fields(
         yield f"{prefix}grammar", lambda name: Grammar(kind="grammar", text=grammar, param=name)
 
 
-def _of_format(form: ResponseFormat) -> Callable[[str], Grammar]:
-    if form.type == "json_object":
-        return _any_object
-    if (given := form.json_schema) is None:
-        name = "response_format.json_schema"
+def _check(form: ResponseFormat) -> None:
+    """Raise `ApiError` 400 unless the form has a schema if and only if its type is `json_schema`."""
+    name = "response_format.json_schema"
+    if form.type == "json_schema" and form.json_schema is None:
         raise bad_request(f"Missing required parameter: {name!r}.", "missing_required_parameter", name)
+    if form.type != "json_schema" and form.json_schema is not None:
+        message = f"Invalid {name!r}: only allowed when 'response_format.type' is 'json_schema'."
+        raise bad_request(message, "invalid_value", name)
+
+
+def _of_schema(given: JsonSchema) -> Callable[[str], Grammar]:
     return lambda name: Grammar.json(given.json_schema, name)
 
 

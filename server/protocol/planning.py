@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from thoughtbubbles.engine import Grammar, SamplingParams, most_streams
 from thoughtbubbles.model import ForkBias, Selection, Tokenizer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
-from thoughtbubbles.server.protocol.errors import bad_request, not_found, quoted
+from thoughtbubbles.server.protocol.errors import bad_request, no_model, quoted
 from thoughtbubbles.server.protocol.grammars import grammar_of, require_usable
 from thoughtbubbles.server.protocol.requests import CompletionRequest
 from thoughtbubbles.server.protocol.unsupported import check_supported
@@ -56,7 +56,7 @@ def plan(completion_id: str, request: CompletionRequest, served: ServedModel) ->
 
 def _check_names(request: CompletionRequest, served: ServedModel) -> None:
     if request.model not in {"", served.name}:
-        raise not_found(f"The model {quoted(request.model)} does not exist.", "model_not_found", "model")
+        raise no_model(request.model, served.name)
     if request.suffix is not None:
         message = "Unsupported parameter: 'suffix' is not supported with this model."
         raise bad_request(message, "unsupported_parameter", "suffix")
@@ -121,9 +121,9 @@ def _prompt(name: str, given: str | Sequence[int], tokenizer: Tokenizer) -> Sequ
 def _check_sizes(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
     longest, context = max(map(len, prompts)), served.max_model_len
     if longest + request.max_tokens > context:
-        message = (
-            f"This model's context is {context} tokens, but {longest + request.max_tokens} were requested: {longest} in"
-            f" the prompt and {request.max_tokens} for the completion."
+        message = (  # clients recognise the words that OpenAI begins with
+            f"This model's maximum context length is {context} tokens, but {longest + request.max_tokens} were"
+            f" requested: {longest} in the prompt and {request.max_tokens} for the completion."
         )
         raise bad_request(message, "context_length_exceeded", "max_tokens" if longest < context else "prompt")
     _check_queue_limits(request, prompts, served)

@@ -25,6 +25,7 @@ OTHER_ANSWERS: Mapping[str, object] = {
     "continue_final_message": False,
     "documents": [],
     "prompt_logprobs": None,
+    "return_tokens_as_token_ids": False,
     "truncate_prompt_tokens": None,
     "use_beam_search": False,
 }
@@ -34,9 +35,13 @@ OBJECTS = ("stream_options", "response_format", "json_schema", "structured_outpu
 """Fields that are objects or lists of objects. Messages are left out: there may be tens of thousands of them."""
 
 INSTEAD: Mapping[str, str] = {
+    "ebnf": "guided_grammar",
     "grammar": "guided_grammar",
     "json_schema": "guided_json",
+    "regex": "guided_regex",
     "response_format.schema": "response_format.json_schema",
+    "response_format.value": "guided_json",
+    "structural_tag": "guided_grammar",
     "structured_outputs.structural_tag": "structured_outputs.grammar",
 }
 """Fields that ask for a form of the text, each with the field of this server that does."""

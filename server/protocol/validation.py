@@ -1,5 +1,6 @@
 """Parse a body into a typed request, and turn a client's mistake into an error message (API.md §4)."""
 
+import codecs
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -49,8 +50,11 @@ PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
 
 
 def parse(body: bytes, schema: type[Body]) -> Body:
-    """Return `body` parsed as `schema`. Raises `ApiError` 400 for the first mistake, 413 for too many values."""
-    return validate(parse_object(body), schema)
+    """Return `body` parsed as `schema`; it may start with a byte order mark.
+
+    Raises `ApiError` 400 for the first mistake, 413 for too many values.
+    """
+    return validate(parse_object(body.removeprefix(codecs.BOM_UTF8)), schema)
 
 
 def parse_object(text: bytes, name: str = "The body") -> Json:
@@ -132,7 +136,7 @@ def _out_of_range(name: str, problem: str, relation: str, bound: float, got: flo
 
 
 def _number(value: float) -> str:
-    return clipped(f"{value:g}" if isinstance(value, float) else str(value))
+    return clipped(str(value).removesuffix(".0"))
 
 
 def _field_name(location: tuple[int | str, ...]) -> str:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from thoughtbubbles.server.core import ServedModel
 from thoughtbubbles.server.http.offload import offload, offload_planning
 from thoughtbubbles.server.protocol.completions import Completion
-from thoughtbubbles.server.protocol.errors import not_found, quoted
+from thoughtbubbles.server.protocol.errors import no_model, not_found, quoted
 from thoughtbubbles.server.protocol.grammars import is_constrained
 from thoughtbubbles.server.protocol.planning import plan
 from thoughtbubbles.server.protocol.requests import CompletionRequest, Json
@@ -63,7 +63,7 @@ async def get_model(name: str, service: Serving) -> Json:
     """Return the served model."""
     served = service.worker.model
     if name != served.name:
-        raise not_found(f"The model {quoted(name)} does not exist.", "model_not_found", "model")
+        raise no_model(name, served.name)
     return _model_object(served)
 
 

@@ -118,7 +118,7 @@ def streaming(*pieces: bytes | Exception) -> tuple[httpx.MockTransport, Body]:
     return answering(httpx.Response(200, headers=STREAMED, stream=body)), body
 
 
-def part(text: str, **fields: object) -> Json:
+def part(text: str | None, **fields: object) -> Json:
     """A completion on the wire, with one choice."""
     choice = {"index": 0, "text": text, "finish_reason": None, "logprobs": None}
     return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "tiny", "choices": [choice], **fields}

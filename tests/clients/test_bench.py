@@ -110,7 +110,8 @@ def test_what_cannot_be_measured(bench: Bench, given: list[str], reason: str) ->
 
 
 def test_what_the_server_refuses_is_told_before_the_load(server: Running, bench: Bench) -> None:
-    with pytest.raises(OSError, match="cannot be measured: 400 context_length_exceeded: This model's context is 64"):
+    reason = "cannot be measured: 400 context_length_exceeded: This model's maximum context length is 64"
+    with pytest.raises(OSError, match=reason):
         bench(server.url, "--prompt-tokens", "60")
 
 

@@ -19,7 +19,8 @@ from thoughtbubbles_client.transport import ERRORS
 ONCE = RetryPolicy(retries=0)
 
 SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "seconds": 1, "limit": 1, "retry_after": 7,
-           "status": 404, "route": "GET /nowhere", "values": 2, "nested": 1}  # fmt: skip
+           "status": 404, "route": "GET /nowhere", "values": 2, "nested": 1,
+           "name": "gpt-4", "served": "tiny"}  # fmt: skip
 """Arguments of the server's functions that make errors."""
 
 OURS = {
@@ -28,6 +29,7 @@ OURS = {
     "head_too_large": errors.BadRequestError,
     "no_key": errors.UnauthorizedError,
     "not_found": errors.NotFoundError,
+    "no_model": errors.ModelNotFoundError,
     "no_admin_key": errors.UnauthorizedError,
     "no_administration": errors.UnauthorizedError,
     "load_refused": errors.BadRequestError,
@@ -137,6 +139,12 @@ def test_other_servers_forms(make_client: MakeClient, body: bytes, message: str,
     with pytest.raises(errors.BadRequestError) as raised:
         client.models()
     assert (raised.value.message, raised.value.code) == (message, code)
+
+
+def test_a_redirect_names_the_place(make_client: MakeClient) -> None:
+    transport = answering(httpx.Response(301, headers={"location": "https://server/v1/models"}))
+    with pytest.raises(errors.ApiError, match=r"^301: redirected to https://server/v1/models, "):
+        make_client(transport=transport).models()
 
 
 def subclasses(kind: type[BaseException]) -> Iterator[type[BaseException]]:

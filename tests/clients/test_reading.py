@@ -99,6 +99,12 @@ def test_a_streamed_chat(make_client: MakeClient) -> None:
     assert parts[-1].tokens == ()
 
 
+def test_a_part_without_text(make_client: MakeClient) -> None:
+    """LiteLLM's proxy ends a streamed completion with one."""
+    transport, _ = streaming(event(part("a")), event(part(None)), DONE)
+    assert [each.text for each in make_client(transport=transport).stream()] == ["a", ""]
+
+
 def test_models_of_others(make_client: MakeClient) -> None:
     told = {"object": "list", "data": [{"id": "a"}, {"id": "b", "owned_by": "c", "fork_layers": [1, 2], "what": 1}]}
     models = make_client(transport=answering(httpx.Response(200, json=told))).models()

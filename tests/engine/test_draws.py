@@ -1,6 +1,7 @@
 """What is drawn is what the distribution says: no hash, temperature or restriction makes an impossible token win."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,14 @@ def test_an_extreme_repetition_penalty_leaves_logits_finite(penalty: float, rest
     assert adjusted.isfinite().all()
     drawn = draws(params, adjusted, 0)
     assert drawn == 3 if penalty < 1 else drawn != 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"), [({"min_p": 1.0000001}, "1.0000001"), ({"logit_bias": {3: 100.0000001}}, "100.0000001")]
+)
+def test_a_refused_number_is_not_rounded_to_an_allowed_one(settings: dict[str, Any], given: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"not {given}$"):
+        SamplingParams(**settings)
 
 
 @pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf, 100.5])

@@ -22,6 +22,12 @@ def test_a_body_that_is_no_json_object(server: Running, body: bytes) -> None:
     assert response.json()["error"]["code"] == "invalid_json"
 
 
+def test_a_byte_order_mark_is_skipped(server: Running) -> None:
+    """Windows' PowerShell writes one at the start of a file, which `curl -d @file` sends."""
+    response = server.client.post("/v1/completions", content=b'\xef\xbb\xbf{"prompt": "x", "max_tokens": 1}')
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -104,6 +110,7 @@ def test_a_prompt_of_no_known_form(server: Running, prompt: object) -> None:
         ({"bad_words": ["a"]}, "bad_words", "unsupported_parameter"),
         ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
         ({"truncate_prompt_tokens": 3}, "truncate_prompt_tokens", "unsupported_parameter"),
+        ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "unsupported_parameter"),
         ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
         ({"stream_options": {}}, "stream_options", "invalid_value"),
         ({"stream": True, "best_of": 2}, "best_of", "invalid_value"),
@@ -121,8 +128,12 @@ def test_messages_say_both_numbers(server: Running) -> None:
     assert server.error(400, top_p=0)["message"] == (
         "Invalid 'top_p': decimal below minimum value. Expected a value > 0, but got 0 instead."
     )
+    assert server.error(400, min_p=1.0000001)["message"] == (
+        "Invalid 'min_p': decimal above maximum value. Expected a value <= 1, but got 1.0000001 instead."
+    )
     assert server.error(400, prompt=[1] * 60, max_tokens=5)["message"] == (
-        "This model's context is 64 tokens, but 65 were requested: 60 in the prompt and 5 for the completion."
+        "This model's maximum context length is 64 tokens, but 65 were requested: 60 in the prompt and 5 for the"
+        " completion."
     )
     assert server.error(400, prompt=[3, 300])["message"] == (
         "Invalid 'prompt[1]': '300' is not a token id; the largest one is 256."
@@ -147,7 +158,7 @@ def test_the_input_is_repeated_in_short(server: Running) -> None:
 def test_an_unknown_model(server: Running) -> None:
     error = server.error(404, model="gpt-4")
     assert error == {
-        "message": "The model 'gpt-4' does not exist.",
+        "message": "The model 'gpt-4' does not exist; this server has 'tiny'.",
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",

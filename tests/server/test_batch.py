@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -436,6 +437,23 @@ def test_an_output_that_cannot_be_written(refusal: Callable[[], str], source: Pa
     output.unlink()
     output.symlink_to(source)
     assert refusal() == f"thoughtbubbles: error: {output} is the input, too: choose another output file\n"
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_full_disk_is_named_and_the_next_run_goes_on(
+    batch: Batch, source: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_text("".join(f"{line(str(number), {'prompt': 'a'})}\n" for number in range(4)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        assert batch() == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err == f"thoughtbubbles: error: {output}: file too large\n"
+    assert output.stat().st_size == 1000
+    assert batch() == 0
+    assert answers(output).keys() == set("0123")
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_unknown_fields_of_objects_are_named(server: Running) -> None:
         "max_tokens": 1,
         "fork_bias": [{"layer": 1, "position": 0}, {"layer": 1, "position": 1, "strength": 2}],
         "structured_outputs": {"whitespace_pattern": " "},
-        "response_format": {"type": "text", "json_schema": {"schema": {}, "version": 1}, "fork_bias": [1]},
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {}, "version": 1}, "fork_bias": [1]},
     }
     response = server.client.post("/v1/completions", json=body)
     named = [unquote(name) for name in response.headers["x-ignored-parameters"].split(", ")]

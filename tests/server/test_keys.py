@@ -32,8 +32,20 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# who\nsk-one\n\n  sk-zwei-ü\n#sk-gone\n")
     assert ApiKeys.read(file) == KEYS
+    # As Windows' editor saves it.
+    file.write_bytes("\ufeffsk-one # the first's\r\n  # indented\r\nsk-zwei-ü\t#\r\n".encode())
+    assert ApiKeys.read(file) == KEYS
+    file.write_text("sk#1")
+    assert ApiKeys.read(file) == ApiKeys.of(["sk#1"], "here")
     file.write_text("# nobody\n\n")
     with pytest.raises(ValueError, match="keys has no key"):
+        ApiKeys.read(file)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-one", encoding="utf-16")
+    with pytest.raises(ValueError, match="keys is not text in UTF-8"):
         ApiKeys.read(file)
 
 

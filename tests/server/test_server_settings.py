@@ -49,6 +49,11 @@ def test_what_is_not_said_has_its_default() -> None:
     assert ServerSettings().cors_origins == ()
 
 
+def test_a_byte_order_mark_is_no_setting(toml: Path) -> None:
+    toml.write_bytes(b"\xef\xbb\xbf" + toml.read_bytes())
+    assert parsed("--config", str(toml)) == ServerSettings(**GIVEN)
+
+
 def test_every_setting_can_be_said_everywhere(toml: Path) -> None:
     assert {*GIVEN, "api_keys", "admin_keys"} == {setting.name for setting in fields(ServerSettings)}
     line = [f"--{name.replace('_', '-')}={value}" for name, value in WRITTEN.items() if name not in FLAGS]

@@ -97,6 +97,16 @@ def test_a_conversation_with_the_official_client(server: Running) -> None:
             "response_format",
             "invalid_grammar",
         ),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
+        (
+            {"response_format": {"type": "text", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+            "invalid_value",
+        ),
         ({"guided_json": [1]}, "guided_json", "invalid_type"),
         ({"guided_json": "{"}, "guided_json", "invalid_value"),
         ({"guided_json": {"type": "text"}}, "guided_json", "invalid_grammar"),
@@ -115,6 +125,11 @@ def test_a_conversation_with_the_official_client(server: Running) -> None:
             "unsupported_parameter",
         ),
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unsupported_parameter"),
+        # Hugging Face's InferenceClient sends a json_schema in this form of TGI.
+        ({"response_format": {"type": "json_object", "value": {}}}, "response_format.value", "unsupported_parameter"),
+        ({"regex": "a"}, "regex", "unsupported_parameter"),  # SGLang's names
+        ({"ebnf": 'root ::= "a"'}, "ebnf", "unsupported_parameter"),
+        ({"structural_tag": "{}"}, "structural_tag", "unsupported_parameter"),
         ({"structured_outputs": {"grammar": "?"}}, "structured_outputs.grammar", "invalid_grammar"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
     ],

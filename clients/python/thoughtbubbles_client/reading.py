@@ -70,7 +70,9 @@ def api_error(body: bytes, status: int, headers: Mapping[str, str], now: float) 
         detail = json.loads(body)["error"]
         detail = detail if isinstance(detail, dict) else {"message": str(detail)}
     except (ValueError, LookupError, TypeError):  # a proxy's page, or another server's form
-        detail = {"message": _clipped(body.decode(errors="replace"))}
+        place = headers.get("location")
+        redirect = f"redirected to {place}, which this client does not follow"
+        detail = {"message": _clipped(body.decode(errors="replace") if place is None else redirect)}
     error = _error(detail, status)
     error.request_id = headers.get("x-request-id")
     error.retry_after = _seconds(headers.get("retry-after"), now)
@@ -94,7 +96,7 @@ def _choice(choice: Json) -> Choice:
     message = choice.get("message") or choice.get("delta") or {}
     return Choice(
         index=choice["index"],
-        text=choice["text"] if "text" in choice else message.get("content") or "",
+        text=(choice["text"] if "text" in choice else message.get("content")) or "",
         tokens=tuple(_tokens(choice)),
         finish_reason=choice.get("finish_reason"),
         stop_reason=choice.get("stop_reason"),

@@ -40,6 +40,7 @@ def test_a_path_that_is_no_checkpoint(command: str, tmp_path: Path, capsys: pyte
         capsys, *arguments(command, link)
     )
     assert "no such f" in error(capsys, *arguments(command, tmp_path / "nowhere"))
+    assert "/config.json: no such file" in error(capsys, *arguments(command, Path("/")))
     device = error(capsys, *arguments(command, Path("/dev/null")))
     assert "/dev/null: not a folder" in device or "/dev/null is neither a folder nor a regular file" in device
 

@@ -1,5 +1,7 @@
 """Chat templates: Hugging Face's language, and end-of-text that only the template can write."""
 
+import re
+
 import pytest
 
 from thoughtbubbles.model import ChatTemplate, Tokenizer
@@ -37,6 +39,31 @@ def test_a_template_for_hugging_face_is_understood(tokenizer: Tokenizer) -> None
     messages = [{"role": "system", "content": "quiet"}, *ask(" <é> ")]
     ids = ChatTemplate(source).encode(messages, tokenizer)
     assert tokenizer.decode(ids) == '<|im_start|>user {"said": "<é>"}\n<|im_start|>assistant\n'
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}{{ tools }}",
+        "{{ messages | tojson(indent=1, separators=(',', ':'), sort_keys=true) }}{{ '<é>' | tojson(true) }}",
+        "{% set x = 1 %}\n{% generation %}\n  {% set x = 2 %}{{ messages[0].content }}{% endgeneration %}\n{{ x }}",
+        "{%- for m in messages %}{%- generation -%} {{ m.role }} {%- endgeneration %}{{ eos_token }}{% endfor %}",
+    ],
+)
+def test_a_template_renders_as_in_transformers(tokenizer: Tokenizer, source: str) -> None:
+    theirs = pytest.importorskip(
+        "transformers.utils.chat_template_utils", reason="transformers (in the extra `test`) is not installed"
+    )
+    (text,), _ = theirs.render_jinja_template(
+        [ask("hi")], chat_template=source, add_generation_prompt=True,
+        bos_token="<|endoftext|>", eos_token="<|endoftext|>",
+    )  # fmt: skip
+    assert tokenizer.decode(ChatTemplate(source).encode(ask("hi"), tokenizer)) == text
+
+
+def test_a_template_knows_the_date(tokenizer: Tokenizer) -> None:
+    ids = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}").encode(ask("hi"), tokenizer)
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", tokenizer.decode(ids))
 
 
 @pytest.mark.parametrize(
