@@ -141,3 +141,31 @@ def test_settings_that_cannot_be_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):
         write(inputs, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize("tokenizer", [100_000, "no-such-tokenizer"])
+def test_a_mistake_in_the_tokenizer_costs_no_finished_folder(
+    inputs: dict[str, Documents], tmp_path: Path, tokenizer: str | int
+) -> None:
+    write(inputs, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"is more than this text can fill|is not known"):
+        write(inputs, tmp_path / "out", tokenizer=tokenizer)
+    assert content(tmp_path / "out") == before
+
+
+def test_unreadable_text_costs_no_finished_folder(inputs: dict[str, Documents], tmp_path: Path) -> None:
+    write(inputs, tmp_path / "out")
+    before = content(tmp_path / "out")
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"bad\.txt:1: "):
+        write({**inputs, "train": FileDocuments([tmp_path / "bad.txt"])}, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+def test_token_files_of_others_are_not_replaced(inputs: dict[str, Documents], tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / f"{part}.bin").write_bytes(b"\1\0\2\0")
+    with pytest.raises(ValueError, match=r"^out: .* has token files that `prepare` did not write; choose"):
+        write(inputs, tmp_path)
+    assert (tmp_path / "train.bin").read_bytes() == b"\1\0\2\0"
