@@ -78,9 +78,9 @@ class CorpusWriter:
             for part, documents in self._inputs.items():
                 for encoded in self._encoded(part, documents):
                     self._append(files, part, encoded)
-        index = self._index()
-        write_file(self._out / INDEX_FILE, (json.dumps(index.to_dict(), indent=1) + "\n").encode())
-        (self._out / PROGRESS_FILE).unlink()
+            index = self._index()
+            write_file(self._out / INDEX_FILE, (json.dumps(index.to_dict(), indent=1) + "\n").encode())
+            (self._out / PROGRESS_FILE).unlink()
         return index
 
     def _plan(self, tokenizer: str | int) -> dict[str, object]:
@@ -103,15 +103,16 @@ class CorpusWriter:
         train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents", disable=None), wanted, path)
 
     def _open(self, part: str) -> BinaryIO:
-        """Open a token file for appending, truncated to the recorded progress."""
+        """Open a token file for appending, truncated to the recorded progress; a new file if that is none."""
         path = self._out / f"{part}.bin"
-        path.touch()
         size = self._progress.written[part].tokens * np.dtype(self._encoder.dtype).itemsize
+        if not size:
+            prompt_mask_path(self._out, part).unlink(missing_ok=True)
+            return _replace(path)
+        path.touch()
         if path.stat().st_size < size:
             raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove {PROGRESS_FILE} to start over")
         os.truncate(path, size)
-        if not size:
-            prompt_mask_path(self._out, part).unlink(missing_ok=True)
         return path.open("ab")
 
     def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
@@ -153,3 +154,12 @@ class CorpusWriter:
             raise ValueError(f"{named}: no documents for {part}.bin{held_out}")
         mask = finish_prompt_mask(self._out, part, counts.tokens)
         return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=mask)
+
+
+def _replace(path: Path) -> BinaryIO:
+    """Return a new, empty file at `path`, with the lock of `only_preparation`. Runs keep the old one that they read."""
+    partial = path.with_name(f".{path.name}.partial")
+    file = partial.open("wb")
+    lock_file(file)  # before the file with the lock is replaced
+    partial.replace(path)
+    return file
