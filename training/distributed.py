@@ -69,15 +69,17 @@ class Ranks:
 def join(device: str) -> Iterator[Ranks]:
     """Yield the ranks that torchrun started, or a single one; with torchrun, `device` is a device type.
 
-    Raises `ValueError` if a single process cannot use `device`.
+    Raises `ValueError` if this process cannot use its device.
     """
     if "WORLD_SIZE" not in os.environ:
         check_device(device)
         yield Ranks(device=torch.device(device))
         return
+    if device.partition(":")[0] == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    check_device(device)
     own = torch.device(device)
     if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
     dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     try:

@@ -75,8 +75,9 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
+        """exp(loss); infinite above the largest float."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.loss))
 
     @property
     def bits_per_byte(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from thoughtbubbles.model import ModelConfig, Thoughtbubbles, load_checkpoint, save_checkpoint
-from thoughtbubbles.model.checkpoint.checks import MAX_PADDING
+from thoughtbubbles.model.checkpoint.checks import MAX_PADDING, check_replaceable
 from thoughtbubbles.model.checkpoint.read import empty_model
 from thoughtbubbles.model.checkpoint.weights import save_tensors
 from thoughtbubbles.model.memory import require_memory
@@ -31,6 +31,8 @@ from thoughtbubbles.training.step import TrainStep, autocast
 from thoughtbubbles.training.tracking import Tracker
 
 STATE_FOLDER = "state"
+BEST_FOLDER = "best"
+LATEST_FOLDER = "checkpoint"
 LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not-finite.safetensors"
 _FREE_ON_RESUME = {"validate_every", "save_every", "log_every", "parallelism", "recompute"}
@@ -84,6 +86,8 @@ class Trainer:
         self._best = math.inf
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
+        for name in (BEST_FOLDER, LATEST_FOLDER):
+            check_replaceable((out / name).resolve())
         if resume:
             self._resume()
         elif ranks.any(has_state(out / STATE_FOLDER)):
@@ -192,7 +196,7 @@ class Trainer:
         loss = sum(corpus.weights[name] * losses[name] for name in losses)
         if loss < self._best:
             self._best = loss
-            self._save_checkpoint("best")
+            self._save_checkpoint(BEST_FOLDER)
         return {"val_loss": loss} | ({f"val_loss/{n}": x for n, x in losses.items()} if len(losses) > 1 else {})
 
     def _held_out_loss(self, windows: Sequence[Window]) -> float:
@@ -209,7 +213,7 @@ class Trainer:
         return [*own, *[replace(windows[0], predicted=0)] * missing]
 
     def _save(self) -> None:
-        self._save_checkpoint("checkpoint")
+        self._save_checkpoint(LATEST_FOLDER)
         self._state.save(self._facts())
 
     def _save_checkpoint(self, name: str) -> None:

@@ -184,6 +184,14 @@ def test_the_command_writes_figures_and_the_data_behind_them(
     assert {row["by"] for row in table(out / "entropy.csv")} == {"this model", "regular model"}
 
 
+def test_a_budget_without_forks_is_drawn_too(checkpoints: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures need the extra `plots`")
+    flags = ["--data", str(text), "--tokens", "40", "--ratio", "1", "--out", str(tmp_path)]
+    assert main(["analyse", str(checkpoints[0]), *flags]) == 0
+    assert [row["number"] for row in table(tmp_path / "scores.csv") if row["streams"] == "forks"] == ["0", "0"]
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

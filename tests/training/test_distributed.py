@@ -13,7 +13,7 @@ import torch
 from tests.training.harness import MODEL, QUIET, exact_muon, never, stop_after
 from thoughtbubbles.model import load_checkpoint
 from thoughtbubbles.training.config import TrainConfig
-from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.distributed import Ranks, join
 from thoughtbubbles.training.state import read_facts
 from thoughtbubbles.training.trainer import STATE_FOLDER, Trainer
 
@@ -118,3 +118,11 @@ def test_sequences_that_cannot_be_shared_out_are_refused(data: Path, tmp_path: P
     three = Ranks(device=torch.device("cpu"), rank=1, world_size=3)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 ranks, not 2"):
         Trainer(MODEL, QUIET, data=data, out=tmp_path, ranks=three, resume=False)
+
+
+@pytest.mark.parametrize(("device", "named"), [("gpu", "gpu"), ("cuda", "cuda:99"), ("meta", "meta")])
+def test_a_rank_names_a_device_that_it_cannot_use(device: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "100")
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(ValueError, match=f"^device {named} cannot be used: "), join(device):
+        pass

@@ -95,3 +95,7 @@ def test_scores_by_hand() -> None:
     assert score.perplexity == pytest.approx(4)
     assert score.bits_per_byte == pytest.approx(3)
     assert math.isnan(Score(nats=1.0, tokens=1, bytes=0).bits_per_byte)
+
+
+def test_a_perplexity_beyond_floats_is_infinite() -> None:
+    assert Score(nats=1600.0, tokens=2, bytes=0).perplexity == math.inf

@@ -166,6 +166,8 @@ def test_facts_tell_weights_forms_and_what_was_read(both: Path) -> None:
         ('data = "web"', r"\[sets.a\] needs data, a folder, and weight"),
         ('data = "web"\nweight = 0', r"\[sets.a\]: weight must be above 0, not 0"),
         ('data = "web"\nweight = "x"', r"\[sets.a\]: weight must be above 0, not 'x'"),
+        ('data = "web"\nweight = inf', r"\[sets.a\]: weight must be above 0, not inf"),
+        ('data = "web"\nweight = true', r"\[sets.a\]: weight must be above 0, not True"),
         ('data = "web"\nweight = 1\nform = "loose"', r"\[sets.a\]: form must be one of"),
         ('data = "web"\nweight = 1\nwieght = 2', r"\[sets.a\]: wieght is no setting of a set"),
         ('data = "nowhere"\nweight = 1', r"nowhere has no index\.json"),

@@ -1,15 +1,17 @@
 """Neither processes nor a kill change a byte of what `prepare` makes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.training.harness import HELD_OUT, TEXTS, VOCAB, write_json_lines
 from thoughtbubbles.training.data import encoding
-from thoughtbubbles.training.data.corpus_writer import CorpusWriter
+from thoughtbubbles.training.data.corpus_writer import CorpusWriter, only_preparation
 from thoughtbubbles.training.data.documents import Documents, FileDocuments
 from thoughtbubbles.training.data.progress import PROGRESS_FILE, Progress
-from thoughtbubbles.training.data.token_file import Index
+from thoughtbubbles.training.data.rows import Document
+from thoughtbubbles.training.data.token_file import Index, read_tokens
 
 MADE = ("train.bin", "val.bin", "tokenizer.tiktoken", "index.json")
 
@@ -141,3 +143,68 @@ def test_settings_that_cannot_be_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):
         write(inputs, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize("tokenizer", [100_000, "no-such-tokenizer"])
+def test_a_mistake_in_the_tokenizer_costs_no_finished_folder(
+    inputs: dict[str, Documents], tmp_path: Path, tokenizer: str | int
+) -> None:
+    write(inputs, tmp_path / "out")
+    before = content(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"is more than this text can fill|is not known"):
+        write(inputs, tmp_path / "out", tokenizer=tokenizer)
+    assert content(tmp_path / "out") == before
+
+
+def test_unreadable_text_costs_no_finished_folder(inputs: dict[str, Documents], tmp_path: Path) -> None:
+    write(inputs, tmp_path / "out")
+    before = content(tmp_path / "out")
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"bad\.txt:1: "):
+        write({**inputs, "train": FileDocuments([tmp_path / "bad.txt"])}, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+def test_token_files_of_others_are_not_replaced(inputs: dict[str, Documents], tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / f"{part}.bin").write_bytes(b"\1\0\2\0")
+    with pytest.raises(ValueError, match=r"^out: .* has token files that `prepare` did not write; choose"):
+        write(inputs, tmp_path)
+    assert (tmp_path / "train.bin").read_bytes() == b"\1\0\2\0"
+
+
+def test_a_run_keeps_the_tokens_it_reads_when_its_folder_is_prepared_anew(
+    inputs: dict[str, Documents], tmp_path: Path
+) -> None:
+    """The new files are longer: where a run reads a truncated file, it ends by SIGBUS, and so would this test."""
+    write({"train": inputs["val"], "val": inputs["val"]}, tmp_path / "out", tokenizer=260)
+    reading = {part: read_tokens(tmp_path / "out", part) for part in ("train", "val")}
+    before = {part: ids.tolist() for part, ids in reading.items()}
+    write({"train": inputs["train"], "val": inputs["train"]}, tmp_path / "out")
+    assert {part: ids.tolist() for part, ids in reading.items()} == before
+    assert read_tokens(tmp_path / "out", "train").tolist() != before["train"]
+
+
+class BesideAnother(FileDocuments):
+    """Documents that note, when read, that another preparation of `folder` is refused."""
+
+    folder = Path()
+    refused = 0
+
+    def read(self, first: int = 0) -> Iterator[Document]:
+        """As `FileDocuments.read`."""
+        with pytest.raises(ValueError, match="another preparation is writing"), only_preparation(self.folder):
+            pass
+        self.refused += 1
+        return super().read(first)
+
+
+def test_another_preparation_is_refused_until_the_files_are_replaced_and_written(
+    inputs: dict[str, Documents], tmp_path: Path
+) -> None:
+    write(inputs, tmp_path / "out")
+    train = BesideAnother([tmp_path / "train.jsonl"])
+    train.folder = tmp_path / "out"
+    with only_preparation(train.folder):
+        write({**inputs, "train": train}, train.folder)
+    assert train.refused == 2  # for the vocabulary, before the files are replaced, and for their ids, after it

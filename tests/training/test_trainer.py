@@ -252,6 +252,17 @@ def test_held_out_text_without_a_token_to_predict_is_refused_before_training(dat
         trainer(tmp_path / "prepared", tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["best", "checkpoint"])
+def test_a_folder_that_a_checkpoint_may_not_replace_is_refused_before_training(
+    data: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").touch()
+    with pytest.raises(ValueError, match=f"{name} exists and is not a checkpoint, so it is not replaced"):
+        trainer(data, tmp_path)
+    assert (tmp_path / name / "notes.txt").exists()
+
+
 def test_what_does_not_fit_together_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^resume: .* holds no state"):
         trainer(data, tmp_path / "run", resume=True)

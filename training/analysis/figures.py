@@ -100,9 +100,10 @@ def draw_layers(budget: Sequence[BudgetRow], scores: Sequence[ScoreRow], path: P
     positions = {row.layer: position for position, row in enumerate(budget)}
     for name, shift, colour in (("originals", -0.2, ORIGINAL), ("forks", 0.2, FORK)):
         part = [row for row in scores if row.streams == name and row.number]
-        left.bxp([_box(row) for row in part], positions=[positions[row.layer] + shift for row in part], widths=0.34,
-                 showfliers=False, patch_artist=True, boxprops={"facecolor": colour, "alpha": 0.75},
-                 medianprops={"color": "black"})  # fmt: skip
+        if part:  # without budget for forks there are none
+            left.bxp([_box(row) for row in part], positions=[positions[row.layer] + shift for row in part], widths=0.34,
+                     showfliers=False, patch_artist=True, boxprops={"facecolor": colour, "alpha": 0.75},
+                     medianprops={"color": "black"})  # fmt: skip
         left.bar(0, 0, color=colour, label=name)  # for the legend
     left.set(ylabel="P = exp(c)", ylim=(0, 1.02), title="Score: box 25–75%, whiskers 5–95%")
     _draw_budget(right, budget)

@@ -17,10 +17,11 @@ from thoughtbubbles.training.data.documents import Documents, sha256
 from thoughtbubbles.training.data.encoding import Encoded, Encoder, chunks, is_held_out, ordered_map
 from thoughtbubbles.training.data.progress import PROGRESS_FILE, Progress
 from thoughtbubbles.training.data.prompt_mask import finish_prompt_mask, prompt_mask_path, write_prompt_mask
-from thoughtbubbles.training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split
+from thoughtbubbles.training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split, is_published
 from thoughtbubbles.training.data.vocabulary import train_vocabulary
 
 TRAIN_FILE = "train.bin"
+_NEW_TOKENIZER_FILE = f".{TOKENIZER_FILE}.partial"
 MAX_WORKERS = 1024
 """Most processes that encode; all of them start at once."""
 
@@ -45,12 +46,15 @@ class CorpusWriter:
 
         `inputs` has `train`, and `val` unless `val_share` of the training documents is to be held out. `tokenizer` is a
         path, a name, or the number of ids of a new vocabulary. Neither `workers` nor an interruption changes a byte of
-        the result. Raises `ValueError` for unusable input.
+        the result. Raises `ValueError` for unusable input, and if `out` has published token files. A finished folder in
+        `out` is replaced, but not before the tokenizer is made: until then most mistakes are found.
         """
         if not 0 < val_share < 1:
             raise ValueError(f"val_share must be above 0 and below 1, not {val_share}")
         if not 1 <= workers <= MAX_WORKERS:
             raise ValueError(f"workers must be from 1 to {MAX_WORKERS}, not {workers}")
+        if is_published(out) and not (out / INDEX_FILE).exists():
+            raise ValueError(f"out: {out} has token files that `prepare` did not write; choose another folder")
         self._inputs = inputs
         self._out = out
         self._val_share = 0.0 if "val" in inputs else val_share
@@ -58,9 +62,14 @@ class CorpusWriter:
         self._sources = {part: documents.sources() for part, documents in inputs.items()}
         self._progress = Progress.of(out, self._plan(tokenizer))
         out.mkdir(parents=True, exist_ok=True)
+        starts = not any(self._progress.read.values())
+        if starts:
+            self._write_tokenizer(tokenizer, out / _NEW_TOKENIZER_FILE)
         self._progress.save(out)  # before the index is removed, so that this folder is never taken for a published one
         (out / INDEX_FILE).unlink(missing_ok=True)
-        self._encoder = self._make_encoder(tokenizer)
+        if starts:
+            (out / _NEW_TOKENIZER_FILE).replace(out / TOKENIZER_FILE)
+        self._encoder = self._make_encoder()
 
     def write(self) -> Index:
         """Encode the documents that are not encoded yet, and return the index."""
@@ -69,9 +78,9 @@ class CorpusWriter:
             for part, documents in self._inputs.items():
                 for encoded in self._encoded(part, documents):
                     self._append(files, part, encoded)
-        index = self._index()
-        write_file(self._out / INDEX_FILE, (json.dumps(index.to_dict(), indent=1) + "\n").encode())
-        (self._out / PROGRESS_FILE).unlink()
+            index = self._index()
+            write_file(self._out / INDEX_FILE, (json.dumps(index.to_dict(), indent=1) + "\n").encode())
+            (self._out / PROGRESS_FILE).unlink()
         return index
 
     def _plan(self, tokenizer: str | int) -> dict[str, object]:
@@ -80,10 +89,8 @@ class CorpusWriter:
         sources = {part: [list(each) for each in files.items()] for part, files in self._sources.items()}  # in order
         return {"tokenizer": wanted, "val_share": self._val_share, "sources": sources}
 
-    def _make_encoder(self, wanted: str | int) -> Encoder:
+    def _make_encoder(self) -> Encoder:
         path = self._out / TOKENIZER_FILE
-        if not any(self._progress.read.values()):
-            self._write_tokenizer(wanted, path)
         dtype = "uint16" if Tokenizer.from_file(path).vocab_size <= 2**16 else "uint32"
         return Encoder(tokenizer=path, tokenizer_sha256=sha256(path), dtype=dtype, val_share=self._val_share)
 
@@ -96,15 +103,16 @@ class CorpusWriter:
         train_vocabulary(tqdm(texts, desc="vocabulary", unit=" documents", disable=None), wanted, path)
 
     def _open(self, part: str) -> BinaryIO:
-        """Open a token file for appending, truncated to the recorded progress."""
+        """Open a token file for appending, truncated to the recorded progress; a new file if that is none."""
         path = self._out / f"{part}.bin"
-        path.touch()
         size = self._progress.written[part].tokens * np.dtype(self._encoder.dtype).itemsize
+        if not size:
+            prompt_mask_path(self._out, part).unlink(missing_ok=True)
+            return _replace(path)
+        path.touch()
         if path.stat().st_size < size:
             raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove {PROGRESS_FILE} to start over")
         os.truncate(path, size)
-        if not size:
-            prompt_mask_path(self._out, part).unlink(missing_ok=True)
         return path.open("ab")
 
     def _encoded(self, source: str, documents: Documents) -> Iterator[dict[str, Encoded]]:
@@ -146,3 +154,12 @@ class CorpusWriter:
             raise ValueError(f"{named}: no documents for {part}.bin{held_out}")
         mask = finish_prompt_mask(self._out, part, counts.tokens)
         return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=mask)
+
+
+def _replace(path: Path) -> BinaryIO:
+    """Return a new, empty file at `path`, with the lock of `only_preparation`. Runs keep the old one that they read."""
+    partial = path.with_name(f".{path.name}.partial")
+    file = partial.open("wb")
+    lock_file(file)  # before the file with the lock is replaced
+    partial.replace(path)
+    return file

@@ -1,5 +1,6 @@
 """Mix several prepared folders, with weights from a TOML file, into one stream of windows."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -33,7 +34,7 @@ class MixtureSet:
     """`answers` leaves prompts out of the loss; it needs `padded` and a set with prompts and answers."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.weight, int | float) and self.weight > 0):
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
             raise ValueError(f"weight must be above 0, not {self.weight!r}")
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {get_args(Form)}, not {self.form!r}")

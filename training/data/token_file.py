@@ -63,7 +63,7 @@ class Index:
         """Return the index of `folder`, made up for published files. Raise `ValueError` if it has neither."""
         path = folder / INDEX_FILE
         if not path.exists():
-            if _is_published(folder):
+            if is_published(folder):
                 return cls(**_published_index(folder))
             raise ValueError(f"data: {folder} has no {INDEX_FILE}; make it with `thoughtbubbles prepare`")
         index = read_json_object(path)
@@ -133,7 +133,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _is_published(folder: Path) -> bool:
+def is_published(folder: Path) -> bool:
     """Return whether `folder` has both token files and is not an interrupted preparation."""
     return all((folder / f"{s}.bin").is_file() for s in ("train", "val")) and not (folder / PROGRESS_FILE).exists()
 
