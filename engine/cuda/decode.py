@@ -61,7 +61,7 @@ class DecodeStep(Step):
         """What the host reads of a step, all that kernels write of it; see `read`."""
         on_cuda = device.type == "cuda"
         self._turn = torch.zeros(1, dtype=torch.int32, device=device)
-        """(1,) runs so far."""
+        """(1,) the row of `_reports` that the next run writes."""
         self._reports = torch.zeros((FLIGHTS, len(self.output)), dtype=torch.int32, device="cpu", pin_memory=on_cuda)
         """(FLIGHTS,·) `output` on the host, of each run in turn."""
         self._landed = [torch.cuda.Event() if on_cuda else None for _ in range(FLIGHTS)]
@@ -79,13 +79,18 @@ class DecodeStep(Step):
         ]
         self._choices = [Choice.empty(batch_size, rows.most, device) for rows in self._rows]
 
+    def capture(self, stream: torch.cuda.Stream) -> None:
+        """As `Step.capture`, whose runs do not count."""
+        super().capture(stream)
+        self._turn.zero_()
+
     def run(self, *, plain: bool) -> None:
         """Advance the lanes in the batch slots by a token, and draw the next; `plain` as in `DeviceSampler.draw`."""
         self._replay(_name(plain))
         self._runs += 1
 
     def report(self) -> tuple[Numbers, torch.cuda.Event | None]:
-        """Return where the last run reports on the host, and on a CUDA device the event after which it has done so.
+        """Return the host's memory (·,) that the last run writes, and on a CUDA device the event after which it has.
 
         It is valid until the run after the next, which overwrites it.
         """
@@ -116,11 +121,6 @@ class DecodeStep(Step):
 
     def _clear(self) -> None:
         self.lane.fill_(-1)
-
-    def capture(self, stream: torch.cuda.Stream) -> None:
-        """As `Step.capture`, whose runs do not count."""
-        super().capture(stream)
-        self._turn.zero_()
 
     def _embed(self) -> None:
         embed(

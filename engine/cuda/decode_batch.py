@@ -47,7 +47,7 @@ class Flight:
     """(B,) of the lanes at launch: a request whose lane has another generation now was aborted or preempted since."""
     step: DecodeStep
     report: Numbers
-    """Of the step on the host (`DecodeStep.report`), valid once `landed` has happened."""
+    """What the step writes to the host (`DecodeStep.report`), valid once `landed` has happened."""
     logprobs: Tensor | None
     """The rows of `DeviceSampler.report` on the host, valid once `landed` has happened; None if no request asks."""
     landed: torch.cuda.Event | None

@@ -13,6 +13,7 @@ from thoughtbubbles.engine.cuda.kernels.words import write_words
 WORDS = 1 << 14
 """Words that one launch writes at most."""
 BUFFERS = 4
+"""Launches whose words the device may still have to read."""
 
 
 class Staging:

@@ -10,6 +10,7 @@ from torch import Tensor
 from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, wait_for_previous
 
 WORDS_AT_ONCE = 1024
+"""Words that a program writes at a time."""
 
 
 def write_words(memory: Tensor, staged: Tensor, count: int) -> None:
@@ -26,7 +27,7 @@ def _write_words(memory, staged, stride, count, BLOCK: tl.constexpr):
 
 
 def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
-    """Write `words` (W,) int32 to a row of `host` (R,W), pinned memory, each launch to the next; `turn` (1,) counts."""
+    """Write `words` (W,) int32 to row `turn` (1,) of `host` (R,W), which is pinned, and set `turn` to the next row."""
     _report_words[(1,)](words, turn, host, len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE,
                       **overlapped(words))  # fmt: skip
 
@@ -34,10 +35,10 @@ def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
 @triton.jit
 def _report_words(words, turn, host, count, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     wait_for_previous()
-    now = tl.load(turn)
-    into = host + now % ROWS * count
+    row = tl.load(turn)
+    into = host + row * count
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)
         tl.store(into + i, tl.load(words + i, mask=i < count), mask=i < count)
     tl.debug_barrier()  # every thread has read the turn
-    tl.store(turn, now + 1)
+    tl.store(turn, (row + 1) % ROWS)

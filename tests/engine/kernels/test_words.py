@@ -52,3 +52,4 @@ def test_reports_take_turns(count: int) -> None:
             torch.cuda.synchronize()
         assert host[(i - 1) % 2].tolist() == list(range(i, count + i))
         assert host[i % 2].tolist() == ([0] * count if i == 1 else list(range(i - 1, count + i - 1)))
+        assert turn.item() == i % 2  # it stays a row, however many turns there are
