@@ -1,5 +1,6 @@
 """Neither processes nor a kill change a byte of what `prepare` makes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,16 +107,38 @@ def test_every_file_counts_for_what_is_gone_on_with(tmp_path: Path, monkeypatch:
     assert plan(*paths) != first
 
 
-def test_a_token_file_that_lost_bytes_is_not_filled_with_zeros(
-    inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def interrupted(inputs: dict[str, Documents], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose preparation was killed before it wrote the index."""
     with monkeypatch.context() as patch:
         patch.setattr(CorpusWriter, "_index", lambda writer: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):
             write(inputs, tmp_path / "out")
-    (tmp_path / "out" / "train.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"train\.bin is shorter than {PROGRESS_FILE} says"):
-        write(inputs, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def start_over(inputs: dict[str, Documents], out: Path) -> None:
+    """Do as the messages say, and prepare as the command does."""
+    for name in (PROGRESS_FILE, "train.bin", "val.bin"):
+        (out / name).unlink()
+    with only_preparation(out):
+        write(inputs, out)
+    content(out)
+
+
+def test_a_token_file_that_lost_bytes_is_not_filled_with_zeros(inputs: dict[str, Documents], interrupted: Path) -> None:
+    (interrupted / "train.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"train\.bin is shorter than .* says; remove {PROGRESS_FILE} and both token"):
+        write(inputs, interrupted)
+    start_over(inputs, interrupted)
+
+
+def test_damaged_progress_is_named(inputs: dict[str, Documents], interrupted: Path) -> None:
+    progress = interrupted / PROGRESS_FILE
+    progress.write_text(json.dumps({"plan": json.loads(progress.read_text())["plan"]}))
+    with pytest.raises(ValueError, match=rf"{PROGRESS_FILE} is damaged \(.*\); remove it and both token files"):
+        write(inputs, interrupted)
+    start_over(inputs, interrupted)
 
 
 def test_processes_change_nothing(inputs: dict[str, Documents], tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ class CorpusWriter:
             return _replace(path)
         path.touch()
         if path.stat().st_size < size:
-            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; remove {PROGRESS_FILE} to start over")
+            remedy = f"remove {PROGRESS_FILE} and both token files to start over"
+            raise ValueError(f"{path} is shorter than {PROGRESS_FILE} says; {remedy}")
         os.truncate(path, size)
         return path.open("ab")
 

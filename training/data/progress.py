@@ -50,7 +50,7 @@ class Progress:
             read = {part: int(saved["read"][part]) for part in ("train", "val")}
             return cls(plan, read, {part: Counts(**saved["written"][part]) for part in ("train", "val")})
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); remove it to start over") from error
+            raise ValueError(f"{path} is damaged ({error!r}); remove it and both token files to start over") from error
 
     def save(self, folder: Path) -> None:
         """Write the progress to `folder`, all or nothing. The token files must be on the disk before."""
