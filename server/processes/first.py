@@ -190,7 +190,7 @@ class _Other:
         self._sending = set[asyncio.Task[None]]()
 
     def send(self, what: Drain | End) -> None:
-        """Ask it to drain or end, and wait for no answer."""
+        """Send it a message, and wait for no answer."""
         task = asyncio.create_task(self._send(what))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)

@@ -86,7 +86,7 @@ def test_a_server_that_speaks_openais_part(bench: Bench, capsys: pytest.CaptureF
 
 
 def test_keys(serve: Serve, bench: Bench, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("sk-right\nsk-old\n", encoding="utf-8")
+    (tmp_path / "key").write_text("sk-right\nsk-old\n", encoding="utf-8-sig")
     with serve(api_keys=ApiKeys.of(["sk-right"], "here")) as server:
         assert bench(server.url, *SHORT, "--requests", "1", "--api-key-file", str(tmp_path / "key")) == 0
         with pytest.raises(OSError, match="401 invalid_api_key"):

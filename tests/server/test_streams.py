@@ -173,7 +173,7 @@ def test_no_cache_and_no_proxy_keeps_events_back(server: Running) -> None:
                     "x-accel-buffering": "no"}  # fmt: skip
 
 
-def test_a_stream_does_not_promise_to_keep_a_connection_that_closes(server: Running) -> None:
+def test_a_stream_whose_connection_closes_has_no_keep_alive(server: Running) -> None:
     """Clients that read the first of two headers, as Python's http.client does, would use the connection again."""
     body = {"prompt": "x", "max_tokens": 1, "stream": True}
     response = server.client.post("/v1/completions", json=body, headers={"connection": "close"})

@@ -13,7 +13,7 @@ from tests.training.harness import HELD_OUT, MODEL, TEXTS, VOCAB, write_json_lin
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.training.data.corpus import Corpus
 from thoughtbubbles.training.data.loader import PADDING, DocumentLoader, Loader, WindowLoader, document_cuts
-from thoughtbubbles.training.data.mixture import BLOCK, Mixture, whole_shares
+from thoughtbubbles.training.data.mixture import BLOCK, Mixture, MixtureSet, read_mixture, whole_shares
 from thoughtbubbles.training.data.prepare import prepare
 from thoughtbubbles.training.measures import negative_log_likelihood
 
@@ -164,10 +164,10 @@ def test_facts_tell_weights_forms_and_what_was_read(both: Path) -> None:
     [
         ("weight = 1", r"\[sets.a\] needs data, a folder, and weight"),
         ('data = "web"', r"\[sets.a\] needs data, a folder, and weight"),
-        ('data = "web"\nweight = 0', r"\[sets.a\]: weight must be above 0, not 0"),
-        ('data = "web"\nweight = "x"', r"\[sets.a\]: weight must be above 0, not 'x'"),
-        ('data = "web"\nweight = inf', r"\[sets.a\]: weight must be above 0, not inf"),
-        ('data = "web"\nweight = true', r"\[sets.a\]: weight must be above 0, not True"),
+        ('data = "web"\nweight = 0', r"\[sets.a\]: weight must be a finite number above 0, not 0"),
+        ('data = "web"\nweight = "x"', r"\[sets.a\]: weight must be a finite number above 0, not 'x'"),
+        ('data = "web"\nweight = inf', r"\[sets.a\]: weight must be a finite number above 0, not inf"),
+        ('data = "web"\nweight = true', r"\[sets.a\]: weight must be a finite number above 0, not True"),
         ('data = "web"\nweight = 1\nform = "loose"', r"\[sets.a\]: form must be one of"),
         ('data = "web"\nweight = 1\nwieght = 2', r"\[sets.a\]: wieght is no setting of a set"),
         ('data = "nowhere"\nweight = 1', r"nowhere has no index\.json"),
@@ -178,6 +178,11 @@ def test_facts_tell_weights_forms_and_what_was_read(both: Path) -> None:
 def test_what_is_wrong_with_a_mixture_is_named(folders: Path, table: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^data: .*{reason}"):
         Corpus.open(mixture(folders, a=table), LENGTH, seed=0)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_mixture(tmp_path: Path) -> None:
+    (tmp_path / "mixture.toml").write_bytes(b'\xef\xbb\xbf[sets.a]\ndata = "web"\nweight = 1\n')
+    assert read_mixture(tmp_path / "mixture.toml") == {"a": MixtureSet(data=tmp_path / "web", weight=1)}
 
 
 def test_a_file_without_sets_is_refused(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_lines_end_at_line_breaks_alone_and_one_that_is_not_utf_8_is_named(tmp_p
     path = tmp_path / "passages.txt"
     path.write_bytes("the cat\N{LINE SEPARATOR}is\r\nthe cat\x85 sleeps\n\n".encode())
     assert [question.choices for question in formats.lambada(path)] == [("cat\N{LINE SEPARATOR}is",), ("sleeps",)]
+    path.write_bytes(b"\xef\xbb\xbfcat is")
+    assert [question.context for question in formats.lambada(path)] == ["cat"]
     path.write_bytes(b"the cat is\nthe \xff is\n")
     with pytest.raises(ValueError, match=r"passages\.txt:2: .*utf-8"):
         list(formats.lambada(path))

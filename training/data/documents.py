@@ -8,7 +8,7 @@ from typing import Protocol
 
 from thoughtbubbles.model.extras import install_command
 from thoughtbubbles.model.files.untrusted import require_regular
-from thoughtbubbles.training.data.json_lines import BYTE_ORDER_MARK, is_json_lines, read_json_lines
+from thoughtbubbles.training.data.json_lines import is_json_lines, read_json_lines
 from thoughtbubbles.training.data.rows import Document, conversation, require_characters
 from thoughtbubbles.training.data.text_files import read_text
 
@@ -84,11 +84,7 @@ def _documents(path: Path) -> Iterator[tuple[Document, str]]:
     """Return each document of a file, and its location for messages."""
     if is_json_lines(path):
         return ((_document(row, where), where) for row, where in read_json_lines(path))
-    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else iter([(_text(path), str(path))])
-
-
-def _text(path: Path) -> Document:
-    return Document(read_text(path).removeprefix(BYTE_ORDER_MARK))
+    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else iter([(Document(read_text(path)), str(path))])
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Document, str]]:

@@ -35,7 +35,7 @@ class MixtureSet:
 
     def __post_init__(self) -> None:
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
-            raise ValueError(f"weight must be above 0, not {self.weight!r}")
+            raise ValueError(f"weight must be a finite number above 0, not {self.weight!r}")
         if self.form not in get_args(Form):
             raise ValueError(f"form must be one of {get_args(Form)}, not {self.form!r}")
         if self.learn not in get_args(Learn):
@@ -50,7 +50,7 @@ def read_mixture(path: Path, root: Path | None = None) -> dict[str, MixtureSet]:
     Folders are relative to `root` (None: to the file). Raises `ValueError` naming the mistake.
     """
     try:
-        tables = tomllib.loads(require_regular(path).read_text(encoding="utf-8")).get("sets")
+        tables = tomllib.loads(require_regular(path).read_text(encoding="utf-8-sig")).get("sets")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"data: {path}: {error}") from error
     if not isinstance(tables, dict) or not tables:

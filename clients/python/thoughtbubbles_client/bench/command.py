@@ -69,9 +69,10 @@ async def _measure(client: AsyncClient, plan: Plan) -> Report:
 
 
 def _client(args: argparse.Namespace) -> AsyncClient:
+    file: Path | None = args.api_key_file
     return AsyncClient(
         args.url,
-        api_key=None if args.api_key_file is None else args.api_key_file.read_text(encoding="utf-8").partition("\n")[0],
+        api_key=None if file is None else file.read_text(encoding="utf-8-sig").partition("\n")[0],
         timeout=args.timeout,
         retry=RetryPolicy(retries=0),  # failures are counted
         fork_counts=False,  # else each token waits until the next one is computed
