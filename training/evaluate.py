@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -150,7 +151,7 @@ def _json_line(row: Row) -> str:
     score = row.score
     values = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
     per_byte = {"bits_per_byte": score.bits_per_byte, "bytes": score.bytes} if score.bytes else {}
-    return json.dumps({"measure": row.measure, "rule": row.rule, **values, **per_byte})
+    return _json({"measure": row.measure, "rule": row.rule, **values, **per_byte})
 
 
 def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
@@ -159,5 +160,16 @@ def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
 
 
 def _json_outcome(name: str, rule: Rule, outcome: Outcome) -> str:
-    labels = {"task": name, "subset": outcome.subset, "rule": rule, "questions": outcome.questions}
-    return json.dumps({**labels, **outcome.metrics})
+    labels: dict[str, str | float] = {
+        "task": name,
+        "subset": outcome.subset,
+        "rule": rule,
+        "questions": outcome.questions,
+    }
+    return _json({**labels, **outcome.metrics})
+
+
+def _json(values: Mapping[str, str | float]) -> str:
+    """Return JSON in one line, with null for NaN and infinity."""
+    return json.dumps({name: each if isinstance(each, str) or math.isfinite(each) else None
+                       for name, each in values.items()})  # fmt: skip

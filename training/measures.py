@@ -75,14 +75,19 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite above the largest float."""
-        with np.errstate(over="ignore"):
-            return float(np.exp(self.loss))
+        """As `perplexity_of` the loss."""
+        return perplexity_of(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
         """Bits per UTF-8 byte, which is comparable between tokenizers; NaN for a sample."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def perplexity_of(loss: float) -> float:
+    """Return exp of a loss in nats; infinity above the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 def packed_windows(ids: NDArray[np.integer[Any]], length: int) -> list[Window]:

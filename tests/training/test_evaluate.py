@@ -9,7 +9,10 @@ import torch
 
 from tests.training.harness import HELD_OUT, MODEL, VOCAB, write_json_lines
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer, save_checkpoint
+from thoughtbubbles.training import evaluate
 from thoughtbubbles.training.__main__ import main
+from thoughtbubbles.training.measures import Score
+from thoughtbubbles.training.tasks.evaluation import Outcome
 
 
 @pytest.fixture
@@ -51,6 +54,15 @@ def test_the_table_has_a_line_for_each_measure_and_rule(
     assert lines[0] == ["measure", "rule", "loss", "perplexity", "bits/byte", "tokens", "bytes"]
     assert [line[:2] for line in lines[1:]] == [["packed", "causal"], ["rolling", "causal"]]
     assert float(lines[1][2]) == pytest.approx(math.log(VOCAB), abs=1e-4)
+
+
+@pytest.mark.parametrize(("nats", "loss"), [(1600.0, "800.0"), (math.nan, "null")])
+def test_what_is_nan_or_infinite_is_null_in_json(nats: float, loss: str) -> None:
+    line = evaluate._json_line(evaluate.Row("packed", "causal", Score(nats, 2, 0)))
+    assert line == f'{{"measure": "packed", "rule": "causal", "loss": {loss}, "perplexity": null, "tokens": 2}}'
+    line = evaluate._json_outcome("lambada", "causal", Outcome("", 1, {"acc": 0.0, "perplexity": nats * math.inf}))
+    assert json.loads(line)["acc"] == 0
+    assert '"perplexity": null' in line
 
 
 def test_what_cannot_be_evaluated_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

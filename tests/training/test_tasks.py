@@ -72,6 +72,8 @@ def test_the_metrics_by_hand() -> None:
     wrong = Answer(Question(context="c", choices=("a",)), (Likelihood(3.0, False),))
     summary = summarise([right, wrong], ("acc", "perplexity"))
     assert summary == pytest.approx({"acc": 0.5, "acc_stderr": 0.5, "perplexity": math.exp(2)})
+    diverged = Answer(Question(context="c", choices=("a",)), (Likelihood(800.0, False),))
+    assert summarise([diverged], ("perplexity",)) == {"perplexity": math.inf}
 
 
 def test_the_space_before_a_continuation_belongs_to_it(data: Path) -> None:
