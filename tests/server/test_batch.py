@@ -440,20 +440,22 @@ def test_an_output_that_cannot_be_written(refusal: Callable[[], str], source: Pa
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(("count", "limit"), [(4, 1000), (1, 100)])
 def test_a_full_disk_is_named_and_the_next_run_goes_on(
-    batch: Batch, source: Path, output: Path, capsys: pytest.CaptureFixture[str]
+    batch: Batch, source: Path, output: Path, capsys: pytest.CaptureFixture[str], *, count: int, limit: int
 ) -> None:
-    source.write_text("".join(f"{line(str(number), {'prompt': 'a'})}\n" for number in range(4)))
+    """Also if it is full within the last line, of which a part is written."""
+    source.write_text("".join(f"{line(str(number), {'prompt': 'a'})}\n" for number in range(count)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         assert batch() == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert capsys.readouterr().err == f"thoughtbubbles: error: {output}: file too large\n"
-    assert output.stat().st_size == 1000
+    assert output.stat().st_size == limit
     assert batch() == 0
-    assert answers(output).keys() == set("0123")
+    assert answers(output).keys() == set("0123"[:count])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from thoughtbubbles.training.data.documents import Documents, FileDocuments
 from thoughtbubbles.training.data.loader import PADDING, DocumentLoader, as_prompt, inputs, targets
 from thoughtbubbles.training.data.prepare import prepare
 from thoughtbubbles.training.data.progress import Progress
+from thoughtbubbles.training.data.prompt_mask import read_prompt_mask
 from thoughtbubbles.training.data.rows import conversation, multiple_choice, worked_answer
 from thoughtbubbles.training.data.token_file import Index
 from thoughtbubbles.training.distributed import Ranks
@@ -210,6 +211,17 @@ def test_a_killed_preparation_tells_questions_from_answers_the_same(
     given = np.fromfile(tmp_path / "parts" / "train.given.bin", dtype=np.uint8)
     assert len(given) == index.train.tokens
     assert 0 < given.sum() < len(given) / 2
+
+
+def test_a_folder_of_conversations_is_prepared_anew(tmp_path: Path, tokenizer: Path) -> None:
+    """Plain text has no prompts, and a run keeps the prompt mask that it reads."""
+    talks, plain = write_talks(tmp_path / "b.jsonl", TALKS), write_json_lines(tmp_path / "a.jsonl", TEXTS)
+    index = prepare([talks], [talks], tmp_path / "out", str(tokenizer))
+    reading = read_prompt_mask(tmp_path / "out", "train", index.train.tokens)
+    before = reading.tolist()
+    assert prepare([plain], [talks], tmp_path / "out", str(tokenizer)).train.given_sha256 is None
+    assert prepare([talks], [talks], tmp_path / "out", str(tokenizer)).to_dict() == index.to_dict()
+    assert reading.tolist() == before
 
 
 @pytest.mark.parametrize(
