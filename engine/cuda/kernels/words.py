@@ -15,7 +15,9 @@ WORDS_AT_ONCE = 1024
 def write_words(memory: Tensor, staged: Tensor, count: int) -> None:
     """Write `count` words to `memory`: `staged` (2,·) int32, which is pinned, has their offsets and their values."""
     programs = max(1, triton.cdiv(count, WORDS_AT_ONCE))
-    _write_words[(programs,)](memory, staged, staged.stride(0), count, BLOCK=WORDS_AT_ONCE)
+    _write_words[(programs,)](
+        memory=memory, staged=staged, stride=staged.stride(0), count=count, BLOCK=WORDS_AT_ONCE
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])  # compiled once
@@ -27,8 +29,9 @@ def _write_words(memory, staged, stride, count, BLOCK: tl.constexpr):
 
 def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
     """Write `words` (W,) int32 to a row of `host` (R,W), pinned memory, each launch to the next; `turn` (1,) counts."""
-    _report_words[(1,)](words, turn, host, len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE,
-                      **overlapped(words))  # fmt: skip
+    _report_words[(1,)](
+        words=words, turn=turn, host=host, count=len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE, **overlapped(words)
+    )
 
 
 @triton.jit
