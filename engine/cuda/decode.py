@@ -61,7 +61,7 @@ class DecodeStep(Step):
         """What the host reads of a step, all that kernels write of it; see `read`."""
         on_cuda = device.type == "cuda"
         self._turn = torch.zeros(1, dtype=torch.int32, device=device)
-        """(1,) runs so far."""
+        """(1,) the row of `_reports` that the next run writes."""
         self._reports = torch.zeros((FLIGHTS, len(self.output)), dtype=torch.int32, device="cpu", pin_memory=on_cuda)
         """(FLIGHTS,·) `output` on the host, of each run in turn."""
         self._landed = [torch.cuda.Event() if on_cuda else None for _ in range(FLIGHTS)]

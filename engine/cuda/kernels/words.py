@@ -28,7 +28,7 @@ def _write_words(memory, staged, stride, count, BLOCK: tl.constexpr):
 
 
 def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
-    """Write `words` (W,) int32 to a row of `host` (R,W), pinned memory, each launch to the next; `turn` (1,) counts."""
+    """Write `words` (W,) int32 to a row of `host` (R,W), which is pinned: row `turn` (1,), and the next one next time."""
     _report_words[(1,)](
         words=words, turn=turn, host=host, count=len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE, **overlapped(words)
     )
@@ -37,10 +37,10 @@ def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
 @triton.jit
 def _report_words(words, turn, host, count, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     wait_for_previous()
-    now = tl.load(turn)
-    into = host + now % ROWS * count
+    row = tl.load(turn)
+    into = host + row * count
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)
         tl.store(into + i, tl.load(words + i, mask=i < count), mask=i < count)
     tl.debug_barrier()  # every thread has read the turn
-    tl.store(turn, now + 1)
+    tl.store(turn, (row + 1) % ROWS)  # a count would overflow within days
