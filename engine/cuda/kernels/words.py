@@ -28,7 +28,7 @@ def _write_words(memory, staged, stride, count, BLOCK: tl.constexpr):
 
 
 def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
-    """Write `words` (W,) int32 to a row of `host` (R,W), which is pinned: row `turn` (1,), and the next one next time."""
+    """Write `words` (W,) int32 to row `turn` (1,) of `host` (R,W), which is pinned; the next launch to the next row."""
     _report_words[(1,)](
         words=words, turn=turn, host=host, count=len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE, **overlapped(words)
     )
