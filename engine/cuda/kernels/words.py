@@ -16,7 +16,9 @@ WORDS_AT_ONCE = 1024
 def write_words(memory: Tensor, staged: Tensor, count: int) -> None:
     """Write `count` words to `memory`: `staged` (2,·) int32, which is pinned, has their offsets and their values."""
     programs = max(1, triton.cdiv(count, WORDS_AT_ONCE))
-    _write_words[(programs,)](memory, staged, staged.stride(0), count, BLOCK=WORDS_AT_ONCE)
+    _write_words[(programs,)](
+        memory=memory, staged=staged, stride=staged.stride(0), count=count, BLOCK=WORDS_AT_ONCE
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])  # compiled once
@@ -27,9 +29,10 @@ def _write_words(memory, staged, stride, count, BLOCK: tl.constexpr):
 
 
 def report_words(words: Tensor, turn: Tensor, host: Tensor) -> None:
-    """Write `words` (W,) int32 to row `turn` (1,) of `host` (R,W), which is pinned, and set `turn` to the next row."""
-    _report_words[(1,)](words, turn, host, len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE,
-                      **overlapped(words))  # fmt: skip
+    """Write `words` (W,) int32 to row `turn` (1,) of `host` (R,W), which is pinned; the next launch to the next row."""
+    _report_words[(1,)](
+        words=words, turn=turn, host=host, count=len(words), ROWS=len(host), BLOCK=WORDS_AT_ONCE, **overlapped(words)
+    )
 
 
 @triton.jit
@@ -41,4 +44,4 @@ def _report_words(words, turn, host, count, ROWS: tl.constexpr, BLOCK: tl.conste
         i = start + tl.arange(0, BLOCK)
         tl.store(into + i, tl.load(words + i, mask=i < count), mask=i < count)
     tl.debug_barrier()  # every thread has read the turn
-    tl.store(turn, (row + 1) % ROWS)
+    tl.store(turn, (row + 1) % ROWS)  # a count would overflow within days

@@ -50,6 +50,6 @@ def test_reports_take_turns(count: int) -> None:
         report_words(words, turn, host)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
+        assert turn.item() == i % 2, "which never overflows"
         assert host[(i - 1) % 2].tolist() == list(range(i, count + i))
         assert host[i % 2].tolist() == ([0] * count if i == 1 else list(range(i - 1, count + i - 1)))
-        assert turn.item() == i % 2  # it stays a row, however many turns there are
