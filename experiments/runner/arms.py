@@ -7,7 +7,7 @@ from experiments.runner.found import REGULAR, Found
 from experiments.runner.markdown import NONE, table
 from experiments.runner.plan import Result, Study
 
-TUNING = "The loss that chooses a learning rate, after the short horizon, one seed, by rate; × diverged, – not run."
+TUNING = "Loss after the short horizon, one seed, by learning rate; × diverged, – not run."
 
 
 def about(found: Found) -> str:
@@ -50,13 +50,15 @@ def rate(study: Study, size: str, arm: str, results: Sequence[Result]) -> str:
 
 
 def tuning(study: Study, size: str, results: Sequence[Result]) -> str:
-    """Return the table of the runs that chose learning rates, and what it shows."""
+    """Return the table of a size's short runs by learning rate, and what it shows; "Not run." without results."""
     arms = {arm for stage in study.stages if stage.size == size for arm in stage.arms}
     rates, rows = study.sizes[study.sizes[size].tuned_at or size].rates or [], []
     for arm in (each for each in study.arms if each in arms):
         found = [run.find(results) for run in study.tuning_runs(size, arm)]
         if any(found):
             rows.append((f"`{arm}`", *map(short_loss, found)))
+    if not rows:
+        return "Not run."
     return f"{table(('arm', *(f'{each:g}' for each in rates)), rows)}\n\n{TUNING}"
 
 

@@ -293,6 +293,7 @@ def test_the_page_without_results_and_with_short_runs(committed: Study) -> None:
     text = "\n\n".join(part(short(committed, plain=4.0, drawn=4.2, mixed=3.9), None))
     assert "By the plan a drawn ratio is not taken (it may cost 0.005 nats), and mixed text is taken" in text
     assert "| `drawn`: the ratio drawn | 26M | 4.2000 |" in text
+    assert "`rates`:\n\nNot run.\n\n`rates-longer`:\n\nNot run.\n" in text
     assert "| `2l` | 26M | – |" in "\n\n".join(part(short(committed, drawn=4.2), None))
 
 
