@@ -9,8 +9,8 @@ On a CPU it decodes with the shipped checkpoint, elsewhere with random weights o
   with the engine: the engine with a model of the same shape without forks, of random weights, and transformers, whose
   tokens/s include the prompts. Published code recomputes: the whole sequence for each token.
 - `growth`: inter-token time at each context, from a run that decodes up to the longest.
-- `profile`: which kernels a step's time goes to, at about 150 tokens. Where a kernel starts before the one before it has
-  ended, its time has its waiting, so that all together take longer than a step.
+- `profile`: which kernels a step's time goes to, at about 150 tokens. A kernel that starts before the one before it has
+  ended also counts the time that it waits: together they take longer than a step.
 - `memory`: bytes of the cache pages of one request of 512 tokens, over the bytes of its keys and values.
 - `exactness`: log-probabilities and greedy tokens of the shipped checkpoint against the naive float32 forward's.
 
