@@ -32,6 +32,7 @@ def test_as_many_words_as_there_are(count: int) -> None:
 def test_what_is_written_later_does_not_change_what_was_written_before() -> None:
     memory = torch.zeros(100, dtype=torch.int32, device=DEVICE)
     staging = Staging(memory)
+    staging.prepare()  # which takes longer than what keeps the device busy
     busy = torch.zeros((2048, 2048), device=DEVICE)
     for _ in range(20 if DEVICE.type == "cuda" else 1):  # so that the host is ahead
         busy = busy @ busy
