@@ -123,6 +123,8 @@ def test_a_second_preparation_in_a_folder_is_refused_while_the_first_goes_on(tmp
     args = parser.parse_args(["--train", text, "--val", text, "--vocab-size", "258", "--out", str(out)])
     with only_preparation(out), pytest.raises(ValueError, match=r"^out: another preparation is writing to .*out; wait"):
         run(args)
+    assert not (out / "train.bin").exists()
+    (out / "val.bin").write_bytes(b"left")  # one token file alone is nobody's data
     assert run(args) == 0
 
 

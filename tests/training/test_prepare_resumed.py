@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.harness import HELD_OUT, TEXTS, VOCAB, write_json_lines
 from thoughtbubbles.training.data import encoding
-from thoughtbubbles.training.data.corpus_writer import CorpusWriter, only_preparation
+from thoughtbubbles.training.data.corpus_writer import LOCK_FILE, CorpusWriter, only_preparation
 from thoughtbubbles.training.data.documents import Documents, FileDocuments
 from thoughtbubbles.training.data.progress import PROGRESS_FILE, Progress
 from thoughtbubbles.training.data.rows import Document
@@ -40,7 +40,7 @@ def write(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    assert sorted(path.name for path in folder.iterdir()) == sorted(MADE)
+    assert {path.name for path in folder.iterdir()} - {LOCK_FILE} == {*MADE}
     return {name: (folder / name).read_bytes() for name in MADE}
 
 

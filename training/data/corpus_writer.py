@@ -20,7 +20,7 @@ from thoughtbubbles.training.data.prompt_mask import finish_prompt_mask, prompt_
 from thoughtbubbles.training.data.token_file import INDEX_FILE, TOKENIZER_FILE, Index, Split, is_published
 from thoughtbubbles.training.data.vocabulary import train_vocabulary
 
-TRAIN_FILE = "train.bin"
+LOCK_FILE = ".prepare.lock"
 _NEW_TOKENIZER_FILE = f".{TOKENIZER_FILE}.partial"
 MAX_WORKERS = 1024
 """Most processes that encode; all of them start at once."""
@@ -30,7 +30,7 @@ MAX_WORKERS = 1024
 def only_preparation(out: Path) -> Iterator[None]:
     """Keep other preparations out of the folder `out` inside the block. Raise `ValueError` if one is in it."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / TRAIN_FILE).open("ab") as file:
+    with (out / LOCK_FILE).open("ab") as file:
         if not lock_file(file):
             raise ValueError(f"out: another preparation is writing to {out}; wait for it, or choose another folder")
         yield
@@ -108,7 +108,8 @@ class CorpusWriter:
         size = self._progress.written[part].tokens * np.dtype(self._encoder.dtype).itemsize
         if not size:
             prompt_mask_path(self._out, part).unlink(missing_ok=True)
-            return _replace(path)
+            path.unlink(missing_ok=True)  # runs keep the file that they read
+            return path.open("wb")
         path.touch()
         if path.stat().st_size < size:
             remedy = f"remove {PROGRESS_FILE} and both token files to start over"
@@ -155,12 +156,3 @@ class CorpusWriter:
             raise ValueError(f"{named}: no documents for {part}.bin{held_out}")
         mask = finish_prompt_mask(self._out, part, counts.tokens)
         return Split(**asdict(counts), sha256=sha256(self._out / f"{part}.bin"), sources=sources, given_sha256=mask)
-
-
-def _replace(path: Path) -> BinaryIO:
-    """Return a new, empty file at `path`, with the lock of `only_preparation`. Runs keep the old one that they read."""
-    partial = path.with_name(f".{path.name}.partial")
-    file = partial.open("wb")
-    lock_file(file)  # before the file with the lock is replaced
-    partial.replace(path)
-    return file
