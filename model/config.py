@@ -13,7 +13,7 @@ Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 SelectBy = Literal["score", "random", "kept"]
 
-_LIMITS = {
+LIMITS = {
     "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
     "n_embd": 1 << 17, "copies": 1024, "loops": 1024,
 }  # fmt: skip
@@ -69,7 +69,7 @@ class ModelConfig:
     initial bias of the LayerNorm before the fork scores."""
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             _require(_is_int(value) and 1 <= value <= limit, name, f"a whole number from 1 to {limit}", self)
         _require(self.max_block_size >= self.block_size, "max_block_size",

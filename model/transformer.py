@@ -141,8 +141,8 @@ class Thoughtbubbles(nn.Module):
         `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
         `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
         `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. `intervene` are applied
-        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, a ratio below 1, T = 0 or an
-        intervention outside of model and batch.
+        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, an impossible ratio, T = 0, or
+        an intervention outside of model and batch.
         """
         streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths, intervene=intervene)
         logits = self.readout(streams)

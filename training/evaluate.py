@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import torch
 
-from thoughtbubbles.model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
+from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, set_threads, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.data.documents import read_documents
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"positions must be at least 0, not {args.positions}")
     set_threads(args.threads)
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
+    Selection.of(checkpoint.model.config, args.rules[0], args.ratio)  # raises before the first line is printed
     if args.data:
         _run_texts(args, checkpoint)
     for name, *files in args.task:

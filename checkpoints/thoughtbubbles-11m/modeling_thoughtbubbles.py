@@ -63,7 +63,7 @@ Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 SelectBy = Literal["score", "random", "kept"]
 
-_LIMITS = {
+LIMITS = {
     "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
     "n_embd": 1 << 17, "copies": 1024, "loops": 1024,
 }  # fmt: skip
@@ -119,7 +119,7 @@ class ModelConfig:
     initial bias of the LayerNorm before the fork scores."""
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             _require(_is_int(value) and 1 <= value <= limit, name, f"a whole number from 1 to {limit}", self)
         _require(self.max_block_size >= self.block_size, "max_block_size",
@@ -780,7 +780,10 @@ class Selection:
 
     @classmethod
     def of(cls, config: ModelConfig, rule: Rule, ratio: float | None = None, noise: Tensor | None = None) -> Self:
-        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5)."""
+        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5).
+
+        Raises `ValueError` for an unknown rule, and for a ratio below 1 or whose κ is above the limit of a model's.
+        """
         kappa = config.max_block_size
         if ratio is not None:
             kappa = _kappa(ratio, config.block_size)
@@ -797,8 +800,9 @@ class Selection:
 
 
 def _kappa(ratio: float, block_size: int) -> int:
-    if not 1 <= ratio < float("inf"):
-        raise ValueError(f"ratio must be at least 1, not {ratio:g}")
+    largest = LIMITS["max_block_size"] // block_size
+    if not 1 <= ratio <= largest:
+        raise ValueError(f"ratio must be from 1 to {largest}, not {reprlib.repr(ratio)}")
     return int(ratio * block_size + 0.5)
 
 
@@ -1244,8 +1248,8 @@ class Thoughtbubbles(nn.Module):
         `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
         `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
         `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. `intervene` are applied
-        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, a ratio below 1, T = 0 or an
-        intervention outside of model and batch.
+        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, an impossible ratio, T = 0, or
+        an intervention outside of model and batch.
         """
         streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths, intervene=intervene)
         logits = self.readout(streams)
