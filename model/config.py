@@ -1,6 +1,5 @@
 """The configuration of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
 
-import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +17,8 @@ LIMITS = {
     "n_embd": 1 << 17, "copies": 1024, "loops": 1024,
 }  # fmt: skip
 """Far above any existing model: a larger value is a mistake, which would take minutes to fail."""
+_MAX_LOGIT = 1000
+"""From about 100 on P is 1 or 0 in float32."""
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
@@ -83,7 +84,8 @@ class ModelConfig:
         _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
         _require(self.select_by in get_args(SelectBy), "select_by", f"one of {get_args(SelectBy)}", self)
         _require(self.select_by == "score" or bool(self.fork_layers), "select_by", "'score' without fork_layers", self)
-        _require(_is_number(self.initial_keep_logit), "initial_keep_logit", "a finite number", self)
+        _require(_is_number(self.initial_keep_logit) and abs(self.initial_keep_logit) <= _MAX_LOGIT,
+                 "initial_keep_logit", f"a number from -{_MAX_LOGIT} to {_MAX_LOGIT}", self)  # fmt: skip
         _require(self.initial_keep_logit == 0 or (self.bias and bool(self.fork_layers)), "initial_keep_logit",
                  "0 where bias is false or there are no fork_layers", self)  # fmt: skip
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
@@ -139,7 +141,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _rising(layers: object, end: int) -> bool:

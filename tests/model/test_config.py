@@ -65,6 +65,14 @@ def test_a_refusal_names_its_setting(name: str, value: Any) -> None:  # noqa: AN
         replace(SMALL, **{name: value})
 
 
+@pytest.mark.parametrize(
+    "value", [float("inf"), float("-inf"), float("nan"), 1e300, -1e39, pytest.param(10**400, id="10**400")]
+)
+def test_a_keep_logit_that_float32_has_not_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"^initial_keep_logit must be a number from -1000 to 1000, not "):
+        replace(SMALL, bias=True, initial_keep_logit=value)
+
+
 @pytest.mark.parametrize("averaging", ["residual", "logit"])
 def test_copies_are_decoded_by_the_rightmost(averaging: str) -> None:
     with pytest.raises(ValueError, match=r"^averaging must be 'rightmost' when copies > 1"):

@@ -339,7 +339,9 @@ def test_a_request_names_its_ratio(ratio: float | None, kappa: int) -> None:
     assert chosen.budget(3) == math.ceil(Fraction(3 * kappa, 10))
 
 
-@pytest.mark.parametrize("ratio", [0.999, 0.0, -1.0, math.nan, math.inf, 13421772.9, 1e15, 1e300, 10**400])
+@pytest.mark.parametrize(
+    "ratio", [0.999, 0.0, -1.0, math.nan, math.inf, 13421772.9, 1e15, 1e300, pytest.param(10**400, id="10**400")]
+)
 def test_an_impossible_ratio_is_refused(ratio: float) -> None:
     """Above the limit of `max_block_size`, 2^27, the budget of a long text would not fit an integer of 64 bits."""
     with pytest.raises(ValueError, match=r"^ratio must be from 1 to 13421772, not "):
