@@ -1,7 +1,6 @@
 """`evaluate`: score a checkpoint on held-out text and published sets, under each selection rule."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -24,6 +23,7 @@ from thoughtbubbles.training.measures import (
     rolling_windows,
     whole_windows,
 )
+from thoughtbubbles.training.strict_json import strict_json
 from thoughtbubbles.training.tasks.evaluation import TASKS, Outcome, Settings, evaluate_task
 from thoughtbubbles.training.tasks.gsm8k import Problem, read_problems
 
@@ -151,7 +151,7 @@ def _json_line(row: Row) -> str:
     score = row.score
     values = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
     per_byte = {"bits_per_byte": score.bits_per_byte, "bytes": score.bytes} if score.bytes else {}
-    return json.dumps({"measure": row.measure, "rule": row.rule, **values, **per_byte})
+    return strict_json({"measure": row.measure, "rule": row.rule, **values, **per_byte})
 
 
 def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
@@ -161,4 +161,4 @@ def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
 
 def _json_outcome(name: str, rule: Rule, outcome: Outcome) -> str:
     labels = {"task": name, "subset": outcome.subset, "rule": rule, "questions": outcome.questions}
-    return json.dumps({**labels, **outcome.metrics})
+    return strict_json({**labels, **outcome.metrics})

@@ -76,13 +76,18 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite above the largest float."""
-        with np.errstate(over="ignore"):
-            return float(np.exp(self.loss))
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
         """Bits per UTF-8 byte, which is comparable between tokenizers; NaN for a sample."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss); infinite above the largest float."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 def packed_windows(ids: NDArray[np.integer[Any]], length: int) -> list[Window]:

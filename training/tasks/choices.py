@@ -17,7 +17,7 @@ import numpy as np
 
 from thoughtbubbles.model import Checkpoint, Tokenizer
 from thoughtbubbles.model.selection import Rule
-from thoughtbubbles.training.measures import Likelihood, Window, likelihoods
+from thoughtbubbles.training.measures import Likelihood, Window, likelihoods, perplexity
 from thoughtbubbles.training.tasks.formats import Question
 
 _UNITS: dict[str, Callable[[str], int]] = {
@@ -67,7 +67,7 @@ def summarise(answers: Sequence[Answer], metrics: Sequence[str]) -> dict[str, fl
     for name in metrics:
         values = np.array([each.metric(name) for each in answers])
         if name == "perplexity":
-            summary[name] = math.exp(-values.mean())
+            summary[name] = perplexity(float(-values.mean()))
         else:
             summary[name] = float(values.mean())
             summary[f"{name}_stderr"] = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
