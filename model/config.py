@@ -1,6 +1,5 @@
 """The configuration of a Thoughtbubbles model (SPEC.md, "Words" and "Shapes")."""
 
-import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,11 +12,13 @@ Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 SelectBy = Literal["score", "random", "kept"]
 
-_LIMITS = {
+LIMITS = {
     "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
     "n_embd": 1 << 17, "copies": 1024, "loops": 1024,
 }  # fmt: skip
 """Far above any existing model: a larger value is a mistake, which would take minutes to fail."""
+_MAX_LOGIT = 1000
+"""From about 100 on P is 1 or 0 in float32."""
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
@@ -69,7 +70,7 @@ class ModelConfig:
     initial bias of the LayerNorm before the fork scores."""
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             _require(_is_int(value) and 1 <= value <= limit, name, f"a whole number from 1 to {limit}", self)
         _require(self.max_block_size >= self.block_size, "max_block_size",
@@ -83,7 +84,8 @@ class ModelConfig:
         _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
         _require(self.select_by in get_args(SelectBy), "select_by", f"one of {get_args(SelectBy)}", self)
         _require(self.select_by == "score" or bool(self.fork_layers), "select_by", "'score' without fork_layers", self)
-        _require(_is_number(self.initial_keep_logit), "initial_keep_logit", "a finite number", self)
+        _require(_is_number(self.initial_keep_logit) and abs(self.initial_keep_logit) <= _MAX_LOGIT,
+                 "initial_keep_logit", f"a number from -{_MAX_LOGIT} to {_MAX_LOGIT}", self)  # fmt: skip
         _require(self.initial_keep_logit == 0 or (self.bias and bool(self.fork_layers)), "initial_keep_logit",
                  "0 where bias is false or there are no fork_layers", self)  # fmt: skip
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
@@ -105,8 +107,8 @@ class ModelConfig:
 
     @property
     def max_ratio(self) -> int:
-        """2^(fork layers): at this ratio and above, every candidate survives under every rule."""
-        return 1 << len(self.fork_layers)
+        """2^(fork layers), at which every candidate survives under every rule; less if that κ is above the limit."""
+        return min(1 << len(self.fork_layers), LIMITS["max_block_size"] // self.block_size)
 
     @property
     def ablated(self) -> bool:
@@ -139,7 +141,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _rising(layers: object, end: int) -> bool:

@@ -5,6 +5,7 @@ A candidate is forced (a token's original, kept), free (any other), or padding. 
 never selected.
 """
 
+import reprlib
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar, get_args
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thoughtbubbles.model.config import ModelConfig, SelectBy
+from thoughtbubbles.model.config import LIMITS, ModelConfig, SelectBy
 
 Length = TypeVar("Length", int, Tensor, NDArray[np.int64])
 Rule = Literal["blockwise", "dynamic", "fixed", "causal"]
@@ -63,7 +64,10 @@ class Selection:
 
     @classmethod
     def of(cls, config: ModelConfig, rule: Rule, ratio: float | None = None, noise: Tensor | None = None) -> Self:
-        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5)."""
+        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5).
+
+        Raises `ValueError` for an unknown rule, and for a ratio below 1 or whose κ is above the limit of a model's.
+        """
         kappa = config.max_block_size
         if ratio is not None:
             kappa = _kappa(ratio, config.block_size)
@@ -80,8 +84,9 @@ class Selection:
 
 
 def _kappa(ratio: float, block_size: int) -> int:
-    if not 1 <= ratio < float("inf"):
-        raise ValueError(f"ratio must be at least 1, not {ratio:g}")
+    largest = LIMITS["max_block_size"] // block_size
+    if not 1 <= ratio <= largest:
+        raise ValueError(f"ratio must be from 1 to {largest}, not {reprlib.repr(ratio)}")
     return int(ratio * block_size + 0.5)
 
 

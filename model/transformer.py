@@ -141,8 +141,8 @@ class Thoughtbubbles(nn.Module):
         `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
         `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
         `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. `intervene` are applied
-        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, a ratio below 1, T = 0 or an
-        intervention outside of model and batch.
+        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, an impossible ratio, T = 0,
+        `lengths` of another shape, or an intervention outside of model and batch.
         """
         streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths, intervene=intervene)
         logits = self.readout(streams)
@@ -179,12 +179,18 @@ class Thoughtbubbles(nn.Module):
         return streams, forks
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
-        """Return one stream per token of `ids` (B,T), k in the copy-k baseline, with c = 0. `ValueError` if T = 0."""
+        """Return one stream per token of `ids` (B,T), k in the copy-k baseline, with c = 0.
+
+        Raises `ValueError` if T = 0, or `lengths` is not (B,). Its values are not checked: that would wait for a GPU.
+        """
         (batch, tokens), copies = ids.shape, self.config.copies
         if tokens == 0:
             raise ValueError("ids must hold at least one token per row")
         token_index = (torch.arange(tokens * copies, device=ids.device) // copies).expand(batch, tokens * copies)
         if lengths is not None:
+            if lengths.shape != (batch,):
+                shape = tuple(lengths.shape)
+                raise ValueError(f"lengths must have the shape ({batch},), a number for each row, not {shape}")
             token_index = torch.where(token_index < lengths[:, None], token_index, tokens)
         x = self.dropout(self.transformer.wte(ids))
         if copies > 1:

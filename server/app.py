@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from thoughtbubbles.server.bridge.errors import GenerationError, LoadError
-from thoughtbubbles.server.http.middleware import BodyLimit, ConnectionLimit, HeadAsGet, KeyCheck
+from thoughtbubbles.server.http.middleware import BodyLimit, ConnectionLimit, EncodingCheck, HeadAsGet, KeyCheck
 from thoughtbubbles.server.observe.exchange import Exchanges
 from thoughtbubbles.server.observe.logs import log_exchange
 from thoughtbubbles.server.protocol.errors import ApiError
@@ -67,6 +67,7 @@ def _wrapped(app: ASGIApp, service: Service) -> ASGIApp:
     """Return `app` in our middleware. FastAPI's own would not see answers to unexpected errors."""
     settings = service.settings
     app = HeadAsGet(app)
+    app = EncodingCheck(app)
     app = BodyLimit(app, settings.max_body_bytes, settings.body_timeout_seconds)
     app = KeyCheck(app, service.keys, KEYLESS | admin.PATHS, service.metrics.rejected)
     app = ConnectionLimit(app, settings.max_connections, service.metrics.rejected)

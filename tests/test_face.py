@@ -219,13 +219,29 @@ def test_the_users_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().err == ""
 
 
+def status(arguments: str, folder: Path) -> int:
+    """Return the exit status of Python in `folder`."""
+    script, environment = f'exec "{sys.executable}" {arguments}', {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(["sh", "-c", script], cwd=folder, env=environment, check=False).returncode
+
+
+@pytest.mark.parametrize("module", ["thoughtbubbles", "thoughtbubbles.training"])
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
-def test_a_command_runs_without_standard_streams(closed: str, tmp_path: Path) -> None:
+def test_a_command_runs_without_standard_streams(module: str, closed: str, tmp_path: Path) -> None:
     """A service may start so. What opens next gets the numbers of closed streams, and libuv aborts for a socket."""
     (tmp_path / "a.txt").write_text("the cat sat on the mat\n" * 9)
     command = "prepare --train a.txt --val a.txt --vocab-size 258 --out out"
-    script = f'exec "{sys.executable}" -m thoughtbubbles {command} {closed}'
-    subprocess.run(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert status(f"-m {module} {command} {closed}", tmp_path) == 0
+
+
+@pytest.mark.parametrize("module", ["thoughtbubbles serve", "thoughtbubbles.server"])
+def test_a_server_without_standard_streams_makes_no_socket_of_their_numbers(module: str, tmp_path: Path) -> None:
+    assert status(f"-m {module} --port 0 --checkpoint none <&- >&- 2>&-", tmp_path) == 2
+
+
+def test_an_import_leaves_the_closed_streams_of_its_program(tmp_path: Path) -> None:
+    script = "import sys, thoughtbubbles; sys.exit(sys.stdin is not None)"
+    assert status(f"-c '{script}' <&-", tmp_path) == 0
 
 
 def test_closed_streams_are_the_null_device(tmp_path: Path) -> None:

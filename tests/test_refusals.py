@@ -195,6 +195,17 @@ def test_evaluate_refuses_a_batch_of_nothing(saved: Path, data: Path, refused: R
     assert f"batch_size must be at least 1, not {size}" in told
 
 
+@pytest.mark.parametrize("ratio", ["1e300", "inf", "nan", "0.5"])
+@pytest.mark.parametrize("command", ["evaluate", "analyse"])
+def test_a_ratio_that_no_budget_has_is_refused_before_anything_is_printed(
+    saved: Path, data: Path, refused: Refused, command: str, ratio: str
+) -> None:
+    if command == "analyse":
+        pytest.importorskip("matplotlib", reason="figures need the extra `plots`")
+    told = refused([command, saved, "--data", data.parent / "val.jsonl", "--device", "cpu", "--ratio", ratio])
+    assert re.search(r"ratio must be from 1 to \d+, not ", told)
+
+
 @pytest.mark.parametrize("flag", ["--config", "--api-keys-file"])
 def test_serve_does_not_wait_for_a_fifo(saved: Path, tmp_path: Path, refused: Refused, flag: str) -> None:
     fifo("settings")(tmp_path)

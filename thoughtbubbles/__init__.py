@@ -120,6 +120,10 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
+if sys.argv[:1] == ["-m"]:  # while `python -m` looks for a module of ours, such as thoughtbubbles.server
+    open_standard_streams()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console command and return its exit status: 0, or 2 with the reason on standard error.
 

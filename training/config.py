@@ -1,5 +1,6 @@
 """The settings of a training run, apart from those of the model."""
 
+import math
 import reprlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -76,15 +77,15 @@ class TrainConfig:
         self._require(self.batch_size <= MAX_BATCH_SIZE, "batch_size", f"at most {MAX_BATCH_SIZE}")
         self._require(0 <= self.seed < 1 << 63, "seed", "from 0 to 2^63 - 1")
         for name in ("learning_rate", "clip"):
-            self._require(getattr(self, name) > 0, name, "above 0")
+            self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
         for name in ("dropout", "beta1", "beta2", "final_fraction"):
             self._require(0 <= getattr(self, name) < 1, name, "from 0 up to, not including, 1")
         self._require(0 <= self.decay_fraction <= 1, "decay_fraction", "from 0 to 1")
         for name in ("weight_decay", "fork_noise"):
-            self._require(getattr(self, name) >= 0, name, "at least 0")
-        before_decay = self.steps - (0 if self.schedule == "cosine" else self.decay_steps)
-        self._require(0 <= self.warmup_steps <= before_decay, "warmup_steps",
-                      f"from 0 to the {before_decay} steps before the decay")  # fmt: skip
+            self._require(0 <= getattr(self, name) < math.inf, name, "at least 0 and finite")
+        longest = self.steps - (0 if self.schedule == "cosine" else self.decay_steps)
+        wanted = f"from 0 to the {longest} steps before the decay, such as --warmup-steps {longest // 2}"
+        self._require(0 <= self.warmup_steps <= longest, "warmup_steps", wanted)
         for name, kind in _CHOICES.items():
             self._require(getattr(self, name) in get_args(kind), name, f"one of {get_args(kind)}")
 

@@ -1,9 +1,7 @@
 """`evaluate`: score a checkpoint on held-out text and published sets, under each selection rule."""
 
 import argparse
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import torch
 
-from thoughtbubbles.model import Checkpoint, load_checkpoint, set_threads, shipped_checkpoint
+from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, set_threads, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.data.documents import read_documents
@@ -25,6 +23,7 @@ from thoughtbubbles.training.measures import (
     rolling_windows,
     whole_windows,
 )
+from thoughtbubbles.training.strict_json import strict_json
 from thoughtbubbles.training.tasks.evaluation import TASKS, Outcome, Settings, evaluate_task
 from thoughtbubbles.training.tasks.gsm8k import Problem, read_problems
 
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"positions must be at least 0, not {args.positions}")
     set_threads(args.threads)
     checkpoint = load_checkpoint(args.checkpoint or shipped_checkpoint(), device=args.device)
+    Selection.of(checkpoint.model.config, args.rules[0], args.ratio)  # raises before the first line is printed
     if args.data:
         _run_texts(args, checkpoint)
     for name, *files in args.task:
@@ -151,7 +151,7 @@ def _json_line(row: Row) -> str:
     score = row.score
     values = {"loss": score.loss, "perplexity": score.perplexity, "tokens": score.tokens}
     per_byte = {"bits_per_byte": score.bits_per_byte, "bytes": score.bytes} if score.bytes else {}
-    return _json({"measure": row.measure, "rule": row.rule, **values, **per_byte})
+    return strict_json({"measure": row.measure, "rule": row.rule, **values, **per_byte})
 
 
 def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
@@ -160,16 +160,5 @@ def _outcome_line(name: str, rule: Rule, outcome: Outcome) -> str:
 
 
 def _json_outcome(name: str, rule: Rule, outcome: Outcome) -> str:
-    labels: dict[str, str | float] = {
-        "task": name,
-        "subset": outcome.subset,
-        "rule": rule,
-        "questions": outcome.questions,
-    }
-    return _json({**labels, **outcome.metrics})
-
-
-def _json(values: Mapping[str, str | float]) -> str:
-    """Return JSON in one line, with null for NaN and infinity."""
-    return json.dumps({name: each if isinstance(each, str) or math.isfinite(each) else None
-                       for name, each in values.items()})  # fmt: skip
+    labels = {"task": name, "subset": outcome.subset, "rule": rule, "questions": outcome.questions}
+    return strict_json({**labels, **outcome.metrics})

@@ -1,6 +1,5 @@
 """Log a run: a progress bar in a terminal, JSON lines in a file, and trackers of other tools."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from thoughtbubbles.model import lock_file
 from thoughtbubbles.training.distributed import Ranks
+from thoughtbubbles.training.strict_json import strict_json
 from thoughtbubbles.training.tracking import Tracker
 
 
@@ -89,7 +89,7 @@ class RunLog:
     def _write(self, step: int, **values: float) -> None:
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(strict_json({"step": step, **values}) + "\n")
         self._file.flush()
         for track in self._trackers:
             track(step, values)

@@ -63,11 +63,13 @@ Activation = Literal["gelu", "gelu_tanh"]
 Averaging = Literal["residual", "logit", "rightmost"]
 SelectBy = Literal["score", "random", "kept"]
 
-_LIMITS = {
+LIMITS = {
     "vocab_size": 1 << 24, "block_size": 1 << 24, "max_block_size": 1 << 27, "n_layer": 1024, "n_head": 1 << 16,
     "n_embd": 1 << 17, "copies": 1024, "loops": 1024,
 }  # fmt: skip
 """Far above any existing model: a larger value is a mistake, which would take minutes to fail."""
+_MAX_LOGIT = 1000
+"""From about 100 on P is 1 or 0 in float32."""
 _SWITCHES = ("score_bias", "value_attenuation", "residual_attenuation")
 
 
@@ -119,7 +121,7 @@ class ModelConfig:
     initial bias of the LayerNorm before the fork scores."""
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             _require(_is_int(value) and 1 <= value <= limit, name, f"a whole number from 1 to {limit}", self)
         _require(self.max_block_size >= self.block_size, "max_block_size",
@@ -133,7 +135,8 @@ class ModelConfig:
         _require(self.averaging in get_args(Averaging), "averaging", f"one of {get_args(Averaging)}", self)
         _require(self.select_by in get_args(SelectBy), "select_by", f"one of {get_args(SelectBy)}", self)
         _require(self.select_by == "score" or bool(self.fork_layers), "select_by", "'score' without fork_layers", self)
-        _require(_is_number(self.initial_keep_logit), "initial_keep_logit", "a finite number", self)
+        _require(_is_number(self.initial_keep_logit) and abs(self.initial_keep_logit) <= _MAX_LOGIT,
+                 "initial_keep_logit", f"a number from -{_MAX_LOGIT} to {_MAX_LOGIT}", self)  # fmt: skip
         _require(self.initial_keep_logit == 0 or (self.bias and bool(self.fork_layers)), "initial_keep_logit",
                  "0 where bias is false or there are no fork_layers", self)  # fmt: skip
         _require(self.copies == 1 or not self.fork_layers, "copies", "1 in a model with fork_layers", self)
@@ -155,8 +158,8 @@ class ModelConfig:
 
     @property
     def max_ratio(self) -> int:
-        """2^(fork layers): at this ratio and above, every candidate survives under every rule."""
-        return 1 << len(self.fork_layers)
+        """2^(fork layers), at which every candidate survives under every rule; less if that κ is above the limit."""
+        return min(1 << len(self.fork_layers), LIMITS["max_block_size"] // self.block_size)
 
     @property
     def ablated(self) -> bool:
@@ -189,7 +192,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _rising(layers: object, end: int) -> bool:
@@ -780,7 +783,10 @@ class Selection:
 
     @classmethod
     def of(cls, config: ModelConfig, rule: Rule, ratio: float | None = None, noise: Tensor | None = None) -> Self:
-        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5)."""
+        """Return the selection by `rule` at ratio r (None: the model's κ / L); κ = floor(r · L + 0.5).
+
+        Raises `ValueError` for an unknown rule, and for a ratio below 1 or whose κ is above the limit of a model's.
+        """
         kappa = config.max_block_size
         if ratio is not None:
             kappa = _kappa(ratio, config.block_size)
@@ -797,8 +803,9 @@ class Selection:
 
 
 def _kappa(ratio: float, block_size: int) -> int:
-    if not 1 <= ratio < float("inf"):
-        raise ValueError(f"ratio must be at least 1, not {ratio:g}")
+    largest = LIMITS["max_block_size"] // block_size
+    if not 1 <= ratio <= largest:
+        raise ValueError(f"ratio must be from 1 to {largest}, not {reprlib.repr(ratio)}")
     return int(ratio * block_size + 0.5)
 
 
@@ -1244,8 +1251,8 @@ class Thoughtbubbles(nn.Module):
         `rule` and `ratio` r (None: the model's κ / L) select the survivors; training uses `blockwise`, serving
         `causal`. `lengths` (B,), 1 … T, is the number of tokens of each row; the rest is padding. `noise` is
         `Selection.noise`. With `return_forks`, the `Fork` of each fork layer is returned too. `intervene` are applied
-        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, a ratio below 1, T = 0 or an
-        intervention outside of model and batch.
+        in their order (`model.interventions`). Raises `ValueError` for an unknown rule, an impossible ratio, T = 0,
+        `lengths` of another shape, or an intervention outside of model and batch.
         """
         streams, forks = self.streams(ids, Selection.of(self.config, rule, ratio, noise), lengths, intervene=intervene)
         logits = self.readout(streams)
@@ -1282,12 +1289,18 @@ class Thoughtbubbles(nn.Module):
         return streams, forks
 
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Streams:
-        """Return one stream per token of `ids` (B,T), k in the copy-k baseline, with c = 0. `ValueError` if T = 0."""
+        """Return one stream per token of `ids` (B,T), k in the copy-k baseline, with c = 0.
+
+        Raises `ValueError` if T = 0, or `lengths` is not (B,). Its values are not checked: that would wait for a GPU.
+        """
         (batch, tokens), copies = ids.shape, self.config.copies
         if tokens == 0:
             raise ValueError("ids must hold at least one token per row")
         token_index = (torch.arange(tokens * copies, device=ids.device) // copies).expand(batch, tokens * copies)
         if lengths is not None:
+            if lengths.shape != (batch,):
+                shape = tuple(lengths.shape)
+                raise ValueError(f"lengths must have the shape ({batch},), a number for each row, not {shape}")
             token_index = torch.where(token_index < lengths[:, None], token_index, tokens)
         x = self.dropout(self.transformer.wte(ids))
         if copies > 1:

@@ -9,7 +9,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thoughtbubbles.server.http.connections import OVER_LIMIT
 from thoughtbubbles.server.keys import ApiKeys
-from thoughtbubbles.server.protocol.errors import answer, no_key, too_large, too_many_connections, too_slow
+from thoughtbubbles.server.protocol.errors import (
+    answer,
+    no_key,
+    too_large,
+    too_many_connections,
+    too_slow,
+    unsupported_encoding,
+)
 
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Routes that are answered even on connections above the limit: the server is alive."""
@@ -85,6 +92,25 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_within_limits, send)
+
+
+class EncodingCheck:
+    """Refuses a body with a Content-Encoding other than `identity`, when it is read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have `receive` raise the refusal, so that the route that reads the body answers with it."""
+        sent = b", ".join(value for name, value in scope.get("headers", ()) if name == b"content-encoding")
+        if all(each.strip().lower() in ("", "identity") for each in sent.decode("latin-1").split(",")):
+            await self._app(scope, receive, send)
+            return
+
+        async def refuse() -> Message:
+            raise unsupported_encoding(sent.decode("latin-1"))
+
+        await self._app(scope, refuse, send)
 
 
 class HeadAsGet:

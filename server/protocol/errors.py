@@ -136,6 +136,12 @@ def too_large(limit: int) -> ApiError:
     return ApiError(413, f"The request body is larger than the {limit} bytes that are read.", code="request_too_large")
 
 
+def unsupported_encoding(encoding: str) -> ApiError:
+    """Return 415: the body has the Content-Encoding `encoding`, and none is decoded."""
+    message = f"Content-Encoding {quoted(encoding)} is not supported: send the body uncompressed, without this header."
+    return ApiError(415, message, code="unsupported_content_encoding", useless=True)
+
+
 def too_many_values(values: int, nested: int) -> ApiError:
     """Return 413: the body has more than `values` values, or more than `nested` strings, arrays and objects."""
     message = f"The body holds more than {values} values, or {nested} strings, arrays and objects."

@@ -31,7 +31,7 @@ Administered = Annotated[Service, Depends(_administered)]
 
 
 @router.post(
-    "/admin/load", responses=refusals(400, 401, 403, 408, 409, 413, 500, 503), openapi_extra=takes(LoadRequest)
+    "/admin/load", responses=refusals(400, 401, 403, 408, 409, 413, 415, 500, 503), openapi_extra=takes(LoadRequest)
 )
 async def load_weights(request: Request, service: Administered) -> Json:
     """Replace the weights, and answer when the new ones are served.

@@ -22,7 +22,7 @@ router = APIRouter(route_class=DirectRoute, responses=refusals(401, 500))
 @router.post(
     "/v1/chat/completions",
     response_model=None,
-    responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
+    responses=STREAMED | refusals(400, 404, 408, 413, 415, 429, 499, 503),
     openapi_extra=takes(ChatRequest),
 )
 async def create_chat_completion(request: Request) -> Response:

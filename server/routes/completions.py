@@ -25,7 +25,7 @@ router = APIRouter(responses=refusals(401, 500))
 @create.post(
     "/v1/completions",
     response_model=None,
-    responses=STREAMED | refusals(400, 404, 408, 413, 429, 499, 503),
+    responses=STREAMED | refusals(400, 404, 408, 413, 415, 429, 499, 503),
     openapi_extra=takes(CompletionRequest),
 )
 async def create_completion(request: Request) -> Response:

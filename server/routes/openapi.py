@@ -39,6 +39,7 @@ MEANINGS: Mapping[int, str] = {
     408: "The body did not arrive in time, or the answer was not complete in time",
     409: "Another load is in progress",
     413: "The body is larger than the server reads",
+    415: "The body is compressed",
     429: "The queue is full",
     499: "Ended through the cancel route",
     500: "The server made a mistake, or its engine failed",

@@ -18,7 +18,7 @@ router = APIRouter(responses=refusals(401, 500))
 
 
 @router.post(
-    "/tokenize", response_model=Json, responses=refusals(400, 408, 413, 503), openapi_extra=takes(TokenizeRequest)
+    "/tokenize", response_model=Json, responses=refusals(400, 408, 413, 415, 503), openapi_extra=takes(TokenizeRequest)
 )
 async def tokenize(request: Request, service: Serving) -> Response:
     """Return the token ids of a text."""
@@ -28,7 +28,10 @@ async def tokenize(request: Request, service: Serving) -> Response:
 
 
 @router.post(
-    "/detokenize", response_model=Json, responses=refusals(400, 408, 413, 503), openapi_extra=takes(DetokenizeRequest)
+    "/detokenize",
+    response_model=Json,
+    responses=refusals(400, 408, 413, 415, 503),
+    openapi_extra=takes(DetokenizeRequest),
 )
 async def detokenize(request: Request, service: Serving) -> Response:
     """Return the text of token ids."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from thoughtbubbles.model import ModelConfig
+from thoughtbubbles.model import ModelConfig, Selection
 
 SMALL = ModelConfig(
     vocab_size=7, block_size=8, max_block_size=20, n_layer=3, n_head=2, n_embd=12, fork_layers=(0, 2), bias=False
@@ -63,6 +63,14 @@ def test_sizes_are_whole_and_positive(name: str, value: Any) -> None:  # noqa: A
 def test_a_refusal_names_its_setting(name: str, value: Any) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=rf"^{name} must be .*, not {re.escape(repr(value))}$"):
         replace(SMALL, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), float("-inf"), float("nan"), 1e300, -1e39, pytest.param(10**400, id="10**400")]
+)
+def test_a_keep_logit_that_float32_has_not_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"^initial_keep_logit must be a number from -1000 to 1000, not "):
+        replace(SMALL, bias=True, initial_keep_logit=value)
 
 
 @pytest.mark.parametrize("averaging", ["residual", "logit"])
@@ -138,3 +146,5 @@ def test_a_dictionary_with_wrong_fork_layers_is_refused_by_name(value: Any) -> N
 def test_what_follows_from_the_sizes() -> None:
     assert (SMALL.ratio, SMALL.head_width, SMALL.max_ratio) == (2.5, 6, 4)
     assert (COPY.max_ratio, replace(SMALL, fork_layers=(0, 1, 2)).max_ratio) == (1, 8)
+    deep = replace(SMALL, n_layer=30, fork_layers=tuple(range(30)))
+    assert Selection.of(deep, "causal", deep.max_ratio).max_block_size <= 1 << 27

@@ -339,10 +339,17 @@ def test_a_request_names_its_ratio(ratio: float | None, kappa: int) -> None:
     assert chosen.budget(3) == math.ceil(Fraction(3 * kappa, 10))
 
 
-@pytest.mark.parametrize("ratio", [0.999, 0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "ratio", [0.999, 0.0, -1.0, math.nan, math.inf, 13421772.9, 1e15, 1e300, pytest.param(10**400, id="10**400")]
+)
 def test_an_impossible_ratio_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"^ratio must be at least 1"):
+    """Above the limit of `max_block_size`, 2^27, the budget of a long text would not fit an integer of 64 bits."""
+    with pytest.raises(ValueError, match=r"^ratio must be from 1 to 13421772, not "):
         Selection.of(CONFIG, "causal", ratio)
+
+
+def test_the_largest_ratio_keeps_every_fork() -> None:
+    assert Selection.of(CONFIG, "causal", 13421772).budget(torch.tensor([1 << 24])).item() > 1 << 24
 
 
 def test_a_budget_below_one_stream_a_token_is_refused() -> None:

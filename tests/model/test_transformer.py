@@ -268,8 +268,16 @@ def test_mistakes_are_refused_by_name(config: ModelConfig) -> None:
     model, ids = build(config), random_ids(1, 3)
     with pytest.raises(ValueError, match=r"^rule must be one of .*, not 'best'$"):
         model(ids, rule="best")
-    with pytest.raises(ValueError, match=r"^ratio must be at least 1, not 0\.5$"):
+    with pytest.raises(ValueError, match=r"^ratio must be from 1 to \d+, not 0\.5$"):
         model(ids, ratio=0.5)
+
+
+@pytest.mark.parametrize("lengths", [[3], [3, 3, 3], [], [[3], [2]], 3])
+def test_another_number_of_lengths_than_rows_is_refused(lengths: object) -> None:
+    """One length was taken for both rows."""
+    model, ids = build(CONFIG), random_ids(2, 3)
+    with pytest.raises(ValueError, match=r"^lengths must have the shape \(2,\), a number for each row, not \("):
+        model(ids, lengths=torch.tensor(lengths))
 
 
 # Causality.

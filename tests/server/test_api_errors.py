@@ -1,6 +1,8 @@
 """Every error of API.md §4 that exists by now, and that nothing else comes out."""
 
+import gzip
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -25,6 +27,31 @@ def test_a_body_that_is_no_json_object(server: Running, body: bytes) -> None:
 def test_a_byte_order_mark_is_skipped(server: Running) -> None:
     """Windows' PowerShell writes one at the start of a file, which `curl -d @file` sends."""
     response = server.client.post("/v1/completions", content=b'\xef\xbb\xbf{"prompt": "x", "max_tokens": 1}')
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "x" * 999])
+def test_a_compressed_body_is_refused_for_its_encoding(server: Running, path: str, encoding: str) -> None:
+    """It is not JSON before it is decompressed, and nothing here does that."""
+    body = gzip.compress(b'{"prompt": "x", "max_tokens": 1}')
+    response = server.client.post(path, content=body, headers={"content-encoding": encoding})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (415, "invalid_request_error", None)
+    assert error["code"] == "unsupported_content_encoding"
+    assert re.match(r"Content-Encoding '.{2,199} is not supported: send the body uncompressed", error["message"])
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_the_second_of_two_encodings_is_seen(server: Running) -> None:
+    headers = [("content-encoding", "identity"), ("content-encoding", "gzip")]
+    assert server.client.post("/v1/completions", content=b"{}", headers=headers).status_code == 415
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_an_encoding_that_changes_nothing_is_read(server: Running, encoding: str) -> None:
+    body = b'{"prompt": "x", "max_tokens": 1}'
+    response = server.client.post("/v1/completions", content=body, headers={"content-encoding": encoding})
     assert response.status_code == 200
 
 

@@ -197,7 +197,7 @@ def test_a_budget_without_forks_is_drawn_too(checkpoints: tuple[Path, Path], tex
     [
         (["--tokens", "0"], "tokens must be at least 1"),
         (["--bins", "-1"], "bins must be at least 1"),
-        (["--ratio", "0.5"], "ratio must be at least 1"),
+        (["--ratio", "0.5"], "ratio must be from 1 to"),
     ],
 )
 def test_what_cannot_be_analysed_is_told_in_one_line(

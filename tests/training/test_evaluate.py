@@ -45,6 +45,23 @@ def test_the_scores_of_a_uniform_model(
     assert rows["prefix", "causal"]["tokens"] == 4
 
 
+def test_json_of_a_model_that_diverged_is_strict(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON has no infinity: `jq` and others refuse a line that has one."""
+    model = Thoughtbubbles(MODEL)
+    torch.nn.init.normal_(model.transformer.wte.weight, std=1e4)
+    save_checkpoint(tmp_path / "diverged", model, Tokenizer.from_file(data / "tokenizer.tiktoken"), {})
+    text = str(write_json_lines(tmp_path / "val.jsonl", HELD_OUT[:3]))
+    sets = ["--data", text, "--task", "lambada", text, "--rules", "causal"]
+    assert main(["evaluate", str(tmp_path / "diverged"), *sets, "--json"]) == 0
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().out.splitlines()]
+    assert [row["perplexity"] for row in rows] == [None] * 3
+    assert rows[0]["loss"] > 710
+    assert main(["evaluate", str(tmp_path / "diverged"), *sets]) == 0
+    assert capsys.readouterr().out.split().count("inf") == 3
+
+
 def test_the_table_has_a_line_for_each_measure_and_rule(
     uniform: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,11 +130,27 @@ def test_a_second_preparation_in_a_folder_is_refused_while_the_first_goes_on(tmp
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("A.JSONL", b'{"text": "one"}\n'), ("a.JsonL.GZ", gzip.compress(b'{"text": "one"}\n')), ("a.TXT", b"one")],
-)
+    [
+        ("A.JSONL", b'{"text": "one"}\n'), ("a.JsonL.GZ", gzip.compress(b'{"text": "one"}\n')), ("a.TXT", b"one"),
+        ("a.ndjson", b'{"text": "one"}\n'), ("A.NDJSON.gz", gzip.compress(b'{"text": "one"}\n')),
+        ("a.json.txt", b"one"), ("one", b"one"),
+    ],
+)  # fmt: skip
 def test_names_in_other_letters_are_the_same_kinds_of_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert list(read_documents([tmp_path / name])) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "A.JSON", "a.json.gz", "a.csv", "b.a.csv.gz", "a.tsv"])
+def test_a_table_is_refused_with_what_to_give_instead(data: Path, tmp_path: Path, name: str) -> None:
+    """It was one document, brackets and all. `prepare` refuses it before it reads the files before it."""
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / name).write_bytes(b'[{"text": "one"}]')
+    wanted = rf"{name}: \.[a-z]+ is not read.*\.jsonl.*\.txt"
+    with pytest.raises(ValueError, match=wanted):
+        list(read_documents([tmp_path / name]))
+    with pytest.raises(ValueError, match=wanted):
+        prepare([tmp_path / "bad.txt"], [tmp_path / name], tmp_path / "out", str(data / "tokenizer.tiktoken"))
 
 
 def test_a_byte_order_mark_is_no_text(data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The log in other tools, read back with their own readers, and the message if they are missing."""
 
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -62,3 +64,11 @@ def test_a_line_goes_to_every_tracker_with_its_utilisation(tmp_path: Path) -> No
     [(step, values)] = told
     assert (step, values["loss"], values["tokens"]) == (2, 4.0, 20)
     assert values["mfu"] == pytest.approx(values["tflops"] * 1e12 / 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_line_of_the_log_is_strict_json(tmp_path: Path, loss: float) -> None:
+    path, ranks = tmp_path / "log.jsonl", Ranks(device=torch.device("cpu"))
+    with RunLog(path, first_step=0, steps=4, tokens_per_step=10, peak=None, ranks=ranks, trackers=[]) as log:
+        log.write_validation(2, {"val_loss": loss})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"step": 2, "val_loss": None}

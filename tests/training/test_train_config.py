@@ -33,6 +33,22 @@ def test_what_cannot_be_is_refused_by_name(setting: dict[str, Any]) -> None:
         replace(TRAIN, **setting)
 
 
+FLOATS = [field.name for field in fields(TrainConfig) if field.type is float]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_number_that_is_not_finite_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {value}$"):
+        override(TRAIN, parse(f"--{name.replace('_', '-')}={value}"))
+
+
+def test_a_recipe_s_warm_up_in_a_short_run_is_refused_with_a_flag_that_the_run_can_have() -> None:
+    with pytest.raises(ValueError, match=r"the 8 steps before the decay, such as --warmup-steps 4, not 40$"):
+        override(RECIPES["tiny"]()[1], parse("--steps", "10"))
+    assert override(RECIPES["tiny"]()[1], parse("--steps", "10", "--warmup-steps", "4")).steps == 10
+
+
 def parse(*flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_field_flags(parser, ModelConfig)

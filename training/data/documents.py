@@ -13,6 +13,8 @@ from thoughtbubbles.training.data.rows import Document, conversation, require_ch
 from thoughtbubbles.training.data.text_files import read_text
 
 _ROWS_AT_ONCE = 256
+_TABLES = (".json", ".csv", ".tsv")
+"""Ends of names that promise several documents in a form that is not read. As text the file would be one document."""
 
 
 class Documents(Protocol):
@@ -30,7 +32,7 @@ class Documents(Protocol):
 
 
 class FileDocuments:
-    """The documents of several files. Raises `ValueError` naming a file that does not exist."""
+    """The documents of several files. Raises `ValueError` naming one that does not exist or is not read."""
 
     total: int | None = None
 
@@ -38,6 +40,7 @@ class FileDocuments:
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"{path} is not a file")
+            _require_no_table(path)
         self._paths = paths
 
     def read(self, first: int = 0) -> Iterator[Document]:
@@ -52,9 +55,10 @@ class FileDocuments:
 def read_documents(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the texts of all documents in `paths`, in order.
 
-    `.jsonl` and `.jsonl.gz` have one document per line, `.parquet` one per row; any other file is one document. A
-    conversation in `messages` is written as text. Raises `ValueError` naming file and line if something is not UTF-8,
-    JSON or parquet, or has neither `text` nor `messages`.
+    JSON lines (`.jsonl`, `.ndjson`, also with `.gz`) have one document per line, `.parquet` one per row; any other file
+    is one document, but for `.json`, `.csv` and `.tsv`, which are refused. A conversation in `messages` is written as
+    text. Raises `ValueError` naming file and line if something is not UTF-8, JSON or parquet, or has neither `text` nor
+    `messages`.
     """
     return (document.text for document in _read(paths))
 
@@ -82,9 +86,20 @@ def sha256(path: Path) -> str:
 
 def _documents(path: Path) -> Iterator[tuple[Document, str]]:
     """Return each document of a file, and its location for messages."""
+    _require_no_table(path)
     if is_json_lines(path):
         return ((_document(row, where), where) for row, where in read_json_lines(path))
     return _parquet_rows(path) if path.suffix.lower() == ".parquet" else iter([(Document(read_text(path)), str(path))])
+
+
+def _require_no_table(path: Path) -> None:
+    """Raise `ValueError` if the name of a file ends as one of `_TABLES`, compressed or not."""
+    name = path.name.lower().removesuffix(".gz")
+    for suffix in filter(name.endswith, _TABLES):
+        raise ValueError(
+            f"{path}: {suffix} is not read; give JSON lines (.jsonl) or parquet with a field `text`, or rename it to"
+            " .txt if the file is one text"
+        )
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Document, str]]:

@@ -13,7 +13,7 @@ BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 def is_json_lines(path: Path) -> bool:
     """Return whether the name of a file says that it has JSON lines, compressed or not, in any case of letters."""
-    return ".jsonl" in map(str.lower, path.suffixes)
+    return not {".jsonl", ".ndjson"}.isdisjoint(map(str.lower, path.suffixes))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[object, str]]:

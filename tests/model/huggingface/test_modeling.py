@@ -106,6 +106,12 @@ def test_the_source_needs_nothing_of_ours() -> None:
     assert "from thoughtbubbles" not in source
 
 
+def test_the_shipped_checkpoint_has_the_model_of_today() -> None:
+    """`thoughtbubbles export checkpoints/thoughtbubbles-11m checkpoints/thoughtbubbles-11m` writes it anew."""
+    shipped = ROOT / "checkpoints" / "thoughtbubbles-11m" / "modeling_thoughtbubbles.py"
+    assert shipped.read_text(encoding="utf-8") == modeling_source()
+
+
 def test_the_source_runs_without_our_package(
     transformers: ModuleType, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
