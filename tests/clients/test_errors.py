@@ -20,7 +20,7 @@ ONCE = RetryPolicy(retries=0)
 
 SAMPLES = {"message": "m", "code": "c", "param": "p", "reason": "draining", "seconds": 1, "limit": 1, "retry_after": 7,
            "status": 404, "route": "GET /nowhere", "values": 2, "nested": 1,
-           "name": "gpt-4", "served": "tiny"}  # fmt: skip
+           "name": "gpt-4", "served": "tiny", "encoding": "gzip"}  # fmt: skip
 """Arguments of the server's functions that make errors."""
 
 OURS = {
@@ -37,6 +37,7 @@ OURS = {
     "load_timed_out": errors.RequestTimeoutError,
     "load_failed": errors.ServerError,
     "no_route": errors.NotFoundError,
+    "unsupported_encoding": errors.BadRequestError,
     "too_slow": errors.RequestTimeoutError,
     "timed_out": errors.RequestTimeoutError,
     "too_large": errors.ContentTooLargeError,

@@ -71,6 +71,12 @@ class GatedEngine(Engine):
             self._standing = False
             self._gate.notify_all()
 
+    @property
+    def held(self) -> bool:
+        """Whether a step is blocked."""
+        with self._gate:
+            return self._standing
+
     def wait_until_held(self) -> None:
         """Wait until a step is blocked."""
         with self._gate:

@@ -81,7 +81,7 @@ def test_the_counts_are_those_of_the_requests(serve: Serve) -> None:
 
 
 def test_the_law_holds_at_every_step(server: Running) -> None:
-    server.engine.hold(after=1)
+    server.engine.hold()
     posts = [
         threading.Thread(
             target=lambda number=number: httpx.post(
@@ -92,9 +92,11 @@ def test_the_law_holds_at_every_step(server: Running) -> None:
     ]
     for each in posts:
         each.start()
+    server.engine.wait_until_held()
     seen = set()
     while any(each.is_alive() for each in posts):
         server.engine.pass_step()
+        eventually(lambda: server.engine.held or not any(each.is_alive() for each in posts))
         found = samples(server)
         assert_law(found)
         seen.add((found["num_requests_running",], found["num_requests_waiting",]))
