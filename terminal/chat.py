@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer each line of input, or lines pasted together, until Ctrl-D. Raise `ValueError` if the checkpoint has no chat template."""
+    """Answer each line, or lines pasted together, until Ctrl-D. Raise `ValueError` if there is no chat template."""
     console = Console()
     _edit_lines(console)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start it with SIGINT ignored
