@@ -123,6 +123,14 @@ def test_help_fits_a_terminal_of_80_columns(command: str, monkeypatch: pytest.Mo
     assert [line for line in explanations.splitlines() if len(line) > 80] == []
 
 
+@pytest.mark.parametrize("command", ["serve", "chat", "evaluate", "analyse", "inspect"])
+@pytest.mark.parametrize("both", ["one --checkpoint two", "--checkpoint two one"])
+def test_two_checkpoints_are_refused(command: str, both: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser_of(command).parse_args(both.split())
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [[], ["sing"], ["convert"]])
 def test_a_command_line_that_makes_no_sense_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
