@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser, only: Collection[str] | None 
     """Add an option for each setting except the keys, or for those in `only`; its help names the setting's variable."""
     parser.allow_abbrev = False  # --api-keys KEY would mean --api-keys-file, and the error would show the key
     # Without a type, which argparse would apply to SUPPRESS; `read_settings` converts it.
-    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help="as --checkpoint")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help="as --checkpoint")
     parser.add_argument(
         "--config", type=Path, help=f"TOML file of settings, with the names below and _ for - [{CONFIG}]"
     )
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser, only: Collection[str] | None 
         form: dict[str, Any] = {"type": kind.from_text, "metavar": setting.name.upper()}
         if isinstance(setting.default, bool):
             form = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(
+        (either if setting.name == "checkpoint" else parser).add_argument(
             f"--{setting.name.replace('_', '-')}",
             default=argparse.SUPPRESS,  # absent options must not override the environment and the file
             help=f"{texts[setting.name]}{default} [{PREFIX}{setting.name.upper()}]".replace("%", "%%"),

@@ -25,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer each line of input until Ctrl-D. Raise `ValueError` if the checkpoint has no chat template."""
-    with suppress(ImportError):  # readline, where it exists, makes the arrow keys edit the line and recall earlier ones
-        importlib.import_module("readline")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start it with SIGINT ignored
+    """Answer each line, or lines pasted together, until Ctrl-D. Raise `ValueError` if there is no chat template."""
     console = Console()
+    _edit_lines(console)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start it with SIGINT ignored
     checkpoint, engine = session.load(args)
     if checkpoint.chat_template is None:
         raise ValueError(
@@ -99,6 +98,18 @@ class Chat:
     def _encode(self) -> list[int]:
         ids = self._template.encode([*self._system, *self._messages], self._engine.tokenizer)
         return ids or [self._engine.tokenizer.end_of_text]
+
+
+def _edit_lines(console: Console) -> None:
+    """Let the arrow keys edit the line and recall earlier ones, and lines pasted together be one message.
+
+    Python has readline, which does both, take each pasted line as one that was typed, unless told otherwise. A dumb
+    terminal would show what asks it to mark what is pasted.
+    """
+    with suppress(ImportError):
+        readline = importlib.import_module("readline")
+        if not console.is_dumb_terminal:
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def _read() -> str:

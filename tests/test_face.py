@@ -1,5 +1,6 @@
 """The face of the project, seen by someone who imports it and by someone who types its command."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -98,6 +99,36 @@ def test_every_command_explains_its_arguments(command: str, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: thoughtbubbles {command}")
     assert len(re.findall(r"^  \S", shown, re.MULTILINE)) > 2, "a command has more than --help"
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    (commands,) = thoughtbubbles._parser(command)._subparsers._group_actions
+    return commands.choices[command]
+
+
+@pytest.mark.parametrize("command", thoughtbubbles.COMMANDS)
+def test_help_explains_each_argument_and_tells_its_default(command: str) -> None:
+    parser = parser_of(command)
+    for action in parser._actions:
+        assert action.help, f"{action.dest} is not explained"
+        explained = parser._get_formatter()._expand_help(action)
+        if isinstance(action.default, str | int | float | Path) and action.default not in {0, argparse.SUPPRESS}:
+            assert f"({action.default})" in explained
+
+
+@pytest.mark.parametrize("command", thoughtbubbles.COMMANDS)
+def test_help_fits_a_terminal_of_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _usage, explanations = parser_of(command).format_help().split("\n\n", 1)
+    assert [line for line in explanations.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "evaluate", "analyse", "inspect"])
+@pytest.mark.parametrize("both", ["one --checkpoint two", "--checkpoint two one"])
+def test_two_checkpoints_are_refused(command: str, both: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser_of(command).parse_args(both.split())
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["sing"], ["convert"]])

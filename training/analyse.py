@@ -6,7 +6,6 @@ from types import ModuleType
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, set_threads, shipped_checkpoint
@@ -18,6 +17,7 @@ from thoughtbubbles.training.analysis.lens import change_rows, check_biases, len
 from thoughtbubbles.training.analysis.study import fork_map, study
 from thoughtbubbles.training.analysis.tokens import bins
 from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.flags import add_device_flags
 from thoughtbubbles.training.measures import packed_windows
 
 MAP_TOKENS = 48
@@ -30,17 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="FILE",
                         help="text to read: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--regular", type=Path, help="a regular model of the same vocabulary, for its entropy")
-    parser.add_argument("--text", help="text of the fork map (default: the start of the data)")
+    parser.add_argument("--text", help="text of the fork map (the start of the data)")
     parser.add_argument("--fork", action="append", default=[], metavar="LAYER:POSITION:CHANGE",
                         help="change forks of a token of --text: never, always, or a bias of the logit")  # fmt: skip
-    parser.add_argument("--rule", choices=get_args(Rule), default="causal")
-    parser.add_argument("--ratio", type=float, help="streams per token in the budget (default: the model's)")
-    parser.add_argument("--tokens", type=int, default=8192, help="how many tokens of the data to read")
-    parser.add_argument("--length", type=int, help="tokens of a window (default: the model's block)")
-    parser.add_argument("--bins", type=int, default=12, help="bins of entropy")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
-    parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder for figures and data")
+    parser.add_argument("--rule", choices=get_args(Rule), default="causal",
+                        help="rule that selects streams (%(default)s)")  # fmt: skip
+    parser.add_argument("--ratio", type=float, help="streams per token in the budget (the model's)")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of the data to read (%(default)s)")
+    parser.add_argument("--length", type=int, help="tokens of a window (the model's block)")
+    parser.add_argument("--bins", type=int, default=12, help="bins of entropy (%(default)s)")
+    add_device_flags(parser)
+    parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder for figures and data (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

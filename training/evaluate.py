@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
-import torch
 
 from thoughtbubbles.model import Checkpoint, Selection, load_checkpoint, set_threads, shipped_checkpoint
 from thoughtbubbles.model.checkpoint.argument import add_checkpoint_argument
 from thoughtbubbles.model.selection import Rule
 from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.flags import add_device_flags
 from thoughtbubbles.training.measures import (
     Score,
     Window,
@@ -45,15 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="held-out text: .jsonl or .jsonl.gz with a `text` field, or text files")  # fmt: skip
     parser.add_argument("--task", nargs="+", action="append", default=[], metavar=("NAME", "FILE"),
                         help=f"a set ({', '.join(TASKS)}) and its published files; may be repeated")  # fmt: skip
-    parser.add_argument("--rules", nargs="+", choices=get_args(Rule), default=get_args(Rule))
-    parser.add_argument("--ratio", type=float, help="streams per token in the budget (default: the model's)")
-    parser.add_argument("--positions", type=int, default=0, help="positions of the prefix measure (default: none)")
-    parser.add_argument("--limit", type=int, help="questions of each file of a task (default: all)")
+    parser.add_argument("--rules", nargs="+", choices=get_args(Rule), default=get_args(Rule), metavar="RULE",
+                        help=f"rules that select streams, of {', '.join(get_args(Rule))} (all)")  # fmt: skip
+    parser.add_argument("--ratio", type=float, help="streams per token in the budget (the model's)")
+    parser.add_argument("--positions", type=int, default=0, help="positions of the prefix measure (none)")
+    parser.add_argument("--limit", type=int, help="questions of each file of a task (all)")
     parser.add_argument("--shots", nargs=2, metavar=("COUNT", "FILE"),
                         help="solved problems in each prompt of gsm8k: the first COUNT of FILE")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows per forward pass (%(default)s)")
+    add_device_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of tables")
 
 

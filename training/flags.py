@@ -1,12 +1,21 @@
-"""Command-line flags from the fields of a frozen config: one flag per field; a flag overrides the recipe's value."""
+"""Command-line flags: of the device, and one for each field of a frozen config, which overrides the recipe's value."""
 
 import argparse
 from dataclasses import fields, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
+
 from thoughtbubbles.model.fields import field_docs
 
 Config = TypeVar("Config")
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --device, by default a GPU if there is one, and --threads."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="torch device, such as cpu or cuda (%(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
 
 
 def add_field_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:

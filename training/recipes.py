@@ -33,7 +33,7 @@ def speed() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Return a recipe with half a million parameters, which trains on a CPU within minutes."""
+    """Return a recipe that trains on a CPU within minutes: 725,000 parameters, of which 524,000 are the embedding."""
     model = ModelConfig(
         vocab_size=8192, block_size=128, max_block_size=256, n_layer=4, n_head=2, n_embd=64, fork_layers=(1, 2)
     )

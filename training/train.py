@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-import torch
-
 from thoughtbubbles.model import ModelConfig, set_threads
 from thoughtbubbles.training.config import TrainConfig
 from thoughtbubbles.training.distributed import join
-from thoughtbubbles.training.flags import add_field_flags, override
+from thoughtbubbles.training.flags import add_device_flags, add_field_flags, override
 from thoughtbubbles.training.recipes import MIXTURES, PHASES, RECIPES
 from thoughtbubbles.training.stopping import stop_on_signal
 from thoughtbubbles.training.tracking import Tracker, tensorboard, weights_and_biases
@@ -32,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=Path, help="checkpoint whose weights the run starts from")
     parser.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard, in OUT/tensorboard")
     parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (one fewer than its default)")
+    add_device_flags(parser)
     add_field_flags(parser, ModelConfig)
     add_field_flags(parser, TrainConfig)
 

@@ -6,8 +6,9 @@ CHECKPOINT_HELP = "checkpoint folder, or a hub id: org/name[@revision]"
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    """Add CHECKPOINT and --checkpoint CHECKPOINT to `parser`; `checkpoint` is None if neither is given."""
+    """Add CHECKPOINT and --checkpoint CHECKPOINT to `parser`; `checkpoint` is None without, and both are refused."""
     text = f"{CHECKPOINT_HELP} (the one in checkpoints/)"
     # SUPPRESS: an absent argument must not overwrite the option.
-    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=text)
-    parser.add_argument("--checkpoint", help="the same as an option")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=text)
+    either.add_argument("--checkpoint", help="the same as an option")

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import readline
 import select
 import signal
 import subprocess
@@ -245,6 +246,19 @@ def test_a_chat_on_a_terminal_is_stopped_by_control_c_and_left_by_control_d(parr
         terminal.wait_for("> ")
         terminal.type("\x04")
         assert terminal.wait() == 0
+
+
+@pytest.mark.skipif("libedit" in (readline.__doc__ or ""), reason="libedit takes each pasted line as a typed one")
+def test_lines_pasted_into_a_chat_are_one_message(parrot: Path) -> None:
+    paste = ("\x1b[200~", "\x1b[201~")  # what a terminal puts around it, if it was asked to
+    with Terminal("chat", str(parrot), "--temperature", "0", "--max-tokens", "3") as terminal:
+        assert "\x1b[?2004h" in terminal.wait_for("> "), "the terminal was asked to mark what is pasted"
+        terminal.type("one\rtwo".join(paste) + "\r")
+        shown = terminal.wait_for("aaa\n")
+        assert re.search(r"one\s+two\s+", bare(shown))
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.wait() == 0, "no second answer came before the end"
 
 
 def test_a_pipe_gets_the_text_alone(

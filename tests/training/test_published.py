@@ -131,6 +131,15 @@ def test_without_a_network_the_way_out_is_told(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_copy_that_is_not_there_is_not_looked_for_on_the_hub(
+    tmp_path: Path, ranks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: pytest.fail("something was looked for"))
+    command = ["prepare", "mmlu", "--from", "copies/mmlu", "--tokenizer", str(ranks), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert capsys.readouterr().err == "thoughtbubbles: error: from: copies/mmlu is not a folder\n"
+
+
 def test_parquet_of_ones_own(tmp_path: Path, ranks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datasets.Dataset.from_dict({"n": [1, 2], "text": ["eins", "zwei"]}).to_parquet(tmp_path / "a.parquet")
     datasets.Dataset.from_dict({"n": [1]}).to_parquet(tmp_path / "b.parquet")

@@ -110,6 +110,8 @@ class PublishedDocuments:
 
 def published_documents(name: str, folder: Path | None) -> dict[str, Documents]:
     """Return the parts of the set `name`: `train`, and `val` if published. Raise `ValueError` if loading fails."""
+    if folder is not None and not folder.is_dir():  # `datasets` would look for a repository of that name on the hub
+        raise ValueError(f"from: {folder} is not a folder")
     published = PUBLISHED[name]
     parts: dict[str, Documents] = {"train": PublishedDocuments(published, published.train, folder)}
     if published.val is not None:
