@@ -17,6 +17,7 @@ from thoughtbubbles.engine import (
     SamplingParams,
     TokenEvent,
 )
+from thoughtbubbles.engine.config import ExecutorKind
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 END_OF_TEXT = 256
@@ -260,6 +261,19 @@ def test_a_step_of_torchs_operators_takes_in_512_tokens_unless_told(
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="cache_bytes must be at least"):
         Engine(model, tokenizer, EngineConfig(cache_bytes=1000))
+
+
+@pytest.mark.parametrize("executor", ["native", "portable"])
+def test_the_smallest_cache_of_one_page_a_segment_serves(
+    executor: ExecutorKind, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    settings = {"max_model_len": 8, "page_size": 64, "executor": executor}
+    with pytest.raises(ValueError, match="cache_bytes must be at least") as refused:
+        Engine(model, tokenizer, EngineConfig(cache_bytes=1, **settings))  # type: ignore[arg-type]
+    least = next(int(word) for word in str(refused.value).split() if word.isdigit())
+    engine = Engine(model, tokenizer, EngineConfig(cache_bytes=least, **settings))  # type: ignore[arg-type]
+    assert [segment.pages for segment in engine.cache.segments] == [1, 1, 1, 1]
+    assert len(complete(engine, [1] * 3, max_tokens=5, ignore_eos=True).token_ids) == 5
 
 
 def test_wrong_page_counts_are_found_and_counted(engine: Engine) -> None:
