@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,12 @@ def drain(engine: Engine) -> dict[str, list[TokenEvent]]:
 def test_length_ends_a_completion(engine: Engine) -> None:
     completion = complete(engine, [1, 2], max_tokens=5, ignore_eos=True)
     assert (len(completion.token_ids), completion.finish_reason, completion.stop_reason) == (5, "length", None)
+
+
+def test_numbers_of_numpy_are_settings_too(engine: Engine) -> None:
+    settings = {"max_tokens": 5, "seed": 7, "top_k": 3, "min_tokens": 5, "temperature": 0.5}
+    other = {name: np.asarray(value)[()] for name, value in settings.items()}
+    assert complete(engine, [1, 2], **other).token_ids == complete(engine, [1, 2], **settings).token_ids
 
 
 def test_end_of_text_ends_it_and_is_counted(engine: Engine) -> None:
@@ -214,6 +221,13 @@ def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> No
         ([1], {"stop_token_ids": tuple(range(257)), "min_tokens": 1}, "stop_token_ids", "invalid_value"),
         ([1], {"max_tokens": 64}, "max_tokens", "context_length_exceeded"),
         ([1], {"fork_ratio": 8.5}, "fork_ratio", "invalid_value"),
+        ([1], {"max_tokens": 2.5}, "max_tokens", "invalid_type"),
+        ([1], {"min_tokens": 1.0}, "min_tokens", "invalid_type"),
+        ([1], {"logprobs": 2.5}, "logprobs", "invalid_type"),
+        ([1], {"seed": 1.5}, "seed", "invalid_type"),
+        ([1], {"temperature": "0.7"}, "temperature", "invalid_type"),
+        ([1], {"top_p": None}, "top_p", "invalid_type"),
+        ([1], {"stop": "abc"}, "stop", "invalid_type"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
