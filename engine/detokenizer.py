@@ -26,11 +26,15 @@ class Detokenizer:
         self._include_stop = include_stop
         self._decoder = IncrementalDecoder(errors="replace")
         self._withheld = ""
+        self._ordinary = 0
+        """Characters withheld when a stop string was last ordinary text: one that ends among them stays so."""
 
     def push(self, token_id: int, *, may_stop: bool = True) -> Piece:
         """Add a token. If `may_stop` is false, a stop string in it is ordinary text."""
         self._withheld += self.decode(token_id)
-        return self._release(may_stop)
+        if not may_stop:
+            self._ordinary = len(self._withheld)
+        return self._release()
 
     def decode(self, token_id: int) -> str:
         """Add a token if there are no stop strings, and return the text that it adds."""
@@ -42,8 +46,8 @@ class Detokenizer:
         text, self._withheld = self._withheld + self._decoder.decode(b"", final=True), ""
         return text
 
-    def _release(self, may_stop: bool) -> Piece:
-        if may_stop and (found := self._first_stop()):
+    def _release(self) -> Piece:
+        if found := self._first_stop():
             start, stop = found
             text = self._withheld[: start + len(stop) * self._include_stop]
             self._withheld = ""
@@ -53,10 +57,12 @@ class Detokenizer:
             self._withheld[: len(self._withheld) - keep],
             self._withheld[len(self._withheld) - keep :],
         )
+        self._ordinary = max(0, self._ordinary - len(text))
         return Piece(text)
 
     def _first_stop(self) -> tuple[int, str] | None:
-        found = [(at, stop) for stop in self._stop if (at := self._withheld.find(stop)) >= 0]
+        first = self._ordinary + 1
+        found = [(at, stop) for stop in self._stop if (at := self._withheld.find(stop, max(0, first - len(stop)))) >= 0]
         return min(found, key=lambda each: each[0], default=None)
 
 

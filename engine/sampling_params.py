@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 from thoughtbubbles.engine.errors import InvalidRequest
@@ -34,6 +35,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "prompt_logprobs": (0, MAX_LOGPROBS, True),
     "fork_ratio": (1, math.inf, True),
 }
+_WHOLE = {"max_tokens", "top_k", "seed", "min_tokens", "logprobs", "prompt_logprobs"}
+_OPTIONAL = {"seed", "logprobs", "prompt_logprobs", "fork_ratio"}
 
 
 @document_fields
@@ -92,11 +95,8 @@ class SamplingParams:
     computed as one with `fork_bias`."""
 
     def __post_init__(self) -> None:
-        for name, (low, high, inclusive) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not (low < value <= high or (inclusive and value == low)):
-                bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
-                raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
+        for name in _RANGES:
+            self._check_number(name)
         for token_id, bias in self.logit_bias.items():
             if not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
                 limits = f"-{MAX_LOGIT_BIAS} … {MAX_LOGIT_BIAS}"
@@ -105,11 +105,29 @@ class SamplingParams:
             message = f"ignore_eos cannot be set with {self.grammar.param}, which ends the completion"
             raise InvalidRequest(message, param="ignore_eos")
         self._check_fork_bias()
-        if "" in self.stop:
-            raise InvalidRequest("stop must not contain an empty string", param="stop")
+        self._check_stop()
         if self.fork_selection not in ("causal", "dynamic", "fixed"):
             raise InvalidRequest(f"fork_selection must be causal, dynamic or fixed, not {self.fork_selection!r}",
                                  param="fork_selection")  # fmt: skip
+
+    def _check_number(self, name: str) -> None:
+        value, (low, high, inclusive) = getattr(self, name), _RANGES[name]
+        if value is None and name in _OPTIONAL:
+            return
+        right = isinstance(value, Integral if name in _WHOLE else Real)
+        if not right:
+            wanted = "a whole number" if name in _WHOLE else "a number"
+            raise InvalidRequest(f"{name} must be {wanted}, not {value!r}", param=name, code="invalid_type")
+        if not (low < value <= high or (inclusive and value == low)):
+            bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
+            raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
+
+    def _check_stop(self) -> None:
+        if isinstance(self.stop, str):
+            message = f"stop must be a tuple of strings, not {self.stop!r}"
+            raise InvalidRequest(message, param="stop", code="invalid_type")
+        if "" in self.stop:
+            raise InvalidRequest("stop must not contain an empty string", param="stop")
 
     def _check_fork_bias(self) -> None:
         if len(self.fork_bias) > MAX_FORK_BIASES:

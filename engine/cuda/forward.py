@@ -96,7 +96,7 @@ class DeviceForward(CachedForward):
         self.forget()
         prefill = self.launch(chunks, lambda: False)
         extended = prefill.land()
-        prefill.drawn()
+        prefill.launched[-1].drawn()  # the steps before are settled
         return extended
 
     def forget(self) -> None:

@@ -62,6 +62,13 @@ def test_a_stop_may_be_switched_off_for_a_while() -> None:
     assert detokenizer.push(ord("b")).stop == "b"
 
 
+@pytest.mark.parametrize(("text", "stop"), [("x", None), ("b", "b"), ("xb", "b"), ("c", "abc")])
+def test_a_stop_that_was_ordinary_text_stays_so_while_it_is_held_back(text: str, stop: str | None) -> None:
+    detokenizer = Detokenizer(BYTES, ("b", "abc"))
+    assert [detokenizer.push(ord(letter), may_stop=False).text for letter in "ab"] == ["", ""]
+    assert [detokenizer.push(ord(letter)).stop for letter in text] == [None] * (len(text) - 1) + [stop]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_half_a_character_at_the_end_is_replaced(cut: int) -> None:
     ids = list("🫧".encode())[:cut]

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from thoughtbubbles.engine import (
     SamplingParams,
     TokenEvent,
 )
+from thoughtbubbles.engine.config import ExecutorKind
 from thoughtbubbles.model import Thoughtbubbles, Tokenizer
 
 END_OF_TEXT = 256
@@ -38,6 +40,12 @@ def drain(engine: Engine) -> dict[str, list[TokenEvent]]:
 def test_length_ends_a_completion(engine: Engine) -> None:
     completion = complete(engine, [1, 2], max_tokens=5, ignore_eos=True)
     assert (len(completion.token_ids), completion.finish_reason, completion.stop_reason) == (5, "length", None)
+
+
+def test_numbers_of_numpy_are_settings_too(engine: Engine) -> None:
+    settings = {"max_tokens": 5, "seed": 7, "top_k": 3, "min_tokens": 5, "temperature": 0.5}
+    other = {name: np.asarray(value)[()] for name, value in settings.items()}
+    assert complete(engine, [1, 2], **other).token_ids == complete(engine, [1, 2], **settings).token_ids
 
 
 def test_end_of_text_ends_it_and_is_counted(engine: Engine) -> None:
@@ -213,6 +221,13 @@ def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> No
         ([1], {"stop_token_ids": tuple(range(257)), "min_tokens": 1}, "stop_token_ids", "invalid_value"),
         ([1], {"max_tokens": 64}, "max_tokens", "context_length_exceeded"),
         ([1], {"fork_ratio": 8.5}, "fork_ratio", "invalid_value"),
+        ([1], {"max_tokens": 2.5}, "max_tokens", "invalid_type"),
+        ([1], {"min_tokens": 1.0}, "min_tokens", "invalid_type"),
+        ([1], {"logprobs": 2.5}, "logprobs", "invalid_type"),
+        ([1], {"seed": 1.5}, "seed", "invalid_type"),
+        ([1], {"temperature": "0.7"}, "temperature", "invalid_type"),
+        ([1], {"top_p": None}, "top_p", "invalid_type"),
+        ([1], {"stop": "abc"}, "stop", "invalid_type"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
@@ -260,6 +275,19 @@ def test_a_step_of_torchs_operators_takes_in_512_tokens_unless_told(
 def test_a_cache_too_small_for_one_request_is_refused(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="cache_bytes must be at least"):
         Engine(model, tokenizer, EngineConfig(cache_bytes=1000))
+
+
+@pytest.mark.parametrize("executor", ["native", "portable"])
+def test_the_smallest_cache_of_one_page_a_segment_serves(
+    executor: ExecutorKind, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    settings = {"max_model_len": 8, "page_size": 64, "executor": executor}
+    with pytest.raises(ValueError, match="cache_bytes must be at least") as refused:
+        Engine(model, tokenizer, EngineConfig(cache_bytes=1, **settings))  # type: ignore[arg-type]
+    least = next(int(word) for word in str(refused.value).split() if word.isdigit())
+    engine = Engine(model, tokenizer, EngineConfig(cache_bytes=least, **settings))  # type: ignore[arg-type]
+    assert [segment.pages for segment in engine.cache.segments] == [1, 1, 1, 1]
+    assert len(complete(engine, [1] * 3, max_tokens=5, ignore_eos=True).token_ids) == 5
 
 
 def test_wrong_page_counts_are_found_and_counted(engine: Engine) -> None:

@@ -115,6 +115,12 @@ def test_however_large_the_steps_are(steps: str, small_model: Thoughtbubbles, mo
     check(small_model, CUTS["in two"], sizes)
 
 
+def test_steps_of_a_model_that_averages_logits_are_joined(small_model: Thoughtbubbles) -> None:
+    """Their tokens are drawn on the host."""
+    model = lively(Thoughtbubbles(replace(small_model.config, averaging="logit")).eval())
+    check(model, CUTS["at once"], sizes=[7])
+
+
 def test_as_many_tokens_are_taken_in_as_the_largest_step_computes(small_model: Thoughtbubbles) -> None:
     from thoughtbubbles.engine.cuda.forward import DeviceForward
 
