@@ -19,9 +19,9 @@ def code(notebook: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def files(told: str) -> list[str]:
+def files(printed: str) -> list[str]:
     """The files that lines of an output name: the rest of it may differ between machines."""
-    return re.findall(r"^[\w/-]+\.\w+\b", told, re.MULTILINE)
+    return re.findall(r"^[\w/-]+\.\w+\b", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
