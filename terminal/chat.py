@@ -103,8 +103,8 @@ class Chat:
 def _edit_lines(console: Console) -> None:
     """Let the arrow keys edit the line and recall earlier ones, and lines pasted together be one message.
 
-    Python has readline, which does both, take each pasted line as one that was typed, unless this is set. A dumb
-    terminal would print the sequence that sets it.
+    Readline does both; without this setting Python takes each pasted line as one that was typed. A dumb terminal would
+    print the sequence that switches it on.
     """
     with suppress(ImportError):
         readline = importlib.import_module("readline")
