@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 }
 _WHOLE = {"max_tokens", "top_k", "seed", "min_tokens", "logprobs", "prompt_logprobs"}
 _OPTIONAL = {"seed", "logprobs", "prompt_logprobs", "fork_ratio"}
+"""Numbers that may be None."""
 
 
 @document_fields
@@ -114,7 +115,7 @@ class SamplingParams:
         value, (low, high, inclusive) = getattr(self, name), _RANGES[name]
         if value is None and name in _OPTIONAL:
             return
-        right = isinstance(value, Integral if name in _WHOLE else Real)
+        right = isinstance(value, Integral if name in _WHOLE else Real)  # mypy would narrow it to `Real`
         if not right:
             wanted = "a whole number" if name in _WHOLE else "a number"
             raise InvalidRequest(f"{name} must be {wanted}, not {value!r}", param=name, code="invalid_type")

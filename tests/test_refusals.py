@@ -97,8 +97,8 @@ SMALL = ["--recipe", "tiny", "--vocab-size", VOCAB, "--block-size", 16, "--max-b
 def test_train_refuses_what_no_machine_has(
     data: Path, tmp_path: Path, refused: Refused, flags: list[object], reason: str
 ) -> None:
-    told = refused(["train", *SMALL, "--device", "cpu", "--data", data, "--out", tmp_path / "run", *flags])
-    assert re.search(reason, told)
+    message = refused(["train", *SMALL, "--device", "cpu", "--data", data, "--out", tmp_path / "run", *flags])
+    assert re.search(reason, message)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(
 def test_train_does_not_wait_for_a_fifo(data: Path, tmp_path: Path, refused: Refused, name: str) -> None:
     folder = Path(shutil.copytree(data, tmp_path / "prepared"))
     fifo(name)(folder)
-    told = refused(["train", *SMALL, "--device", "cpu", "--data", folder, "--out", tmp_path / "run"])
-    assert name in told
+    message = refused(["train", *SMALL, "--device", "cpu", "--data", folder, "--out", tmp_path / "run"])
+    assert name in message
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz"])
@@ -191,8 +191,8 @@ def test_texts_do_not_wait_for_a_fifo(saved: Path, tmp_path: Path, refused: Refu
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_evaluate_refuses_a_batch_of_nothing(saved: Path, data: Path, refused: Refused, size: int) -> None:
-    told = refused(["evaluate", saved, "--data", data.parent / "val.jsonl", "--device", "cpu", "--batch-size", size])
-    assert f"batch_size must be at least 1, not {size}" in told
+    message = refused(["evaluate", saved, "--data", data.parent / "val.jsonl", "--device", "cpu", "--batch-size", size])
+    assert f"batch_size must be at least 1, not {size}" in message
 
 
 @pytest.mark.parametrize("ratio", ["1e300", "inf", "nan", "0.5"])
@@ -202,8 +202,8 @@ def test_a_ratio_that_no_budget_has_is_refused_before_anything_is_printed(
 ) -> None:
     if command == "analyse":
         pytest.importorskip("matplotlib", reason="figures need the extra `plots`")
-    told = refused([command, saved, "--data", data.parent / "val.jsonl", "--device", "cpu", "--ratio", ratio])
-    assert re.search(r"ratio must be from 1 to \d+, not ", told)
+    message = refused([command, saved, "--data", data.parent / "val.jsonl", "--device", "cpu", "--ratio", ratio])
+    assert re.search(r"ratio must be from 1 to \d+, not ", message)
 
 
 @pytest.mark.parametrize("flag", ["--config", "--api-keys-file"])
@@ -222,7 +222,7 @@ def test_what_a_shell_pipes_is_a_file_of_settings(saved: Path, tmp_path: Path) -
     )
 
 
-def test_lack_of_memory_is_told_and_other_failures_are_not() -> None:
+def test_lack_of_memory_is_reported_and_other_failures_are_not() -> None:
     import torch
 
     with pytest.raises(RuntimeError) as failure:

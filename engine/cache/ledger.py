@@ -70,7 +70,7 @@ class Ledger:
         """
         first, last, at = layout.ends - layout.counts, layout.ends - 1, self.tokens[rows]
         ends = counts.cumsum(1, dtype=np.int32)
-        before = ends.take(first, 1) - counts.take(first, 1)
+        before = ends.take(first, 1) - counts.take(first, 1)  # `take` needs less time than an index
         ends += (self.streams.take(rows, 0).T - before).astype(np.int32).repeat(layout.counts, 1)
         until = at + layout.counts
         spans = zip(rows.tolist(), at.tolist(), until.tolist(), first.tolist(), layout.ends.tolist(), strict=True)

@@ -14,7 +14,7 @@ from thoughtbubbles.training.data.text_files import read_text
 
 _ROWS_AT_ONCE = 256
 _TABLES = (".json", ".csv", ".tsv")
-"""Ends of names that promise several documents in a form that is not read. As text the file would be one document."""
+"""Ends of names of files with several documents, in forms that are not read. As text each would be one document."""
 
 
 class Documents(Protocol):
@@ -95,7 +95,8 @@ def _documents(path: Path) -> Iterator[tuple[Document, str]]:
 def _require_no_table(path: Path) -> None:
     """Raise `ValueError` if the name of a file ends as one of `_TABLES`, compressed or not."""
     name = path.name.lower().removesuffix(".gz")
-    for suffix in filter(name.endswith, _TABLES):
+    suffix = next(filter(name.endswith, _TABLES), None)
+    if suffix is not None:
         raise ValueError(
             f"{path}: {suffix} is not read; give JSON lines (.jsonl) or parquet with a field `text`, or rename it to"
             " .txt if the file is one text"

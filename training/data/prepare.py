@@ -15,7 +15,7 @@ VAL_SHARE = 0.0005
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    text = "your own text: .jsonl, .jsonl.gz or .parquet with a `text` field, or text files of one document each"
+    text = "your own text: .jsonl or .ndjson, also .gz, or .parquet with a `text` field, or files of one document each"
     parser.add_argument("set", nargs="?", choices=PUBLISHED, metavar="SET",
                         help=f"a published data set: {', '.join(PUBLISHED)}; needs the extra `datasets`")  # fmt: skip
     parser.add_argument("--from", dest="folder", type=Path, metavar="FOLDER",
