@@ -78,10 +78,10 @@ the text of the map. The recipes that were tried for it are in
 ![Figure 7: the forks of each token of a text in every layer](images/analysis-map.png)"""
 
 
-def page(both: Sequence[Part], shipped: Sequence[str] = ()) -> str:
-    """Return the page as Markdown, with the parts of the section on the shipped checkpoint."""
+def page(both: Sequence[Part], shipped: tuple[str, Sequence[str]] = ("", ())) -> str:
+    """Return the page as Markdown; `shipped` is what it says in short and in full of the shipped checkpoint."""
     text, problems = both
-    sections = [TITLE.format(finding=found(both), missing=missing(both)), "## In short", in_short(both)]
+    sections = [TITLE.format(finding=found(both), missing=missing(both)), "## In short", in_short(both), shipped[0]]
     sections += [LANGUAGE, _arms(text, language.ARMS), _made(text, "language", PREPARE)]
     for size, arms in text.sizes.items():
         sections += language.section(text.study, size, arms, text.results)
@@ -89,7 +89,8 @@ def page(both: Sequence[Part], shipped: Sequence[str] = ()) -> str:
     for size, arms in problems.sizes.items():
         sections += tasks.section(problems.study, size, arms, problems.results)
     lacking = [not_run(part.study, part.results) for part in both]
-    return "\n\n".join([*sections, *shipped, ELSEWHERE.format(language=lacking[0], tasks=lacking[1])]) + "\n"
+    sections += [*shipped[1], ELSEWHERE.format(language=lacking[0], tasks=lacking[1])]
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _arms(part: Part, says: Mapping[str, str]) -> str:

@@ -49,7 +49,7 @@ def criteria(new: Result, present: Result) -> list[Criterion]:
     agreement, size = [each["agreement"]["all"] for each in (new, present)], 2 * new["parameters"] / 1e6
     return [
         Criterion(
-            f"fewer bits per byte on the reported text; loss {interval[0]:+.4f} to {interval[1]:+.4f} by documents",
+            f"fewer bits per byte on the reported text, loss {interval[0]:+.4f} to {interval[1]:+.4f} by documents",
             f"{bits[0]:.4f}", f"{bits[1]:.4f}", bits[0] < bits[1] and interval[1] < 0,
         ),
         Criterion("no more bits per byte on definitions", f"{other[0]:.4f}", f"{other[1]:.4f}", other[0] <= other[1]),

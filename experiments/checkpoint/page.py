@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.checkpoint.decide import NEW, PLAIN, REPORTED, WORTH, chosen, compare, criteria
+from experiments.checkpoint.decide import NEW, PLAIN, REPORTED, WORTH, Criterion, chosen, compare, criteria
 from experiments.checkpoint.measure import Evaluation
 from experiments.language.compare import differences
+from experiments.language.outcomes import PERPLEXITY
 from experiments.runner.arms import about, rate, short_loss, tuning
 from experiments.runner.found import REGULAR, Found, by_arm
 from experiments.runner.made import made, not_run
 from experiments.runner.markdown import NONE, Unit, claims, table
 from experiments.runner.plan import Result, Study, read_study
+from experiments.runner.sentences import say
 
 NATS = Unit("nats a token", 1, 4)
 RATES = ("rates", "rates-longer")
@@ -55,12 +57,40 @@ RUNS = """\
 *Present* is the checkpoint that was in the repository when the study was made. All are computed in float32 from weights
 in bfloat16, rule `causal`. Bits per byte of the reported text, of WordNet's definitions and of Python; agreement is the
 share of pairs in which the right verb is likelier. A rate marked ! is at an end of the grid."""
+WORDS = {"These conditions hold": True, "These do not": False}
+SAYINGS = {
+    (NEW, REGULAR): ("models with forks and a ratio that was drawn", "regular ones"),
+    (NEW, "scores"): ("models with forks and a ratio that was drawn", "models that score forks and make none"),
+    ("scores", REGULAR): ("models that score forks and make none", "regular ones"),
+}
+"""Of a claim, its two sides in words."""
 DIAL = "Loss on the reported text under other budgets than the model's own."
 
 
-def part(results: Sequence[Result], present: Result | None) -> list[str]:
-    """Return what the page has of the committed study with these results, and of the present checkpoint."""
-    return section(read_study(Path(__file__).with_name("study.toml"), Evaluation), results, present)
+def part(results: Sequence[Result], present: Result | None) -> tuple[str, list[str]]:
+    """Return what the page says in short and in full of the committed study, and of the present checkpoint."""
+    study = read_study(Path(__file__).with_name("study.toml"), Evaluation)
+    return in_short(study, results, present), section(study, results, present)
+
+
+def in_short(study: Study, results: Sequence[Result], present: Result | None) -> str:
+    """Return the decision in a paragraph, and what was found of the twins in sentences."""
+    found = by_arm(study, REPORTED, results)
+    if NEW not in found or present is None:
+        return "**The shipped checkpoint.** Not measured yet: no reported run has been made."
+    rules = criteria(found[NEW][min(found[NEW])], present)
+    said = "".join(f" {word}: {_named(rules, holds)}." for word, holds in WORDS.items() if _named(rules, holds))
+    compared = compare(study, found)
+    known = {(each.claim.lower, each.claim.than): each for each in compared}
+    bullets = [f"- {say(known.get(key), *sides, PERPLEXITY, len(compared))}" for key, sides in SAYINGS.items()]
+    decided = DECISION[all(rule.holds for rule in rules)]
+    head = f"**A new checkpoint of the shipped shape, {about(found)}.** {decided}{said}"
+    return "\n\n".join([head, "\n".join(bullets)])
+
+
+def _named(rules: Sequence[Criterion], holds: bool) -> str:
+    beside = {rule: f", present {rule.present}" if rule.present else "" for rule in rules}
+    return "; ".join(f"{rule.says} ({rule.new}{beside[rule]})" for rule in rules if rule.holds == holds)
 
 
 def section(study: Study, results: Sequence[Result], present: Result | None) -> list[str]:

@@ -15,7 +15,7 @@ from experiments.checkpoint.arm import main as train_arm
 from experiments.checkpoint.data import main as write_data
 from experiments.checkpoint.decide import chosen, criteria
 from experiments.checkpoint.measure import Evaluation, measure
-from experiments.checkpoint.page import ARMS, DECISION, part, section
+from experiments.checkpoint.page import ARMS, DECISION, in_short, part, section
 from experiments.checkpoint.present import main as measure_present
 from experiments.checkpoint.ship import main as ship
 from experiments.checkpoint.texts import definitions, prose, shared
@@ -289,12 +289,13 @@ def test_the_short_runs_choose_ratio_and_text(committed: Study) -> None:
 
 def test_the_page_without_results_and_with_short_runs(committed: Study) -> None:
     assert set(ARMS) == set(committed.arms)
-    assert "No run has been made." in part([], None)[2]
-    text = "\n\n".join(part(short(committed, plain=4.0, drawn=4.2, mixed=3.9), None))
+    assert "No run has been made." in part([], None)[1][2]
+    assert part([], None)[0] == "**The shipped checkpoint.** Not measured yet: no reported run has been made."
+    text = "\n\n".join(part(short(committed, plain=4.0, drawn=4.2, mixed=3.9), None)[1])
     assert "By the plan a drawn ratio is not taken (it may cost 0.005 nats), and mixed text is taken" in text
     assert "| `drawn`: the ratio drawn | 26M | 4.2000 |" in text
     assert "`rates`:\n\nNot run.\n\n`rates-longer`:\n\nNot run.\n" in text
-    assert "| `2l` | 26M | – |" in "\n\n".join(part(short(committed, drawn=4.2), None))
+    assert "| `2l` | 26M | – |" in "\n\n".join(part(short(committed, drawn=4.2), None)[1])
 
 
 @pytest.mark.parametrize(("loss", "ships"), [(3.1, True), (3.25, False)])
@@ -311,6 +312,10 @@ def test_the_page_says_what_is_shipped(committed: Study, loss: float, ships: boo
     assert f"| `drawn`, seed 0 | 0.004 ! | {cells} |" in parts
     assert "| κ = 2L with a drawn ratio is better than a regular model | `drawn` − `regular` |" in parts
     assert "`2l` seed 0." in parts.partition("Not run:")[2]
+    said = in_short(committed, results, PRESENT)
+    assert DECISION[ships] in said
+    assert ("These do not: fewer bits per byte on the reported text" in said) == (not ships)
+    assert "- **It is open whether models with forks and a ratio that was drawn are better than regular ones**" in said
 
 
 def test_every_recorded_result_is_of_the_committed_study(committed: Study) -> None:
