@@ -88,17 +88,17 @@ def _paged_attention(
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
-    pages = table + tl.maximum(lane, 0) * table_stride
+    begin, end, old = split * share, tl.minimum(length, (split + 1) * share), length - count
+    pages, wide = table + tl.maximum(lane, 0) * table_stride, (channel < WIDTH)[None, :]
     keys += head * head_stride.to(tl.int64)
     values += head * head_stride.to(tl.int64)
-    begin, end = split * share, tl.minimum(length, (split + 1) * share)
-    key, old, wide = begin + j, length - count, (channel < WIDTH)[None, :]
-    # The kernel before writes keys and values of the new streams: those of others may be read before it has ended.
-    slot = slots_of(pages, key, end, PAGE)
-    at = slot[:, None].to(tl.int64) * WIDTH + channel[None, :]
-    mask = (key < tl.minimum(old, end))[:, None] & wide
-    k, v = tl.load(keys + at, mask=mask, other=0.0), tl.load(values + at, mask=mask, other=0.0)
-    slot = slots_of(pages, key + KEYS, end, PAGE)
+    slot = slots_of(pages, begin + j, end, PAGE)
+    if SPLITS > 1:  # with so many batch slots that programs do not share keys, it took longer
+        # the kernel before writes new streams: the others may be read before it has ended
+        at, key = slot[:, None].to(tl.int64) * WIDTH + channel[None, :], begin + j
+        mask = (key < tl.minimum(old, end))[:, None] & wide
+        k, v = tl.load(keys + at, mask=mask, other=0.0), tl.load(values + at, mask=mask, other=0.0)
+        slot = slots_of(pages, key + KEYS, end, PAGE)
     wait_for_previous()
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
@@ -107,16 +107,18 @@ def _paged_attention(
     inside = (i < count)[:, None] & wide
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
     last = old + i  # the last key that each query attends to: its own
-    mask = ((key >= old) & (key < end))[:, None]
-    # not from the L1 cache, which may have what was there before
-    k = tl.where(mask, tl.load(keys + at, mask=mask & wide, other=0.0, cache_modifier=".cg"), k)
-    v = tl.where(mask, tl.load(values + at, mask=mask & wide, other=0.0, cache_modifier=".cg"), v)
 
     highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a query may attend to no key of this part
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)
-    highest, total, mixed = _attend(q, k, v, key, last, scale, highest, total, mixed, PRECISION)
-    for first in range(begin + KEYS, end, KEYS):
+    if SPLITS > 1:
+        mask = ((key >= old) & (key < end))[:, None]
+        # not from the L1 cache, which may have what was there before
+        k = tl.where(mask, tl.load(keys + at, mask=mask & wide, other=0.0, cache_modifier=".cg"), k)
+        v = tl.where(mask, tl.load(values + at, mask=mask & wide, other=0.0, cache_modifier=".cg"), v)
+        highest, total, mixed = _attend(q, k, v, key, last, scale, highest, total, mixed, PRECISION)
+        begin += KEYS
+    for first in range(begin, end, KEYS):
         key = first + j
         at = slot[:, None].to(tl.int64) * WIDTH + channel[None, :]
         k = tl.load(keys + at, mask=(key < end)[:, None] & wide, other=0.0)

@@ -68,7 +68,7 @@ def fork(
         sines=into.sin, tally=tally, table_stride=rows.table.stride(0), width=x.shape[1], half=frequencies.shape[0],
         **_norm_arguments(norm), normed=normed, PAGE=rows.page_size, PARENTS=into.most // 2, PRIOR=_PRIOR_AT_ONCE,
         BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
-        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8, **(overlapped(x) if early else {}),
+        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8, **overlapped(x, early),
     )  # fmt: skip
 
 
