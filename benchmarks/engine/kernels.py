@@ -132,7 +132,7 @@ def _launch_of(name: str, layer: nn.Linear, x: Tensor, out: Tensor) -> Callable[
         queries, keys, values, *recent = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
         keys, values = (each.view(config.n_head, len(x), config.head_width) for each in (keys, values))
         return lambda: linear.project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=of,
-                                            scored=True, recent=linear.Recent(*recent))  # fmt: skip
+                                            scored=True, first=False, recent=linear.Recent(*recent))  # fmt: skip
     sums = torch.empty(8 * out.numel(), device="cuda")
     return lambda: linear.residual_linear(x=x, layer=layer, residual=out, rows=of, scratch=sums)
 

@@ -13,19 +13,21 @@ from typing import ClassVar
 import numpy as np
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, nn
 
 from thoughtbubbles.engine.cache.fork_cache import ForkCache
 from thoughtbubbles.engine.cache.layout import Indices
 from thoughtbubbles.engine.cache.ledger import Numbers
-from thoughtbubbles.engine.cuda.kernels.forking import Choice, embed, gather, select
+from thoughtbubbles.engine.cuda.kernels.forking import UNKNOWN, embed, fork
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
+from thoughtbubbles.engine.cuda.kernels.tiles import few
 from thoughtbubbles.engine.cuda.kernels.words import report_words
 from thoughtbubbles.engine.cuda.lanes import Lanes
 from thoughtbubbles.engine.cuda.layers import has_kernels
 from thoughtbubbles.engine.cuda.sampler import DeviceSampler
 from thoughtbubbles.engine.cuda.step import Step, Workspace
 from thoughtbubbles.model import ForkingBlock, ModelConfig, Thoughtbubbles
+from thoughtbubbles.model.transformer import Block
 
 PROGRAMS = 528
 """Attention programs to launch at once: four per multiprocessor of a large device."""
@@ -43,7 +45,7 @@ def decodes_alone(config: ModelConfig) -> bool:
 class DecodeStep(Step):
     """The decode step for a batch size."""
 
-    normed = True
+    normed = True  # where it is not part of the product that follows
     plain: ClassVar[tuple[bool, ...]] = (True, False)
     """The values of `plain` that `run` can have."""
 
@@ -71,13 +73,14 @@ class DecodeStep(Step):
         self._lanes, self._newest = lanes, sampler.state.token
         self._time = torch.zeros(batch_size, dtype=torch.int32, device=device)
         """(B,) the index of each slot's token in its sequence."""
+        # rows of 16 bytes: Triton compiles a kernel again if the alignment of a pointer differs
+        self._counts = torch.full((segments, -(-batch_size // 4) * 4), UNKNOWN, dtype=torch.int32, device=device)
+        """(G,·) each slot's new streams in each segment."""
         self._rows = [
-            self._rows_of(
-                pages, self.lane, lanes.table, tokens=batch_size, rows=batch_size << i, most=1 << i, length=length
-            )
-            for i, (pages, length) in enumerate(zip(cache.segments, self._lengths, strict=True))
-        ]
-        self._choices = [Choice.empty(batch_size, rows.most, device) for rows in self._rows]
+            self._rows_of(pages, self.lane, lanes.table, tokens=batch_size, rows=batch_size << i, most=1 << i,
+                          length=length, count=count[:batch_size])
+            for i, (pages, length, count) in enumerate(zip(cache.segments, self._lengths, self._counts, strict=True))
+        ]  # fmt: skip
 
     def capture(self, stream: torch.cuda.Stream) -> None:
         """As `Step.capture`, whose runs do not count."""
@@ -125,22 +128,22 @@ class DecodeStep(Step):
     def _embed(self) -> None:
         embed(
             embedding=self._model.transformer.wte.weight, token=self._newest, lanes=self._lanes, time=self._time,
-            rows=self._rows[0], frequencies=self._frequencies, x=self._x(0), norm=self._model.blocks[0].ln_1,
-            normed=self._work.scratch.normed,
+            rows=self._rows[0], counts=self._counts, frequencies=self._frequencies, x=self._x(0),
+            norm=self._norm(self._model.blocks[0], 0), normed=self._work.scratch.normed,
         )  # fmt: skip
 
     def _fork(self, block: ForkingBlock, into: int) -> None:
-        x, rows, choice = self._x(into - 1), self._rows[into - 1], self._choices[into]
-        select(
-            block=block, x=x, rows=rows, scores=self._cache.segments[into - 1].scores, lanes=self._lanes,
+        before = self._cache.segments[into - 1]
+        fork(
+            block=block, x=self._x(into - 1), rows=self._rows[into - 1], scores=before.scores, lanes=self._lanes,
             time=self._time, into=self._rows[into], segment=into, block_size=self._model.config.block_size,
-            choice=choice, tally=self._tally[into],
+            frequencies=self._frequencies, out=self._x(into), norm=self._norm(block, into),
+            normed=self._work.scratch.normed, tally=self._tally[into], early=bool(before.segment.layers),
         )  # fmt: skip
-        gather(
-            block=block, x=x, rows=rows, lanes=self._lanes, time=self._time, choice=choice, into=self._rows[into],
-            segment=into, frequencies=self._frequencies, out=self._x(into), norm=block.ln_1,
-            normed=self._work.scratch.normed,
-        )  # fmt: skip
+
+    def _norm(self, block: Block, segment: int) -> nn.LayerNorm | None:
+        """Return the first LayerNorm of a segment, unless it is part of the product that follows."""
+        return None if few(self._x(segment), self._rows[segment].usual) else block.ln_1
 
     def _last_rows(self) -> Rows:
         return self._rows[-1]

@@ -115,7 +115,7 @@ def run_layers(
         if not folds and (at or not normed):
             normalise(x=x, norm=block.ln_1, out=scratch.normed, rows=rows, update=update)
         project_heads(x=source, layer=block.attn.c_attn, queries=scratch.queries, keys=keys, values=values,
-                      rows=rows, scored=block.attn.scored, recent=scratch.recent, cumulative=c,
+                      rows=rows, scored=block.attn.scored, first=at == 0, recent=scratch.recent, cumulative=c,
                       norm=block.ln_1 if folds else None)  # fmt: skip
         if scratch.recent:
             packed_attention(queries=scratch.queries, recent=scratch.recent, keys=keys, values=values, span=rows,

@@ -11,14 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thoughtbubbles.engine.cuda.kernels.overlap import fetch_lines, overlapped, wait_for_previous
+from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Span
 from thoughtbubbles.engine.cuda.kernels.tiles import precision
 
 _KEYS_AT_ONCE = 64
-_KEYS_AHEAD = 128
-"""The most keys of a program that are on their way to the L2 cache before the kernel before has ended, where programs
-share keys: with so many batch slots that they do not, it took longer."""
 LOG2_E = 1.4426950408889634
 
 
@@ -65,8 +62,7 @@ def paged_attention(
         arrivals=parts.arrivals, scale=width**-0.5 * LOG2_E, table_stride=span.table.stride(0),
         head_stride=keys.stride(0), PAGE=span.page_size, HEADS=heads, WIDTH=width,
         CHANNELS=max(16, triton.next_power_of_2(width)), QUERIES=tile, KEYS=_KEYS_AT_ONCE,
-        AHEAD=_KEYS_AHEAD if parts.splits > 1 else 0, SPLITS=parts.splits,
-        PRECISION=precision(queries), num_warps=warps, num_stages=stages, **overlapped(queries),
+        SPLITS=parts.splits, PRECISION=precision(queries), num_warps=warps, num_stages=stages, **overlapped(queries),
     )  # fmt: skip
 
 
@@ -87,45 +83,48 @@ def _paged_attention(
     queries, keys, values, table, lanes, starts, counts, lengths, out, outputs, weights, arrivals,
     scale, table_stride, head_stride,
     PAGE: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if AHEAD > 0:
-        _fetch_keys(keys, values, table, lanes, counts, lengths, starts, b, head, split, table_stride, head_stride,
-                    PAGE, WIDTH, KEYS, AHEAD, SPLITS)  # fmt: skip
-    wait_for_previous()
+    i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     count, length, start, lane, share, used = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
+    begin, end, old = split * share, tl.minimum(length, (split + 1) * share), length - count
+    pages, wide = table + tl.maximum(lane, 0) * table_stride, (channel < WIDTH)[None, :]
+    keys += head * head_stride.to(tl.int64)
+    values += head * head_stride.to(tl.int64)
+    slot = slots_of(pages, begin + j, end, PAGE)
+    if SPLITS > 1:  # with so many batch slots that programs do not share keys, it took longer
+        # the kernel before writes new streams: the others may be read before it has ended
+        at, key = slot[:, None].to(tl.int64) * WIDTH + channel[None, :], begin + j
+        mask = (key < tl.minimum(old, end))[:, None] & wide
+        k, v = tl.load(keys + at, mask=mask, other=0.0), tl.load(values + at, mask=mask, other=0.0)
+        slot = slots_of(pages, key + KEYS, end, PAGE)
+    wait_for_previous()
     # `lane` and `start` are tested only so that all four loads are issued before the branch, not two of them after it.
     if (count <= 0) | (split >= used) | (lane < 0) | (start < 0):
         return
-    i, channel, j = tl.arange(0, QUERIES), tl.arange(0, CHANNELS), tl.arange(0, KEYS)
     row = start + i
-    inside = (i < count)[:, None] & (channel < WIDTH)[None, :]
+    inside = (i < count)[:, None] & wide
     q = tl.load(queries + (row[:, None] * HEADS + head) * WIDTH + channel[None, :], mask=inside, other=0.0)
-    last = length - count + i  # the last key that each query attends to: its own
-    pages = table + lane * table_stride
-    keys += head * head_stride.to(tl.int64)
-    values += head * head_stride.to(tl.int64)
+    last = old + i  # the last key that each query attends to: its own
 
-    begin, end = split * share, tl.minimum(length, (split + 1) * share)
-    slot = slots_of(pages, begin + j, end, PAGE)
     highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a query may attend to no key of this part
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, CHANNELS], tl.float32)
+    if SPLITS > 1:
+        mask = ((key >= old) & (key < end))[:, None]
+        # not from the L1 cache, which may have what was there before
+        k = tl.where(mask, tl.load(keys + at, mask=mask & wide, other=0.0, cache_modifier=".cg"), k)
+        v = tl.where(mask, tl.load(values + at, mask=mask & wide, other=0.0, cache_modifier=".cg"), v)
+        highest, total, mixed = _attend(q, k, v, key, last, scale, highest, total, mixed, PRECISION)
+        begin += KEYS
     for first in range(begin, end, KEYS):
         key = first + j
-        mask = (key < end)[:, None] & (channel < WIDTH)[None, :]
-        k = tl.load(keys + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
-        v = tl.load(values + slot[:, None].to(tl.int64) * WIDTH + channel[None, :], mask=mask, other=0.0)
+        at = slot[:, None].to(tl.int64) * WIDTH + channel[None, :]
+        k = tl.load(keys + at, mask=(key < end)[:, None] & wide, other=0.0)
+        v = tl.load(values + at, mask=(key < end)[:, None] & wide, other=0.0)
         slot = slots_of(pages, key + KEYS, end, PAGE)  # one iteration ahead, so that keys and values do not wait for it
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        logits = tl.where(key[None, :] <= last[:, None], logits, float("-inf"))
-        peak = tl.maximum(highest, tl.max(logits, axis=1))
-        p = tl.exp2(logits - peak[:, None])
-        decay = tl.exp2(highest - peak)
-        mixed = tl.dot(p.to(v.dtype), v, mixed * decay[:, None], input_precision=PRECISION)
-        total = total * decay + tl.sum(p, axis=1)
-        highest = peak
+        highest, total, mixed = _attend(q, k, v, key, last, scale, highest, total, mixed, PRECISION)
     y = mixed / tl.where(total > 0, total, 1.0)[:, None]
     y, mine = join_parts(y, highest, total, outputs, weights, arrivals, row, head, split, used, i < count, inside,
                          channel, HEADS, WIDTH, QUERIES, CHANNELS, SPLITS)  # fmt: skip
@@ -134,23 +133,15 @@ def _paged_attention(
 
 
 @triton.jit
-def _fetch_keys(
-    keys, values, table, lanes, counts, lengths, starts, b, head, split, table_stride, head_stride, PAGE: tl.constexpr,
-    WIDTH: tl.constexpr, KEYS: tl.constexpr, AHEAD: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Have the first keys and values of this program on their way to the L2 cache.
-
-    Lengths may still be those of the last step: it has then other keys on their way, and reads nothing of them.
-    """
-    LINE: tl.constexpr = 128 // (keys.dtype.element_ty.primitive_bitwidth // 8)
-    _, length, _, lane, share, _ = share_of(counts, lengths, starts, lanes, b, KEYS, SPLITS)
-    pages, end = table + tl.maximum(lane, 0) * table_stride, tl.minimum(length, (split + 1) * share)
-    for first in tl.static_range(0, AHEAD, KEYS):
-        slot = slots_of(pages, split * share + first + tl.arange(0, KEYS), end, PAGE)
-        at = head * head_stride.to(tl.int64) + slot.to(tl.int64) * WIDTH
-        for channel in tl.static_range(0, WIDTH, LINE):
-            fetch_lines(keys + at + channel)
-            fetch_lines(values + at + channel)
+def _attend(q, k, v, key, last, scale, highest, total, mixed, PRECISION: tl.constexpr):
+    """Add some keys and their values to a softmax over those before: its highest logit, its total and its result."""
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    logits = tl.where(key[None, :] <= last[:, None], logits, float("-inf"))
+    peak = tl.maximum(highest, tl.max(logits, axis=1))
+    p = tl.exp2(logits - peak[:, None])
+    decay = tl.exp2(highest - peak)
+    mixed = tl.dot(p.to(v.dtype), v, mixed * decay[:, None], input_precision=PRECISION)
+    return peak, total * decay + tl.sum(p, axis=1), mixed
 
 
 @triton.jit

@@ -37,24 +37,35 @@ def few_weights(
 
 
 @triton.jit
+def few_channels(parameter, ROWS: tl.constexpr, K: tl.constexpr, DEPTH: tl.constexpr):
+    """Return a parameter (K,) for `few_product`, as tiles (ROWS,DEPTH) of equal rows; nothing for None.
+
+    Threads read them as they read rows: with one row the channels would move, and so be waited for.
+    """
+    channels = ()
+    if parameter is not None:
+        for start in tl.static_range(0, K, DEPTH):
+            k = start + tl.arange(0, DEPTH)[None, :] + tl.zeros([ROWS, 1], tl.int32)
+            channels += (tl.load(parameter + k, mask=k < K, other=0.0),)  # type: ignore[assignment]
+    return channels
+
+
+@triton.jit
 def few_product(
-    x, weights, gain, shift, eps, row, rows,
+    x, weights, gains, shifts, eps, row, rows,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Return Σ LN(x)[row, k] · weight[column, k], or without a gain that of x itself, in float32.
+    """Return Σ LN(x)[row, k] · weight[column, k], or without gains that of x itself, in float32.
 
-    The weights are those of `few_weights`. SPLITS warps share every DEPTH inputs. Rows from `rows` on are not read.
+    The weights are those of `few_weights`, gains and shifts those of `few_channels`. SPLITS warps share every DEPTH
+    inputs. Rows from `rows` on are not read.
     """
-    tiles, gains, shifts = (), (), ()
+    tiles = ()
     for start in tl.static_range(0, K, DEPTH):
         k = start + tl.arange(0, DEPTH)
         at, mask = row[:, None] * K + k[None, :], (row < rows)[:, None] & (k < K)[None, :]
         tiles += (tl.load(x + at, mask=mask, other=0.0),)  # type: ignore[assignment]
-        if gain is not None:
-            gains += (tl.load(gain + k, mask=k < K, other=0.0),)  # type: ignore[assignment]
-        if shift is not None:
-            shifts += (tl.load(shift + k, mask=k < K, other=0.0),)  # type: ignore[assignment]
-    if gain is not None:
+    if len(gains) > 0:
         tiles = _normed(tiles, gains, shifts, eps, ROWS, K, DEPTH)
     accumulator = tl.zeros([SPLITS, COLUMNS, ROWS], tl.float32)
     for i in tl.static_range((K + DEPTH - 1) // DEPTH):
@@ -79,9 +90,9 @@ def _normed(tiles, gains, shifts, eps, ROWS: tl.constexpr, K: tl.constexpr, DEPT
     scale = 1.0 / tl.sqrt(tl.sum(squares, axis=1)[:, None] / K + eps)
     normed = ()
     for i in tl.static_range(len(tiles)):
-        y = centred[i] * scale * gains[i].to(tl.float32)[None, :]
+        y = centred[i] * scale * gains[i].to(tl.float32)
         if len(shifts) > 0:
-            y += shifts[i].to(tl.float32)[None, :]
+            y += shifts[i].to(tl.float32)
         normed += (y,)  # type: ignore[assignment]
     return normed
 

@@ -4,10 +4,6 @@ SPEC.md, "Fork", "Selection rules", "Positions" and "Output averaging".
 Letters: B batch slots, M rows that there may be, C candidates of one token, D model width, H head width.
 """
 
-from dataclasses import dataclass
-from typing import Self
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
@@ -24,82 +20,62 @@ _GRID = tl.constexpr(float(GRID))
 _LOWEST = tl.constexpr(LOWEST_LOG_P)
 _NO_CANDIDATE = tl.constexpr(NO_CANDIDATE)
 _PRIOR_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The candidates that survived a fork, of one new token in each batch slot."""
-
-    candidate: Tensor
-    """(B,C) int32, the candidate that each of a slot's streams comes from; no meaning beyond their count."""
-    score: Tensor
-    """(B,C) float32, their cumulative scores."""
-
-    @classmethod
-    def empty(cls, batch_size: int, candidates: int, device: torch.device) -> Self:
-        """Return memory for a choice."""
-        shape = (batch_size, candidates)
-        return cls(torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device))
+UNKNOWN = -1
+"""The count of a slot's streams in a segment before the fork into it."""
+_UNKNOWN = tl.constexpr(UNKNOWN)
 
 
 def embed(
-    *, embedding: Tensor, token: Tensor, lanes: Lanes, time: Tensor, rows: Rows, frequencies: Tensor, x: Tensor,
-    norm: nn.LayerNorm, normed: Tensor,
+    *, embedding: Tensor, token: Tensor, lanes: Lanes, time: Tensor, rows: Rows, counts: Tensor, frequencies: Tensor,
+    x: Tensor, norm: nn.LayerNorm | None, normed: Tensor,
 ) -> None:  # fmt: skip
     """Make one stream of each slot's newest token, `token` (L,): its embedding in x (M,D), its row in `rows`.
 
-    LN(x) goes to `normed` (M,D), the token's index in its sequence to `time` (B,). `frequencies` (H/2,) are the rotary
-    ones. The lane advances by a token.
+    With a norm LN(x) goes to `normed` (M,D). The token's index in its sequence goes to `time` (B,), and `UNKNOWN` to
+    `counts` (G,·) int32 of the segments after the first. `frequencies` (H/2,) are the rotary ones. The lane advances by
+    a token.
     """
     _embed[(rows.batch_size,)](
         embedding=embedding, token=token, tokens=lanes.tokens, streams=lanes.streams[0], table=rows.table,
-        lanes=rows.lane, frequencies=frequencies, time=time, x=x, starts=rows.start, counts=rows.count,
-        lengths=rows.length, live=rows.live, slots=rows.slot, scores=rows.score, cosines=rows.cos, sines=rows.sin,
-        table_stride=rows.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
-        norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size,
+        lanes=rows.lane, frequencies=frequencies, time=time, x=x, starts=rows.start, counts=counts,
+        counts_stride=counts.stride(0), lengths=rows.length, live=rows.live, slots=rows.slot, scores=rows.score,
+        cosines=rows.cos, sines=rows.sin, table_stride=rows.table.stride(0), width=x.shape[1],
+        half=frequencies.shape[0], **_norm_arguments(norm), normed=normed, PAGE=rows.page_size, SEGMENTS=len(counts),
         BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
         HALF=triton.next_power_of_2(frequencies.shape[0]),
     )  # fmt: skip
 
 
-def select(
+def fork(
     *, block: ForkingBlock, x: Tensor, rows: Rows, scores: Tensor, lanes: Lanes, time: Tensor, into: Rows, segment: int,
-    block_size: int, choice: Choice, tally: Tensor,
+    block_size: int, frequencies: Tensor, out: Tensor, norm: nn.LayerNorm | None, normed: Tensor, tally: Tensor,
+    early: bool,
 ) -> None:  # fmt: skip
-    """Apply the causal rule to the candidates of streams x (M,D), on their way into `segment`, whose rows are `into`.
+    """Fork streams x (M,D) by the causal rule, on their way into `segment`: the survivors go to `out` (M,D).
 
-    Writes `choice`, each slot's count in `into`, and the candidates' grid scores to the cache's pages, `scores`
-    (slots,2). Adds to `tally` (2,) the fork copies that survived and the streams that were deleted.
+    Their rows go to `into`, whose counts are `UNKNOWN` before, LN(out) with a norm to `normed` (M,D), and the
+    candidates' grid scores to the cache's pages, `scores` (slots,2). Adds to `tally` (2,) the fork copies that survived
+    and the streams that were deleted. `early`: the kernel before wrote nothing but x, so that this one may begin.
     """
-    norm = block.forking_ln
-    _select[(rows.batch_size,)](
-        x=x, norm_weight=norm.weight, norm_bias=norm.bias, projection=block.forking_score.weight, eps=norm.eps,
-        starts=rows.start, counts=rows.count, lengths=rows.length, slots=rows.slot, scores=rows.score, table=rows.table,
-        lanes=rows.lane, cache_scores=scores, next_streams=lanes.streams[segment], time=time, kappas=lanes.kappa,
-        block_size=block_size, next_counts=into.count, chosen=choice.candidate, chosen_scores=choice.score, tally=tally,
-        table_stride=rows.table.stride(0), width=x.shape[1], PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
-        PRIOR=_PRIOR_AT_ONCE, WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8, **overlapped(x),
-    )  # fmt: skip
-
-
-def gather(
-    *, block: ForkingBlock, x: Tensor, rows: Rows, lanes: Lanes, time: Tensor, choice: Choice, into: Rows, segment: int,
-    frequencies: Tensor, out: Tensor, norm: nn.LayerNorm, normed: Tensor,
-) -> None:  # fmt: skip
-    """Write the streams of the chosen candidates to `out` (M,D), and their rows to `into`.
-
-    LN(out) goes to `normed` (M,D).
-    """
-    _gather[(rows.batch_size,)](
-        x=x, fork_embedding=block.fork_embedding, starts=rows.start, chosen=choice.candidate,
-        chosen_scores=choice.score, lanes=rows.lane, time=time, next_streams=lanes.streams[segment],
+    scoring = block.forking_ln
+    _fork[(rows.batch_size,)](
+        x=x, scoring_weight=scoring.weight, scoring_bias=scoring.bias, scoring_eps=scoring.eps,
+        projection=block.forking_score.weight, fork_embedding=block.fork_embedding, starts=rows.start,
+        counts=rows.count, lengths=rows.length, slots=rows.slot, scores=rows.score, table=rows.table, lanes=rows.lane,
+        cache_scores=scores, time=time, kappas=lanes.kappa, block_size=block_size, next_streams=lanes.streams[segment],
         next_table=into.table, frequencies=frequencies, out=out, next_starts=into.start, next_counts=into.count,
-        next_lengths=into.length, live=into.live, slots=into.slot, scores=into.score, cosines=into.cos, sines=into.sin,
-        table_stride=into.table.stride(0), width=x.shape[1], half=frequencies.shape[0], norm_weight=norm.weight,
-        norm_bias=norm.bias, eps=norm.eps, normed=normed, PAGE=rows.page_size, CANDIDATES=choice.candidate.shape[1],
+        next_lengths=into.length, live=into.live, next_slots=into.slot, next_scores=into.score, cosines=into.cos,
+        sines=into.sin, tally=tally, table_stride=rows.table.stride(0), width=x.shape[1], half=frequencies.shape[0],
+        **_norm_arguments(norm), normed=normed, PAGE=rows.page_size, PARENTS=into.most // 2, PRIOR=_PRIOR_AT_ONCE,
         BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
-        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8, **overlapped(x),
+        HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8, **overlapped(x, early),
     )  # fmt: skip
+
+
+def _norm_arguments(norm: nn.LayerNorm | None) -> dict[str, Tensor | float | None]:
+    """Return a LayerNorm's parameters as arguments of kernels, which leave it out if there is no weight."""
+    weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
+    return {"norm_weight": weight, "norm_bias": bias, "eps": eps}
 
 
 def average(*, x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, rightmost: bool, norm_first: bool) -> None:
@@ -117,9 +93,9 @@ def average(*, x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, rightmost
 @triton.jit
 def _embed(
     embedding, token, tokens, streams, table, lanes, frequencies,
-    time, x, starts, counts, lengths, live, slots, scores, cosines, sines, table_stride, width, half,
+    time, x, starts, counts, counts_stride, lengths, live, slots, scores, cosines, sines, table_stride, width, half,
     norm_weight, norm_bias, eps, normed,
-    PAGE: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
+    PAGE: tl.constexpr, SEGMENTS: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     start_next()
     b, others = tl.program_id(0), tl.arange(0, BATCH)
@@ -129,6 +105,8 @@ def _embed(
     present = (lane >= 0).to(tl.int32)
     tl.store(starts + b, row)
     tl.store(counts + b, present)
+    for segment in tl.static_range(1, SEGMENTS):
+        tl.store(counts + segment * counts_stride + b, _UNKNOWN)
     if b == tl.num_programs(0) - 1:
         tl.store(live, row + present)
     if lane < 0:
@@ -147,8 +125,9 @@ def _embed(
     d = tl.arange(0, WIDTH)
     vector = tl.load(embedding + tl.load(token + lane).to(tl.int64) * width + d, mask=d < width)
     tl.store(x + row * width + d, vector, mask=d < width)
-    y = _norm(vector[None, :].to(tl.float32), d < width, norm_weight, norm_bias, eps, d, width)
-    tl.store(normed + row * width + d[None, :], y.to(normed.dtype.element_ty), mask=(d < width)[None, :])
+    if norm_weight is not None:
+        y = _norm(vector[None, :].to(tl.float32), d < width, norm_weight, norm_bias, eps, d, width)
+        tl.store(normed + row * width + d[None, :], y.to(normed.dtype.element_ty), mask=(d < width)[None, :])
 
 
 @triton.jit
@@ -163,46 +142,86 @@ def _on_grid(score):
 @triton.jit
 def _norm(x, inside, weight, bias, eps, d, width):
     """Return the LayerNorm of a tile (…,WIDTH) in float32; zeros beyond the width."""
+    return _normed(x, inside, _channels(weight, d, inside), _channels(bias, d, inside), eps, width)
+
+
+@triton.jit
+def _normed(x, inside, gain, shift, eps, width):
+    """The same with the parameters read."""
     mean = tl.sum(x, axis=1)[:, None] / width
     centred = tl.where(inside[None, :], x - mean, 0.0)
     variance = tl.sum(centred * centred, axis=1)[:, None] / width
-    y = centred / tl.sqrt(variance + eps) * tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if bias is not None:
-        y += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-    return y
+    return centred / tl.sqrt(variance + eps) * gain.to(tl.float32)[None, :] + shift.to(tl.float32)[None, :]
 
 
 @triton.jit
-def candidates_of(
-    x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width,
-    WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Return the scores of one token's candidates, and their grid scores: `j` has parent `row`, of `count` streams.
+def _channels(parameter, d, inside):
+    """Return a parameter (D,) as it is stored, or zeros for None."""
+    channels = tl.zeros(d.shape, tl.float32)
+    if parameter is not None:
+        channels = tl.load(parameter + d, mask=inside, other=0.0)
+    return channels
 
-    log p = max(logsigmoid(W_f · LN_f(x)), -20); candidate 2i is a fork copy, 2i + 1 the kept stream.
+
+@triton.jit
+def read_scoring(norm_weight, norm_bias, projection, d, width):
+    """Read what scores a fork's candidates: LN_f, and W_f for fork copies and for kept streams."""
+    inside = d < width
+    gain, shift = _channels(norm_weight, d, inside), _channels(norm_bias, d, inside)
+    return gain, shift, _channels(projection, d, inside), _channels(projection + width, d, inside)
+
+
+@triton.jit
+def candidates_of(x, scoring, eps, score, count, width, PARENTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the scores of one token's candidates, and their grid scores, from its streams x (PARENTS,WIDTH).
+
+    log p = max(logsigmoid(W_f · LN_f(x)), -20); of stream i, whose cumulative score is `score`, candidate 2i is a fork
+    copy, 2i + 1 the kept stream. `count` streams are there, and the last candidate is not scored.
     """
-    d = tl.arange(0, WIDTH)
-    present, inside = j < 2 * count, d < width
-    own = tl.load(x + row[:, None] * width + d[None, :], mask=present[:, None] & inside[None, :], other=0.0)
-    normed = _norm(own.to(tl.float32), inside, norm_weight, norm_bias, eps, d, width)
-    weight = tl.load(projection + (j % 2)[:, None] * width + d[None, :], mask=inside[None, :], other=0.0)
-    s = tl.sum(normed.to(own.dtype).to(tl.float32) * weight.to(tl.float32), axis=1)
-    log_p = tl.maximum(tl.minimum(s, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(s))), _LOWEST)
-    score = tl.load(scores + row, mask=present, other=0.0) + log_p
-    return score, tl.where(j < 2 * count - 1, _on_grid(score), _NO_CANDIDATE)
+    gain, shift, copy, keep = scoring
+    normed = _normed(x.to(tl.float32), tl.arange(0, WIDTH) < width, gain, shift, eps, width)
+    normed = normed.to(x.dtype).to(tl.float32)
+    copied = score + _log_p(tl.sum(normed * copy.to(tl.float32)[None, :], axis=1))
+    kept = score + _log_p(tl.sum(normed * keep.to(tl.float32)[None, :], axis=1))
+    both = tl.reshape(tl.join(copied, kept), [2 * PARENTS])
+    return both, tl.where(tl.arange(0, 2 * PARENTS) < 2 * count - 1, _on_grid(both), _NO_CANDIDATE)
 
 
 @triton.jit
-def count_earlier(grid, left, pages, cache_scores, PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr):
-    """Count for each candidate those of the `left` streams before it that are not lower; ties go to the left."""
-    earlier = tl.zeros([CANDIDATES], tl.int32)
-    for first in range(0, left, PRIOR):
-        stream = first + tl.arange(0, PRIOR)
-        slot = tl.load(pages + stream // PAGE, mask=stream < left, other=0) * PAGE + stream % PAGE
-        for side in tl.static_range(2):
-            prior = tl.load(cache_scores + slot * 2 + side, mask=stream < left, other=_NO_CANDIDATE)
-            earlier += tl.sum((prior[:, None] >= grid[None, :]).to(tl.int32), axis=0)
+def _log_p(s):
+    return tl.maximum(tl.minimum(s, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(s))), _LOWEST)
+
+
+@triton.jit
+def first_earlier(left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
+    """Read the grid scores of the first PRIOR streams before a token, those of fork copies and those of kept ones."""
+    return _earlier(0, left, pages, cache_scores, PAGE, PRIOR)
+
+
+@triton.jit
+def _earlier(first, left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
+    stream = first + tl.arange(0, PRIOR)
+    slot = tl.load(pages + stream // PAGE, mask=stream < left, other=0) * PAGE + stream % PAGE
+    copied = tl.load(cache_scores + slot * 2, mask=stream < left, other=_NO_CANDIDATE)
+    return copied, tl.load(cache_scores + slot * 2 + 1, mask=stream < left, other=_NO_CANDIDATE)
+
+
+@triton.jit
+def count_earlier(grid, first, left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
+    """Count for each candidate those of the `left` streams before it that are not lower; ties go to the left.
+
+    `first` is what `first_earlier` read.
+    """
+    earlier = _not_lower(first, grid)
+    for start in range(PRIOR, left, PRIOR):
+        earlier += _not_lower(_earlier(start, left, pages, cache_scores, PAGE, PRIOR), grid)
     return earlier
+
+
+@triton.jit
+def _not_lower(earlier, grid):
+    copied, kept = earlier
+    return tl.sum((copied[:, None] >= grid[None, :]).to(tl.int32) + (kept[:, None] >= grid[None, :]), axis=0)
 
 
 @triton.jit
@@ -223,80 +242,97 @@ def write_angles(position, frequencies, cosines, sines, row, present, half, HALF
 
 
 @triton.jit
-def _select(
-    x, norm_weight, norm_bias, projection, eps, starts, counts, lengths, slots, scores, table, lanes, cache_scores,
-    next_streams, time, kappas, block_size, next_counts, chosen, chosen_scores, tally, table_stride, width,
-    PAGE: tl.constexpr, CANDIDATES: tl.constexpr, PRIOR: tl.constexpr, WIDTH: tl.constexpr,
+def _fork(
+    x, scoring_weight, scoring_bias, scoring_eps, projection, fork_embedding, starts, counts, lengths, slots, scores,
+    table, lanes, cache_scores, time, kappas, block_size, next_streams, next_table, frequencies,
+    out, next_starts, next_counts, next_lengths, live, next_slots, next_scores, cosines, sines, tally, table_stride,
+    width, half, norm_weight, norm_bias, eps, normed,
+    PAGE: tl.constexpr, PARENTS: tl.constexpr, PRIOR: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
-    wait_for_previous()
-    b = tl.program_id(0)
+    b, d, i, j = tl.program_id(0), tl.arange(0, WIDTH), tl.arange(0, PARENTS), tl.arange(0, 2 * PARENTS)
+    inside = d < width
+    # all but x is there before the kernel before has ended
     lane, count, start = tl.load(lanes + b), tl.load(counts + b), tl.load(starts + b)
-    t, left = tl.load(time + b), tl.load(lengths + b) - count
-    if lane < 0:
-        tl.store(next_counts + b, 0)
-        return
-    j = tl.arange(0, CANDIDATES)
-    row = start + j // 2
-    present, free, forced = j < 2 * count, j < 2 * count - 1, j == 2 * count - 1
-    score, grid = candidates_of(x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width, WIDTH)
-    earlier = count_earlier(grid, left, table + lane * table_stride, cache_scores, PAGE, CANDIDATES, PRIOR)
-    siblings = count_siblings(grid, free, j)
+    t, length = tl.load(time + b), tl.load(lengths + b)
+    scoring = read_scoring(scoring_weight, scoring_bias, projection, d, width)
+    embedding, gain, shift = _channels(fork_embedding, d, inside), norm_weight, norm_bias
+    if norm_weight is not None:
+        gain, shift = _channels(norm_weight, d, inside), _channels(norm_bias, d, inside)
+    present = lane >= 0
+    lane, row = tl.maximum(lane, 0), start + i
+    left, pages = tl.where(present, length - count, 0), table + lane * table_stride
+    kappa, before = tl.load(kappas + lane), tl.load(next_streams + lane)
+    score = tl.load(scores + row, mask=i < count, other=0.0)
+    slot = tl.load(slots + row, mask=i < count, other=0)
+    first = first_earlier(left, pages, cache_scores, PAGE, PRIOR)
+    wait_for_previous()
 
-    # rule (a): a running top-k; rule (b): within the budget at every length
-    fork_budget = ((t + 1).to(tl.int64) * tl.load(kappas + lane) + block_size - 1) // block_size - (t + 1)
-    alive = tl.load(next_streams + lane) - t
-    passing = tl.sum((free & (earlier + siblings < fork_budget)).to(tl.int32))
-    gained = tl.minimum(alive + passing, fork_budget.to(tl.int32)) - alive
-    keep = (free & (siblings < gained)) | forced
-
-    slot = tl.load(slots + row, mask=present, other=0)
-    tl.store(cache_scores + slot * 2 + j % 2, grid, mask=present)
-    at = b * CANDIDATES + tl.cumsum(keep.to(tl.int32), 0) - 1
-    tl.store(chosen + at, j, mask=keep)
-    tl.store(chosen_scores + at, score, mask=keep)
-    tl.store(next_counts + b, gained + 1)
+    at = row[:, None] * width + d[None, :]
+    own = tl.load(x + at, mask=(i < count)[:, None] & inside[None, :], other=0.0)
+    score, grid = candidates_of(own, scoring, scoring_eps, score, count, width, PARENTS, WIDTH)
+    earlier = count_earlier(grid, first, left, pages, cache_scores, PAGE, PRIOR)
+    keep, gained = _survivors(grid, earlier, j, count, before, t, kappa, block_size)
+    new = tl.where(present, gained + 1, 0)
+    tl.store(next_counts + b, new)  # at once, since the slots after wait for it
+    k = tl.cumsum(keep.to(tl.int32), 0) - 1
+    tl.store(cache_scores + tl.reshape(tl.join(2 * slot, 2 * slot + 1), [2 * PARENTS]), grid, mask=j < 2 * count)
     tl.atomic_add(tally, tl.sum((keep & (j % 2 == 0)).to(tl.int64)))
-    tl.atomic_add(tally + 1, tl.sum((present & (j % 2 == 1) & (keep == 0)).to(tl.int64)))
+    tl.atomic_add(tally + 1, tl.sum(((j < 2 * count) & (j % 2 == 1) & (keep == 0)).to(tl.int64)))
+    tl.store(next_streams + lane, before + new, mask=present)
+    tl.store(next_lengths + b, before + new, mask=present)
+
+    begin = _rows_before(next_counts, b, BATCH)
+    tl.store(next_starts + b, begin)
+    if b == tl.num_programs(0) - 1:
+        tl.store(live, begin + new)
+    row, stream = begin + k, before + k
+    page = tl.load(next_table + lane * table_stride + stream // PAGE, mask=keep, other=0)
+    tl.store(next_slots + row, page * PAGE + stream % PAGE, mask=keep)
+    tl.store(next_scores + row, score, mask=keep)
+    write_angles(t + (k + 1).to(tl.float32) / tl.maximum(new, 1), frequencies, cosines, sines, row, keep, half, HALF)
+    copy_row, row = tl.split(tl.reshape(tl.where(keep, row, -1), [PARENTS, 2]))
+    _write_streams(own + embedding.to(own.dtype)[None, :], copy_row, out, normed, gain, shift, eps, d, width)
+    _write_streams(own, row, out, normed, gain, shift, eps, d, width)
 
 
 @triton.jit
-def _gather(
-    x, fork_embedding, starts, chosen, chosen_scores, lanes, time, next_streams, next_table, frequencies,
-    out, next_starts, next_counts, next_lengths, live, slots, scores, cosines, sines, table_stride, width, half,
-    norm_weight, norm_bias, eps, normed,
-    PAGE: tl.constexpr, CANDIDATES: tl.constexpr, BATCH: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    wait_for_previous()
-    b, others = tl.program_id(0), tl.arange(0, BATCH)
-    count = tl.load(next_counts + b)
-    first = tl.sum(tl.load(next_counts + others, mask=others < b, other=0))
-    tl.store(next_starts + b, first)
-    if b == tl.num_programs(0) - 1:
-        tl.store(live, first + count)
-    if count == 0:
-        return
-    lane = tl.load(lanes + b)
-    left = tl.load(next_streams + lane)
-    tl.store(next_streams + lane, left + count)
-    tl.store(next_lengths + b, left + count)
-    k, d = tl.arange(0, CANDIDATES), tl.arange(0, WIDTH)
-    present, inside = k < count, d < width
-    candidate = tl.load(chosen + b * CANDIDATES + k, mask=present, other=0)
-    parent = tl.load(starts + b) + candidate // 2
-    row = first + k
-    mask = present[:, None] & inside[None, :]
-    vector = tl.load(x + parent[:, None] * width + d[None, :], mask=mask, other=0.0)
-    fork = tl.load(fork_embedding + d, mask=inside, other=0.0).to(vector.dtype)
-    vector = tl.where((candidate % 2 == 0)[:, None], vector + fork[None, :], vector)
-    tl.store(out + row[:, None] * width + d[None, :], vector, mask=mask)
-    y = _norm(vector.to(tl.float32), inside, norm_weight, norm_bias, eps, d, width)
-    tl.store(normed + row[:, None] * width + d[None, :], y.to(normed.dtype.element_ty), mask=mask)
-    tl.store(scores + row, tl.load(chosen_scores + b * CANDIDATES + k, mask=present, other=0.0), mask=present)
-    stream = left + k
-    page = tl.load(next_table + lane * table_stride + stream // PAGE, mask=present, other=0)
-    tl.store(slots + row, page * PAGE + stream % PAGE, mask=present)
-    position = tl.load(time + b) + (k + 1).to(tl.float32) / count
-    write_angles(position, frequencies, cosines, sines, row, present, half, HALF)
+def _survivors(grid, earlier, j, count, streams, t, kappa, block_size):
+    """Return which candidates `j` of token t survive, and how many but the forced one.
+
+    `streams` has the request before the token, of which `earlier` candidates are not lower than each.
+    """
+    free, forced = j < 2 * count - 1, j == 2 * count - 1
+    siblings, alive = count_siblings(grid, free, j), streams - t
+    fork_budget = ((t + 1).to(tl.int64) * kappa + block_size - 1) // block_size - (t + 1)
+    # rule (a): a running top-k; rule (b): within the budget at every length
+    passing = tl.sum((free & (earlier + siblings < fork_budget)).to(tl.int32))
+    gained = tl.minimum(alive + passing, fork_budget.to(tl.int32)) - alive
+    return (free & (siblings < gained)) | forced, gained
+
+
+@triton.jit
+def _write_streams(x, row, out, normed, gain, shift, eps, d, width):
+    """Write streams x (PARENTS,WIDTH) to these rows, those of row -1 nowhere; LN(x) too, if a gain is given."""
+    inside = d < width
+    at, mask = row[:, None] * width + d[None, :], (row >= 0)[:, None] & inside[None, :]
+    tl.store(out + at, x, mask=mask)
+    if gain is not None:
+        y = _normed(x.to(tl.float32), inside, gain, shift, eps, width)
+        tl.store(normed + at, y.to(normed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _rows_before(counts, b, BATCH: tl.constexpr):
+    """Wait until the slots before slot b know their counts, and return the sum.
+
+    Programs start in the order of their numbers, so those that are waited for run, and wait for none after them.
+    """
+    others = tl.arange(0, BATCH)
+    count = tl.load(counts + others, mask=others < b, other=0, volatile=True)
+    while tl.min(count, axis=0) < 0:
+        count = tl.load(counts + others, mask=others < b, other=0, volatile=True)
+    return tl.sum(count, axis=0)
 
 
 @triton.jit

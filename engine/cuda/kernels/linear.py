@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_product, few_weights
+from thoughtbubbles.engine.cuda.kernels.few_rows import column_of, few_channels, few_product, few_weights
 from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, read_ahead, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.kernels.tiles import LIBRARY_ROWS, Tiles, few, few_tiles, precision, tiles_of
 
 _EARLY_ROWS = tl.constexpr(32)
-"""The most rows of a tile for which what a kernel does with a product is read before it, so as not to wait after it;
-with more it would take the product's registers."""
+"""The most rows of a tile for which what a kernel does with a product is read before the kernel before has ended, so as
+not to wait after it; with more it would take the product's registers."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def residual_linear(*, x: Tensor, layer: nn.Linear, residual: Tensor, rows: Rows
 
 def project_heads(
     *, x: Tensor, layer: nn.Linear, queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, scored: bool,
-    recent: Recent | None = None, cumulative: Tensor | None = None, norm: nn.LayerNorm | None = None,
+    first: bool, recent: Recent | None = None, cumulative: Tensor | None = None, norm: nn.LayerNorm | None = None,
 ) -> None:  # fmt: skip
     """Write queries, keys and values of the live rows of x (M,D) for attention (SPEC.md, "Attenuated block").
 
@@ -115,7 +115,7 @@ def project_heads(
     and that of keys the score c, and values are multiplied by exp(c). Queries are (M,N,H); keys and values go to a
     layer of the cache (N,slots,H), at each row's slot, and to `recent`. If that has 8 bits, c goes to `cumulative`
     (slots,) instead, as `SegmentPages` says; what `recent` gets is rounded before it is scored. With a norm they are
-    those of LN(x): for `few` rows.
+    those of LN(x): for `few` rows. `first`: the kernel before may have written the columns of `rows`.
     """
     tiles = _tiles(x, 3 * x.shape[1], rows, norm)
     gain, shift, eps = _parameters(norm)
@@ -130,8 +130,9 @@ def project_heads(
         recent_values=recent.values if recent else None,
         cumulative=cumulative, slots=rows.slot, score=rows.score, cosines=rows.cos, sines=rows.sin, live=rows.live,
         rows=x.shape[0], head_stride=keys.stride(0), K=x.shape[1], HEADS=heads, WIDTH=width, PAGE=rows.page_size,
-        SCORED=scored, BLOCKS=blocks, TOGETHER=together, ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth,
-        SPLITS=tiles.splits, PRECISION=precision(x), num_warps=tiles.warps, num_stages=tiles.stages, **overlapped(x),
+        SCORED=scored, FIRST=first and tiles.rows <= _EARLY_ROWS.value, BLOCKS=blocks, TOGETHER=together,
+        ROWS=tiles.rows, HALF=half, DEPTH=tiles.depth, SPLITS=tiles.splits, PRECISION=precision(x),
+        num_warps=tiles.warps, num_stages=tiles.stages, **overlapped(x),
     )  # fmt: skip
 
 
@@ -152,22 +153,22 @@ def _normalise(
         update = tl.zeros([WIDTH], tl.float32)
         for part in tl.static_range(PARTS):
             update += tl.load(sums + part * rows * width + at, mask=inside, other=0.0)
-        update += own_added
+        update += own_added.to(tl.float32)
         own = (own.to(tl.float32) + tl.exp(tl.load(score + row)) * update).to(own.dtype)
         tl.store(x + at, own, mask=inside)
     if weight is not None:
         own = own.to(tl.float32)
         centred = tl.where(inside, own - tl.sum(own) / width, 0.0)
-        y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps) * gain + shift
+        y = centred / tl.sqrt(tl.sum(centred * centred) / width + eps) * gain.to(tl.float32) + shift.to(tl.float32)
         tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _channels(parameter, d, inside):
-    """Return a parameter (D,) in float32, or zeros for None."""
+    """Return a parameter (D,) as it is stored, or zeros for None: a kernel waits for what it computes with."""
     channels = tl.zeros(d.shape, tl.float32)
     if parameter is not None:
-        channels = tl.load(parameter + d, mask=inside, other=0.0).to(tl.float32)
+        channels = tl.load(parameter + d, mask=inside, other=0.0)
     return channels
 
 
@@ -185,37 +186,40 @@ def _dead(live, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _read_weights_ahead(
-    weight, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin, COLUMNS: tl.constexpr, K: tl.constexpr,
-    SHARE: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Wait for the kernel before while the weights of `_product` are on their way.
+def _wait_if(wanted: tl.constexpr):
+    if wanted:
+        wait_for_previous()
 
-    Return them for `few_product`, and nothing if it is not used. Bias and gain are not worth it: for few rows it took
-    longer.
-    """
-    weights = ()
+
+@triton.jit
+def _read_weights(
+    weight, gain, shift, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Return the weights, gains and shifts of `few_product`; if it is not used, have weights on their way only."""
+    weights, gains, shifts = (), (), ()
     if SPLITS > 0:
         weights = few_weights(weight, first, other, HALF, WIDTH, COLUMNS, K, DEPTH, SPLITS)
+        gains, shifts = few_channels(gain, ROWS, K, DEPTH), few_channels(shift, ROWS, K, DEPTH)
     elif tl.program_id(1) == 0:
         column = column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
         read_ahead(weight + column * K + begin, tl.minimum(K - begin, SHARE), SHARE)
-    wait_for_previous()
-    return weights
+    return weights, gains, shifts
 
 
 @triton.jit
 def _product(
-    x, weight, weights, gain, shift, eps, row, rows, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin,
+    x, weight, parameters, eps, row, rows, first, other, HALF: tl.constexpr, WIDTH: tl.constexpr, begin,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return Σ x[row, k] · weight[column, k] over SHARE k from `begin` on; the columns are those of `column_of`.
 
-    If warps share the inputs (SPLITS), it is `few_product`, with its `weights`.
+    If warps share the inputs (SPLITS), it is `few_product`, with what `_read_weights` returns.
     """
     if SPLITS > 0:
-        return few_product(x, weights, gain, shift, eps, row, rows, ROWS, COLUMNS, K, DEPTH, SPLITS)
+        weights, gains, shifts = parameters
+        return few_product(x, weights, gains, shifts, eps, row, rows, ROWS, COLUMNS, K, DEPTH, SPLITS)
     row, column = tl.minimum(row, rows - 1), column_of(tl.arange(0, COLUMNS), first, other, HALF, WIDTH)
     accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, SHARE, DEPTH):
@@ -262,16 +266,17 @@ def _gelu_linear(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * COLUMNS
     column = first + tl.arange(0, COLUMNS)
-    weights = _read_weights_ahead(weight, first, outputs - 1, 0, 0, 0, COLUMNS, K, K, DEPTH, SPLITS)
-    if _dead(live, ROWS):
-        return
+    parameters = _read_weights(weight, gain, shift, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K, K, DEPTH, SPLITS)
     if ROWS <= _EARLY_ROWS:
         added, count = _channels(bias, column, column < outputs), tl.load(live)
-    product = _product(x, weight, weights, gain, shift, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K,
+    wait_for_previous()
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, parameters, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K,
                        K, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
         added, count = _channels(bias, column, column < outputs), tl.load(live)
-    y = _gelu(product + added[None, :], TANH, out.dtype.element_ty == tl.float32)
+    y = _gelu(product + added.to(tl.float32)[None, :], TANH, out.dtype.element_ty == tl.float32)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < count)[:, None] & (column < outputs)[None, :])  # fmt: skip
 
@@ -293,15 +298,17 @@ def _residual_linear(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * COLUMNS
     column, begin = first + tl.arange(0, COLUMNS), tl.program_id(2) * SHARE
-    weights = _read_weights_ahead(weight, first, outputs - 1, 0, 0, begin, COLUMNS, K, SHARE, DEPTH, SPLITS)
-    if _dead(live, ROWS):
-        return
     at, inside = row[:, None] * outputs + column[None, :], column < outputs
+    parameters = _read_weights(weight, None, None, first, outputs - 1, 0, 0, begin, ROWS, COLUMNS, K, SHARE, DEPTH,
+                               SPLITS)  # fmt: skip
     if ROWS <= _EARLY_ROWS:
         count = tl.load(live)
         if PARTS == 1:
             before, added, c = _before(residual + at, bias, score, column, row, rows, inside)
-    product = _product(x, weight, weights, None, None, 0.0, row, rows, first, outputs - 1, 0, 0, begin, ROWS, COLUMNS,
+    wait_for_previous()
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, parameters, 0.0, row, rows, first, outputs - 1, 0, 0, begin, ROWS, COLUMNS,
                        K, SHARE, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
         count = tl.load(live)
@@ -311,7 +318,7 @@ def _residual_linear(
     else:
         if ROWS > _EARLY_ROWS:
             before, added, c = _before(residual + at, bias, score, column, row, count, inside)
-        update = tl.exp(c)[:, None] * (product + added[None, :])
+        update = tl.exp(c)[:, None] * (product + added.to(tl.float32)[None, :])
         tl.store(residual + at, (before.to(tl.float32) + update).to(residual.dtype.element_ty), mask=mask)
 
 
@@ -320,8 +327,8 @@ def _project_heads(
     x, weight, bias, gain, shift, eps, queries, keys, values, recent_keys, recent_values, cumulative, slots, score,
     cosines, sines, live, rows, head_stride,
     K: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, SCORED: tl.constexpr,
-    BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr, DEPTH: tl.constexpr,
-    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, BLOCKS: tl.constexpr, TOGETHER: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
+    DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program computes TOGETHER whole heads, or a block of the channels of one."""
     group = tl.program_id(0) // BLOCKS
@@ -330,20 +337,23 @@ def _project_heads(
     COLUMNS: tl.constexpr = TOGETHER * 2 * HALF  # channels and partners by turns: a thread has two adjacent columns
     column = column_of(tl.arange(0, COLUMNS), part * HEADS + first, begin, HALF, WIDTH)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    weights = _read_weights_ahead(weight, part * HEADS + first, begin, HALF, WIDTH, 0, COLUMNS, K, K, DEPTH, SPLITS)
-    if _dead(live, ROWS):
-        return
+    parameters = _read_weights(weight, gain, shift, part * HEADS + first, begin, HALF, WIDTH, 0, ROWS, COLUMNS, K, K,
+                               DEPTH, SPLITS)  # fmt: skip
     r, i = row[:, None, None], (begin + tl.arange(0, HALF))[None, None, :]
     inside = i < WIDTH // 2
+    _wait_if(FIRST)
     if ROWS <= _EARLY_ROWS:
         count, added = tl.load(live), _channels(bias, column, column >= 0)
         c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < rows, inside & (part < 2), WIDTH)
-    product = _product(x, weight, weights, gain, shift, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0,
+    _wait_if(not FIRST)
+    if _dead(live, ROWS):
+        return
+    product = _product(x, weight, parameters, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0,
                        ROWS, COLUMNS, K, K, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
         count, added = tl.load(live), _channels(bias, column, column >= 0)
         c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < count, inside & (part < 2), WIDTH)
-    a1, a2 = tl.split(tl.reshape(product + added[None, :], [ROWS, TOGETHER, HALF, 2]))
+    a1, a2 = tl.split(tl.reshape(product + added.to(tl.float32)[None, :], [ROWS, TOGETHER, HALF, 2]))
     head = (first + tl.arange(0, TOGETHER))[None, :, None]
     present = r < count
     mask = present & inside

@@ -1,8 +1,10 @@
 """Kernels that start before the one launched before them has ended (programmatic dependent launch, on NVIDIA's Hopper).
 
 A decode step is a chain of a hundred short kernels. Between two of them a device is idle for as long as a launch and
-the first reads from memory take. So each kernel lets the next one start early, which reads its weights while it waits.
-Before `wait_for_previous` returns, a kernel writes nothing, and computes with nothing that a step writes.
+the first reads from memory take. So each kernel lets the next one start early, which reads while it waits. What it
+reads then are weights, and what the kernel before it does not write: what those before that one wrote is there, since
+each lets the next start only when it has waited itself. Before `wait_for_previous` returns a kernel writes nothing, and
+computes addresses at most: it would wait for what it computes with.
 """
 
 from functools import cache
@@ -20,9 +22,12 @@ _LINE = tl.constexpr(128)
 """Bytes of a line of the L2 cache."""
 
 
-def overlapped(x: Tensor) -> dict[str, bool]:
-    """Return the option with which a kernel that calls `wait_for_previous` is launched on the device of x."""
-    return {"launch_pdl": True} if x.is_cuda and _overlaps_on(x.device) else {}
+def overlapped(x: Tensor, early: bool = True) -> dict[str, bool]:
+    """Return the option with which a kernel that calls `wait_for_previous` is launched on the device of x.
+
+    If not `early`, it starts when the kernel before has ended.
+    """
+    return {"launch_pdl": True} if early and x.is_cuda and _overlaps_on(x.device) else {}
 
 
 @cache

@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thoughtbubbles.engine.cuda.kernels.forking import candidates_of, count_earlier, count_siblings, write_angles
+from thoughtbubbles.engine.cuda.kernels.forking import (
+    candidates_of,
+    count_earlier,
+    count_siblings,
+    first_earlier,
+    read_scoring,
+    write_angles,
+)  # fmt: skip
 from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, start_next, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.model import ForkingBlock
@@ -83,7 +90,7 @@ def score(
     _score[(most,)](
         x=x, norm_weight=norm.weight, norm_bias=norm.bias, projection=block.forking_score.weight, eps=norm.eps,
         live=tokens.live, starts=bubbles.start, counts=bubbles.count, slots=rows.slot, scores=rows.score,
-        cache_scores=cached, out_scores=into.score, out_grid=into.grid, width=x.shape[1], CANDIDATES=candidates,
+        cache_scores=cached, out_scores=into.score, out_grid=into.grid, width=x.shape[1], PARENTS=candidates // 2,
         WIDTH=triton.next_power_of_2(x.shape[1]), num_warps=8, **overlapped(x),
     )  # fmt: skip
 
@@ -166,19 +173,22 @@ def _embed(
 @triton.jit
 def _score(
     x, norm_weight, norm_bias, projection, eps, live, starts, counts, slots, scores, cache_scores, out_scores, out_grid,
-    width, CANDIDATES: tl.constexpr, WIDTH: tl.constexpr,
+    width, PARENTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    token, d = tl.program_id(0), tl.arange(0, WIDTH)
+    i, j = tl.arange(0, PARENTS), tl.arange(0, 2 * PARENTS)
+    scoring = read_scoring(norm_weight, norm_bias, projection, d, width)
     wait_for_previous()
-    token, j = tl.program_id(0), tl.arange(0, CANDIDATES)
     if token >= tl.load(live):
         return
-    count = tl.load(counts + token)
-    row = tl.load(starts + token) + j // 2
-    score, grid = candidates_of(x, norm_weight, norm_bias, projection, eps, row, j, count, scores, width, WIDTH)
-    tl.store(out_scores + token * CANDIDATES + j, score)
-    tl.store(out_grid + token * CANDIDATES + j, grid)
-    present = j < 2 * count
-    tl.store(cache_scores + tl.load(slots + row, mask=present, other=0) * 2 + j % 2, grid, mask=present)
+    count, row = tl.load(counts + token), tl.load(starts + token) + i
+    own = tl.load(x + row[:, None] * width + d[None, :], mask=(i < count)[:, None] & (d < width)[None, :], other=0.0)
+    score = tl.load(scores + row, mask=i < count, other=0.0)
+    score, grid = candidates_of(own, scoring, eps, score, count, width, PARENTS, WIDTH)
+    tl.store(out_scores + token * 2 * PARENTS + j, score)
+    tl.store(out_grid + token * 2 * PARENTS + j, grid)
+    slot = tl.load(slots + row, mask=i < count, other=0)
+    tl.store(cache_scores + tl.reshape(tl.join(2 * slot, 2 * slot + 1), [2 * PARENTS]), grid, mask=j < 2 * count)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -195,7 +205,9 @@ def _rank(
     grid = tl.load(grids + token * CANDIDATES + j)
     cached = tl.load(lengths + request) - tl.load(row_counts + request)
     left = cached + tl.load(starts + token) - tl.load(row_starts + request)
-    earlier = count_earlier(grid, left, table + request * table_stride, cache_scores, PAGE, CANDIDATES, PRIOR)
+    pages = table + request * table_stride
+    first = first_earlier(left, pages, cache_scores, PAGE, PRIOR)
+    earlier = count_earlier(grid, first, left, pages, cache_scores, PAGE, PRIOR)
     own = count_siblings(grid, free, j)
     tl.store(siblings + token * CANDIDATES + j, own)
     tl.store(passing + token, tl.sum((free & (earlier + own < tl.load(fork_budgets + token))).to(tl.int32)))

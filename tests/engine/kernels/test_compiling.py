@@ -92,7 +92,7 @@ def names(kernels):
 
 
 wanted, compiled = names(_launched(launch).values()), []
-assert {"_embed", "_select", "_gather", "_average", "draw_best", "_report_words", "_write_words"} <= {*wanted}, wanted
+assert {"_embed", "_fork", "_gather", "_average", "draw_best", "_report_words", "_write_words"} <= {*wanted}, wanted
 knobs.runtime.jit_post_compile_hook = lambda *, fn, **_: compiled.append(fn.jit_function)
 compile_launched(launch, torch.device("cpu"))
 assert names(compiled) == wanted, f"compiled {names(compiled)} of {wanted}"

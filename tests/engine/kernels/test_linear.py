@@ -140,7 +140,9 @@ def test_heads_of_few_rows_with_their_norm(dtype: torch.dtype, rows: Any) -> Non
     x = torch.randn(MOST, 24, device=DEVICE).to(dtype)
     queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE, dtype=dtype)
     keys, values = torch.full((2, 2, 64, 12), torch.nan, device=DEVICE, dtype=dtype)
-    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=False, norm=norm)
+    project_heads(
+        x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=False, first=True, norm=norm
+    )
     exact = layer.double()(norm.double()(x[:LIVE].double()))
     q, k, v = (part.view(LIVE, 2, 12) for part in exact.split(24, dim=1))
     by = Rotation(rows.cos[:LIVE, None].double(), rows.sin[:LIVE, None].double())
@@ -182,7 +184,9 @@ def test_heads(scored: bool, columns: int, rows: Any, monkeypatch: Any) -> None:
     queries = torch.full((MOST, 2, 12), torch.nan, device=DEVICE)
     keys, values = torch.full((2, 2, 64, 12), torch.nan, device=DEVICE)
     recent = Recent(*torch.full((2, MOST, 2, 12), torch.nan, device=DEVICE))
-    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored, recent=recent)
+    project_heads(
+        x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored, first=True, recent=recent
+    )
     q, k, v = (part.view(MOST, 2, 12) for part in layer(x).split(24, dim=1))
     by = Rotation(rows.cos[:, None], rows.sin[:, None])
     q, k = rotate(q, by), rotate(k, by)
@@ -213,8 +217,8 @@ def test_heads_for_a_cache_of_eight_bits(scored: bool, rows: Any) -> None:  # no
     keys, values = rounded(torch.full((2, 2, 64, 12), torch.nan, device=DEVICE))
     recent = Recent(*torch.full((2, MOST, 2, 12), torch.nan, device=DEVICE))
     cumulative = torch.full((64,), torch.nan, device=DEVICE)
-    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored, recent=recent,
-                  cumulative=cumulative)  # fmt: skip
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=scored, first=True,
+                  recent=recent, cumulative=cumulative)  # fmt: skip
     slots, c = rows.slot[:LIVE].long(), rows.score[:LIVE]
     assert torch.equal(cumulative[slots], c)
     assert cumulative.isnan().sum() == 64 - LIVE
@@ -241,7 +245,7 @@ def test_a_cache_of_eight_bits_has_numbers_of_a_request_without(rows: Any) -> No
     layer, x = nn.Linear(24, 72).to(DEVICE), torch.full((MOST, 24), torch.nan, device=DEVICE)
     queries = torch.zeros(MOST, 2, 12, device=DEVICE)
     keys, values = rounded(torch.ones(2, 2, 64, 12, device=DEVICE))
-    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=True,
+    project_heads(x=x, layer=layer, queries=queries, keys=keys, values=values, rows=rows, scored=True, first=True,
                   cumulative=torch.zeros(64, device=DEVICE))  # fmt: skip
     assert queries[:LIVE, :, :-1].isnan().all()
     found = by_slot(values, rows.page_size).float()[:, rows.slot[:LIVE].long()]
@@ -257,7 +261,7 @@ def test_what_is_too_large_for_eight_bits_becomes_their_largest(rows: Any) -> No
     layer.weight.mul_(1e6)
     queries, values = torch.zeros(MOST, 2, 12, device=DEVICE), rounded(torch.zeros(2, 64, 12, device=DEVICE))
     project_heads(x=x, layer=layer, queries=queries, keys=torch.zeros_like(values), values=values, rows=rows,
-                  scored=True, cumulative=torch.zeros(64, device=DEVICE))  # fmt: skip
+                  scored=True, first=True, cumulative=torch.zeros(64, device=DEVICE))  # fmt: skip
     found = by_slot(values, rows.page_size).float()[:, rows.slot[:LIVE].long()].transpose(0, 1)
     wanted = layer(x)[:LIVE, 48:].view(LIVE, 2, 12).clamp(-448, 448)
     assert (wanted.abs() == 448).float().mean() > 0.9
