@@ -1,6 +1,7 @@
 """The measurement of neighbours measures what it says."""
 
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,10 @@ LOAD = Load(requests=2, context=5, prompt=9, tokens=6, others=2)
 
 
 @pytest.fixture
-def engine() -> Engine:
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Its clock is held: on a busy machine a piece of the other may take so long that its neighbours end meanwhile."""
+    clock = count()
+    monkeypatch.setattr("thoughtbubbles.engine.revising.executor.time", SimpleNamespace(monotonic=lambda: next(clock)))
     tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, "bytes")
     config = EngineConfig(max_batch_size=3, cache_bytes=1 << 24, prefix_caching=False)
     return Engine(lively_model(block_size=256, max_block_size=512), tokenizer, config)
