@@ -73,9 +73,9 @@ class GrammarCompiler:
         if (found := self._find(grammar)) is None:
             with self._compiling:
                 if (found := self._find(grammar)) is None:  # nobody else compiled it meanwhile
-                    self._keep(grammar, self._compile(grammar))
-                    found = self._find(grammar)
-        assert found is not None, "what was compiled last is kept"
+                    compiled = self._compile(grammar)
+                    found = _own(compiled)
+                    self._keep(grammar, compiled)
         return found
 
     def _find(self, grammar: Grammar) -> "LLMatcher | str | None":
@@ -84,7 +84,7 @@ class GrammarCompiler:
             if found is None:
                 return None
             self._kept.move_to_end((grammar.kind, grammar.text))
-            return found if isinstance(found, str) else found.deep_copy()
+            return _own(found)
 
     def _keep(self, grammar: Grammar, found: "LLMatcher | str") -> None:
         with self._lock:
@@ -158,6 +158,11 @@ def check_grammar(grammar: Grammar, tokenizer: Tokenizer) -> None:
 def is_compiled(grammar: Grammar, tokenizer: Tokenizer) -> bool:
     """Return whether an engine of this process finds a grammar compiled."""
     return compiler_of(tokenizer).is_compiled(grammar)
+
+
+def _own(kept: "LLMatcher | str") -> "LLMatcher | str":
+    """Return a matcher for a completion, from the one that is kept, or what is wrong with the grammar."""
+    return kept if isinstance(kept, str) else kept.deep_copy()
 
 
 def _definition(grammar: Grammar) -> str:
