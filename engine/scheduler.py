@@ -39,6 +39,8 @@ class Scheduler:
     """Requests that decode."""
     paused: bool = False
     """Whether requests of groups that have not started stay in the queue, until the others have finished."""
+    prompt_tokens: int = 0
+    """Tokens of the prompts of all requests that have started."""
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -209,7 +211,9 @@ class Scheduler:
         """Plan these chunks of prefilling requests, and what is decoded beside them."""
         now = time.monotonic()
         for request, chunk in chunks.items():
-            request.started = request.started or now
+            if request.started is None:
+                request.started = now
+                self.prompt_tokens += len(request.prompt)
             request.num_scheduled = len(request.output) + (chunk == request.num_pending)
             if request.paged:
                 self._num_unplanned -= chunk

@@ -21,6 +21,7 @@ class EngineStats:
     cache_usage_ratio: float
     """The fullest segment's share of pages in use, 0 … 1."""
     prompt_tokens_total: int
+    """Tokens of the prompts of requests that have started, found in the cache or computed."""
     generation_tokens_total: int
     stream_tokens_total: int
     """Stream-rows computed in the final segment."""

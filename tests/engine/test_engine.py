@@ -187,6 +187,31 @@ def test_totals_are_the_sums_over_requests(engine: Engine, prompts: list[list[in
     assert stats.stream_tokens_total == sum(u.stream_tokens for u in usages if u)
 
 
+def test_a_step_that_computes_nothing_has_no_report(engine: Engine) -> None:
+    """That of the step before would be counted again."""
+    complete(engine, [1, 2], max_tokens=2)
+    assert engine.last_step is not None
+    engine.pause_admission()
+    engine.add("waits", [1, 2], SamplingParams())
+    assert engine.step() == []
+    assert engine.last_step is None
+
+
+def test_prompts_of_requests_that_never_start_are_not_counted(engine: Engine) -> None:
+    engine.add("dropped", [1, 2, 3], SamplingParams())
+    engine.abort("dropped")
+    complete(engine, [1, 2], max_tokens=2)
+    assert engine.stats().prompt_tokens_total == 2
+
+
+def test_a_prompt_that_is_computed_again_counts_once(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=250_000))
+    engine.generate([[n] * 20 for n in range(6)], SamplingParams(max_tokens=40, ignore_eos=True))
+    stats = engine.stats()
+    assert stats.preemptions_total > 0
+    assert stats.prompt_tokens_total == 6 * 20
+
+
 @torch.no_grad()
 def test_fork_totals_are_the_models(engine: Engine, model: Thoughtbubbles) -> None:
     prompt = list(range(40))
