@@ -305,8 +305,9 @@ class Scheduler:
         return False
 
     def _count(self, request: Request, cached: int) -> None:
-        self.prefix_queries += request.num_tokens
-        self.prefix_hits += cached
+        if self._shares(request):
+            self.prefix_queries += request.num_tokens
+            self.prefix_hits += cached
         if request.cached_tokens is None:
             request.cached_tokens = cached
 
