@@ -25,7 +25,7 @@ class RequestUsage(NamedTuple):
     cached_tokens: int
     """Prompt tokens that were found in the cache."""
     stream_tokens: int
-    """Stream-rows computed in the final segment."""
+    """Streams computed in the last segment."""
     computed_tokens: int
     """Tokens whose streams are known: prompt and output, but for the output's last token, which no step has computed
     unless the request reports forks. `fork_count` and `budget_used_ratio` are of these."""

@@ -24,7 +24,7 @@ class EngineStats:
     """Tokens of the prompts of requests that have started, found in the cache or computed."""
     generation_tokens_total: int
     stream_tokens_total: int
-    """Stream-rows computed in the final segment."""
+    """Streams computed in the last segment."""
     admitted_streams_total: int
     """Sum of what `num_streams_waiting` counted of requests when they were admitted, each time they were."""
     prefix_cache_queries_total: int
