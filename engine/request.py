@@ -139,7 +139,7 @@ class Request:
         return [*self.prompt, *self.output]
 
     def first(self, tokens: int) -> tuple[int, ...]:
-        """Its first `tokens` tokens, or all if it has fewer."""
+        """Return its first `tokens` tokens, or all if it has fewer."""
         return (*self.prompt[:tokens], *self.output[: max(0, tokens - len(self.prompt))])
 
     @property
@@ -163,7 +163,7 @@ class Request:
         return self.num_scheduled > len(self.output)
 
     def with_guesses(self, number: int) -> list[int]:
-        """Its output and the first so many guesses of its draft."""
+        """Return its output and the first `number` guesses of its draft."""
         return [*self.output, *self.draft[:number]] if number else self.output
 
     @property
