@@ -1,6 +1,7 @@
 """What a caller may count on: ends, seeds, aborts, refusals, and memory that comes back."""
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -284,6 +285,27 @@ def test_a_refused_prompt_leaves_generate_without_work(engine: Engine) -> None:
 def test_engine_settings_name_themselves(setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         EngineConfig(**{setting: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "wanted"),
+    [
+        ("cache_bytes", 2e9, "a whole number, not 2000000000.0"),
+        ("max_batch_size", None, "a whole number, not None"),
+        ("page_size", "16", "a whole number, not '16'"),
+        ("max_model_len", 32.0, "a whole number, not 32.0"),
+        ("speculate", 2.5, "a whole number, not 2.5"),
+        ("max_client_share", "0.5", "a number, not '0.5'"),
+    ],
+)
+def test_an_engine_setting_of_another_type_is_refused_by_name(setting: str, value: object, wanted: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{setting} must be {wanted}")):
+        EngineConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_engine_settings_may_be_numbers_of_numpy(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    config = EngineConfig(cache_bytes=np.int64(1 << 22), page_size=np.int32(4), max_client_share=np.float64(0.5))  # type: ignore[arg-type]
+    assert complete(Engine(model, tokenizer, config), [1, 2], max_tokens=2).token_ids
 
 
 @pytest.mark.parametrize(("asked", "tokens"), [(None, 512), (7, 7)])
