@@ -46,6 +46,7 @@ def test_length_ends_a_completion(engine: Engine) -> None:
 def test_numbers_of_numpy_are_settings_too(engine: Engine) -> None:
     settings = {"max_tokens": 5, "seed": 7, "top_k": 3, "min_tokens": 5, "temperature": 0.5}
     other = {name: np.asarray(value)[()] for name, value in settings.items()}
+    other |= {"logit_bias": {np.int64(3): np.float32(0)}, "stop_token_ids": [np.int64(256)], "stop": ["never"]}
     assert complete(engine, [1, 2], **other).token_ids == complete(engine, [1, 2], **settings).token_ids
 
 
@@ -254,6 +255,16 @@ def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> No
         ([1], {"temperature": "0.7"}, "temperature", "invalid_type"),
         ([1], {"top_p": None}, "top_p", "invalid_type"),
         ([1], {"stop": "abc"}, "stop", "invalid_type"),
+        ([1], {"stop": ("a", 5)}, "stop", "invalid_type"),
+        ([1], {"stop": None}, "stop", "invalid_type"),
+        ([1], {"stop_token_ids": ("5",)}, "stop_token_ids", "invalid_type"),
+        ([1], {"stop_token_ids": (1.5,)}, "stop_token_ids", "invalid_type"),
+        ([1], {"stop_token_ids": b"5"}, "stop_token_ids", "invalid_type"),
+        ([1], {"logit_bias": {"5": 1.0}}, "logit_bias", "invalid_type"),
+        ([1], {"logit_bias": {5: "1"}}, "logit_bias", "invalid_type"),
+        ([1], {"logit_bias": [5]}, "logit_bias", "invalid_type"),
+        ([1], {"fork_bias": ({"layer": 1},)}, "fork_bias", "invalid_type"),
+        ([1], {"grammar": {"type": "object"}}, "grammar", "invalid_type"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
