@@ -46,13 +46,22 @@ class GrammarCompiler:
         self._checker: subprocess.Popen[str] | None = None
 
     def start(self, grammar: Grammar) -> GrammarState:
-        """Return the state of a completion that has no token yet. Raises as `compiled`."""
-        return GrammarState(self.compiled(grammar), self._tokenizer.vocab_size, partial(self._forget, grammar))
+        """Return the state of a completion that has no token yet.
+
+        Raises `InvalidRequest` as `compiled`, and if the process that compiles first cannot be started.
+        """
+        try:
+            matcher = self.compiled(grammar)
+        except OSError as error:
+            message = f"{grammar.param} cannot be compiled at present: {error}"
+            raise InvalidRequest(message, param=grammar.param, code="invalid_grammar") from error
+        return GrammarState(matcher, self._tokenizer.vocab_size, partial(self._forget, grammar))
 
     def compiled(self, grammar: Grammar) -> "LLMatcher":
         """Return a matcher that no token was given to. Raises `InvalidRequest` if `grammar` has a mistake.
 
-        Takes at most some seconds for a grammar that is not kept, and otherwise microseconds.
+        Takes at most some seconds for a grammar that is not kept, and otherwise microseconds. Raises `OSError` if the
+        process that compiles first cannot be started.
         """
         if find_spec("llguidance") is None:
             message = f"{grammar.param} needs the extra structured: {install_command('structured')}"
