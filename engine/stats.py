@@ -43,9 +43,9 @@ class EngineStats:
     """Of those, checks that found them wrong."""
     preemptions_total: int
     forks_total: Mapping[int, int]
-    """For each fork layer, fork copies that survived it, under the causal rule."""
+    """For each fork layer, fork copies that survived it, of requests with pages."""
     fork_deletions_total: Mapping[int, int]
-    """For each fork layer, streams that it deleted, under the causal rule."""
+    """For each fork layer, streams that it deleted, of requests with pages."""
 
 
 @dataclass(frozen=True, kw_only=True)

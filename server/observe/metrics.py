@@ -40,8 +40,8 @@ COUNTERS: Mapping[str, str] = {
     "cache_integrity_failures_total": "Checks that found the page counts wrong, which is a defect of the engine.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {
-    "forks_total": "Fork copies that survived the selection before a layer.",
-    "fork_deletions_total": "Streams that the selection before a layer removed.",
+    "forks_total": "Fork copies that survived the selection before a layer, of requests with pages.",
+    "fork_deletions_total": "Streams that the selection before a layer removed, of requests with pages.",
 }
 
 
