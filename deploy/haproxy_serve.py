@@ -39,7 +39,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """What is to run. Raises `ValueError` naming what cannot be."""
+    """The servers to run, and HAProxy. Raises `ValueError` naming a wrong setting."""
 
     servers: int
     host: str
@@ -47,7 +47,7 @@ class Fleet:
     options: Sequence[str]
     """Of each server, as on the command line."""
     devices: Sequence[str] | None
-    """The one that each server sees; None: they compute on the CPU."""
+    """The device of each server, as in CUDA_VISIBLE_DEVICES; None: they compute on the CPU."""
     haproxy: str
     """Its executable."""
 
@@ -81,14 +81,14 @@ class Fleet:
         return command, dict(os.environ) if self.devices is None else os.environ | {VISIBLE: self.devices[number - 1]}
 
     def proxy(self) -> tuple[list[str], dict[str, str]]:
-        """Return HAProxy's, whose variables are no others: one more SERVER_N would be one more server."""
+        """Return HAProxy's command and all of its variables: another SERVER_N would add a server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         servers = {f"SERVER_{number}": f"{LOOPBACK}:{self.port + number}" for number in self.numbers}
         return [self.haproxy, "-db", "-f", str(CONFIGURATION)], {"BIND": f"{host}:{self.port}"} | servers
 
     @property
     def numbers(self) -> range:
-        """The servers'."""
+        """The numbers of the servers."""
         return range(1, self.servers + 1)
 
 
@@ -136,14 +136,14 @@ class Supervisor:
             self._refusing.discard(number)
             self._servers[number] = process = await _start(*self._fleet.server(number))
             if self._stopping.is_set():
-                process.terminate()  # it was not there yet when the signal was passed on
+                process.terminate()  # it had not started when the signal was passed on
             code = await process.wait()
             del self._servers[number]
             if not self._stopping.is_set():
                 await self._pause(number, code)
 
     async def _pause(self, number: int, code: int) -> None:
-        """Wait before the next start, which is hopeless if all servers refuse to start."""
+        """Wait before the next start. Stop the fleet if all servers have refused their settings."""
         if code == USAGE_ERROR:
             self._refusing.add(number)
         if len(self._refusing) == self._fleet.servers:
@@ -175,7 +175,7 @@ def find_haproxy() -> str:
 
 
 def _warn_if_open(settings: ServerSettings) -> None:
-    """Say so if other machines can reach HAProxy and no request needs a key. The servers see loopback alone."""
+    """Warn if other machines can reach HAProxy and no request needs a key. The servers, on loopback, do not."""
     address = socket.getaddrinfo(settings.host, None)[0][4][0]
     keyless = not settings.api_keys.digests and settings.api_keys_file is None
     if keyless and not ipaddress.ip_address(str(address).partition("%")[0]).is_loopback:
@@ -183,7 +183,7 @@ def _warn_if_open(settings: ServerSettings) -> None:
 
 
 def _fleet(arguments: Sequence[str]) -> Fleet:
-    """Return what the command line asks for, or end the process with a line that says what cannot be."""
+    """Return the fleet of a command line. End the process with a message for a wrong setting."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--servers", type=int, default=1, help=f"one for each GPU, up to {MOST_SERVERS} (%(default)s)")
     parser = argparse.ArgumentParser(prog="python -m deploy.haproxy_serve", description=__doc__, parents=[own])

@@ -2,7 +2,7 @@
 
     python -m deploy.ray_serve --max-replicas 8
 
-    client ──► Ray's proxy ──► Ingress ──► whom the router chooses of the Replicas: each the application and its engine
+    client ──► Ray's proxy ──► Ingress ──► the Replica that the router chooses: the application and its engine
 
 It starts Ray here, or joins the cluster that RAY_ADDRESS names. Settings are those of `thoughtbubbles serve`, and so is
 what SIGTERM does. A Serve config file imports `deploy.ray_serve:app`, which has its settings from the environment.
@@ -34,23 +34,23 @@ from thoughtbubbles.server.sources import add_arguments, read_settings
 
 NAME = "thoughtbubbles"
 FAREWELL_SECONDS = 5.0
-"""What an ingress has, once a replica's time is up, to tell its clients."""
+"""Time that an ingress has to end its clients' answers after a replica has been stopped."""
 ALIKE = 8
-"""Loads are alike while they differ by no more than a batch over this."""
+"""Loads of two replicas count as equal if they differ by at most `max_batch_size` over this."""
 
 QUIET = LoggingConfig(enable_access_log=False)
 """The application writes a line for each request; Serve would write two more."""
 
 
 class Fleet(BaseModel, frozen=True, extra="forbid"):
-    """How many there may be of what, and how quickly that changes."""
+    """Numbers of replicas and ingresses, and how quickly they change."""
 
     min_replicas: int = Field(1, ge=0, description="fewest replicas")
     max_replicas: int = Field(1, ge=1, description="most replicas")
-    upscale_delay_s: float = Field(10.0, ge=0, description="how long more must be wanted until there are more")
-    downscale_delay_s: float = Field(300.0, ge=0, description="how long fewer must do until there are fewer")
+    upscale_delay_s: float = Field(10.0, ge=0, description="seconds of higher load before replicas are added")
+    downscale_delay_s: float = Field(300.0, ge=0, description="seconds of lower load before replicas are removed")
     max_queued_requests: int = Field(1000, ge=1, description="most requests that wait in one ingress; more are refused")
-    ingresses: int = Field(1, ge=1, description="processes that stand before the replicas")
+    ingresses: int = Field(1, ge=1, description="processes that pass requests to the replicas")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -60,12 +60,15 @@ class Fleet(BaseModel, frozen=True, extra="forbid"):
 
 
 def app(fleet: Fleet) -> Application:
-    """What a Serve config file imports; `args` there are the fleet. `ValueError` naming a setting that cannot be."""
+    """Return the application that a Serve config file imports; its `args` are the fleet.
+
+    Raises `ValueError` naming a wrong setting.
+    """
     return application(fleet, read_settings(argparse.Namespace(config=None), os.environ))
 
 
 def application(fleet: Fleet, settings: ServerSettings) -> Application:
-    """An ingress before replicas."""
+    """Return an ingress that passes requests to replicas."""
 
     def asgi() -> ASGIApp:
         ingress = Ingress(serve.get_deployment_handle(Replica.__name__), settings.request_timeout_seconds)
@@ -77,10 +80,10 @@ def application(fleet: Fleet, settings: ServerSettings) -> Application:
 
 
 def _replicas(fleet: Fleet, settings: ServerSettings) -> dict[str, Any]:
-    """How Serve runs them.
+    """Return the options with which Serve runs replicas.
 
-    Each is given two batches: one to compute, one to go on with. The rest waits before the router, where a replica that
-    is added can take it.
+    Each gets requests for two batches: one to compute, and the next one. Other requests wait at the router, where a
+    replica that is added can take them.
     """
     batch = settings.max_batch_size
     return {
@@ -108,7 +111,7 @@ def _ingresses(fleet: Fleet, settings: ServerSettings) -> dict[str, Any]:
     return {
         "name": Ingress.__name__,
         "num_replicas": fleet.ingresses,
-        "max_ongoing_requests": 1 << 16,  # the replicas' bound is to hold
+        "max_ongoing_requests": 1 << 16,  # the replicas' limit is the one that counts
         "graceful_shutdown_timeout_s": settings.drain_seconds + FAREWELL_SECONDS,
         "ray_actor_options": {"num_cpus": 0},
         "logging_config": QUIET,
@@ -116,7 +119,7 @@ def _ingresses(fleet: Fleet, settings: ServerSettings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until a signal, then let what runs finish: Ray's own shutdown cuts every client off."""
+    """Serve until a signal, then let running requests finish: Ray's own shutdown disconnects every client."""
     fleet, settings = _arguments()
     ray.init(namespace="serve")
     stopping = threading.Event()
@@ -131,12 +134,12 @@ def main() -> None:
 
 
 def _arguments() -> tuple[Fleet, ServerSettings]:
-    """What the command line asks for; it ends the process with a line that says what cannot be."""
+    """Return the fleet and the settings of the command line. End the process with a message for a wrong one."""
     parser = argparse.ArgumentParser(prog="python -m deploy.ray_serve", description=__doc__)
     add_arguments(parser)
     for name, field in Fleet.model_fields.items():
-        told = f"{field.description} ({field.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=told)
+        text = f"{field.description} ({field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=text)
     arguments = parser.parse_args()
     try:
         fleet = Fleet(**{name: getattr(arguments, name) for name in Fleet.model_fields})

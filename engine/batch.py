@@ -89,7 +89,7 @@ class Output:
     """Of each token of the entry that was computed; empty unless requested."""
 
     def rows(self) -> Iterator[tuple[Request, Row]]:
-        """The requests, each with its entries."""
+        """Return each entry as a row, with its request."""
         columns = (self.fork_counts, self.stream_tokens, self.num_streams, self.finite, self.tokens, self.logprobs,
                    self.prompt_reports, self.fork_scores)  # fmt: skip
         # As Row(*…) of each entry, in a third of the time, and one is made for every token.

@@ -1,6 +1,7 @@
 """The engine's limits. The model's sizes are in `ModelConfig`."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from thoughtbubbles.model import document_fields
@@ -12,6 +13,11 @@ MAX_SPECULATE = 32
 _KINDS = {
     "executor": get_args(ExecutorKind), "cache_dtype": (None, *get_args(CacheDtype)), "weights": get_args(WeightKind),
 }  # fmt: skip
+_COUNTS = (
+    "max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes", "page_size",
+)  # fmt: skip
+_OPTIONAL = {"max_model_len", "max_prefill_tokens"}
+"""Counts that may be None."""
 
 
 @document_fields
@@ -61,6 +67,7 @@ class EngineConfig:
         return None if self.max_client_share == 1 else int(self.max_client_share * self.max_waiting_streams)
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not 0 < self.max_client_share <= 1:
             raise ValueError(f"max_client_share must be above 0, at most 1, not {self.max_client_share}")
         if not 0 <= self.speculate <= MAX_SPECULATE:
@@ -71,8 +78,16 @@ class EngineConfig:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
         if self.weights == "int8" and self.executor == "portable":
             raise ValueError("weights 'int8' need the native executor; executor is 'portable'")
-        for name in ("max_batch_size", "max_waiting_streams", "max_model_len", "max_prefill_tokens", "cache_bytes",
-                     "page_size"):  # fmt: skip
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+
+    def _check_types(self) -> None:
+        """Raise `ValueError` naming the first number of another type."""
+        if not isinstance(self.max_client_share, Real):
+            raise ValueError(f"max_client_share must be a number, not {self.max_client_share!r}")
+        for name in (*_COUNTS, "speculate"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) or (value is None and name in _OPTIONAL)):
+                raise ValueError(f"{name} must be a whole number, not {value!r}")

@@ -51,6 +51,7 @@ class Engine:
             retain=self.config.prefix_caching,
         )
         self.last_step: StepReport | None = None
+        """The report of the last step; None if it computed nothing."""
         self._current = current_device(model.transformer.wte.weight.device)
         with self._current:
             self.executor = make_executor(model, self.cache, tokenizer, self.config)
@@ -62,7 +63,7 @@ class Engine:
         )  # fmt: skip
         self._requests: dict[str, Request] = {}
         self._seeds = random.Random(self.config.seed)
-        self._prompt_tokens = self._generation_tokens = self._stream_tokens = self._non_finite = 0
+        self._generation_tokens = self._stream_tokens = self._non_finite = 0
         self._integrity_checks = self._integrity_failures = 0
         self._proposed = self._accepted = 0
 
@@ -100,7 +101,6 @@ class Engine:
             )
         self.scheduler.add(request)
         self._requests[request_id] = request
-        self._prompt_tokens += len(ids)
 
     def abort(self, *request_ids: str) -> list[str]:
         """Drop requests and free their pages at once; no event follows. Return the ids of those that were unfinished.
@@ -120,7 +120,7 @@ class Engine:
             return self._step()
 
     def _step(self) -> list[TokenEvent]:
-        start = time.monotonic()
+        start, self.last_step = time.monotonic(), None
         plan = self.scheduler.schedule()
         flights = self.executor.launch(plan)
         rest = self.scheduler.schedule_rest()
@@ -280,7 +280,7 @@ class Engine:
             cache_streams=use.streams,
             cache_bytes=use.bytes,
             cache_usage_ratio=use.ratio,
-            prompt_tokens_total=self._prompt_tokens,
+            prompt_tokens_total=self.scheduler.prompt_tokens,
             generation_tokens_total=self._generation_tokens,
             stream_tokens_total=self._stream_tokens,
             admitted_streams_total=self.scheduler.waiting.admitted_streams,

@@ -25,7 +25,7 @@ class RequestUsage(NamedTuple):
     cached_tokens: int
     """Prompt tokens that were found in the cache."""
     stream_tokens: int
-    """Stream-rows computed in the final segment."""
+    """Streams computed in the last segment."""
     computed_tokens: int
     """Tokens whose streams are known: prompt and output, but for the output's last token, which no step has computed
     unless the request reports forks. `fork_count` and `budget_used_ratio` are of these."""
@@ -139,7 +139,7 @@ class Request:
         return [*self.prompt, *self.output]
 
     def first(self, tokens: int) -> tuple[int, ...]:
-        """Its first `tokens` tokens, or all if it has fewer."""
+        """Return its first `tokens` tokens, or all if it has fewer."""
         return (*self.prompt[:tokens], *self.output[: max(0, tokens - len(self.prompt))])
 
     @property
@@ -163,7 +163,7 @@ class Request:
         return self.num_scheduled > len(self.output)
 
     def with_guesses(self, number: int) -> list[int]:
-        """Its output and the first so many guesses of its draft."""
+        """Return its output and the first `number` guesses of its draft."""
         return [*self.output, *self.draft[:number]] if number else self.output
 
     @property

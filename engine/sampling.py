@@ -201,7 +201,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, by: int) -> Tensor:
-    """A logical shift to the right."""
+    """Return `x` shifted to the right, with zeros on the left."""
     return (x >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 

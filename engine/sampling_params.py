@@ -1,7 +1,8 @@
 """Sampling and forking parameters of a request."""
 
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
@@ -98,6 +99,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in _RANGES:
             self._check_number(name)
+        self._check_types()
         for token_id, bias in self.logit_bias.items():
             if not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
                 limits = f"-{MAX_LOGIT_BIAS} … {MAX_LOGIT_BIAS}"
@@ -123,10 +125,22 @@ class SamplingParams:
             bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
             raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
 
+    def _check_types(self) -> None:
+        """Check what is no number. A setting of another type would fail in a step, and other requests with it."""
+        bias = self.logit_bias
+        for name, right, wanted in (
+            ("stop", _has_only(str, self.stop), "a tuple of strings"),
+            ("stop_token_ids", _has_only(Integral, self.stop_token_ids), "a tuple of token ids"),
+            ("logit_bias", isinstance(bias, Mapping) and _are(Integral, bias) and _are(Real, bias.values()),
+             "a mapping from token ids to numbers"),
+            ("fork_bias", _has_only(ForkBias, self.fork_bias), "a tuple of ForkBias"),
+            ("grammar", self.grammar is None or isinstance(self.grammar, Grammar), "a Grammar or None"),
+        ):  # fmt: skip
+            if not right:
+                message = f"{name} must be {wanted}, not {reprlib.repr(getattr(self, name))}"
+                raise InvalidRequest(message, param=name, code="invalid_type")
+
     def _check_stop(self) -> None:
-        if isinstance(self.stop, str):
-            message = f"stop must be a tuple of strings, not {self.stop!r}"
-            raise InvalidRequest(message, param="stop", code="invalid_type")
         if "" in self.stop:
             raise InvalidRequest("stop must not contain an empty string", param="stop")
 
@@ -167,3 +181,12 @@ class SamplingParams:
         """Whether penalties or biases change what the model says."""
         penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
         return bool(penalties or self.logit_bias)
+
+
+def _has_only(kind: type, values: object) -> bool:
+    """Return whether `values` is a collection of `kind`, and not a text."""
+    return isinstance(values, Collection) and not isinstance(values, str | bytes) and _are(kind, values)
+
+
+def _are(kind: type, values: Iterable[object]) -> bool:
+    return all(issubclass(each, kind) for each in set(map(type, values)))  # there may be many values, of few types

@@ -39,6 +39,8 @@ class Scheduler:
     """Requests that decode."""
     paused: bool = False
     """Whether requests of groups that have not started stay in the queue, until the others have finished."""
+    prompt_tokens: int = 0
+    """Tokens of the prompts of all requests that have started."""
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -157,13 +159,13 @@ class Scheduler:
 
     def _plan_decode(self, requests: list[Request]) -> Plan:
         """Plan the next token of each of these running requests, unless their last one is scheduled already."""
-        held = self._draft(requests) if self.config.speculate and requests else set()
+        left_out = self._draft(requests) if self.config.speculate and requests else set()
         num_tokens: list[int] = []
         for request in requests:
             if not request.paged:  # planned again until it is computed, which may take several steps
                 request.num_scheduled = len(request.output)
             tokens = len(request.draft)
-            if request.num_scheduled < request.max_scheduled and not (held and request in held):
+            if request.num_scheduled < request.max_scheduled and not (left_out and request in left_out):
                 tokens += 1
             request.num_scheduled += tokens
             num_tokens.append(tokens)
@@ -187,10 +189,10 @@ class Scheduler:
         if not guesses:
             return set()
         fits = guesses >= self.guessing.least_together * len(requests) and self.cache.make_room(self._needs())
-        held = {request for request in requests if request.draft and request.in_flight}
-        for request in held if fits else requests:
+        left_out = {request for request in requests if request.draft and request.in_flight}
+        for request in left_out if fits else requests:
             request.draft = []
-        return held if fits else set()
+        return left_out if fits else set()
 
     def _divides(self) -> bool:
         """Return whether the next step has two parts: if there are enough prompt tokens for both, and none decodes.
@@ -209,7 +211,9 @@ class Scheduler:
         """Plan these chunks of prefilling requests, and what is decoded beside them."""
         now = time.monotonic()
         for request, chunk in chunks.items():
-            request.started = request.started or now
+            if request.started is None:
+                request.started = now
+                self.prompt_tokens += len(request.prompt)
             request.num_scheduled = len(request.output) + (chunk == request.num_pending)
             if request.paged:
                 self._num_unplanned -= chunk
@@ -301,8 +305,9 @@ class Scheduler:
         return False
 
     def _count(self, request: Request, cached: int) -> None:
-        self.prefix_queries += request.num_tokens
-        self.prefix_hits += cached
+        if self._shares(request):
+            self.prefix_queries += request.num_tokens
+            self.prefix_hits += cached
         if request.cached_tokens is None:
             request.cached_tokens = cached
 

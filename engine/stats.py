@@ -21,9 +21,10 @@ class EngineStats:
     cache_usage_ratio: float
     """The fullest segment's share of pages in use, 0 … 1."""
     prompt_tokens_total: int
+    """Tokens of the prompts of requests that have started, found in the cache or computed."""
     generation_tokens_total: int
     stream_tokens_total: int
-    """Stream-rows computed in the final segment."""
+    """Streams computed in the last segment."""
     admitted_streams_total: int
     """Sum of what `num_streams_waiting` counted of requests when they were admitted, each time they were."""
     prefix_cache_queries_total: int
@@ -42,9 +43,9 @@ class EngineStats:
     """Of those, checks that found them wrong."""
     preemptions_total: int
     forks_total: Mapping[int, int]
-    """For each fork layer, fork copies that survived it, under the causal rule."""
+    """For each fork layer, fork copies that survived it, of requests with pages."""
     fork_deletions_total: Mapping[int, int]
-    """For each fork layer, streams that it deleted, under the causal rule."""
+    """For each fork layer, streams that it deleted, of requests with pages."""
 
 
 @dataclass(frozen=True, kw_only=True)

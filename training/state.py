@@ -125,7 +125,7 @@ def read_facts(folder: Path) -> Facts:
         raise ValueError(f"resume: {error}") from error
     for name, kind in _KINDS.items():
         if name not in facts or not isinstance(facts[name], kind) or isinstance(facts[name], bool):
-            raise ValueError(f"resume: {path} does not tell of {name}, or not as a run writes it")
+            raise ValueError(f"resume: {path} lacks {name}, or has it in another form than a run writes")
     return facts
 
 

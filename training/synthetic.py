@@ -89,7 +89,7 @@ def _permutations(n: int, random: Random) -> tuple[str, str]:
 
 
 def _hops(n: int, random: Random) -> tuple[str, str]:
-    """A circle longer than any n, so that no path comes back to where it began before its end."""
+    """Return a question about the node `n` steps on, and its answer; the circle is longer, so that no path closes."""
     circle = random.sample(_NODES, len(_NODES))
     pairs = [one + other for one, other in pairwise([*circle, circle[0]])]
     random.shuffle(pairs)

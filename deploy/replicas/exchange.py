@@ -1,4 +1,4 @@
-"""An HTTP exchange in two processes: the ingress has the client, a replica has the application."""
+"""One HTTP exchange across two processes: the ingress has the client's connection, a replica the application."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -14,7 +14,7 @@ from thoughtbubbles.server.protocol import errors
 
 CARRIED = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path",
            "headers", "client", "server")  # fmt: skip
-"""What of an ASGI scope a replica is told; the rest belongs to the process that made it."""
+"""The keys of an ASGI scope that are sent to a replica; the others are of the ingress's process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +22,20 @@ class HttpRequest:
     """A request that has been read, on its way to a replica."""
 
     scope: dict[str, Any]
-    """Of ASGI, cut to what can be sent."""
+    """The ASGI scope, without what cannot be sent."""
     body: bytes
-    """All of it."""
+    """The whole body."""
 
     @classmethod
     def of(cls, scope: Scope, body: bytes) -> Self:
-        """The request of this scope."""
+        """Return the request with this scope."""
         return cls(scope={name: scope[name] for name in CARRIED if name in scope}, body=body)
 
 
 async def answers(app: ASGIApp, request: HttpRequest, pause: Callable[[], float]) -> AsyncGenerator[Message, None]:
-    """What `app` sends for `request`, as it is sent. Whoever stops listening is, to the app, a client that left.
+    """Yield what `app` sends for `request`, as it is sent. Closing the generator is a disconnect to `app`.
 
-    After each part of the body nothing is sent for `pause()` seconds; what comes meanwhile is one part.
+    After each part of the body nothing is yielded for `pause()` seconds; parts that come meanwhile are joined.
     """
     sent: asyncio.Queue[Message | None] = asyncio.Queue()
     body = [{"type": "http.request", "body": request.body, "more_body": False}]
@@ -63,24 +63,24 @@ async def answers(app: ASGIApp, request: HttpRequest, pause: Callable[[], float]
 
 
 def _joined(messages: list[Message]) -> list[Message]:
-    """The same, with all parts of the body in one."""
+    """Return the messages with all parts of the body joined into one."""
     parts = [message for message in messages if message["type"] == "http.response.body"]
     others = [message for message in messages if message["type"] != "http.response.body"]
     return [*others, {**parts[-1], "body": b"".join(part.get("body", b"") for part in parts)}] if parts else others
 
 
 class Answer:
-    """An answer on its way to the client, which gets a well-formed end whatever becomes of the replica."""
+    """An answer on its way to the client. It has a well-formed end even if the replica dies."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._start: Message | None = None  # held back until a body follows: without one it could still be an error
+        self._start: Message | None = None  # sent with the first part of the body: until then an error can replace it
         self._begun = False
         self._ended = False
 
     async def pass_on(self, message: Message) -> None:
-        """Send what a replica sent."""
+        """Send a message from the replica to the client."""
         if message["type"] == "http.response.start":
             del MutableHeaders(scope=message)[REQUEST_ID]  # Ray's proxy adds the same
             self._start = message
@@ -93,9 +93,10 @@ class Answer:
         self._ended = not message.get("more_body", False)
 
     async def fail(self, error: errors.ApiError) -> None:
-        """End with `error`, unless the end was sent: as the answer, as the last event of a stream.
+        """End with `error`, as the answer or as the last event of a stream, unless the answer is complete.
 
-        Raises `error` where neither can be: the connection then breaks, so that nobody takes the half for the whole.
+        Raises `error` if part of an answer that is no stream has been sent: the connection then breaks, and the client
+        sees that the answer is incomplete.
         """
         if self._ended:
             return

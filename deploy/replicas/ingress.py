@@ -1,4 +1,4 @@
-"""What stands before the replicas: reads a request, has one of them chosen, and passes its answer on."""
+"""The ingress: reads a request, has the router choose a replica, and passes the replica's answer on."""
 
 import asyncio
 import json
@@ -22,27 +22,27 @@ from deploy.replicas.replica import Replica
 from thoughtbubbles.server.protocol import errors
 
 COMPARED_CHARACTERS = 4096
-"""Of a prompt's beginning, so that the router's memory is one of beginnings; some 1,000 tokens."""
+"""Characters of a prompt that the router compares and remembers; some 1,000 tokens."""
 BROADCAST_SECONDS = 10.0
-"""What all replicas may take to say something of themselves."""
+"""Time limit for the answers of all replicas."""
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """How a prompt begins, under the name that Ray's router looks for."""
+    """The beginning of a prompt, in the attribute that Ray's router reads."""
 
     prompt: str
 
 
 def beginning(request: HttpRequest) -> list[Beginning]:
-    """What the router may compare of a request: nothing, or one text.
+    """Return the text that the router compares, in a list; an empty list for a request without a prompt.
 
-    A ratio of its own stands before the text, because tokens are shared under the same budget alone.
+    A `fork_ratio` is put before the text, because only requests with the same budget share cached prefixes.
     """
     try:
         asked = from_json(request.body)
-        told = asked.get("prompt") or [message["content"] for message in asked["messages"]]
-        text = told if isinstance(told, str) else json.dumps(told)
+        prompt = asked.get("prompt") or [message["content"] for message in asked["messages"]]
+        text = prompt if isinstance(prompt, str) else json.dumps(prompt)
         ratio = asked.get("fork_ratio")
     except (ValueError, AttributeError, KeyError, TypeError):
         return []  # not a completion, or one that will be refused
@@ -52,12 +52,12 @@ def beginning(request: HttpRequest) -> list[Beginning]:
 class Ingress:
     """An ASGI application whose every request is answered by a replica, or by an error of the API's form.
 
-    When a replica dies its clients are told. Nobody else is asked in its place: a request that kills whoever computes
-    it would go through them all.
+    When a replica dies, its clients get an error. Their requests are not sent to another replica: one that kills the
+    replica that computes it would kill all of them.
     """
 
     def __init__(self, replicas: DeploymentHandle[Replica], seconds: float) -> None:
-        """Wait so long at most until an answer begins; it may be infinite."""
+        """An answer must begin within `seconds`, which may be infinite."""
         self._replicas = replicas
         self._one = replicas.options(method_name="answer", stream=True)
         self._seconds = seconds
@@ -92,26 +92,26 @@ class Ingress:
         except (RayError, RayServeException):
             raise errors.cut_off() from None
         finally:
-            with suppress(RayError, RayServeException):  # it raises again what kept the call from being made
+            with suppress(RayError, RayServeException):  # it raises the error of a failed call again
                 response.cancel()
 
     async def _pass_to_all(self, request: HttpRequest, answer: Answer) -> None:
-        """Only one replica can know what is asked for: its answer, or else anybody's."""
-        told: list[list[Message]] = await self._ask_all("whole_answer", request=request)
-        for message in min(told, key=lambda messages: messages[0]["status"]):
+        """Send the answer of the one replica that has the completion, or any 404."""
+        answers: list[list[Message]] = await self._ask_all("whole_answer", request=request)
+        for message in min(answers, key=lambda messages: messages[0]["status"]):
             await answer.pass_on(message)
 
     async def _metrics(self) -> Response:
         return Response(page(await self._ask_all("metrics")), media_type=CONTENT_TYPE_LATEST)
 
     async def _ask_all(self, method: str, **arguments: object) -> list[Any]:
-        """What every replica that lives says. `ApiError` when none does."""
+        """Return what the method returns on each living replica. Raise `ApiError` if there is none."""
         try:
             asked = self._replicas.broadcast(method, **arguments)
-            told = await asked.results_async(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
+            results = await asked.results_async(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException):
-            told = []
-        living = [each for each in told if not isinstance(each, BaseException)]
+            results = []
+        living = [each for each in results if not isinstance(each, BaseException)]
         if not living:
             raise errors.unavailable("starting")
         return living

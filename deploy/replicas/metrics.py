@@ -8,17 +8,17 @@ from prometheus_client.registry import Collector
 
 
 def labelled(metrics: Iterable[Metric], replica: str) -> list[Metric]:
-    """These, each sample with the label `replica`."""
-    told = []
+    """Return the metrics with the label `replica` at each sample."""
+    found = []
     for metric in metrics:
         copy = Metric(metric.name, metric.documentation, metric.type, metric.unit)
         copy.samples = [each._replace(labels={**each.labels, "replica": replica}) for each in metric.samples]
-        told.append(copy)
-    return told
+        found.append(copy)
+    return found
 
 
 def page(replicas: Iterable[Sequence[Metric]]) -> bytes:
-    """Prometheus' text, which wants all samples of a name together."""
+    """Return Prometheus' text of all replicas, with the samples of each name together."""
     return generate_latest(_Merged(replicas))
 
 

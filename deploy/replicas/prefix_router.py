@@ -1,4 +1,4 @@
-"""Ray Serve's own prefix-aware router, made to outlive its memory."""
+"""Ray Serve's prefix-aware router, which also works while its shared tree of prefixes is lost or outdated."""
 
 from contextlib import suppress
 
@@ -10,17 +10,17 @@ from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, R
 
 
 class PrefixRouter(PrefixCacheAffinityRouter):
-    """Sends a prompt to the replica that has seen the longest beginning of it, while their loads are alike.
+    """Sends a prompt to the replica that has seen the longest beginning of it, if loads are about equal.
 
-    All routers share a tree of beginnings, which lives in one actor. That may know a replica before this router does,
-    or after, and may be lost with its machine; Ray's class then raises, and the request would wait forever. Here the
-    shorter queue of two replicas decides instead.
+    All routers share a tree of beginnings, which one actor has. The tree may know a replica before this router does, or
+    after, and it is lost with its machine. Ray's class then raises, and the request would wait forever. Here the
+    replica with the shorter queue of two is chosen instead.
     """
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replicas to try, the best first."""
+        """Return the replicas to try, the best first."""
         chosen: list[list[RunningReplica]]
         try:
             chosen = await super().choose_replicas(candidate_replicas, pending_request)
@@ -29,12 +29,12 @@ class PrefixRouter(PrefixCacheAffinityRouter):
         return chosen
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Route among these from now on."""
+        """Route to these replicas from now on."""
         with suppress(RayError):
             super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
-        """Route to it no more."""
+        """Stop routing to this replica."""
         with suppress(RayError):
             super().on_replica_actor_died(replica_id)
 

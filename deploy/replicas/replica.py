@@ -26,10 +26,10 @@ token would keep a GPU waiting.
 
 
 class Replica:
-    """Answers what the ingress hands it. Serve calls what is public here, and `__del__` once all is answered."""
+    """Answers requests from the ingress. Serve calls its public methods, and `__del__` after the last answer."""
 
     async def __init__(self, settings: ServerSettings) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Ready once the engine is loaded. Raises whatever the settings or the checkpoint are refused for."""
+        """Load the engine. Raises the error of a wrong setting or checkpoint."""
         self._running = 0
         self._logging = ExitStack()
         self._logging.enter_context(writing(settings.log_format))
@@ -44,7 +44,7 @@ class Replica:
             raise worker.failure
 
     async def answer(self, *_beginning: object, request: HttpRequest) -> AsyncGenerator[Message, None]:
-        """The ASGI messages that answer `request`, as they come. How its prompt begins is for the router alone."""
+        """Yield the ASGI messages that answer `request`. Only the router reads the beginning of its prompt."""
         self._running += 1
         try:
             async with aclosing(answers(self._app, request, self._pause)) as messages:
@@ -54,21 +54,21 @@ class Replica:
             self._running -= 1
 
     async def whole_answer(self, request: HttpRequest) -> list[Message]:
-        """The same, all at once."""
+        """Return all ASGI messages that answer `request`."""
         return [message async for message in answers(self._app, request, self._pause)]
 
     async def metrics(self) -> list[Metric]:
-        """What the replica's own /metrics tells, with its name."""
+        """Return the metrics of this replica, labelled with its id."""
         return labelled(self._service.metrics.registry.collect(), serve.get_replica_context().replica_id.unique_id)
 
     async def check_health(self) -> None:
-        """Raise when nothing more can come of this replica; Serve then replaces it."""
+        """Raise if the engine has failed or hangs; Serve then replaces the replica."""
         reason = self._service.worker.unready(self._service.settings.watchdog_seconds)
         if reason in {"failed", "stalled"}:
             raise RuntimeError(f"the engine has {reason}")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaler is told of this replica beside Serve's own count of its requests."""
+        """Return what the autoscaler reads beside Serve's own count of requests."""
         snapshot = self._service.metrics.meter.snapshot
         return {} if snapshot is None else {"num_requests_waiting": float(snapshot.stats.num_requests_waiting)}
 

@@ -336,7 +336,7 @@ class Prefill:
 
 
 def _by_draw(chunks: Sequence[Chunk]) -> Iterator[Chunk]:
-    """The chunks, each as often as tokens are drawn: those with guesses have no prompt that is scored."""
+    """Return each chunk as often as tokens are drawn. A chunk with guesses has no prompt to score."""
     return (chunk for chunk in chunks for _ in range(chunk.num_draws))
 
 

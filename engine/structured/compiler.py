@@ -46,13 +46,22 @@ class GrammarCompiler:
         self._checker: subprocess.Popen[str] | None = None
 
     def start(self, grammar: Grammar) -> GrammarState:
-        """Return the state of a completion that has no token yet. Raises as `compiled`."""
-        return GrammarState(self.compiled(grammar), self._tokenizer.vocab_size, partial(self._forget, grammar))
+        """Return the state of a completion that has no token yet.
+
+        Raises `InvalidRequest` as `compiled`, and if the process that compiles first cannot be started.
+        """
+        try:
+            matcher = self.compiled(grammar)
+        except OSError as error:
+            message = f"{grammar.param} cannot be compiled at present: {error}"
+            raise InvalidRequest(message, param=grammar.param, code="invalid_grammar") from error
+        return GrammarState(matcher, self._tokenizer.vocab_size, partial(self._forget, grammar))
 
     def compiled(self, grammar: Grammar) -> "LLMatcher":
         """Return a matcher that no token was given to. Raises `InvalidRequest` if `grammar` has a mistake.
 
-        Takes at most some seconds for a grammar that is not kept, and otherwise microseconds.
+        Takes at most some seconds for a grammar that is not kept, and otherwise microseconds. Raises `OSError` if the
+        process that compiles first cannot be started.
         """
         if find_spec("llguidance") is None:
             message = f"{grammar.param} needs the extra structured: {install_command('structured')}"
@@ -73,9 +82,9 @@ class GrammarCompiler:
         if (found := self._find(grammar)) is None:
             with self._compiling:
                 if (found := self._find(grammar)) is None:  # nobody else compiled it meanwhile
-                    self._keep(grammar, self._compile(grammar))
-                    found = self._find(grammar)
-        assert found is not None, "what was compiled last is kept"
+                    compiled = self._compile(grammar)
+                    found = _own(compiled)
+                    self._keep(grammar, compiled)
         return found
 
     def _find(self, grammar: Grammar) -> "LLMatcher | str | None":
@@ -84,7 +93,7 @@ class GrammarCompiler:
             if found is None:
                 return None
             self._kept.move_to_end((grammar.kind, grammar.text))
-            return found if isinstance(found, str) else found.deep_copy()
+            return _own(found)
 
     def _keep(self, grammar: Grammar, found: "LLMatcher | str") -> None:
         with self._lock:
@@ -158,6 +167,11 @@ def check_grammar(grammar: Grammar, tokenizer: Tokenizer) -> None:
 def is_compiled(grammar: Grammar, tokenizer: Tokenizer) -> bool:
     """Return whether an engine of this process finds a grammar compiled."""
     return compiler_of(tokenizer).is_compiled(grammar)
+
+
+def _own(kept: "LLMatcher | str") -> "LLMatcher | str":
+    """Return a matcher for a completion, from the one that is kept, or what is wrong with the grammar."""
+    return kept if isinstance(kept, str) else kept.deep_copy()
 
 
 def _definition(grammar: Grammar) -> str:

@@ -21,6 +21,7 @@ class Compiling:
         self._tokenizer = tokenizer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammars")  # one grammar is compiled at a time anyway
         self._waiting: list[tuple[Add, list[Future[None]]]] = []
+        self._popped: Add | None = None
 
     def __bool__(self) -> bool:
         """Whether commands wait."""
@@ -32,7 +33,13 @@ class Compiling:
         return any(_are_done(futures) for _, futures in self._waiting)
 
     def hold(self, command: Add) -> bool:
-        """Keep a command back if one of its grammars is new, and start to compile it. Return whether it is kept."""
+        """Keep a command back if one of its grammars is new, and start to compile it. Return whether it is kept.
+
+        One that `pop` has returned is not kept again: the engine says why its grammar was not compiled.
+        """
+        popped, self._popped = self._popped, None
+        if command is popped:
+            return False
         grammars = {request.params.grammar for request in command.requests}
         new = [each for each in grammars if each is not None and not is_compiled(each, self._tokenizer)]
         if new:
@@ -40,9 +47,10 @@ class Compiling:
         return bool(new)
 
     def pop(self) -> Add:
-        """Remove and return the first command whose grammars are compiled, or found to have a mistake: `is_done`."""
+        """Remove and return the first command whose grammars are compiled, or cannot be: `is_done`."""
         at = next(i for i, (_, futures) in enumerate(self._waiting) if _are_done(futures))
-        return self._waiting.pop(at)[0]
+        self._popped, _ = self._waiting.pop(at)
+        return self._popped
 
     def remove(self, request_ids: Sequence[str]) -> list[Add]:
         """Remove requests from the commands that wait. Return the commands with what was removed of them."""

@@ -107,7 +107,7 @@ class Meter:
         self._histograms.step_batch_size.observe(report.batch_size)
         for streams, times in Counter(report.fork_counts).items():
             self._histograms.streams_per_token.observe(streams, times)
-        self._time_tokens([event.request_id for event in events if event.finish_reason != "error"], now)
+        self._time_tokens([event.request_id for event in events if event.token_id is not None], now)
         for event in events:
             if event.finish_reason == "error":
                 self._abort([event.request_id], "error")

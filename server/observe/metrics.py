@@ -27,7 +27,7 @@ CLOSE_REASONS = (
 )  # fmt: skip
 """Why the server closes connections. Each is a series from the start, so that rates include the first one."""
 COUNTERS: Mapping[str, str] = {
-    "prompt_tokens_total": "Prompt tokens computed.",
+    "prompt_tokens_total": "Prompt tokens of requests that have started, found in the cache or computed.",
     "generation_tokens_total": "Tokens generated.",
     "stream_tokens_total": "Streams computed in the last segment, for prompt and generated tokens.",
     "prefix_cache_queries_total": "Prompt tokens looked up in the prefix cache.",
@@ -40,8 +40,8 @@ COUNTERS: Mapping[str, str] = {
     "cache_integrity_failures_total": "Checks that found the page counts wrong, which is a defect of the engine.",
 }
 LAYER_COUNTERS: Mapping[str, str] = {
-    "forks_total": "Fork copies that survived the selection before a layer.",
-    "fork_deletions_total": "Streams that the selection before a layer removed.",
+    "forks_total": "Fork copies that survived the selection before a layer, of requests with pages.",
+    "fork_deletions_total": "Streams that the selection before a layer removed, of requests with pages.",
 }
 
 

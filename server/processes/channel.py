@@ -70,7 +70,8 @@ class Channel:
                 length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES))
                 self._take(pickle.loads(await self._reader.readexactly(length)))  # noqa: S301 (our own)
         for answer in self._asked.values():
-            answer.set_exception(ConnectionResetError("the other process has closed the channel"))
+            if not answer.done():  # a question that was cancelled, and that `ask` is about to remove
+                answer.set_exception(ConnectionResetError("the other process has closed the channel"))
 
     def _take(self, message: _Question | _Answer) -> None:
         match message:

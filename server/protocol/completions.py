@@ -107,7 +107,7 @@ class Completion:
 
     def _best(self) -> Sequence[int]:
         """Return the sequences of the answer: for each prompt those of highest mean log-probability, best first."""
-        step = self._request.candidates
+        step = self._request.choices_per_prompt
         if step == self._request.n:
             return range(len(self._choices))
         return [
@@ -158,6 +158,6 @@ class Completion:
 
         The choices of a prompt also find what the first of them computed, and that one found the least.
         """
-        step, found = self._request.candidates, self._usages
+        step, found = self._request.choices_per_prompt, self._usages
         prompts = (range(start, start + step) for start in range(0, len(self._choices), step))
         return sum(min(found[i].cached_tokens for i in each) for each in prompts if all(i in found for i in each))

@@ -8,14 +8,13 @@ from thoughtbubbles.model import ForkBias, Selection, Tokenizer
 from thoughtbubbles.server.core import EngineRequest, ServedModel
 from thoughtbubbles.server.protocol.errors import bad_request, no_model, quoted
 from thoughtbubbles.server.protocol.grammars import grammar_of, require_usable
-from thoughtbubbles.server.protocol.requests import CompletionRequest
+from thoughtbubbles.server.protocol.requests import INT64, CompletionRequest
 from thoughtbubbles.server.protocol.unsupported import check_supported
 from thoughtbubbles.server.protocol.validation import above_maximum, below_minimum
 from thoughtbubbles.server.protocol.vocabulary import check_ids, encode, token_id_keys
 
-MAX_CANDIDATES = 20
-"""Most choices computed for each prompt if fewer are returned."""
-INT64 = 1 << 63
+MAX_BEST_OF = 20
+"""Most choices that are computed for each prompt, if fewer are returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +26,14 @@ class Plan:
     prompts: Sequence[Sequence[int]]
     """Token ids of each prompt."""
     sequences: Sequence[EngineRequest]
-    """`request.candidates` engine requests for each prompt, those of one prompt together."""
+    """`request.choices_per_prompt` engine requests for each prompt, those of one prompt together."""
 
 
 def plan(completion_id: str, request: CompletionRequest, served: ServedModel) -> Plan:
     """Return the plan of `request`, checked against the model. Raises `ApiError` 400 or 404 for the first mistake."""
     check_supported(request)
     _check_names(request, served)
-    _check_candidates(request)
+    _check_best_of(request)
     _check_choices(request, served.max_choices)
     _check_limits(request, served)
     prompts = _prompts(request, served)
@@ -46,10 +45,10 @@ def plan(completion_id: str, request: CompletionRequest, served: ServedModel) ->
     sequences = [
         EngineRequest(
             request_id=f"{completion_id}/{number}",
-            prompt=prompts[number // request.candidates],
-            params=_params(request, bias, grammar, number % request.candidates, served.tokenizer.vocab_size),
+            prompt=prompts[number // request.choices_per_prompt],
+            params=_params(request, bias, grammar, number % request.choices_per_prompt, served.tokenizer.vocab_size),
         )
-        for number in range(len(prompts) * request.candidates)
+        for number in range(len(prompts) * request.choices_per_prompt)
     ]
     return Plan(request=request, prompts=prompts, sequences=sequences)
 
@@ -65,26 +64,26 @@ def _check_names(request: CompletionRequest, served: ServedModel) -> None:
         raise bad_request(message, "invalid_value", "stream_options")
 
 
-def _check_candidates(request: CompletionRequest) -> None:
-    most = max(request.n, MAX_CANDIDATES)
-    if request.candidates < request.n:
-        raise below_minimum("best_of", request.n, request.candidates)
-    if request.candidates > most:
-        raise above_maximum("best_of", most, request.candidates)
-    if request.stream and request.candidates > request.n:
+def _check_best_of(request: CompletionRequest) -> None:
+    most = max(request.n, MAX_BEST_OF)
+    if request.choices_per_prompt < request.n:
+        raise below_minimum("best_of", request.n, request.choices_per_prompt)
+    if request.choices_per_prompt > most:
+        raise above_maximum("best_of", most, request.choices_per_prompt)
+    if request.stream and request.choices_per_prompt > request.n:
         message = "Invalid 'best_of': which choices are best is known at the end only, so it does not stream."
         raise bad_request(message, "invalid_value", "best_of")
 
 
 def _check_choices(request: CompletionRequest, most: int) -> None:
-    prompts, candidates = len(request.prompts), request.candidates
-    if prompts * candidates <= most:
+    prompts, each = len(request.prompts), request.choices_per_prompt
+    if prompts * each <= most:
         return
     several = "best_of" if request.best_of is not None else "n"
-    name, code = (several, "integer_above_max_value") if candidates > 1 else ("prompt", "array_above_max_length")
-    made = f"{_counted(prompts, 'prompt')} with {_counted(candidates, 'choice')} each {'is' if prompts == 1 else 'are'}"
+    name, code = (several, "integer_above_max_value") if each > 1 else ("prompt", "array_above_max_length")
+    made = f"{_counted(prompts, 'prompt')} with {_counted(each, 'choice')} each {'is' if prompts == 1 else 'are'}"
     message = (
-        f"Invalid {name!r}: {made} {prompts * candidates} choices, but this server computes at most {most} for a"
+        f"Invalid {name!r}: {made} {prompts * each} choices, but this server computes at most {most} for a"
         " request (max_choices)."
     )
     raise bad_request(message, code, name)
@@ -148,14 +147,16 @@ def _check_fork_bias(request: CompletionRequest, tokens: int, served: ServedMode
 
 def _check_queue_limits(request: CompletionRequest, prompts: Sequence[Sequence[int]], served: ServedModel) -> None:
     """Refuse choices that together exceed the queue: the engine accepts all of a request or none."""
-    if len(prompts) * request.candidates == 1:
+    if len(prompts) * request.choices_per_prompt == 1:
         return
     selection = Selection.of(served.config, request.fork_selection, request.fork_ratio)
 
     def needed(completion_tokens: int) -> int:
         """Return the streams of all choices, each with its prompt and this many tokens."""
         lengths = [len(ids) + completion_tokens for ids in prompts]
-        return request.candidates * sum(most_streams(served.config, selection, tokens)[-1] for tokens in lengths)
+        return request.choices_per_prompt * sum(
+            most_streams(served.config, selection, tokens)[-1] for tokens in lengths
+        )
 
     message = None
     if (streams := needed(0)) > served.max_waiting_streams:
@@ -170,10 +171,10 @@ def _check_queue_limits(request: CompletionRequest, prompts: Sequence[Sequence[i
 
 
 def _params(
-    request: CompletionRequest, bias: dict[int, float], grammar: Grammar | None, candidate: int, vocabulary: int
+    request: CompletionRequest, bias: dict[int, float], grammar: Grammar | None, choice: int, vocabulary: int
 ) -> SamplingParams:
-    """Return the sampling parameters of one choice; `candidate` counts the choices of its prompt from 0."""
-    ranked = request.candidates > request.n
+    """Return the sampling parameters of one choice; `choice` counts the choices of its prompt from 0."""
+    ranked = request.choices_per_prompt > request.n
     return SamplingParams(
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -184,8 +185,8 @@ def _params(
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=bias,
-        # `candidate` counts within the prompt, so that other prompts of the request change nothing. int64 wraps.
-        seed=None if request.seed is None else (request.seed + candidate + INT64) % (2 * INT64) - INT64,
+        # `choice` counts within the prompt, so that other prompts of the request change nothing. int64 wraps.
+        seed=None if request.seed is None else (request.seed + choice + INT64) % (2 * INT64) - INT64,
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
         include_stop=request.include_stop_str_in_output,

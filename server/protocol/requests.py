@@ -243,8 +243,8 @@ class CompletionRequest(GenerationRequest):
         return cast("Sequence[str | Sequence[int]]", [self.prompt] if single else self.prompt)
 
     @property
-    def candidates(self) -> int:
-        """Number of choices computed for each prompt."""
+    def choices_per_prompt(self) -> int:
+        """Number of choices that are computed for each prompt, of which `n` are returned."""
         return self.n if self.best_of is None else self.best_of
 
 

@@ -77,9 +77,9 @@ def validate(value: Json, schema: type[Body]) -> Body:
         raise _translated(error.errors(include_url=False)[0]) from None
 
 
-def below_minimum(name: str, minimum: float, got: float, relation: str = ">=") -> ApiError:
+def below_minimum(name: str, minimum: float, got: float) -> ApiError:
     """Return the error of a field `name` that is below its minimum."""
-    return _out_of_range(name, "below minimum value", relation, minimum, got)
+    return _out_of_range(name, "below minimum value", ">=", minimum, got)
 
 
 def above_maximum(name: str, maximum: float, got: float) -> ApiError:

@@ -38,7 +38,7 @@ async def create_completion(request: Request) -> Response:
     completion = await offload_planning(
         request,
         lambda: Completion(completion_id, plan(completion_id, parsed, served), served),
-        len(body) * parsed.candidates,
+        len(body) * parsed.choices_per_prompt,
         compiles=is_constrained(parsed),
     )
     return await respond(request, service, completion, ignored(parsed))

@@ -1,6 +1,7 @@
 """What a caller may count on: ends, seeds, aborts, refusals, and memory that comes back."""
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -45,6 +46,7 @@ def test_length_ends_a_completion(engine: Engine) -> None:
 def test_numbers_of_numpy_are_settings_too(engine: Engine) -> None:
     settings = {"max_tokens": 5, "seed": 7, "top_k": 3, "min_tokens": 5, "temperature": 0.5}
     other = {name: np.asarray(value)[()] for name, value in settings.items()}
+    other |= {"logit_bias": {np.int64(3): np.float32(0)}, "stop_token_ids": [np.int64(256)], "stop": ["never"]}
     assert complete(engine, [1, 2], **other).token_ids == complete(engine, [1, 2], **settings).token_ids
 
 
@@ -187,6 +189,31 @@ def test_totals_are_the_sums_over_requests(engine: Engine, prompts: list[list[in
     assert stats.stream_tokens_total == sum(u.stream_tokens for u in usages if u)
 
 
+def test_a_step_that_computes_nothing_has_no_report(engine: Engine) -> None:
+    """That of the step before would be counted again."""
+    complete(engine, [1, 2], max_tokens=2)
+    assert engine.last_step is not None
+    engine.pause_admission()
+    engine.add("waits", [1, 2], SamplingParams())
+    assert engine.step() == []
+    assert engine.last_step is None
+
+
+def test_prompts_of_requests_that_never_start_are_not_counted(engine: Engine) -> None:
+    engine.add("dropped", [1, 2, 3], SamplingParams())
+    engine.abort("dropped")
+    complete(engine, [1, 2], max_tokens=2)
+    assert engine.stats().prompt_tokens_total == 2
+
+
+def test_a_prompt_that_is_computed_again_counts_once(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    engine = Engine(model, tokenizer, EngineConfig(page_size=4, cache_bytes=250_000))
+    engine.generate([[n] * 20 for n in range(6)], SamplingParams(max_tokens=40, ignore_eos=True))
+    stats = engine.stats()
+    assert stats.preemptions_total > 0
+    assert stats.prompt_tokens_total == 6 * 20
+
+
 @torch.no_grad()
 def test_fork_totals_are_the_models(engine: Engine, model: Thoughtbubbles) -> None:
     prompt = list(range(40))
@@ -228,6 +255,16 @@ def test_a_full_queue_says_so(model: Thoughtbubbles, tokenizer: Tokenizer) -> No
         ([1], {"temperature": "0.7"}, "temperature", "invalid_type"),
         ([1], {"top_p": None}, "top_p", "invalid_type"),
         ([1], {"stop": "abc"}, "stop", "invalid_type"),
+        ([1], {"stop": ("a", 5)}, "stop", "invalid_type"),
+        ([1], {"stop": None}, "stop", "invalid_type"),
+        ([1], {"stop_token_ids": ("5",)}, "stop_token_ids", "invalid_type"),
+        ([1], {"stop_token_ids": (1.5,)}, "stop_token_ids", "invalid_type"),
+        ([1], {"stop_token_ids": b"5"}, "stop_token_ids", "invalid_type"),
+        ([1], {"logit_bias": {"5": 1.0}}, "logit_bias", "invalid_type"),
+        ([1], {"logit_bias": {5: "1"}}, "logit_bias", "invalid_type"),
+        ([1], {"logit_bias": [5]}, "logit_bias", "invalid_type"),
+        ([1], {"fork_bias": ({"layer": 1},)}, "fork_bias", "invalid_type"),
+        ([1], {"grammar": {"type": "object"}}, "grammar", "invalid_type"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
@@ -259,6 +296,27 @@ def test_a_refused_prompt_leaves_generate_without_work(engine: Engine) -> None:
 def test_engine_settings_name_themselves(setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         EngineConfig(**{setting: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "wanted"),
+    [
+        ("cache_bytes", 2e9, "a whole number, not 2000000000.0"),
+        ("max_batch_size", None, "a whole number, not None"),
+        ("page_size", "16", "a whole number, not '16'"),
+        ("max_model_len", 32.0, "a whole number, not 32.0"),
+        ("speculate", 2.5, "a whole number, not 2.5"),
+        ("max_client_share", "0.5", "a number, not '0.5'"),
+    ],
+)
+def test_an_engine_setting_of_another_type_is_refused_by_name(setting: str, value: object, wanted: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{setting} must be {wanted}")):
+        EngineConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_engine_settings_may_be_numbers_of_numpy(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    config = EngineConfig(cache_bytes=np.int64(1 << 22), page_size=np.int32(4), max_client_share=np.float64(0.5))  # type: ignore[arg-type]
+    assert complete(Engine(model, tokenizer, config), [1, 2], max_tokens=2).token_ids
 
 
 @pytest.mark.parametrize(("asked", "tokens"), [(None, 512), (7, 7)])

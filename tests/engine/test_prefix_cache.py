@@ -75,6 +75,19 @@ def test_seeded_tokens_are_the_same_with_and_without(model: Thoughtbubbles, toke
     assert without.stats().prefix_cache_hits_total == 0
 
 
+def test_only_what_is_looked_up_counts_as_a_query(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
+    """A prompt that is scored is computed whole: it would make the share of hits look lower."""
+    engine, without = make(model, tokenizer), make(model, tokenizer, prefix_caching=False)
+    prompt = list(range(20))
+    engine.generate([prompt], SamplingParams(max_tokens=0, prompt_logprobs=0))
+    without.generate([prompt], SamplingParams(max_tokens=1))
+    assert [each.stats().prefix_cache_queries_total for each in (engine, without)] == [0, 0]
+    [found] = engine.generate([prompt], SamplingParams(max_tokens=1))
+    assert (engine.stats().prefix_cache_queries_total, engine.stats().prefix_cache_hits_total) == (20, 19)
+    assert found.events[-1].usage
+    assert found.events[-1].usage.cached_tokens == 19
+
+
 def test_the_choices_of_one_prompt_compute_it_once(model: Thoughtbubbles, tokenizer: Tokenizer) -> None:
     prompt = list(range(40))
     completions = make(model, tokenizer).generate([prompt] * 5, SamplingParams(max_tokens=2))

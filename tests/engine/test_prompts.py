@@ -28,6 +28,7 @@ def test_every_form_is_the_same_prompt(engine: Engine, prompt: object) -> None:
     expected, found = engine.generate([IDS, prompt], GREEDY)  # type: ignore[list-item]
     assert found.token_ids == expected.token_ids
     engine.add("alone", prompt, GREEDY)  # type: ignore[arg-type]
+    engine.step()
     assert engine.stats().prompt_tokens_total == 3 * len(IDS)
     engine.abort_all()
 

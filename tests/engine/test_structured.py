@@ -258,6 +258,22 @@ def test_only_the_grammars_used_last_are_kept(tokenizer: Tokenizer, monkeypatch:
     assert compiled == ["a", "b", "c", "b"]
 
 
+def test_a_grammar_that_a_failing_completion_forgets_is_compiled_for_the_next_request(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure may come at any moment, also right after the grammar is compiled anew."""
+    fresh = GrammarCompiler(tokenizer)
+    keep = fresh._keep
+
+    def keep_and_forget(*kept: object) -> None:
+        keep(*kept)  # type: ignore[arg-type]
+        fresh._forget(DIGITS)
+
+    monkeypatch.setattr(fresh, "_keep", keep_and_forget)
+    assert fresh.start(DIGITS).failure is None
+    assert not fresh.is_compiled(DIGITS)
+
+
 def test_a_compiler_is_shared_by_all_that_use_a_tokenizer(tokenizer: Tokenizer) -> None:
     assert compiler_of(tokenizer) is compiler_of(tokenizer)
 

@@ -10,6 +10,8 @@ import pytest
 from thoughtbubbles.server.bridge.errors import LoadRefusedError, LoadTimeoutError, UnavailableError
 from thoughtbubbles.server.processes.channel import Channel
 
+SECONDS = 30
+"""How long a question may wait before it counts as lost."""
 Answer = Callable[[object], Awaitable[object]]
 
 
@@ -102,3 +104,22 @@ def test_an_answer_that_nobody_awaits_any_more() -> None:
             return await one.ask("next")
 
     assert asyncio.run(run()) == "next"
+
+
+def test_a_question_that_is_cancelled_while_the_other_side_closes_leaves_no_other_waiting() -> None:
+    """As when a time limit passes in the turn of the event loop in which the channel's end is read."""
+
+    async def run() -> None:
+        here, there = socket.socketpair()
+        channel = await Channel.open(here, echo)
+        cancelled, asked = (asyncio.create_task(channel.ask(question)) for question in ("first", "second"))
+        await asyncio.sleep(0)
+        channel._reader.feed_eof()
+        cancelled.cancel()
+        async with asyncio.timeout(SECONDS):
+            with pytest.raises(ConnectionResetError):
+                await asked
+        channel.close()
+        there.close()
+
+    asyncio.run(run())

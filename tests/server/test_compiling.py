@@ -1,8 +1,10 @@
 """A grammar that is new to the engine's process is compiled beside its steps, as is the case on a GPU."""
 
+import errno
 import queue
 import threading
 from collections.abc import Iterator
+from itertools import count
 
 import pytest
 
@@ -112,6 +114,31 @@ def test_a_mistake_is_refused(loop: Loop, compiles: threading.Event) -> None:
     refused = loop.until(Refused, "a")
     assert isinstance(refused, Refused)
     assert "unclosed group" in str(refused.refusal)
+
+
+def test_a_grammar_for_which_no_process_can_be_started_is_refused_alone(
+    loop: Loop, compiles: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory is short: the engine goes on, and a later try may succeed."""
+    compiles.set()
+    loop.add("free")
+
+    start, tries = GrammarCompiler._start_checker, count()
+
+    def fail(compiler: GrammarCompiler) -> object:
+        if next(tries) < 20:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(compiler)  # nothing is tried so often
+
+    with monkeypatch.context() as failing:
+        failing.setattr(GrammarCompiler, "_start_checker", fail)
+        loop.add("a", grammar=Grammar.choice(["yes"]))
+        refused = loop.until(Refused, "a")
+    assert isinstance(refused, Refused)
+    assert "temporarily unavailable" in str(refused.refusal)
+    assert len(loop.finish("free")) == 9
+    loop.add("b", grammar=Grammar.choice(["yes"]))
+    assert "".join(event.text for event in loop.finish("b")) == "yes"
 
 
 def test_one_that_is_aborted_meanwhile_is_never_computed(loop: Loop, compiles: threading.Event) -> None:

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from tests.server.harness import MakeEngine
+from tests.server.harness import MakeEngine, Serve
+from tests.server.test_operation import samples
 from thoughtbubbles.engine import StepReport, TokenEvent
 from thoughtbubbles.server.bridge.loop import Accepted, Loaded, Stepped
 from thoughtbubbles.server.observe import meter as meter_module
@@ -33,3 +34,13 @@ def test_a_time_for_every_token(make_engine: MakeEngine, monkeypatch: pytest.Mon
 
     assert of("time_to_first_token") == (2, 1.0 + 6.0)
     assert of("inter_token_latency") == (3, 4.0)
+
+
+def test_a_prompt_that_is_only_scored_has_no_first_token(serve: Serve) -> None:
+    with serve() as server:
+        server.complete(prompt="abc", max_tokens=0, echo=True, logprobs=0)
+        server.complete(prompt="abc", max_tokens=1)
+        found = samples(server)
+    assert found["request_finished_total", "length"] == 2
+    assert found["e2e_request_latency_seconds_count",] == 2
+    assert found["time_to_first_token_seconds_count",] == 1

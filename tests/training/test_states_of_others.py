@@ -104,7 +104,7 @@ def cut(state: Path, name: str) -> None:
         (lambda state: (state / "facts.json").write_text('{"step": 1'), r"facts\.json: not JSON"),
         (lambda state: (state / "facts.json").write_text("[" * 100_000), r"facts\.json: not JSON"),
         (lambda state: (state / "facts.json").write_text("[1]"), r"facts\.json: not a JSON object"),
-        (lambda state: (state / "facts.json").write_text("{}"), r"facts\.json does not tell of model"),
+        (lambda state: (state / "facts.json").write_text("{}"), r"facts\.json lacks model"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_damaged_state_is_named(

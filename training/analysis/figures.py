@@ -14,7 +14,7 @@ from thoughtbubbles.training.analysis.budget import BudgetRow, ScoreRow
 from thoughtbubbles.training.analysis.study import ForkMap
 from thoughtbubbles.training.analysis.tokens import Bin
 
-ORIGINAL, FORK, OWN, GREY = "#4c6a92", "#e08a2e", "#c1443c", "#c9ccd1"
+ORIGINAL, FORK, OWN = "#4c6a92", "#e08a2e", "#c1443c"
 _COLOURS = dict(zip(KEYS, ("#9aa3ad", OWN, "#e6a68f", ORIGINAL, FORK), strict=True))
 _TOKENS_A_ROW = 24
 

@@ -34,19 +34,19 @@ def weigh(scaled, likeliest):
 
 @triton.jit
 def limit(top_p, total):
-    """The weights that top-p must reach, of so much in all."""
+    """Return the weight that top-p must reach, of `total` in all."""
     return tl.maximum(tl.ceil(top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64), 1)
 
 
 @triton.jit
 def key(x):
-    """A whole number (int64) for each float32, in the same order."""
+    """Return a whole number (int64) for each float32, in the same order."""
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
 
 
 @triton.jit
 def value(key):
-    """The float32 of a key."""
+    """Return the float32 that has this key."""
     bits = key.to(tl.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)

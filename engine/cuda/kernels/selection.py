@@ -137,14 +137,14 @@ def select(
 
 @triton.jit
 def row_highest(highest, blocks, BLOCKS: tl.constexpr):
-    """The highest of a row's blocks."""
+    """Return the highest value of a row, from the highest of each of its blocks."""
     i = tl.arange(0, BLOCKS)
     return tl.max(tl.load(highest + i, mask=i < blocks, other=float("-inf")), axis=0)
 
 
 @triton.jit
 def _likeliest(place, lanes, kinds, highest, blocks, BLOCKS: tl.constexpr):
-    """A slot's lane and its highest logit, which is infinite where there is nothing to select from, or no need."""
+    """Return a slot's lane and its highest logit, infinite if there is nothing to select from, or no need to."""
     lane = tl.load(lanes + place)
     selects = (tl.load(kinds + lane, mask=lane >= 0, other=0) & _SELECTED) > 0
     return lane, row_highest(highest + place * blocks, tl.where(selects, blocks, 0), BLOCKS)
@@ -152,7 +152,7 @@ def _likeliest(place, lanes, kinds, highest, blocks, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _surely(highest, k, blocks, BLOCKS: tl.constexpr):
-    """A value that the k-th highest of a row is no lower than: the k-th highest of its blocks' highest."""
+    """Return a lower limit of the k-th highest value of a row: the k-th highest of its blocks' highest values."""
     i = tl.arange(0, BLOCKS)
     own = tl.load(highest + i, mask=i < blocks, other=float("-inf"))
     number = tl.sum((own[None, :] >= own[:, None]).to(tl.int32), axis=1)
@@ -161,15 +161,17 @@ def _surely(highest, k, blocks, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _bin(x, likeliest):
-    """The bin of each value: the leading bits of its distance from the likeliest, which grows as the value falls."""
+    """Return the bin of each value: leading bits of its distance from the likeliest, which grows as the value falls."""
     far = (likeliest - x).to(tl.int32, bitcast=True) >> _DROPPED
     return tl.minimum(tl.maximum(far - _NEAREST, 0), _BINS - 1)
 
 
 @triton.jit
 def _ends(sums, k, p):
-    """Where top-k and top-p end. Of top-k: the bins, N without it; how many tokens the bins before have; their weights,
-    or those of the row. Of top-p: the first bin and the last that it may be, N and -1 without it; the weights before.
+    """Return where top-k and top-p end.
+
+    Of top-k: its bin, N without top-k; how many tokens the bins before have; their weights, or those of the row. Of
+    top-p: the first and the last bin in which it may end, N and -1 without top-p; the weights before the first.
     """
     i = tl.arange(0, _BINS)
     cut = tl.full([], _BINS, tl.int32)
@@ -193,7 +195,7 @@ def _ends(sums, k, p):
 
 @triton.jit
 def _search(source, size, likeliest, first, last, least, above, enough, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
-    """The key of the highest value from which on there is enough; see `_add_up`. `above` is what other bins add."""
+    """Return the key of the highest value from which on `_add_up` reaches `enough`. `above` is what other bins add."""
     bottom, top = least, key(likeliest) + 1
     while top - bottom > 1:
         middle = (bottom + top) >> 1
@@ -205,9 +207,10 @@ def _search(source, size, likeliest, first, last, least, above, enough, WEIGHED:
 
 @triton.jit
 def _add_up(source, size, likeliest, first, last, least, middle, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
-    """How many values have keys from `middle` on, or their weights; the highest key below it, and the lowest of these.
+    """Return how many values have keys from `middle` on, or the sum of their weights, and the keys beside `middle`.
 
-    Of the first `size` values those count that are in the bins `first` to `last` and have keys from `least` on.
+    These are the highest key below `middle`, and the lowest one from `middle` on. Of the first `size` values those
+    count that are in the bins `first` to `last` and have keys from `least` on.
     """
     i = tl.arange(0, BLOCK)
     amount = tl.zeros([BLOCK], tl.int64)
