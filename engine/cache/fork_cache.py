@@ -212,14 +212,18 @@ class ForkCache:
     def evict(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> None:
         """Evict the least recently used states, but not the source of `keep`, until pages for all needs are free."""
         needed, kept = _sum(needs), keep and keep.source
-        while not self._free(needed):
+        while not self.has_free(needed):
             state = next((state for state in self._retained if state is not kept), None)
             assert state, "evicted without asking whether it fits"
             self._drop(state)
 
+    def has_free(self, needed: Sequence[int]) -> bool:
+        """Return whether so many pages of each segment are free, without an eviction."""
+        return all(map(le, needed, [pages.free for pages in self.segments]))
+
     def make_room(self, needs: Sequence[Sequence[int]], keep: Prefix | None = None) -> bool:
         """Evict until pages for all needs are free. Return False, and evict nothing, if they do not fit."""
-        if self._free(_sum(needs)):
+        if self.has_free(_sum(needs)):
             return True
         if fits := self.fits(needs, keep):
             self.evict(needs, keep)
@@ -364,10 +368,6 @@ class ForkCache:
         """Let requests find the whole blocks of tokens that a state has gained."""
         if self._retain and self._index.num_blocks(state) < state.tokens // BLOCK:
             self._index.grow(state.kappa, state)
-
-    def _free(self, needed: Sequence[int]) -> bool:
-        """Return whether `needed` pages of each segment are free now."""
-        return all(map(le, needed, [pages.free for pages in self.segments]))
 
     def _idle(self, state: ForkState) -> list[int]:
         """Return the number of a state's pages in each segment that no running request uses."""

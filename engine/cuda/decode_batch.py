@@ -31,6 +31,10 @@ from thoughtbubbles.model import Thoughtbubbles
 
 TOKENS_AHEAD = 31
 """Most tokens beyond the next one that pages are reserved for, so that most steps upload nothing."""
+MANY_AHEAD = 127
+"""The same where pages are plenty."""
+PLENTY = 16
+"""Pages are plenty where so many times as many are free as are reserved."""
 
 Words = tuple[Indices, Numbers]
 """Offsets in `Lanes.memory`, and the 32-bit words to write there."""
@@ -107,13 +111,15 @@ class DeviceBatch:
         if states != self._batch:
             self._set_batch(requests, step)
         lanes = self._lanes
-        if self._launches == self._next_upload:
+        if upload := self._launches == self._next_upload:
             self._upload(requests, lanes)
         self._plain = self._plain or all(request.draws_alone for request in requests)
         step.run(plain=self._plain)
-        self._launches += 1
         logprobs = to_host(self._sampler.report[: len(requests)]) if self._reports else None
         report, landed = step.report()
+        if not upload and self._launches + 1 == self._next_upload:
+            self._upload(requests, lanes)  # for the next launch, and now, since the device has a step to compute
+        self._launches += 1
         return Flight(requests, lanes, self._generations[lanes], step, report, logprobs, landed)
 
     def land(self, flight: Flight) -> tuple[Numbers, Numbers, list[Scored | None] | None]:
@@ -173,10 +179,8 @@ class DeviceBatch:
             yield self._words(field, rows, streams.astype(np.int32))
 
     def _pages(self, requests: list[Request], rows: Indices) -> Iterator[Words]:
-        """Reserve pages for the next step and up to `TOKENS_AHEAD` more, fewer where few are free; yield them."""
-        ledger, extra = self._cache.ledger, TOKENS_AHEAD
-        while extra and not self._cache.make_room([self._cache.most_needed(len(self._batch), extra + 2)]):
-            extra //= 2
+        """Reserve pages for the newest tokens and as many more as `_tokens_ahead` says; yield them."""
+        ledger, extra = self._cache.ledger, self._tokens_ahead()
         tokens = np.array([len(request.prompt) + request.num_scheduled - 1 for request in requests], np.int64)
         left = np.array([request.max_tokens for request in requests], np.int64) - tokens
         ahead = np.minimum(np.maximum(left, 0), extra)
@@ -186,6 +190,16 @@ class DeviceBatch:
         self._uploaded_pages[rows] = ledger.pages[rows]
         table = self.lanes.table
         yield int(table.storage_offset()) + lane * table.stride(0) + column, ledger.table[lane, column]
+
+    def _tokens_ahead(self) -> int:
+        """Return for how many more tokens of each request pages are reserved: few where few are free."""
+        cache, requests = self._cache, len(self._batch)
+        if cache.has_free([PLENTY * pages for pages in cache.most_needed(requests, MANY_AHEAD + 2)]):
+            return MANY_AHEAD
+        extra = TOKENS_AHEAD
+        while extra and not cache.make_room([cache.most_needed(requests, extra + 2)]):
+            extra //= 2
+        return extra
 
     def _words(self, field: Tensor, rows: Indices, values: NDArray[np.int32]) -> Words:
         """Return the words that set a field of these lanes to `values`."""

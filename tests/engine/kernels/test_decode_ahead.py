@@ -267,19 +267,23 @@ def test_preemption_in_flight(small_model: Thoughtbubbles, make_engine: MakeEngi
     assert_alike({name: Completion.of(events) for name, events in ahead.items()}, waited)
 
 
-@pytest.mark.parametrize(("room", "uploads"), [(33, [0, 5, 32]), (17, [0, 5, 21, 37]), (9, [0, 5, 13, 21, 29, 37])])
+@pytest.mark.parametrize(
+    ("room", "uploads"),
+    [(33, [0, 5, -32]), (17, [0, 5, -21, -36]), (9, [0, 5, -13, -20, -27, -34]), (2, [*range(40)]), (None, [0, 5])],
+)
 def test_pages_are_taken_for_all_who_soon_need_some(
-    room: int, uploads: list[int], small_model: Thoughtbubbles, make_engine: MakeEngine,
+    room: int | None, uploads: list[int], small_model: Thoughtbubbles, make_engine: MakeEngine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Together, since every allocation is written to the device: requests that arrive later share it.
 
-    In advance for as many tokens as there is `room`.
+    In advance for as many tokens as there is `room`; None: for all that these ask for, as where pages are plenty.
+    Uploads are named by the launches before them; those below 0 were made while the last of these was computed.
     """
     from thoughtbubbles.engine.cuda.decode import DecodeStep
     from thoughtbubbles.engine.cuda.staging import Staging
 
-    engine, written = make_engine(small_model), []
+    engine, written, runs = make_engine(small_model), list[int](), list[DecodeStep]()
     device = cuda_executor(engine).decode
     for name in "ab":
         engine.add(name, PROMPTS[0], params(max_tokens=50))
@@ -290,10 +294,13 @@ def test_pages_are_taken_for_all_who_soon_need_some(
     first.num_scheduled = 1
     monkeypatch.setattr(
         engine.cache, "make_room",
-        lambda needs: needs in [[engine.cache.most_needed(len(device._batch), n)] for n in range(room + 1)],
+        lambda needs: needs in [[engine.cache.most_needed(len(device._batch), n)] for n in range((room or 0) + 1)],
     )  # fmt: skip
-    monkeypatch.setattr(DecodeStep, "run", lambda *_, **__: None)
-    monkeypatch.setattr(Staging, "write", lambda *_: written.append(device._launches))
+    monkeypatch.setattr(engine.cache, "has_free", lambda _: room is None)
+    monkeypatch.setattr(DecodeStep, "run", lambda step, **_: runs.append(step))
+    monkeypatch.setattr(
+        Staging, "write", lambda *_: written.append(len(runs) * (1 if len(runs) == device._launches else -1))
+    )
     for step in range(40):
         requests = [first] if step < 5 else [first, second]
         for request in requests:
