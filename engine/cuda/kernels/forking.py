@@ -326,7 +326,8 @@ def _write_streams(x, row, out, normed, gain, shift, eps, d, width):
 def _rows_before(counts, b, BATCH: tl.constexpr):
     """Wait until the slots before slot b know their counts, and return the sum.
 
-    Programs start in the order of their numbers, so those that are waited for run, and wait for none after them.
+    Programs start in the order of their numbers, as every look-back relies on: those that are waited for run already,
+    and wait for none after them.
     """
     others = tl.arange(0, BATCH)
     count = tl.load(counts + others, mask=others < b, other=0, volatile=True)
