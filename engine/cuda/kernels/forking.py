@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
+from thoughtbubbles.engine.cuda.kernels.linear import norm_parameters
 from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, start_next, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.lanes import Lanes
@@ -35,13 +36,14 @@ def embed(
     `counts` (G,·) int32 of the segments after the first. `frequencies` (H/2,) are the rotary ones. The lane advances by
     a token.
     """
+    gain, shift, eps = norm_parameters(norm)
     _embed[(rows.batch_size,)](
         embedding=embedding, token=token, tokens=lanes.tokens, streams=lanes.streams[0], table=rows.table,
         lanes=rows.lane, frequencies=frequencies, time=time, x=x, starts=rows.start, counts=counts,
         counts_stride=counts.stride(0), lengths=rows.length, live=rows.live, slots=rows.slot, scores=rows.score,
         cosines=rows.cos, sines=rows.sin, table_stride=rows.table.stride(0), width=x.shape[1],
-        half=frequencies.shape[0], **_norm_arguments(norm), normed=normed, PAGE=rows.page_size, SEGMENTS=len(counts),
-        BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
+        half=frequencies.shape[0], norm_weight=gain, norm_bias=shift, eps=eps, normed=normed, PAGE=rows.page_size,
+        SEGMENTS=len(counts), BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
         HALF=triton.next_power_of_2(frequencies.shape[0]),
     )  # fmt: skip
 
@@ -57,7 +59,7 @@ def fork(
     candidates' grid scores to the cache's pages, `scores` (slots,2). Adds to `tally` (2,) the fork copies that survived
     and the streams that were deleted. `early`: the kernel before wrote nothing but x, so that this one may begin.
     """
-    scoring = block.forking_ln
+    scoring, (gain, shift, eps) = block.forking_ln, norm_parameters(norm)
     _fork[(rows.batch_size,)](
         x=x, scoring_weight=scoring.weight, scoring_bias=scoring.bias, scoring_eps=scoring.eps,
         projection=block.forking_score.weight, fork_embedding=block.fork_embedding, starts=rows.start,
@@ -66,16 +68,11 @@ def fork(
         next_table=into.table, frequencies=frequencies, out=out, next_starts=into.start, next_counts=into.count,
         next_lengths=into.length, live=into.live, next_slots=into.slot, next_scores=into.score, cosines=into.cos,
         sines=into.sin, tally=tally, table_stride=rows.table.stride(0), width=x.shape[1], half=frequencies.shape[0],
-        **_norm_arguments(norm), normed=normed, PAGE=rows.page_size, PARENTS=into.most // 2, PRIOR=_PRIOR_AT_ONCE,
+        norm_weight=gain, norm_bias=shift, eps=eps, normed=normed, PAGE=rows.page_size, PARENTS=into.most // 2,
+        PRIOR=_PRIOR_AT_ONCE,
         BATCH=triton.next_power_of_2(rows.batch_size), WIDTH=triton.next_power_of_2(x.shape[1]),
         HALF=triton.next_power_of_2(frequencies.shape[0]), num_warps=8, **overlapped(x, early),
     )  # fmt: skip
-
-
-def _norm_arguments(norm: nn.LayerNorm | None) -> dict[str, Tensor | float | None]:
-    """Return a LayerNorm's parameters as arguments of kernels, which leave it out if there is no weight."""
-    weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
-    return {"norm_weight": weight, "norm_bias": bias, "eps": eps}
 
 
 def average(*, x: Tensor, rows: Rows, norm: nn.LayerNorm, out: Tensor, rightmost: bool, norm_first: bool) -> None:

@@ -44,7 +44,7 @@ def normalise(
     *, x: Tensor, norm: nn.LayerNorm | None, out: Tensor, rows: Rows, update: Unreduced | None = None
 ) -> None:
     """Add the update to x, and write out = LN(x), both for the live rows of x (M,D); without a norm only add."""
-    gain, shift, eps = _parameters(norm)
+    gain, shift, eps = norm_parameters(norm)
     sums, added = (update.sums, update.bias) if update else (None, None)
     _normalise[(x.shape[0],)](
         x=x, sums=sums, added=added, score=rows.score, weight=gain, bias=shift, out=out, live=rows.live, eps=eps,
@@ -61,7 +61,7 @@ def gelu_linear(
     With a norm, of LN(x) in place of x: for `few` rows.
     """
     tiles = _tiles(x, out.shape[1], rows, norm)
-    gain, shift, eps = _parameters(norm)
+    gain, shift, eps = norm_parameters(norm)
     grid = (triton.cdiv(out.shape[1], tiles.columns), triton.cdiv(x.shape[0], tiles.rows))
     _gelu_linear[grid](
         x=x, weight=layer.weight, bias=layer.bias, gain=gain, shift=shift, eps=eps, out=out, live=rows.live,
@@ -75,7 +75,7 @@ def _tiles(x: Tensor, outputs: int, rows: Rows, norm: nn.LayerNorm | None) -> Ti
     return few_tiles(x, outputs) if norm else tiles_of(x, outputs, rows.usual)
 
 
-def _parameters(norm: nn.LayerNorm | None) -> tuple[Tensor | None, Tensor | None, float]:
+def norm_parameters(norm: nn.LayerNorm | None) -> tuple[Tensor | None, Tensor | None, float]:
     """Return the gain (D,), shift (D,) and eps of a LayerNorm."""
     return (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
 
@@ -118,7 +118,7 @@ def project_heads(
     those of LN(x): for `few` rows. `first`: the kernel before may have written the columns of `rows`.
     """
     tiles = _tiles(x, 3 * x.shape[1], rows, norm)
-    gain, shift, eps = _parameters(norm)
+    gain, shift, eps = norm_parameters(norm)
     heads, width = queries.shape[1:]
     half = min(triton.next_power_of_2(max(16, width) // 2), tiles.columns // 2)
     blocks = triton.cdiv(width // 2, half)
