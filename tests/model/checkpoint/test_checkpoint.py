@@ -268,6 +268,24 @@ def test_saving_fills_an_empty_folder_but_replaces_no_other(
     assert (tmp_path / "theirs" / "config.json").read_text() == "{}"
 
 
+def test_saving_replaces_no_prepared_folder_and_no_clone(
+    folder: Path, tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    """A prepared folder has a tokenizer too, and in a clone of a repository is its history."""
+    (tmp_path / "prepared").mkdir()
+    tokenizer.save(tmp_path / "prepared" / "tokenizer.tiktoken")
+    (tmp_path / "prepared" / "train.bin").touch()
+    with pytest.raises(ValueError, match="prepared exists and is not a checkpoint, so it is not replaced"):
+        save_checkpoint(tmp_path / "prepared", model, tokenizer, {})
+    assert (tmp_path / "prepared" / "train.bin").exists()
+    (folder / ".git").mkdir()
+    with pytest.raises(
+        ValueError, match=r"saved holds a folder, \.git, which is no part of a checkpoint, so it is not"
+    ):
+        save_checkpoint(folder, model, tokenizer, {})
+    assert (folder / ".git").exists()
+
+
 @pytest.mark.parametrize("ranks", [100, 264])
 def test_saving_a_tokenizer_that_does_not_fit_is_refused(
     tmp_path: Path, model: Thoughtbubbles, write_ranks: Callable[..., Path], ranks: int
