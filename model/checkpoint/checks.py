@@ -73,3 +73,9 @@ def check_device(device: torch.device | str) -> None:
             raise ValueError(f"device {device} cannot be used: it holds no values")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from error
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise `ValueError` naming `dtype` unless models compute in it."""
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, not {dtype!r}")

@@ -148,6 +148,13 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64, "float16"])
+def test_a_dtype_that_no_model_computes_in_is_refused(folder: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"dtype must be float64, float32, bfloat16 or float16, not .*{dtype}"):
+        load_checkpoint(folder, dtype=dtype)
+    assert load_checkpoint(folder, dtype=torch.float64).model.transformer.wte.weight.dtype == torch.float64
+
+
 def test_a_device_that_is_not_here_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="device cuda:99 cannot be used: "):
         load_checkpoint(folder, device="cuda:99")
