@@ -108,9 +108,10 @@ class RunLog:
 
 
 def _open_alone(path: Path) -> TextIO:
-    """Open a file for appending. Raise `ValueError` if another run has it open."""
+    """Open a file for appending, without a last line that was cut off. Raise `ValueError` if a run has it open."""
     file = path.open("a", encoding="utf-8")
     if not lock_file(file):
         file.close()
         raise ValueError(f"out: another run is writing to {path.parent}; stop it, or choose another folder")
+    file.truncate(path.read_bytes().rfind(b"\n") + 1)
     return file

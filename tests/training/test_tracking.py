@@ -79,6 +79,15 @@ def test_a_line_of_the_log_is_strict_json(tmp_path: Path, loss: float) -> None:
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"step": 2, "val_loss": None}
 
 
+@pytest.mark.parametrize("before", [b"", b'{"step": 1, "val_loss": 3.0}\n'])
+def test_a_line_that_a_full_disk_cut_off_is_removed_when_a_run_goes_on(tmp_path: Path, before: bytes) -> None:
+    path, ranks = tmp_path / "log.jsonl", Ranks(device=torch.device("cpu"))
+    path.write_bytes(before + b'{"step": 2, "val_lo')
+    with RunLog(path, first_step=2, steps=4, tokens_per_step=10, peak=None, ranks=ranks) as log:
+        log.write_validation(2, {"val_loss": 2.0})
+    assert path.read_bytes() == before + b'{"step": 2, "val_loss": 2.0}\n'
+
+
 def test_a_line_has_all_steps_since_the_last_and_no_time_but_theirs(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
