@@ -18,7 +18,8 @@ Each hook point is a quantity of SPEC.md. In the order in which a layer computes
 Letters: B batch, T tokens, S streams before the fork of a layer, S' after it, D model width, N heads, H head width.
 """
 
-import math
+import reprlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -76,7 +77,11 @@ class ForkBias:
 
     def __post_init__(self) -> None:
         _check(_is_whole(self.position) and self.position >= 0, "position", "a whole number, at least 0", self.position)
-        finite = isinstance(self.bias, int | float) and not isinstance(self.bias, bool) and math.isfinite(self.bias)
+        finite = (
+            isinstance(self.bias, int | float)
+            and not isinstance(self.bias, bool)
+            and abs(self.bias) <= sys.float_info.max  # math.isfinite raises for an int above it
+        )
         _check(finite, "bias", "a finite number", self.bias)
         _check(self.select in get_args(Select), "select", f"one of {', '.join(get_args(Select))}", self.select)
 
@@ -84,7 +89,10 @@ class ForkBias:
 @document_fields
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamEdit:
-    """Scale or replace streams of one token at one point. Raises `ValueError` if the token has no such stream."""
+    """Scale or replace streams of one token at one point.
+
+    Raises `ValueError` if the token has no such stream, or another number of streams than `replace`.
+    """
 
     layer: int
     """The layer, counted from 0."""
@@ -113,8 +121,17 @@ class StreamEdit:
         edited = value.clone()
         for row in range(len(value)) if self.row is None else (self.row,):
             at = self._chosen(site.of_token(self.position, row), site)
-            edited[row, at] = edited[row, at] * self.scale if self.replace is None else self.replace.to(edited)
+            own = edited[row, at]
+            edited[row, at] = own * self.scale if self.replace is None else self._replacement(own)
         return edited
+
+    def _replacement(self, vectors: Tensor) -> Tensor:
+        """Return what takes the place of `vectors` (streams,D): never one stream of several in the place of others."""
+        assert self.replace is not None
+        shapes = (tuple(vectors.shape[1:]), tuple(vectors.shape))
+        wanted = f"{shapes[0]} or {shapes[1]}"
+        _check(tuple(self.replace.shape) in shapes, "the shape of replace", wanted, tuple(self.replace.shape))
+        return self.replace.to(vectors)
 
     def _chosen(self, own: slice, site: "Site") -> slice:
         count = own.stop - own.start
@@ -312,4 +329,4 @@ def _is_whole(value: object) -> bool:
 
 def _check(ok: bool, name: str, wanted: str, value: object) -> None:
     if not ok:
-        raise ValueError(f"{name} must be {wanted}, not {value!r}")
+        raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(value)}")

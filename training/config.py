@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from thoughtbubbles.model import document_fields
@@ -14,6 +14,8 @@ Precision = Literal["float32", "bfloat16"]
 
 MAX_BATCH_SIZE = 1 << 20
 """Far above what any device holds: a larger value would fill the memory before it fails."""
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+"""What messages call the types of fields."""
 _CHOICES = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "parallelism": Parallelism}
 
 
@@ -72,6 +74,9 @@ class TrainConfig:
     """Steps between lines of the log. Only writing a line waits for the device."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if wanted := _TYPES.get(field.type):
+                self._require(_is_of(getattr(self, field.name), field.type), field.name, wanted)
         for name in ("steps", "batch_size", "accumulation", "validate_every", "save_every", "log_every"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(self.batch_size <= MAX_BATCH_SIZE, "batch_size", f"at most {MAX_BATCH_SIZE}")
@@ -108,3 +113,10 @@ class TrainConfig:
     def _require(self, ok: bool, name: str, wanted: str) -> None:
         if not ok:
             raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(getattr(self, name))}")
+
+
+def _is_of(value: object, kind: object) -> bool:
+    """Return whether a value may be in a field of type `kind`: any number for a float; a bool is no number."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int if kind is int else int | float)

@@ -1,7 +1,8 @@
 """Log a run: a progress bar in a terminal, JSON lines in a file, and trackers of other tools."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -17,7 +18,7 @@ from thoughtbubbles.training.tracking import Tracker
 
 
 class RunLog:
-    """Collects losses on the device and reads them when a line is due; validation and saving are not timed.
+    """Collects losses on the device and reads them when a line is due; what is `untimed` is no part of the speed.
 
     Every rank has one, because reading a loss is a collective; only rank 0 writes. Raises `ValueError` if another run
     writes to the same file.
@@ -43,6 +44,13 @@ class RunLog:
         self._bar.close()
         if self._file is not None:
             self._file.close()
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Leave the time of the block out of the speed. The device must have finished all steps before it."""
+        begin = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begin
 
     def add_step(self, losses: Tensor, flops: float) -> None:
         """Record a step: its losses (accumulation,) and its operations on all ranks. Does not wait for the device."""
@@ -75,11 +83,10 @@ class RunLog:
         self._restart()
 
     def write_validation(self, step: int, losses: Mapping[str, float]) -> None:
-        """Write a line for a validation: `val_loss` and further losses by name. Its time is not counted."""
+        """Write a line for a validation: `val_loss` and further losses by name."""
         if self._ranks.first:
             self._bar.write(f"step {step}: validation loss {losses['val_loss']:.4f}")
         self._write(step, **{name: round(loss, 5) for name, loss in losses.items()})
-        self._restart()
 
     def _read(self) -> Tensor:
         """Return the losses (steps,accumulation) since the last line, averaged over the ranks."""
@@ -101,9 +108,10 @@ class RunLog:
 
 
 def _open_alone(path: Path) -> TextIO:
-    """Open a file for appending. Raise `ValueError` if another run has it open."""
+    """Open a file for appending, without a last line that was cut off. Raise `ValueError` if a run has it open."""
     file = path.open("a", encoding="utf-8")
     if not lock_file(file):
         file.close()
         raise ValueError(f"out: another run is writing to {path.parent}; stop it, or choose another folder")
+    file.truncate(path.read_bytes().rfind(b"\n") + 1)
     return file

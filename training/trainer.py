@@ -127,10 +127,11 @@ class Trainer:
             self._require_finite(log)
         if self._due(config.log_every):
             log.write_train(self.step, config.learning_rate * learning_rate_factor(self.step - 1, config))
-        if self._due(config.validate_every):
-            log.write_validation(self.step, self._validate())
-        if self._due(config.save_every):
-            self._save()
+        with log.untimed():
+            if self._due(config.validate_every):
+                log.write_validation(self.step, self._validate())
+            if self._due(config.save_every):
+                self._save()
 
     def _one_step(self) -> Tensor:
         ranks = self._ranks

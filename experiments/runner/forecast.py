@@ -35,7 +35,7 @@ class Progresses:
     def begun(self, run: Run) -> None:
         """Record that a process of `run` starts now: what its log has so far says nothing of its speed."""
         log = self._log(run)
-        self._sizes[run.name] = log.stat().st_size if log.exists() else 0
+        self._sizes[run.name] = log.read_bytes().rfind(b"\n") + 1 if log.exists() else 0  # the run removes what follows
         self._read.pop(run.name, None)
 
     def __call__(self, run: Run) -> Progress:

@@ -27,19 +27,32 @@ from experiments.runner.forecast import Forecast, Progresses, saved_step
 from experiments.runner.plan import Result, Run, Study, read_study
 from experiments.runner.processes import Patience, Work, devices
 from experiments.runner.results import RESULT_FILE, append_result, read_results
+from thoughtbubbles.model import lock_file
 from thoughtbubbles.training.data.token_file import INDEX_FILE
 from thoughtbubbles.training.stopping import stop_on_signal
 
 OUTPUT_FILE = "output.txt"
+LOCK_FILE = ".study.lock"
 SHOWN = 5
 """Lines of a failed run's output that are printed."""
 
 
 def run_study(name: str, evaluation: type[Any]) -> int:
-    """Run what has no result yet of `experiments.{name}`; return 0, or 1 if a run failed."""
+    """Run what has no result yet of `experiments.{name}`; return 0, or 1 if a run failed.
+
+    Raises `ValueError` if the study's file is wrong, or another study is running in the folder for the runs.
+    """
     args = _arguments(name)
-    study, places = read_study(args.study, evaluation), devices()
+    study = read_study(args.study, evaluation)
     args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / LOCK_FILE).open("ab") as file:
+        if not lock_file(file):
+            raise ValueError(f"out: another study is running in {args.out}; wait for it, or choose another folder")
+        return _run(name, study, args)
+
+
+def _run(name: str, study: Study, args: argparse.Namespace) -> int:
+    places = devices()
     collect(study, args.out, args.results)
     waiting = ready(study, args)
     print(f"{len(waiting)} runs can start; devices: {', '.join(places) or 'none'}", flush=True)

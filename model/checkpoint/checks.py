@@ -57,9 +57,13 @@ def check_template(template: bytes) -> None:
 
 def check_replaceable(folder: Path) -> None:
     """Raise `ValueError` if `folder` holds anything but a checkpoint of ours."""
-    # Folders of others may hold a config.json as well; only our checkpoints have the tokenizer's file.
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / TOKENIZER_FILE).is_file()):
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    # Folders of others may hold a config.json as well, and prepared ones the tokenizer's file: only ours have both.
+    ours = all((folder / name).is_file() for name in (CONFIG_FILE, TOKENIZER_FILE))
+    if folder.is_file() or (entries and not ours):
         raise ValueError(f"{folder} exists and is not a checkpoint, so it is not replaced")
+    if inner := next((entry.name for entry in entries if entry.is_dir()), None):
+        raise ValueError(f"{folder} holds a folder, {inner}, which is no part of a checkpoint, so it is not replaced")
 
 
 def check_device(device: torch.device | str) -> None:
@@ -69,3 +73,9 @@ def check_device(device: torch.device | str) -> None:
             raise ValueError(f"device {device} cannot be used: it holds no values")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from error
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise `ValueError` naming `dtype` unless models compute in it."""
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, not {dtype!r}")

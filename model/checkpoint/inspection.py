@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from thoughtbubbles.model.config import ModelConfig
 
 Facts = dict[str, Any]
 """JSON-ready."""
+
+_CONTROLS = {
+    field.name: field.default
+    for field in fields(ModelConfig)
+    if field.name in {"score_bias", "value_attenuation", "residual_attenuation", "select_by", "initial_keep_logit"}
+}
+"""Settings of ablations and controls with their defaults, which the page leaves out."""
 
 
 def inspect_checkpoint(source: str | Path) -> Facts:
@@ -81,17 +89,20 @@ def _weights(headers: list[Header]) -> Facts:
 
 
 def _shape(config: ModelConfig, parameters: int) -> Facts:
+    regular = ": a regular transformer" if config.copies == config.loops == 1 else ""
     return {
         "parameters": f"{parameters:,} (the tied head counted once)",
         "layers": config.n_layer,
         "width": config.n_embd,
         "heads": f"{config.n_head} of width {config.head_width}",
         "vocabulary": config.vocab_size,
-        "fork layers": ", ".join(map(str, config.fork_layers)) or "none: a regular transformer",
+        "fork layers": ", ".join(map(str, config.fork_layers)) or f"none{regular}",
         "averaging": config.averaging + (", each stream after the final norm" if config.norm_before_averaging else ""),
         "activation": config.activation,
         "bias": config.bias,
         "copies": config.copies,
+        "loops": config.loops,
+        **{name: getattr(config, name) for name, default in _CONTROLS.items() if getattr(config, name) != default},
     }
 
 

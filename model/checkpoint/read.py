@@ -19,6 +19,7 @@ from thoughtbubbles.model.checkpoint.checks import (
     CheckpointError,
     check_architecture,
     check_device,
+    check_dtype,
     check_template,
     check_vocabulary,
     describe,
@@ -60,9 +61,11 @@ def load_checkpoint(
     """Return the checkpoint `source`, a folder or a hub id (`checkpoint.hub`), its weights on `device` as `dtype`.
 
     `check` gets the checkpoint before its weights are read, and may refuse it with a `ValueError`. Raises
-    `CheckpointError` if `source` is not a checkpoint or is refused, and `ValueError` if `device` cannot be used.
+    `CheckpointError` if `source` is not a checkpoint or is refused, and `ValueError` if `device` or `dtype` cannot be
+    used.
     """
     check_device(device)
+    check_dtype(dtype)
     with _read(source) as (found, checkpoint):
         check(checkpoint)
         weights = read_weights(found, checkpoint.model.state_dict(), device, dtype)

@@ -21,7 +21,7 @@ def export_checkpoint(source: str | Path, out: str | Path) -> None:
 
     It stays a checkpoint: `load_checkpoint` reads it, with the same weights in the same dtype. A model card, README.md,
     is copied. `out` may be `source`, which is then brought up to date. Raises `CheckpointError` if `source` is not a
-    checkpoint, `ValueError` if `out` is a folder with anything else in it.
+    checkpoint, `ValueError` if `out` is a folder that is not, or that holds a folder.
     """
     location = locate(source)
     source = location.instead_of(source)

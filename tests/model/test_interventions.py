@@ -229,6 +229,9 @@ def test_edits_name_streams(model: Thoughtbubbles) -> None:
         factor = torch.ones(len(plain), 1)
         factor[own][list(which)] = 0.5
         assert torch.equal(seen[2, "before_block"][0], plain * factor)
+    for wrong in (torch.zeros(1, 16), torch.zeros(count + 1, 16), torch.zeros(1)):  # the first would be each stream's
+        with pytest.raises(ValueError, match=rf"the shape of replace must be \(16,\) or \({count}, 16\), not \("):
+            run(model, *biases, StreamEdit(layer=2, position=5, replace=wrong))
     with pytest.raises(ValueError, match=f"stream {count} does not exist: token 5 has {count} at layer 2"):
         run(model, *biases, StreamEdit(layer=2, position=5, stream=count))
 
@@ -271,6 +274,10 @@ def test_generation_reaches_tokens_to_come(model: Thoughtbubbles) -> None:
         (ForkBias(layer=0, position=15), "position must be below the 15 tokens, not 15"),
         (ForkBias(layer=0, position=1, row=2), r"row must be 0 … 1, not 2"),
         (StreamEdit(layer=4, position=1), r"layer must be 0 … 3, not 4"),
+        (
+            StreamEdit(layer=1, position=2, stream=-1, replace=torch.zeros(5)),
+            r"shape of replace must be \(16,\) or \(1, 16\), not \(5,\)",
+        ),
         (StreamEdit(layer=1, position=1, at="before_fork"), r"layer must be one of the fork layers \(0, 2\), not 1"),
         (Hook(point="mlp_out", call=lambda x, _: x[:, 1:]), "the hook at mlp_out of layer 0 must return shape"),
         (Hook(point="fork_logits", call=lambda x, _: None, layer=3), "layer must be one of the fork layers"),
@@ -294,6 +301,7 @@ def test_a_token_has_one_bias_in_a_layer(model: Thoughtbubbles) -> None:
     ("settings", "message"),
     [
         ({"bias": math.inf}, "bias must be a finite number, not inf"),
+        ({"bias": 10**400}, "bias must be a finite number, not 1000"),
         ({"position": -1}, "position must be a whole number, at least 0, not -1"),
         ({"select": "often"}, "select must be one of by_rule, always, never, not 'often'"),
     ],

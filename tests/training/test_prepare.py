@@ -4,6 +4,7 @@ import argparse
 import gzip
 import hashlib
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.training.harness import HELD_OUT, SUBJECTS, TEXTS, VERBS, VOCAB, write_json_lines
 from thoughtbubbles.model import Tokenizer
 from thoughtbubbles.training.data.corpus_writer import only_preparation
-from thoughtbubbles.training.data.documents import read_documents
+from thoughtbubbles.training.data.documents import FileDocuments, read_documents
 from thoughtbubbles.training.data.prepare import add_arguments, prepare, run
 from thoughtbubbles.training.data.token_file import Index, read_tokens
 from thoughtbubbles.training.data.vocabulary import _printable_bytes, tiktoken_ranks, train_byte_pairs
@@ -139,6 +140,17 @@ def test_a_second_preparation_in_a_folder_is_refused_while_the_first_goes_on(tmp
 def test_names_in_other_letters_are_the_same_kinds_of_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert list(read_documents([tmp_path / name])) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "A.ZST", "a.bz2", "a.txt.xz", "a.parquet.gz", "a.zip"])
+def test_compressed_files_that_are_not_read_are_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x28\xb5\x2f\xfd")
+    suffix = re.escape(Path(name).suffix.lower())
+    for read in (lambda: FileDocuments([tmp_path / name]), lambda: list(read_documents([tmp_path / name]))):
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(name)}: {suffix} is not read; decompress it, or give \.jsonl\.gz"
+        ):
+            read()
 
 
 @pytest.mark.parametrize("name", ["a.json", "A.JSON", "a.json.gz", "a.csv", "b.a.csv.gz", "a.tsv"])

@@ -63,6 +63,39 @@ def test_openbookqa_is_read_from_its_three_formats(tmp_path: Path) -> None:
         list(formats.openbookqa(write(file, {"question": {"stem": "s", "choices": letters}, "answerKey": "C"})))
 
 
+LETTERS = [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]
+COLUMNS = {"text": ["a", "b"], "label": ["A", "B"]}
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "reason"),
+    [
+        (formats.piqa, {"goal": "g", "sol1": "a", "sol2": "b", "label": 2}, "label is 2, .* numbered from 0 to 1"),
+        (formats.hellaswag, {"endings": ["a", "b"], "label": "4"}, "label is 4, .* numbered from 0 to 1"),
+        (formats.openbookqa, {"question": "s", "choices": ["a"], "label": 1}, "label is 1, .* numbered from 0 to 0"),
+        (formats.hellaswag, {"endings": [], "label": 0}, "needs a field 'endings', a list of texts"),
+        (formats.hellaswag, {"endings": ["a", 2], "label": 0}, "needs a field 'endings', a list of texts"),
+        (formats.openbookqa, {"question": "s", "choices": [1, 2], "label": 0}, "needs a field 'choices', a list of"),
+        (formats.openbookqa, {"question": {"stem": "s", "choices": ["a"]}, "answerKey": "A"}, "not an object"),
+        (formats.openbookqa, {"question": {"stem": "s", "choices": [{"text": "a"}]}, "answerKey": "A"}, "'label'"),
+        (formats.openbookqa, {"question": {"stem": 1, "choices": LETTERS}, "answerKey": "A"}, "'stem'"),
+        (
+            formats.openbookqa,
+            {"question_stem": "s", "choices": {"text": ["a"]}, "answerKey": "A"},
+            "'label' of type list",
+        ),
+        (formats.openbookqa, {"question_stem": "s", "choices": {**COLUMNS, "text": ["a"]}, "answerKey": "B"}, "names"),
+        (formats.openbookqa, {"question_stem": "s", "choices": COLUMNS, "answerKey": "C"}, "names"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_named_by_file_and_line(
+    read: formats.Reader, record: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    scene = {"activity_label": "x", "ctx_a": "a", "ctx_b": "b"}
+    with pytest.raises(ValueError, match=rf"test\.jsonl:1: .*{reason}"):
+        list(read(write(tmp_path / "test.jsonl", {**scene, **record})))
+
+
 def test_the_metrics_by_hand() -> None:
     """The sum prefers the short choice, characters the long one, bytes the one without umlauts."""
     question = Question(context="c", choices=("ab", "abcdef", "üüüü"), gold=1)
@@ -88,10 +121,22 @@ def test_greedy_continuations_in_a_batch_are_those_of_each_alone() -> None:
     torch.manual_seed(2)
     model = Thoughtbubbles(MODEL).eval()
     prompts = [[1, 2, 3], [7], [9, 9, 9, 9, 9, 4]]
-    made = continue_greedily(model, prompts, 6, lambda tokens: len(tokens) == 4 and tokens[0] % 2 == 0, rule="causal")
+    made = continue_greedily(
+        model, prompts, 6, lambda tokens: len(tokens) == 4 and tokens[0] % 2 == 0, vocabulary=VOCAB, rule="causal"
+    )
     for prompt, tokens in zip(prompts, made, strict=True):
         assert len(tokens) == (4 if tokens[0] % 2 == 0 else 6)
         assert tokens == generate(model, prompt, len(tokens), temperature=0)
+
+
+def test_a_greedy_continuation_has_no_id_that_only_pads_the_embedding() -> None:
+    model = Thoughtbubbles(MODEL).eval()
+    with torch.no_grad():
+        model.transformer.ln_f.bias += 100 * model.transformer.wte.weight[VOCAB - 1]  # the likeliest everywhere
+    best = int(model(torch.tensor([[1, 2]]))[0, -1, : VOCAB - 1].argmax())
+    for vocabulary, expected in ((VOCAB, VOCAB - 1), (VOCAB - 1, best)):
+        made = continue_greedily(model, [[1, 2]], 1, lambda _: False, vocabulary=vocabulary, rule="causal")
+        assert made == [[expected]]
 
 
 def test_the_command_scores_sets_by_their_names(

@@ -4,16 +4,21 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.training.harness import QUIET
+from tests.training.harness import MODEL, QUIET, never
 from thoughtbubbles.model.extras import install_command
+from thoughtbubbles.training import run_log
 from thoughtbubbles.training.distributed import Ranks
 from thoughtbubbles.training.run_log import RunLog
 from thoughtbubbles.training.tracking import tensorboard, weights_and_biases
+from thoughtbubbles.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -72,3 +77,41 @@ def test_a_line_of_the_log_is_strict_json(tmp_path: Path, loss: float) -> None:
     with RunLog(path, first_step=0, steps=4, tokens_per_step=10, peak=None, ranks=ranks, trackers=[]) as log:
         log.write_validation(2, {"val_loss": loss})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"step": 2, "val_loss": None}
+
+
+@pytest.mark.parametrize("before", [b"", b'{"step": 1, "val_loss": 3.0}\n'])
+def test_a_line_that_a_full_disk_cut_off_is_removed_when_a_run_goes_on(tmp_path: Path, before: bytes) -> None:
+    path, ranks = tmp_path / "log.jsonl", Ranks(device=torch.device("cpu"))
+    path.write_bytes(before + b'{"step": 2, "val_lo')
+    with RunLog(path, first_step=2, steps=4, tokens_per_step=10, peak=None, ranks=ranks) as log:
+        log.write_validation(2, {"val_loss": 2.0})
+    assert path.read_bytes() == before + b'{"step": 2, "val_loss": 2.0}\n'
+
+
+def test_a_line_has_all_steps_since_the_last_and_no_time_but_theirs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second here, a validation and a save an hour each; some come between two lines."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(run_log, "time", clock)
+    for name, seconds in (("_one_step", 1.0), ("_validate", 3600.0), ("_save", 3600.0)):
+        monkeypatch.setattr(Trainer, name, _taking(seconds, clock, getattr(Trainer, name)))
+
+    def lines(log_every: int) -> list[dict[str, float]]:
+        config = replace(QUIET, steps=12, log_every=log_every, validate_every=3, save_every=5)
+        out, ranks = tmp_path / str(log_every), Ranks(device=torch.device("cpu"))
+        Trainer(MODEL, config, data=data, out=out, ranks=ranks, resume=False).run(never)
+        return [line for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "loss" in line]
+
+    losses = [line["loss"] for line in lines(1)]
+    means = [sum(losses[i : i + 4]) / 4 for i in (0, 4, 8)]
+    assert [line["loss"] for line in lines(4)] == pytest.approx(means, abs=2e-5)
+    assert {line["tokens_per_second"] for line in lines(3)} == {QUIET.sequences_per_step * MODEL.block_size}
+
+
+def _taking(seconds: float, clock: SimpleNamespace, method: Callable[[Trainer], object]) -> Callable[[Trainer], object]:
+    def slow(trainer: Trainer) -> object:
+        clock.now += seconds
+        return method(trainer)
+
+    return slow

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,24 @@ from thoughtbubbles.training.schedule import learning_rate_factor
 def test_what_cannot_be_is_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(setting))} must be"):
         replace(TRAIN, **setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ({"steps": 1e3}, "a whole number, not 1000.0"), ({"batch_size": True}, "a whole number, not True"),
+        ({"validate_every": 0.5}, "a whole number, not 0.5"), ({"seed": "1"}, "a whole number, not '1'"),
+        ({"learning_rate": "1e-3"}, "a number, not '1e-3'"), ({"dropout": False}, "a number, not False"),
+        ({"clip": None}, "a number, not None"), ({"compile": "no"}, "true or false, not 'no'"),
+        ({"random_ratio": 1}, "true or false, not 1"), ({"precision": ["float32"]}, r"one of .*, not \['float32'\]"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_by_name(setting: dict[str, Any], wanted: str) -> None:
+    """As a study's file may have it: `steps = 1e3` is a float in TOML."""
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))} must be {wanted}$"):
+        replace(TRAIN, **setting)
+    assert replace(TRAIN, learning_rate=np.float64(1), clip=2).clip == 2
 
 
 FLOATS = [field.name for field in fields(TrainConfig) if field.type is float]

@@ -15,6 +15,8 @@ from thoughtbubbles.training.data.text_files import read_text
 _ROWS_AT_ONCE = 256
 _TABLES = (".json", ".csv", ".tsv")
 """Ends of names of files with several documents, in forms that are not read. As text each would be one document."""
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+"""Ends of names of compressed files, of which only JSON lines with the first are read."""
 
 
 class Documents(Protocol):
@@ -40,7 +42,7 @@ class FileDocuments:
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"{path} is not a file")
-            _require_no_table(path)
+            _require_readable(path)
         self._paths = paths
 
     def read(self, first: int = 0) -> Iterator[Document]:
@@ -56,9 +58,9 @@ def read_documents(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the texts of all documents in `paths`, in order.
 
     JSON lines (`.jsonl`, `.ndjson`, also with `.gz`) have one document per line, `.parquet` one per row; any other file
-    is one document, but for `.json`, `.csv` and `.tsv`, which are refused. A conversation in `messages` is written as
-    text. Raises `ValueError` naming file and line if something is not UTF-8, JSON or parquet, or has neither `text` nor
-    `messages`.
+    is one document, but for `.json`, `.csv`, `.tsv` and compressed ones, which are refused. A conversation in
+    `messages` is written as text. Raises `ValueError` naming file and line if something is not UTF-8, JSON or parquet,
+    or has neither `text` nor `messages`.
     """
     return (document.text for document in _read(paths))
 
@@ -86,21 +88,24 @@ def sha256(path: Path) -> str:
 
 def _documents(path: Path) -> Iterator[tuple[Document, str]]:
     """Return each document of a file, and its location for messages."""
-    _require_no_table(path)
+    _require_readable(path)
     if is_json_lines(path):
         return ((_document(row, where), where) for row, where in read_json_lines(path))
     return _parquet_rows(path) if path.suffix.lower() == ".parquet" else iter([(Document(read_text(path)), str(path))])
 
 
-def _require_no_table(path: Path) -> None:
-    """Raise `ValueError` if the name of a file ends as one of `_TABLES`, compressed or not."""
-    name = path.name.lower().removesuffix(".gz")
-    suffix = next(filter(name.endswith, _TABLES), None)
+def _require_readable(path: Path) -> None:
+    """Raise `ValueError` if the name of a file ends as one of `_TABLES`, compressed or not, or of `_COMPRESSED`."""
+    name = path.name.lower()
+    suffix = next(filter(name.removesuffix(".gz").endswith, _TABLES), None)
     if suffix is not None:
         raise ValueError(
             f"{path}: {suffix} is not read; give JSON lines (.jsonl) or parquet with a field `text`, or rename it to"
             " .txt if the file is one text"
         )
+    packed = next(filter(name.endswith, _COMPRESSED), None)
+    if packed is not None and not (packed == ".gz" and is_json_lines(path)):
+        raise ValueError(f"{path}: {packed} is not read; decompress it, or give .jsonl.gz")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Document, str]]:

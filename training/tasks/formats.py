@@ -47,11 +47,12 @@ def lambada(path: Path) -> Iterator[Question]:
 def hellaswag(path: Path) -> Iterator[Question]:
     """Read `hellaswag`: `hellaswag_val.jsonl` with `activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`."""
     for record in read_records(path):
+        endings = record.texts("endings")
         scene = f"{record.get('ctx_a', str)} {record.get('ctx_b', str).capitalize()}"
         yield Question(
             context=_without_brackets(f"{record.get('activity_label', str)}: {scene}"),
-            choices=tuple(_without_brackets(ending) for ending in record.get("endings", list)),
-            gold=record.label(),
+            choices=tuple(map(_without_brackets, endings)),
+            gold=record.label(len(endings)),
         )
 
 
@@ -64,23 +65,24 @@ def piqa(path: Path) -> Iterator[Question]:
         yield Question(
             context=f"Question: {record.get('goal', str)}\nAnswer:",
             choices=(record.get("sol1", str), record.get("sol2", str)),
-            gold=record.label(),
+            gold=record.label(2),
         )
 
 
 def openbookqa(path: Path) -> Iterator[Question]:
     """Read `openbookqa`: the authors' nested `question`, Hugging Face's `question_stem`, or flat `choices`, `label`."""
     for record in read_records(path):
-        nested = record.values.get("question")
-        if isinstance(nested, dict):
-            choices = nested.get("choices", [])
-            yield _lettered(record, nested.get("stem"), [(each["label"], each["text"]) for each in choices])
+        if isinstance(record.values.get("question"), dict):
+            nested = record.record("question")
+            lettered = nested.records("choices")
+            letters, texts = (tuple(each.get(name, str) for each in lettered) for name in ("label", "text"))
+            yield _lettered(record, nested.get("stem", str), letters, texts)
         elif "question_stem" in record.values:
-            columns = record.get("choices", dict)
-            yield _lettered(record, record.get("question_stem", str), list(zip(columns["label"], columns["text"])))  # noqa: B905
+            columns = record.record("choices")
+            yield _lettered(record, record.get("question_stem", str), columns.texts("label"), columns.texts("text"))
         else:
-            choices = record.get("choices", list)
-            yield Question(context=record.get("question", str), choices=tuple(choices), gold=record.label())
+            choices = record.texts("choices")
+            yield Question(context=record.get("question", str), choices=choices, gold=record.label(len(choices)))
 
 
 def blimp(path: Path) -> Iterator[Question]:
@@ -98,11 +100,10 @@ def agreement(path: Path) -> Iterator[Question]:
         yield Question(context=record.get("prefix", str), choices=pair, delimiter="", subset=subset)
 
 
-def _lettered(record: Record, stem: object, choices: list[tuple[str, str]]) -> Question:
-    letters, texts = zip(*choices, strict=True) if choices else ((), ())
+def _lettered(record: Record, stem: str, letters: tuple[str, ...], texts: tuple[str, ...]) -> Question:
     answer = record.get("answerKey", str).lstrip()
-    if not isinstance(stem, str) or answer not in letters:
-        raise ValueError(f"{record.where}: needs a stem, and choices of which 'answerKey' names one")
+    if answer not in letters or len(letters) != len(texts):
+        raise ValueError(f"{record.where}: needs choices of which 'answerKey' names one")
     return Question(context=stem, choices=texts, gold=letters.index(answer))
 
 

@@ -64,7 +64,9 @@ def solve(
         prompts = [prompt(each, shots) for each in problems[start : start + batch_size]]
         batch = [tokenizer.encode(text)[max_tokens - block :] for text in prompts]
         ends = _Ends(checkpoint)
-        generated = continue_greedily(checkpoint.model, batch, max_tokens, ends, rule=rule, ratio=ratio)
+        generated = continue_greedily(
+            checkpoint.model, batch, max_tokens, ends, vocabulary=tokenizer.vocab_size, rule=rule, ratio=ratio
+        )
         texts += [cut(tokenizer.decode(token for token in ids if token != tokenizer.end_of_text)) for ids in generated]
     return texts
 

@@ -202,3 +202,14 @@ def test_progress_is_read_from_the_log_since_the_start_and_from_the_saved_state(
     found = progress(run)
     assert found.step == 550
     assert found.speed == pytest.approx(100 * run.operations / run.tokens)
+
+
+def test_a_line_that_was_cut_off_before_the_start_is_not_counted(tmp_path: Path, study: Study) -> None:
+    """The run removes it as it goes on, so that its first line begins where the cut one did."""
+    run, progress = study.run("small", "2l", "final", 0, 1e-3), Progresses(tmp_path)
+    log = tmp_path / run.name / "log.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"step": 1, "val_loss": 3.0}\n{"step": 2, "val_lo', encoding="utf-8")
+    progress.begun(run)
+    log.write_text('{"step": 1, "val_loss": 3.0}\n{"step": 2, "val_loss": 2.0}\n', encoding="utf-8")
+    assert progress(run).step == 2

@@ -86,6 +86,24 @@ def test_results_that_were_written_but_not_recorded_are_collected_at_the_start(
     assert [line["kind"] for line in read_results(study_command)] == ["tuning", "final"]
 
 
+def test_a_second_study_in_a_folder_is_refused_and_starts_nothing(
+    study_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would start the same runs, of which one fails."""
+
+    def start(*_arguments: object, **_more: object) -> None:
+        with pytest.raises(
+            ValueError, match=r"^out: another study is running in .*out; wait for it, or choose another"
+        ):
+            train_all()
+        raise Killed
+
+    monkeypatch.setattr("experiments.runner.study.start", start)
+    with pytest.raises(Killed):
+        train_all()
+    assert not study_command.exists()
+
+
 def test_a_result_is_recorded_once(study_command: Path, study: Study, tmp_path: Path) -> None:
     [tuning] = study.tuning_runs("small", "regular")
     (tmp_path / tuning.name).mkdir()

@@ -148,6 +148,13 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64, "float16"])
+def test_a_dtype_that_no_model_computes_in_is_refused(folder: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"dtype must be float64, float32, bfloat16 or float16, not .*{dtype}"):
+        load_checkpoint(folder, dtype=dtype)
+    assert load_checkpoint(folder, dtype=torch.float64).model.transformer.wte.weight.dtype == torch.float64
+
+
 def test_a_device_that_is_not_here_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="device cuda:99 cannot be used: "):
         load_checkpoint(folder, device="cuda:99")
@@ -266,6 +273,24 @@ def test_saving_fills_an_empty_folder_but_replaces_no_other(
         with pytest.raises(ValueError, match="is not a checkpoint, so it is not replaced"):
             save_checkpoint(theirs, model, tokenizer, {})
     assert (tmp_path / "theirs" / "config.json").read_text() == "{}"
+
+
+def test_saving_replaces_no_prepared_folder_and_no_clone(
+    folder: Path, tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer
+) -> None:
+    """A prepared folder has a tokenizer too, and in a clone of a repository is its history."""
+    (tmp_path / "prepared").mkdir()
+    tokenizer.save(tmp_path / "prepared" / "tokenizer.tiktoken")
+    (tmp_path / "prepared" / "train.bin").touch()
+    with pytest.raises(ValueError, match="prepared exists and is not a checkpoint, so it is not replaced"):
+        save_checkpoint(tmp_path / "prepared", model, tokenizer, {})
+    assert (tmp_path / "prepared" / "train.bin").exists()
+    (folder / ".git").mkdir()
+    with pytest.raises(
+        ValueError, match=r"saved holds a folder, \.git, which is no part of a checkpoint, so it is not"
+    ):
+        save_checkpoint(folder, model, tokenizer, {})
+    assert (folder / ".git").exists()
 
 
 @pytest.mark.parametrize("ranks", [100, 264])

@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import thoughtbubbles
 from thoughtbubbles.model import CheckpointError, Thoughtbubbles, Tokenizer, save_checkpoint, shipped_checkpoint
-from thoughtbubbles.model.checkpoint.inspection import inspect_checkpoint
+from thoughtbubbles.model.checkpoint.inspection import inspect_checkpoint, page
 
 PROVENANCE = {"step": 4, "evaluation": {"packed": {"perplexity": 24.958}}, "note": "red \x1b[31m\nalert"}
 
@@ -48,10 +50,31 @@ def test_the_page_and_the_json_tell_the_same(folder: Path, capsys: pytest.Captur
     assert thoughtbubbles.main(["inspect", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == inspect_checkpoint(folder)
     assert thoughtbubbles.main(["inspect", str(folder)]) == 0
-    page = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for told in ("fork layers  1", "κ          32 streams", "perplexity  24.958", "2 × [48, 16], 3,072 bytes", "BF16"):
-        assert told in page
-    assert r'"red \u001b[31m\nalert"' in page, "a checkpoint of somebody else's does not steer the terminal"
+        assert told in printed
+    assert r'"red \u001b[31m\nalert"' in printed, "a checkpoint of somebody else's does not steer the terminal"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"fork_layers": (), "loops": 3}, ("loops        3", "fork layers  none\n")),
+        ({"fork_layers": (), "copies": 3, "averaging": "rightmost"}, ("copies       3", "fork layers  none\n")),
+        ({"fork_layers": ()}, ("fork layers  none: a regular transformer\n",)),
+        ({"score_bias": False, "value_attenuation": False}, ("score_bias         false", "value_attenuation  false")),
+        ({"residual_attenuation": False}, ("residual_attenuation  false",)),
+        ({"select_by": "random"}, ("select_by    random",)),
+        ({"initial_keep_logit": 4.0}, ("initial_keep_logit  4.0",)),
+    ],
+)
+def test_the_page_has_every_setting_that_makes_it_another_model(
+    settings: dict[str, Any], shown: tuple[str, ...], model: Thoughtbubbles, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    other = Thoughtbubbles(replace(model.config, **settings))
+    save_checkpoint(tmp_path / "other", other, tokenizer, {})
+    lines = page(inspect_checkpoint(tmp_path / "other"))
+    assert [each for each in shown if each not in lines] == []
 
 
 def test_the_shipped_checkpoint_is_the_one_of_its_card() -> None:
