@@ -122,7 +122,7 @@ class SamplingParams:
             wanted = "a whole number" if name in _WHOLE else "a number"
             raise InvalidRequest(f"{name} must be {wanted}, not {value!r}", param=name, code="invalid_type")
         if not (low < value <= high or (inclusive and value == low)):
-            bounds = f"{'at least' if inclusive else 'above'} {low:g}" + (f", at most {high:g}" * (high < math.inf))
+            bounds = f"{'at least' if inclusive else 'above'} {low}" + (f", at most {high}" * (high < math.inf))
             raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
 
     def _check_types(self) -> None:

@@ -128,7 +128,7 @@ async def _serve(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     background = [
         asyncio.create_task(_announce(service, listener, server)),
-        asyncio.create_task(_watch(worker, settings.watchdog_seconds)),
+        asyncio.create_task(watch(worker, settings.watchdog_seconds)),
     ]
     await _first_of(stop, worker.failed, processes.broken)
     if worker.failure is None:
@@ -186,10 +186,17 @@ async def _first_of(*events: asyncio.Event, seconds: float | None = None) -> Non
         task.cancel()
 
 
-async def _watch(worker: Worker, seconds: float) -> None:
-    """Abandon the engine if a step takes longer than `seconds`: its clients would wait forever."""
-    while worker.step_seconds <= seconds:  # noqa: ASYNC110 (a hanging thread sets no event)
+async def watch(worker: Worker, seconds: float) -> None:
+    """Abandon the engine if a step takes longer than `seconds`: its clients would wait forever.
+
+    This counts checks that found the same step, not the clock's seconds: while a server is suspended, as by Ctrl-Z or
+    `docker pause`, its steps are, too.
+    """
+    step, watched = None, 0.0
+    while watched <= seconds:
         await asyncio.sleep(WATCH_SECONDS)
+        before, step = step, worker.step_began
+        watched = 0.0 if step is None or step != before else watched + WATCH_SECONDS
     worker.abandon()
 
 

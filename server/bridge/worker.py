@@ -81,9 +81,14 @@ class Worker:
         return self._model
 
     @property
+    def step_began(self) -> float | None:
+        """When the current step began, on the monotonic clock; None without work."""
+        return self._thread.step_began
+
+    @property
     def step_seconds(self) -> float:
         """How long the current step has been running; 0 between steps."""
-        began = self._thread.step_began
+        began = self.step_began
         return 0.0 if began is None else time.monotonic() - began
 
     def unready(self, stall_seconds: float) -> str | None:

@@ -32,6 +32,8 @@ LINGER_SECONDS = 2.0
 """How long incoming bytes are discarded after an answer that ends the connection."""
 EXTRA_CONNECTIONS = 64
 """Connections above the limit that are answered, with the reason or on probes; further ones are closed at once."""
+MAX_KERNEL_MILLISECONDS = (1 << 31) - 1
+"""The longest limit of the kernel for an unread answer, about 25 days."""
 OVER_LIMIT = "thoughtbubbles.over_limit"
 """The key of a scope whose connection is above the limit."""
 
@@ -263,8 +265,9 @@ def connections_within(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 def _limit_unread(transport: asyncio.BaseTransport, seconds: float) -> None:
     """Have the kernel end the connection if its client reads nothing: the kernel buffers megabytes of an answer."""
     option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux only
-    if option is not None and math.isfinite(seconds):
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))
+    if option is not None:
+        milliseconds = min(max(1, 1000 * seconds), MAX_KERNEL_MILLISECONDS)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, int(milliseconds))
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

@@ -5,6 +5,7 @@ A line has ids, numbers and reasons. It never has a key, and has prompts only if
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ FIELDS = "fields"
 """The attribute of a log record that has the fields beside the message."""
 logger = logging.getLogger("thoughtbubbles.server.requests")
 _json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each field of each line
+_MARKS = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What JSON does not escape, and yet ends a line, controls a terminal or reverses the text after it."""
 
 
 class JsonLines(logging.Formatter):
@@ -32,7 +35,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _json(line)
+        return _escaped(_json(line))
 
 
 class TextLines(logging.Formatter):
@@ -44,7 +47,11 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """Return the line, with the fields at its end."""
         fields = [f"{name}={_json(value)}" for name, value in getattr(record, FIELDS, {}).items()]
-        return " ".join([super().formatMessage(record), *fields])
+        return _escaped(" ".join([super().formatMessage(record), *fields]))
+
+
+def _escaped(line: str) -> str:
+    return _MARKS.sub(lambda mark: f"\\u{ord(mark[0]):04x}", line)
 
 
 @contextmanager

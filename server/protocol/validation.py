@@ -1,6 +1,7 @@
 """Parse a body into a typed request, and turn a client's mistake into an error message (API.md §4)."""
 
 import codecs
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -45,6 +46,9 @@ RELATIONS: Mapping[str, tuple[str, str, str]] = {
     "greater_than": ("gt", "below minimum value", ">"),
 }
 
+HALF_A_PAIR = re.compile("unexpected end of hex escape|lone leading surrogate in hex escape")
+r"""What the parser calls an escape such as \ud83d without its other half."""
+
 PROMPT_FORMS = frozenset({"text", "texts", "ids", "batch"})
 """Tags of the prompt's union, which are part of pydantic's location; clients do not know them."""
 
@@ -63,7 +67,8 @@ def parse_object(text: bytes, name: str = "The body") -> Json:
     try:
         value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise bad_request(f"{name} is not valid JSON: {error}.", "invalid_json") from None
+        problem = HALF_A_PAIR.sub("half a surrogate pair, as of an emoji that was cut,", str(error))
+        raise bad_request(f"{name} is not valid JSON: {problem}.", "invalid_json") from None
     if not isinstance(value, dict):
         raise bad_request(f"{name} must be a JSON object, but is {_json_name(value)}.", "invalid_json")
     return value

@@ -1,6 +1,7 @@
 """What the client sends."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_who_asks(make_client: MakeClient, recorder: Recorder) -> None:
     assert recorder.requests[-1].headers["authorization"] == "Bearer sk-1"
 
 
-def seconds(recorder: Recorder) -> tuple[float, float, float | None]:
+def seconds(recorder: Recorder) -> tuple[float | None, float | None, float | None]:
     """To connect, to wait for bytes, and to wait for a connection of the client's own, as the last request had them."""
     timeout = recorder.requests[-1].extensions["timeout"]
     return timeout["connect"], timeout["read"], timeout["pool"]
@@ -123,6 +124,31 @@ def test_timeouts(make_client: MakeClient, recorder: Recorder) -> None:
     client = make_client(transport=recorder, timeout=4)
     client.complete()
     assert seconds(recorder) == (4, 4, None)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e20, 2**32 / 1000])
+def test_a_timeout_that_sockets_cannot_count_is_none(
+    make_client: MakeClient, recorder: Recorder, timeout: float
+) -> None:
+    """Of 2**32 milliseconds `poll` kept 0, and beyond the clock's range the request ended in an `OverflowError`."""
+    make_client(transport=recorder).complete(timeout=timeout)
+    assert seconds(recorder) == (None, None, None)
+    make_client(transport=recorder, timeout=timeout).complete()
+    assert seconds(recorder) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(0, ValueError), (-1, ValueError), (math.nan, ValueError), ("3", TypeError), ((1, 2), TypeError)],
+)
+def test_what_is_no_timeout_is_refused_before_anything_is_sent(
+    make_client: MakeClient, recorder: Recorder, timeout: float, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="timeout"):
+        make_client(timeout=timeout)
+    with pytest.raises(error, match="timeout"):
+        make_client(transport=recorder).complete(timeout=timeout)
+    assert not recorder.requests
 
 
 @pytest.mark.parametrize(

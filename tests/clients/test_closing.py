@@ -2,13 +2,16 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from tests.clients.harness import (
     DONE,
+    STREAMED,
     URL,
     Body,
     MakeClient,
@@ -17,7 +20,7 @@ from tests.clients.harness import (
     part,
     streaming,
 )
-from thoughtbubbles_client import AsyncClient, DisconnectedError, InvalidAnswerError, ThoughtbubblesError
+from thoughtbubbles_client import AsyncClient, Client, DisconnectedError, InvalidAnswerError, ThoughtbubblesError
 
 PARTS = (event(part("a")), event(part("b")), DONE)
 
@@ -78,8 +81,6 @@ def test_when_it_breaks(make_client: MakeClient, pieces: list[bytes | Exception]
 
 def test_a_loop_that_breaks() -> None:
     """Nothing else holds the stream, so that it ends at once; no cycle makes it wait for the garbage collector."""
-    from thoughtbubbles_client import Client
-
     transport, body = streaming(*PARTS)
     gc.disable()
     try:
@@ -143,6 +144,64 @@ def test_a_task_that_is_cancelled(path: str) -> None:
             assert body.closed
 
     asyncio.run(leave())
+
+
+class Waiting(Body):
+    """A body that waits after its first part until it may continue."""
+
+    def __init__(self) -> None:
+        super().__init__(PARTS)
+        self.waits, self.may_continue = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        first, *others = super().__iter__()
+        yield first
+        self.waits.set()
+        self.may_continue.wait()
+        yield from others
+
+
+def test_while_another_thread_reads_it() -> None:
+    """The message was Python's, of a generator."""
+    body = Waiting()
+    with Client(URL, transport=answering(httpx.Response(200, headers=STREAMED, stream=body))) as client:
+        stream = client.stream()
+        with ThreadPoolExecutor(1) as threads:
+            others = threads.submit(list, stream)
+            body.waits.wait()
+            try:
+                with pytest.raises(RuntimeError, match="another thread is reading this stream"):
+                    stream.close()
+                with pytest.raises(RuntimeError, match="another thread is reading this stream"):
+                    next(stream)
+            finally:
+                body.may_continue.set()
+            assert [each.text for each in others.result()] == ["a", "b"]
+        stream.close()
+    assert body.closed
+
+
+def test_while_another_task_reads_it() -> None:
+    body = Silent([])
+    transport = answering(httpx.Response(200, headers=STREAMED, stream=body))
+
+    async def use() -> None:
+        async with AsyncClient(URL, transport=transport) as client:
+            stream = client.stream()
+            assert (await anext(stream)).text == "a"
+            reader = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="another task is reading this stream"):
+                await stream.aclose()
+            with pytest.raises(RuntimeError, match="another task is reading this stream"):
+                await anext(stream)
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+            assert body.closed
+            await stream.aclose()
+
+    asyncio.run(use())
 
 
 def test_nothing_is_sent_before_the_first_part_is_asked_for(make_client: MakeClient) -> None:

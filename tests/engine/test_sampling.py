@@ -1,6 +1,7 @@
 """Sampling draws from the distribution it says, row by row, and the same in any company."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,3 +163,19 @@ def test_a_setting_out_of_range_is_named(setting: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match=setting) as caught:
         SamplingParams(**{setting: value})  # type: ignore[arg-type]
     assert caught.value.param == setting
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 2**63}, f"seed must be at least {-(2**63)}, at most {2**63 - 1}, not {2**63}"),
+        ({"top_k": 2**31}, f"top_k must be at least 0, at most {2**31 - 1}, not {2**31}"),
+        ({"temperature": 2.5}, "temperature must be at least 0, at most 2, not 2.5"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_limits_are_not_rounded(settings: dict[str, Any], message: str) -> None:
+    """The largest seed was 9.22337e+18, which is a smaller one."""
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**settings)
+    assert str(caught.value) == message

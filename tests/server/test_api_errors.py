@@ -24,6 +24,14 @@ def test_a_body_that_is_no_json_object(server: Running, body: bytes) -> None:
     assert response.json()["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("text", [r"\ud83d", r"\ud83d x", r"\ud83d\ud83d", r"\ude00"])
+def test_half_of_a_character_is_said_to_be_one(server: Running, text: str) -> None:
+    """JavaScript and Python make it of a text that is cut within an emoji. The message was of the end of an escape."""
+    response = server.client.post("/v1/completions", content=f'{{"prompt": "{text}"}}')
+    assert response.status_code == 400
+    assert "half a surrogate pair, as of an emoji that was cut, at line 1 column" in response.json()["error"]["message"]
+
+
 def test_a_byte_order_mark_is_skipped(server: Running) -> None:
     """Windows' PowerShell writes one at the start of a file, which `curl -d @file` sends."""
     response = server.client.post("/v1/completions", content=b'\xef\xbb\xbf{"prompt": "x", "max_tokens": 1}')

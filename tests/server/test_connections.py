@@ -1,6 +1,7 @@
 """Every connection is closed at a limit, every close is counted, and a refused client learns why."""
 
 import json
+import math
 import re
 import socket
 import time
@@ -178,6 +179,13 @@ def test_a_client_that_reads_nothing_of_what_the_kernel_holds_is_cut_off(serve: 
         eventually(lambda: closed(server, "write_timeout") == 1)
         wait_until_alone(server)
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("seconds", [2**31 / 1000, 1e300, math.inf])
+def test_a_write_timeout_that_the_kernel_cannot_count(serve: Serve, seconds: float) -> None:
+    """It counts milliseconds in 31 bits. With more, a connection had no limits and uvloop's had no answer, either."""
+    with serve(write_timeout_seconds=seconds) as server:
+        assert "\nthoughtbubbles_http_connections 1.0\n" in server.client.get("/metrics").text
 
 
 def test_a_stream_that_nobody_reads_ends_its_generation(tight: Running) -> None:

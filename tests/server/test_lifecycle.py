@@ -8,7 +8,7 @@ import pytest
 
 from tests.server.harness import MakeService
 from thoughtbubbles.server.keys import NO_KEYS, ApiKeys
-from thoughtbubbles.server.lifecycle import SWITCH_SECONDS, serve, warn_if_open
+from thoughtbubbles.server.lifecycle import SWITCH_SECONDS, serve, warn_if_open, watch
 from thoughtbubbles.server.other_process import run_other
 from thoughtbubbles.server.sockets import listen
 
@@ -54,3 +54,44 @@ def test_the_switch_interval_is_set_while_a_server_runs(
         asyncio.run(serve(service, lambda *_: asyncio.sleep(0), listener, run_other))
     assert seen == [pytest.approx(SWITCH_SECONDS)]
     assert sys.getswitchinterval() == before
+
+
+class EnoughError(Exception):
+    """The watchdog has looked long enough."""
+
+
+class Stepping:
+    """A worker whose clock says that its step takes an hour. Each look at it finds the next step, unless it hangs."""
+
+    step_seconds = 3600.0
+
+    def __init__(self, *, hangs: bool) -> None:
+        self.abandoned = False
+        self._hangs = hangs
+        self._looks = 0
+
+    @property
+    def step_began(self) -> float:
+        self._looks += 1
+        if self._looks == 100:
+            raise EnoughError
+        return 1.0 if self._hangs else float(self._looks)
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+def test_a_server_that_was_suspended_is_not_one_whose_step_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z and `docker pause` for longer than `watchdog_seconds` ended a server with a request when it resumed."""
+    monkeypatch.setattr("thoughtbubbles.server.lifecycle.WATCH_SECONDS", 0.001)
+    worker = Stepping(hangs=False)
+    with pytest.raises(EnoughError):
+        asyncio.run(watch(worker, 0.01))  # type: ignore[arg-type]
+    assert not worker.abandoned
+
+
+def test_a_step_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thoughtbubbles.server.lifecycle.WATCH_SECONDS", 0.001)
+    worker = Stepping(hangs=True)
+    asyncio.run(watch(worker, 0.01))  # type: ignore[arg-type]
+    assert worker.abandoned

@@ -52,6 +52,18 @@ def test_prompts_where_they_are_asked_for(serve: Serve, capsys: pytest.CaptureFi
     assert line["prompts"] == ["my diary", "é"]
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_prompt_begins_no_line_and_controls_no_terminal(
+    serve: Serve, capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    """JSON escapes none of these: ends of lines, C1's control characters, and those that write from right to left."""
+    marks = "\x7f\x85\x9b\u2028\u2029\u202e\u2066"
+    with writing(log_format), serve(log_prompts=True) as server:
+        server.complete(prompt=f"é{marks}é", max_tokens=1)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "prompts" in line]
+    assert r"é\u007f\u0085\u009b\u2028\u2029\u202e\u2066é" in line
+
+
 def test_a_client_that_leaves_has_its_line(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     with writing("json"), serve() as server:
         server.engine.hold(after=1)

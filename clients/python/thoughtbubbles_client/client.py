@@ -37,9 +37,10 @@ T = TypeVar("T")
 class Client:
     """A client of one server. Any thread may use it, and any process after a fork; close it, or use a `with` block.
 
-    `url` is the server's address. `timeout` is the longest wait for a byte, in seconds, or an `httpx.Timeout`. `retry`
-    says when failed requests are sent again. `fork_counts=False` is for servers that refuse the field
-    `return_fork_counts`. `transport` replaces the network. Raises `ValueError` for a wrong `url` or `api_key`.
+    `url` is the server's address. `timeout` is the longest wait for a byte, in seconds (inf: no limit), or an
+    `httpx.Timeout`. `retry` says when failed requests are sent again. `fork_counts=False` is for servers that refuse
+    the field `return_fork_counts`. `transport` replaces the network. Raises `ValueError` for a wrong `url`, `api_key`
+    or `timeout`.
 
     Every method raises `ThoughtbubblesError` (see `errors`) if the request fails.
     """

@@ -50,7 +50,7 @@ class GenerationOptions(TypedDict, total=False):
     """Options of completions and chats."""
 
     timeout: float | httpx.Timeout | None
-    """Replaces the client's timeout for this request: the longest wait for a byte, in seconds."""
+    """Replaces the client's timeout for this request: the longest wait for a byte, in seconds; inf: no limit."""
     model: str | None
     """The served model's name; a Thoughtbubbles server needs none."""
     max_tokens: int | None

@@ -26,6 +26,9 @@ LIMITS = httpx.Limits(max_connections=500, max_keepalive_connections=20)
 """Connections of a client; more requests wait for one. 500 are half of what a server has by default, and few enough for
 a process that may open 1024 files. httpx's pool tries each idle one for every request, so that more than 20 cost."""
 
+LONGEST_SECONDS = 2_000_000.0
+"""A longer time limit is none: Python gives `poll` milliseconds in 31 bits, so that a longer one may become short."""
+
 ERRORS: Mapping[type[httpx.RequestError], type[ThoughtbubblesError]] = {
     httpx.ConnectError: UnreachableError,
     httpx.ConnectTimeout: UnreachableError,
@@ -40,7 +43,10 @@ ERRORS: Mapping[type[httpx.RequestError], type[ThoughtbubblesError]] = {
 
 
 def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout) -> dict[str, Any]:
-    """Return arguments for either of httpx's clients. Raises `ValueError` for a wrong `url` or `api_key`."""
+    """Return arguments for either of httpx's clients.
+
+    Raises `ValueError` for a wrong `url`, `api_key` or `timeout`, and `TypeError` for a `timeout` of another type.
+    """
     try:
         parsed = httpx.URL(url.rstrip("/").removesuffix("/v1"))  # OpenAI's clients need it, and users copy it
     except httpx.InvalidURL as error:
@@ -53,8 +59,17 @@ def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout)
 
 
 def time_limits(timeout: float | httpx.Timeout) -> httpx.Timeout:
-    """Return time limits of a request. A number limits no wait for a connection that the client's others still use."""
-    return timeout if isinstance(timeout, httpx.Timeout) else httpx.Timeout(timeout, pool=None)
+    """Return time limits of a request. A number limits no wait for a connection that the client's others still use.
+
+    Raises `ValueError` or `TypeError` for what is no time, where httpx would fail in the request.
+    """
+    if isinstance(timeout, httpx.Timeout):
+        return timeout
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"timeout must be a number of seconds, inf for no limit, or an httpx.Timeout, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
+    return httpx.Timeout(timeout if timeout <= LONGEST_SECONDS else None, pool=None)
 
 
 def authorization(key: str, name: str) -> dict[str, str]:
