@@ -137,6 +137,11 @@ def test_a_timeout_that_sockets_cannot_count_is_none(
     assert seconds(recorder) == (None, None, None)
 
 
+def test_without_a_timeout_a_client_waits_as_long_as_it_takes(make_client: MakeClient, recorder: Recorder) -> None:
+    make_client(transport=recorder, timeout=None).complete()
+    assert seconds(recorder) == (None, None, None)
+
+
 @pytest.mark.parametrize(
     ("timeout", "error"),
     [(0, ValueError), (-1, ValueError), (math.nan, ValueError), ("3", TypeError), ((1, 2), TypeError)],

@@ -40,7 +40,7 @@ class AsyncClient:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
-        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
+        timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
         fork_counts: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,

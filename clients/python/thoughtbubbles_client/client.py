@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Client:
     """A client of one server. Any thread may use it, and any process after a fork; close it, or use a `with` block.
 
-    `url` is the server's address. `timeout` is the longest wait for a byte, in seconds (inf: no limit), or an
+    `url` is the server's address. `timeout` is the longest wait for a byte, in seconds (None: no limit), or an
     `httpx.Timeout`. `retry` says when failed requests are sent again. `fork_counts=False` is for servers that refuse
     the field `return_fork_counts`. `transport` replaces the network. Raises `ValueError` for a wrong `url`, `api_key`
     or `timeout`.
@@ -50,7 +50,7 @@ class Client:
         url: str = DEFAULT_URL,
         *,
         api_key: str | None = None,
-        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
+        timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
         fork_counts: bool = True,
         transport: httpx.BaseTransport | None = None,

@@ -1,5 +1,6 @@
 """What both clients do with httpx: its settings, and the conversion of its errors."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ ERRORS: Mapping[type[httpx.RequestError], type[ThoughtbubblesError]] = {
 """Our error for each of httpx's; the first match counts."""
 
 
-def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout) -> dict[str, Any]:
+def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout | None) -> dict[str, Any]:
     """Return arguments for either of httpx's clients.
 
     Raises `ValueError` for a wrong `url`, `api_key` or `timeout`, and `TypeError` for a `timeout` of another type.
@@ -55,7 +56,8 @@ def http_settings(url: str, api_key: str | None, timeout: float | httpx.Timeout)
         raise ValueError(f"url must be like {DEFAULT_URL}, not {url!r}")
     headers = {"user-agent": f"thoughtbubbles-client/{__version__}"}
     headers |= {} if api_key is None else authorization(api_key, "api_key")
-    return {"base_url": parsed, "headers": headers, "timeout": time_limits(timeout), "limits": LIMITS}
+    limits = time_limits(math.inf if timeout is None else timeout)
+    return {"base_url": parsed, "headers": headers, "timeout": limits, "limits": LIMITS}
 
 
 def time_limits(timeout: float | httpx.Timeout) -> httpx.Timeout:
