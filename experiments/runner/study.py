@@ -40,14 +40,18 @@ SHOWN = 5
 def run_study(name: str, evaluation: type[Any]) -> int:
     """Run what has no result yet of `experiments.{name}`; return 0, or 1 if a run failed.
 
-    Raises `ValueError` if the study's file is wrong, or another study is running in the folder for the runs.
+    Raises `ValueError` if the study's file is wrong, or another study is running in the folder for the runs, or with
+    the same results.
     """
     args = _arguments(name)
     study = read_study(args.study, evaluation)
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / LOCK_FILE).open("ab") as file:
-        if not lock_file(file):
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    with (args.out / LOCK_FILE).open("ab") as runs, args.results.open("ab") as results:
+        if not lock_file(runs):
             raise ValueError(f"out: another study is running in {args.out}; wait for it, or choose another folder")
+        if not lock_file(results):
+            raise ValueError(f"results: another study writes {args.results}; wait for it, or choose another file")
         return _run(name, study, args)
 
 

@@ -86,22 +86,28 @@ def test_results_that_were_written_but_not_recorded_are_collected_at_the_start(
     assert [line["kind"] for line in read_results(study_command)] == ["tuning", "final"]
 
 
-def test_a_second_study_in_a_folder_is_refused_and_starts_nothing(
-    study_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("out", "out: another study is running in .*; wait for it"),
+        ("other", "results: another study writes"),
+    ],
+)
+def test_a_second_study_with_the_same_folder_or_results_is_refused(
+    study_command: Path, out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both would start the same runs, of which one fails."""
+    """Both would start the same runs, of which one fails, or write at once."""
 
     def start(*_arguments: object, **_more: object) -> None:
-        with pytest.raises(
-            ValueError, match=r"^out: another study is running in .*out; wait for it, or choose another"
-        ):
+        monkeypatch.setattr(sys, "argv", [*sys.argv, f"--out={tmp_path / out}"])
+        with pytest.raises(ValueError, match=f"^{message}"):
             train_all()
         raise Killed
 
     monkeypatch.setattr("experiments.runner.study.start", start)
     with pytest.raises(Killed):
         train_all()
-    assert not study_command.exists()
+    assert read_results(study_command) == []
 
 
 def test_a_result_is_recorded_once(study_command: Path, study: Study, tmp_path: Path) -> None:
