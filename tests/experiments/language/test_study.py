@@ -263,7 +263,7 @@ def test_a_run_that_fails_is_reported_with_its_last_lines_and_has_no_result(
     assert train_all() == 1
     printed = capsys.readouterr().out
     assert printed.count("failed, see") == printed.count("ValueError: vocab_size is 9") == 2
-    assert not results.exists()
+    assert read_results(results) == []
 
 
 def test_runs_whose_data_is_absent_wait(
