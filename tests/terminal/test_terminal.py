@@ -208,7 +208,7 @@ class Terminal:
         shown = b""
         while text not in bare(decoded := shown.decode(errors="ignore").replace("\r\n", "\n")):
             assert select.select([self._screen], [], [], 60)[0], f"no {text!r} came after {shown!r}"
-            shown += os.read(self._screen, 1 << 16)
+            shown += os.read(self._screen, 1)  # no more than that: what follows is for the next call
         return decoded
 
     def interrupt(self) -> None:
