@@ -126,7 +126,7 @@ class SamplingParams:
             raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
 
     def _check_types(self) -> None:
-        """Check what is no number. A setting of another type would fail in a step, and other requests with it."""
+        """Check the types of settings that are no numbers: a wrong one would fail in a step, and other requests too."""
         bias = self.logit_bias
         for name, right, wanted in (
             ("stop", _has_only(str, self.stop), "a tuple of strings"),

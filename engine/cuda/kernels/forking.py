@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from thoughtbubbles.engine.cache.pages import NO_CANDIDATE
-from thoughtbubbles.engine.cuda.kernels.linear import norm_parameters
+from thoughtbubbles.engine.cuda.kernels.linear import channels_of, norm_parameters
 from thoughtbubbles.engine.cuda.kernels.overlap import overlapped, start_next, wait_for_previous
 from thoughtbubbles.engine.cuda.kernels.rows import Rows
 from thoughtbubbles.engine.cuda.lanes import Lanes
@@ -139,7 +139,7 @@ def _on_grid(score):
 @triton.jit
 def _norm(x, inside, weight, bias, eps, d, width):
     """Return the LayerNorm of a tile (…,WIDTH) in float32; zeros beyond the width."""
-    return _normed(x, inside, _channels(weight, d, inside), _channels(bias, d, inside), eps, width)
+    return _normed(x, inside, channels_of(weight, d, inside), channels_of(bias, d, inside), eps, width)
 
 
 @triton.jit
@@ -152,20 +152,11 @@ def _normed(x, inside, gain, shift, eps, width):
 
 
 @triton.jit
-def _channels(parameter, d, inside):
-    """Return a parameter (D,) as it is stored, or zeros for None."""
-    channels = tl.zeros(d.shape, tl.float32)
-    if parameter is not None:
-        channels = tl.load(parameter + d, mask=inside, other=0.0)
-    return channels
-
-
-@triton.jit
 def read_scoring(norm_weight, norm_bias, projection, d, width):
     """Read what scores a fork's candidates: LN_f, and W_f for fork copies and for kept streams."""
     inside = d < width
-    gain, shift = _channels(norm_weight, d, inside), _channels(norm_bias, d, inside)
-    return gain, shift, _channels(projection, d, inside), _channels(projection + width, d, inside)
+    gain, shift = channels_of(norm_weight, d, inside), channels_of(norm_bias, d, inside)
+    return gain, shift, channels_of(projection, d, inside), channels_of(projection + width, d, inside)
 
 
 @triton.jit
@@ -190,13 +181,8 @@ def _log_p(s):
 
 
 @triton.jit
-def first_earlier(left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
-    """Read the grid scores of the first PRIOR streams before a token, those of fork copies and those of kept ones."""
-    return _earlier(0, left, pages, cache_scores, PAGE, PRIOR)
-
-
-@triton.jit
-def _earlier(first, left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
+def read_earlier(first, left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
+    """Read the grid scores of PRIOR of the `left` streams before a token: those of fork copies, those of kept ones."""
     stream = first + tl.arange(0, PRIOR)
     slot = tl.load(pages + stream // PAGE, mask=stream < left, other=0) * PAGE + stream % PAGE
     copied = tl.load(cache_scores + slot * 2, mask=stream < left, other=_NO_CANDIDATE)
@@ -207,11 +193,11 @@ def _earlier(first, left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.con
 def count_earlier(grid, first, left, pages, cache_scores, PAGE: tl.constexpr, PRIOR: tl.constexpr):
     """Count for each candidate those of the `left` streams before it that are not lower; ties go to the left.
 
-    `first` is what `first_earlier` read.
+    `first` is what `read_earlier` read of the first of them.
     """
     earlier = _not_lower(first, grid)
     for start in range(PRIOR, left, PRIOR):
-        earlier += _not_lower(_earlier(start, left, pages, cache_scores, PAGE, PRIOR), grid)
+        earlier += _not_lower(read_earlier(start, left, pages, cache_scores, PAGE, PRIOR), grid)
     return earlier
 
 
@@ -253,16 +239,16 @@ def _fork(
     lane, count, start = tl.load(lanes + b), tl.load(counts + b), tl.load(starts + b)
     t, length = tl.load(time + b), tl.load(lengths + b)
     scoring = read_scoring(scoring_weight, scoring_bias, projection, d, width)
-    embedding, gain, shift = _channels(fork_embedding, d, inside), norm_weight, norm_bias
+    embedding, gain, shift = channels_of(fork_embedding, d, inside), norm_weight, norm_bias
     if norm_weight is not None:
-        gain, shift = _channels(norm_weight, d, inside), _channels(norm_bias, d, inside)
+        gain, shift = channels_of(norm_weight, d, inside), channels_of(norm_bias, d, inside)
     present = lane >= 0
     lane, row = tl.maximum(lane, 0), start + i
     left, pages = tl.where(present, length - count, 0), table + lane * table_stride
     kappa, before = tl.load(kappas + lane), tl.load(next_streams + lane)
     score = tl.load(scores + row, mask=i < count, other=0.0)
     slot = tl.load(slots + row, mask=i < count, other=0)
-    first = first_earlier(left, pages, cache_scores, PAGE, PRIOR)
+    first = read_earlier(0, left, pages, cache_scores, PAGE, PRIOR)
     wait_for_previous()
 
     at = row[:, None] * width + d[None, :]

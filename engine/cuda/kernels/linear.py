@@ -143,7 +143,7 @@ def _normalise(
 ):  # fmt: skip
     row, d = tl.program_id(0), tl.arange(0, WIDTH)
     inside = d < width
-    gain, shift, own_added = _channels(weight, d, inside), _channels(bias, d, inside), _channels(added, d, inside)
+    gain, shift, own_added = channels_of(weight, d, inside), channels_of(bias, d, inside), channels_of(added, d, inside)
     wait_for_previous()
     if row >= tl.load(live):
         return
@@ -164,7 +164,7 @@ def _normalise(
 
 
 @triton.jit
-def _channels(parameter, d, inside):
+def channels_of(parameter, d, inside):
     """Return a parameter (D,) as it is stored, or zeros for None: a kernel waits for what it computes with."""
     channels = tl.zeros(d.shape, tl.float32)
     if parameter is not None:
@@ -268,14 +268,14 @@ def _gelu_linear(
     column = first + tl.arange(0, COLUMNS)
     parameters = _read_weights(weight, gain, shift, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K, K, DEPTH, SPLITS)
     if ROWS <= _EARLY_ROWS:
-        added, count = _channels(bias, column, column < outputs), tl.load(live)
+        added, count = channels_of(bias, column, column < outputs), tl.load(live)
     wait_for_previous()
     if _dead(live, ROWS):
         return
     product = _product(x, weight, parameters, eps, row, rows, first, outputs - 1, 0, 0, 0, ROWS, COLUMNS, K,
                        K, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
-        added, count = _channels(bias, column, column < outputs), tl.load(live)
+        added, count = channels_of(bias, column, column < outputs), tl.load(live)
     y = _gelu(product + added.to(tl.float32)[None, :], TANH, out.dtype.element_ty == tl.float32)
     tl.store(out + row[:, None] * outputs + column[None, :], y.to(out.dtype.element_ty),
              mask=(row < count)[:, None] & (column < outputs)[None, :])  # fmt: skip
@@ -286,7 +286,7 @@ def _before(at, bias, score, column, row, count, inside):
     """Return the streams before the update, the bias and the scores of the first `count` rows."""
     present = row < count
     before = tl.load(at, mask=present[:, None] & inside[None, :], other=0.0)
-    return before, _channels(bias, column, inside), tl.load(score + row, mask=present, other=0.0)
+    return before, channels_of(bias, column, inside), tl.load(score + row, mask=present, other=0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -343,7 +343,7 @@ def _project_heads(
     inside = i < WIDTH // 2
     _wait_if(FIRST)
     if ROWS <= _EARLY_ROWS:
-        count, added = tl.load(live), _channels(bias, column, column >= 0)
+        count, added = tl.load(live), channels_of(bias, column, column >= 0)
         c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < rows, inside & (part < 2), WIDTH)
     _wait_if(not FIRST)
     if _dead(live, ROWS):
@@ -351,7 +351,7 @@ def _project_heads(
     product = _product(x, weight, parameters, eps, row, rows, part * HEADS + first, begin, HALF, WIDTH, 0,
                        ROWS, COLUMNS, K, K, DEPTH, SPLITS, PRECISION)  # fmt: skip
     if ROWS > _EARLY_ROWS:
-        count, added = tl.load(live), _channels(bias, column, column >= 0)
+        count, added = tl.load(live), channels_of(bias, column, column >= 0)
         c, slot, cos, sin = _facts(score, slots, cosines, sines, r, i, r < count, inside & (part < 2), WIDTH)
     a1, a2 = tl.split(tl.reshape(product + added.to(tl.float32)[None, :], [ROWS, TOGETHER, HALF, 2]))
     head = (first + tl.arange(0, TOGETHER))[None, :, None]

@@ -56,11 +56,11 @@ def read_ahead(rows, length, MOST: tl.constexpr):
     if cuda_capability_geq(9):
         EACH: tl.constexpr = _LINE // (rows.dtype.element_ty.primitive_bitwidth // 8)
         for start in tl.static_range(0, MOST, 8 * EACH):
-            fetch_lines(rows[:, None] + tl.minimum(start + tl.arange(0, 8) * EACH, length - 1)[None, :])
+            _fetch_lines(rows[:, None] + tl.minimum(start + tl.arange(0, 8) * EACH, length - 1)[None, :])
 
 
 @triton.jit
-def fetch_lines(pointers):
+def _fetch_lines(pointers):
     """Have the line at each of these pointers on its way to the L2 cache."""
     if cuda_capability_geq(9):
         tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32,

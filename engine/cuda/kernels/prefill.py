@@ -17,7 +17,7 @@ from thoughtbubbles.engine.cuda.kernels.forking import (
     candidates_of,
     count_earlier,
     count_siblings,
-    first_earlier,
+    read_earlier,
     read_scoring,
     write_angles,
 )  # fmt: skip
@@ -206,7 +206,7 @@ def _rank(
     cached = tl.load(lengths + request) - tl.load(row_counts + request)
     left = cached + tl.load(starts + token) - tl.load(row_starts + request)
     pages = table + request * table_stride
-    first = first_earlier(left, pages, cache_scores, PAGE, PRIOR)
+    first = read_earlier(0, left, pages, cache_scores, PAGE, PRIOR)
     earlier = count_earlier(grid, first, left, pages, cache_scores, PAGE, PRIOR)
     own = count_siblings(grid, free, j)
     tl.store(siblings + token * CANDIDATES + j, own)
