@@ -6,13 +6,12 @@ from pathlib import Path
 from experiments.checkpoint.decide import NEW, PLAIN, REPORTED, WORTH, Criterion, chosen, compare, criteria
 from experiments.checkpoint.measure import Evaluation
 from experiments.language.compare import differences
-from experiments.language.outcomes import PERPLEXITY
+from experiments.language.outcomes import sentences
 from experiments.runner.arms import about, rate, short_loss, tuning
 from experiments.runner.found import REGULAR, Found, by_arm
 from experiments.runner.made import made, not_run
 from experiments.runner.markdown import NONE, Unit, claims, table
 from experiments.runner.plan import Result, Study, read_study
-from experiments.runner.sentences import say
 
 NATS = Unit("nats a token", 1, 4)
 RATES = ("rates", "rates-longer")
@@ -58,10 +57,11 @@ RUNS = """\
 in bfloat16, rule `causal`. Bits per byte of the reported text, of WordNet's definitions and of Python; agreement is the
 share of pairs in which the right verb is likelier. A rate marked ! is at an end of the grid."""
 WORDS = {"These conditions hold": True, "These do not": False}
+"""What comes before the conditions that hold, and before the others."""
 SAYINGS = {
-    (NEW, REGULAR): ("models with forks and a ratio that was drawn", "regular ones"),
-    (NEW, "scores"): ("models with forks and a ratio that was drawn", "models that score forks and make none"),
-    ("scores", REGULAR): ("models that score forks and make none", "regular ones"),
+    (NEW, REGULAR, "loss"): ("models with forks and a ratio that was drawn", "regular ones"),
+    (NEW, "scores", "loss"): ("models with forks and a ratio that was drawn", "models that score forks and make none"),
+    ("scores", REGULAR, "loss"): ("models that score forks and make none", "regular ones"),
 }
 """Of a claim, its two sides in words."""
 DIAL = "Loss on the reported text under other budgets than the model's own."
@@ -79,16 +79,15 @@ def in_short(study: Study, results: Sequence[Result], present: Result | None) ->
     if NEW not in found or present is None:
         return "**The shipped checkpoint.** Not measured yet: no reported run has been made."
     rules = criteria(found[NEW][min(found[NEW])], present)
-    said = "".join(f" {word}: {_named(rules, holds)}." for word, holds in WORDS.items() if _named(rules, holds))
-    compared = compare(study, found)
-    known = {(each.claim.lower, each.claim.than): each for each in compared}
-    bullets = [f"- {say(known.get(key), *sides, PERPLEXITY, len(compared))}" for key, sides in SAYINGS.items()]
+    said = "".join(f" {word}: {named}." for word, holds in WORDS.items() if (named := _named(rules, holds)))
+    bullets = [f"- {sentence}" for sentence in sentences(compare(study, found), SAYINGS)]
     decided = DECISION[all(rule.holds for rule in rules)]
     head = f"**A new checkpoint of the shipped shape, {about(found)}.** {decided}{said}"
     return "\n\n".join([head, "\n".join(bullets)])
 
 
 def _named(rules: Sequence[Criterion], holds: bool) -> str:
+    """Return the conditions that hold, or those that do not, with their numbers."""
     beside = {rule: f", present {rule.present}" if rule.present else "" for rule in rules}
     return "; ".join(f"{rule.says} ({rule.new}{beside[rule]})" for rule in rules if rule.holds == holds)
 

@@ -57,10 +57,10 @@ def complete(study: Study, size: str, comparisons: Sequence[Comparison]) -> set[
     }
 
 
-def sentences(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return what was found of the claims that matter most, in plain words."""
+def sentences(comparisons: Sequence[Comparison], sayings: Mapping[Key, tuple[str, str]] = SAYINGS) -> list[str]:
+    """Return what was found of the claims that matter most, in plain words; `sayings` are the two sides of each."""
     found, tests = by_key(comparisons), count_tested(comparisons)
-    return [say(found.get(key), *sides, PERPLEXITY, tests) for key, sides in SAYINGS.items()]
+    return [say(found.get(key), *sides, PERPLEXITY, tests) for key, sides in sayings.items()]
 
 
 def caveats(found: Found) -> list[str]:

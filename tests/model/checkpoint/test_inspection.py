@@ -26,9 +26,9 @@ def folder(tmp_path: Path, model: Thoughtbubbles, tokenizer: Tokenizer) -> Path:
 def test_the_facts_are_those_of_the_model(folder: Path, model: Thoughtbubbles) -> None:
     facts = inspect_checkpoint(folder)
     state = model.state_dict()
-    told = {tensor["name"]: tensor for tensor in facts["weights"]["tensors"]}
-    assert {name: tensor["shape"] for name, tensor in told.items()} == {n: list(t.shape) for n, t in state.items()}
-    assert sum(tensor["bytes"] for tensor in told.values()) == facts["weights"]["bytes"]
+    tensors = {tensor["name"]: tensor for tensor in facts["weights"]["tensors"]}
+    assert {name: tensor["shape"] for name, tensor in tensors.items()} == {n: list(t.shape) for n, t in state.items()}
+    assert sum(tensor["bytes"] for tensor in tensors.values()) == facts["weights"]["bytes"]
     assert facts["weights"]["bytes"] == 2 * sum(tensor.numel() for tensor in state.values())
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert facts["model"] == model.config.to_dict()
@@ -51,8 +51,8 @@ def test_the_page_and_the_json_tell_the_same(folder: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out) == inspect_checkpoint(folder)
     assert thoughtbubbles.main(["inspect", str(folder)]) == 0
     printed = capsys.readouterr().out
-    for told in ("fork layers  1", "κ          32 streams", "perplexity  24.958", "2 × [48, 16], 3,072 bytes", "BF16"):
-        assert told in printed
+    for line in ("fork layers  1", "κ          32 streams", "perplexity  24.958", "2 × [48, 16], 3,072 bytes", "BF16"):
+        assert line in printed
     assert r'"red \u001b[31m\nalert"' in printed, "a checkpoint of somebody else's does not steer the terminal"
 
 
